@@ -1,0 +1,28 @@
+"""The options that several commands share, each with one name, one meaning and one help text."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu."),
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16 (and float64 on the CPU).")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, data and dropout.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+Emulate = Annotated[
+    str | None,
+    typer.Option(
+        "--emulate",
+        metavar="RELEASE",
+        help="CPU model of the MPS kernels of that torch release, 2.0 to 2.15. Emulated, not measured.",
+    ),
+]
+EmulateMacos = Annotated[
+    int, typer.Option("--emulate-macos", metavar="N", help="The macOS the emulation stands on: 13, 14, 15, 26, ...")
+]

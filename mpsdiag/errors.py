@@ -1,0 +1,56 @@
+"""What goes wrong on the user's side, each as one sentence that names the thing and says what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MpsdiagError(Exception):
+    """Base of every error the command line prints as one sentence, without a traceback.
+
+    Attributes:
+        exit_code: What the process ends with when this error reaches the command line.
+    """
+
+    exit_code = 2
+
+
+class BadInput(MpsdiagError):  # noqa: N818 - it names the input, not a failure of ours
+    """An argument, file or name that cannot be used as given. Exit code 2."""
+
+
+class CannotDecide(MpsdiagError):  # noqa: N818 - an outcome with its own exit code
+    """The question cannot be answered on this machine, for example because the device is unusable. Exit code 3."""
+
+    exit_code = 3
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Say which choices there are, the nearest first: `Did you mean 'eager'? Choose from: ...`.
+
+    Args:
+        word: What was given.
+        choices: The words that exist.
+    """
+    known = list(choices)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Choose from: {', '.join(known)}."
+
+
+def one_of(kind: str, word: str, choices: Iterable[str]) -> str:
+    """Return `word` if it is one of `choices`.
+
+    Args:
+        kind: What the word names, for the sentence, such as `attention mode`.
+        word: What was given.
+        choices: The words that exist.
+
+    Raises:
+        BadInput: It is none of them; the sentence suggests the nearest.
+    """
+    known = list(choices)
+    if word in known:
+        return word
+    raise BadInput(f"Unknown {kind} '{word}'. {nearest(word, known)}")

@@ -1,0 +1,84 @@
+"""JSON that is always valid, and files that are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mpsdiag.errors import BadInput
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def jsonable(value: Any) -> Any:
+    """Turn a value into what JSON can hold; NaN and the infinities become the strings "nan", "inf", "-inf".
+
+    Args:
+        value: Dataclasses, pydantic models, mappings, sequences, paths, numbers and strings, nested.
+    """
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return jsonable(value.model_dump())
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(item) for item in value]
+    return str(value)
+
+
+def number(value: Any) -> float:
+    """Read a number that `jsonable` wrote: the strings "nan", "inf" and "-inf" are numbers too.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    if isinstance(value, str) and value in _NON_FINITE:
+        return _NON_FINITE[value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Write a value as strict JSON (no bare NaN), one line unless `indent` is given."""
+    return json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file whole: written beside it, flushed, synced, then renamed over it.
+
+    Raises:
+        BadInput: The folder cannot be made or written; the sentence names it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as problem:
+        raise BadInput(
+            f"Cannot write {path}: {problem.strerror}. Choose a folder you may write to."
+        ) from problem
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except OSError as problem:
+        Path(temporary).unlink(missing_ok=True)
+        raise BadInput(f"Cannot write {path}: {problem.strerror}. The old file is untouched.") from problem
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,31 @@
+"""The words of the contract: what the axes, the statuses and the verdicts are called. Stable, and only here."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+ProbeStatus = Literal["pass", "fail", "skip", "error"]
+CellStatus = Literal["ok", "nan", "wrong", "error", "crash", "oom", "timeout", "interrupted", "skip"]
+Verdict = Literal["affected", "not_affected", "undecided"]
+AttentionMode = Literal[
+    "sdpa", "eager", "safe_sdpa", "unmask_sdpa", "min_mask_sdpa", "flex_attention", "flash_attention_2"
+]
+TrainerVariant = Literal["standard", "mps_safe", "cpu_loss", "cpu_forward", "grad_eval"]
+PaddingSide = Literal["left", "right"]
+DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
+
+CELL_STATUSES: Final[tuple[str, ...]] = get_args(CellStatus)
+ATTENTION_MODES: Final[tuple[str, ...]] = get_args(AttentionMode)
+TRAINER_VARIANTS: Final[tuple[str, ...]] = get_args(TrainerVariant)
+PADDING_SIDES: Final[tuple[str, ...]] = get_args(PaddingSide)
+DTYPES: Final[tuple[str, ...]] = get_args(DtypeName)
+
+BUILTIN_MODELS: Final[tuple[str, ...]] = ("tiny-gpt2", "tiny-llama", "tiny-mistral", "tiny-qwen2")
+BUILTIN_DATASET: Final = "synthetic"
+
+# Process exit codes that mean the same in every command; 1 is the command's own finding.
+EXIT_OK: Final = 0
+EXIT_FOUND: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNDECIDED: Final = 3
+EXIT_INTERRUPTED: Final = 130
