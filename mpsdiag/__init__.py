@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpsdiag.diagnosis import check, trace
+    from mpsdiag.diagnosis import check
     from mpsdiag.emulation import emulate_mps
     from mpsdiag.fixes import apply, install
     from mpsdiag.training import MPSSafeTrainer, NonFiniteCallback
@@ -18,7 +18,6 @@ __version__ = "0.1.0"
 
 _HOME = {
     "check": "mpsdiag.diagnosis",
-    "trace": "mpsdiag.diagnosis",
     "emulate_mps": "mpsdiag.emulation",
     "apply": "mpsdiag.fixes",
     "install": "mpsdiag.fixes",
@@ -34,7 +33,6 @@ __all__ = [
     "check",
     "emulate_mps",
     "install",
-    "trace",
 ]
 
 

@@ -21,7 +21,7 @@ class BadInput(MpsdiagError):  # noqa: N818 - it names the input, not a failure 
 
 
 class CannotDecide(MpsdiagError):  # noqa: N818 - an outcome with its own exit code
-    """The question cannot be answered on this machine, for example because the device is unusable. Exit code 3."""
+    """The question cannot be answered here, for example because the device is unusable. Exit code 3."""
 
     exit_code = 3
 

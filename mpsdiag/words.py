@@ -1,4 +1,4 @@
-"""The words of the contract: what the axes, the statuses and the verdicts are called. Stable, and only here."""
+"""The words of the contract: what axes, statuses and verdicts are called. Stable, and only here."""
 
 from __future__ import annotations
 

@@ -8,10 +8,13 @@ import typer
 
 Device = Annotated[
     str,
-    typer.Option("--device", metavar="DEVICE", help="auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu."),
+    typer.Option(
+        "--device", metavar="DEVICE", help="auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu."
+    ),
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16 (and float64 on the CPU).")
+    str,
+    typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16 (and float64 on the CPU)."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, data and dropout.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
@@ -24,5 +27,8 @@ Emulate = Annotated[
     ),
 ]
 EmulateMacos = Annotated[
-    int, typer.Option("--emulate-macos", metavar="N", help="The macOS the emulation stands on: 13, 14, 15, 26, ...")
+    int,
+    typer.Option(
+        "--emulate-macos", metavar="N", help="The macOS the emulation stands on: 13, 14, 15, 26, ..."
+    ),
 ]

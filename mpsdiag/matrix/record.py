@@ -35,7 +35,7 @@ class Cell(BaseModel):
     emulate_macos: int | None = None
     dataset: str = "synthetic"
     eval_dataset: str | None = None
-    sequence_length: int = Field(default=64, ge=2)
+    sequence_length: int = Field(default=512, ge=2)
     batch_size: int = Field(default=4, ge=1)
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
     train_steps: int = Field(default=3, ge=0)
@@ -96,7 +96,9 @@ class Measured(BaseModel):
     bound: Number | None = None
     """Twice the error that eager attention in the same dtype makes against that reference."""
     loss_moved_by: Number | None = None
-    """eval_loss minus that of stock SDPA on the CPU in the same dtype; 0.0 means exact."""
+    """eval_loss minus that of stock SDPA on the CPU in the same dtype, with the same weights."""
+    exact: bool | None = None
+    """Logits agree with the float64 reference at every position, dead rows (zeros) included, within `bound`."""
     real_tokens: int = 0
     pad_tokens: int = 0
     peak_process_memory: int | None = None

@@ -1,0 +1,218 @@
+"""What this machine is: versions, chip, system, memory and the variables that steer torch and transformers.
+
+Redacted by construction: home folder, user name, host name and tokens never get into an `Environment`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pandas",
+)
+VARIABLE_PREFIXES = ("PYTORCH_", "HF_", "TRANSFORMERS_", "ACCELERATE_", "MPSDIAG_")
+
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
+_TOKEN = re.compile(r"\b(hf|api|sk|gh[pousr]|glpat|github_pat)[-_][A-Za-z0-9_-]{8,}")
+_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+class Environment(BaseModel):
+    """One machine and its libraries; memory in bytes. None means: not known here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mpsdiag: str
+    python: str
+    system: str
+    """Name and version of the operating system, such as `macOS 15.5`."""
+    system_build: str | None = None
+    machine: str
+    chip: str | None = None
+    cpu_cores: int | None = None
+    gpu_cores: int | None = None
+    memory: int | None = None
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    mps_built: bool | None = None
+    mps_available: bool | None = None
+    mps_usable: bool | None = None
+    mps_note: str | None = None
+    cuda: str | None = None
+    default_attention: str | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
+
+
+def gather(
+    accelerators: Mapping[str, bool | str | None] | None = None, default_attention: str | None = None
+) -> Environment:
+    """Describe this machine, without importing torch.
+
+    Args:
+        accelerators: What `mpsdiag.device.accelerators()` found; unknown if None.
+        default_attention: What transformers chose for a model that names no attention.
+    """
+    import psutil
+
+    known = dict(accelerators or {})
+    return Environment(
+        mpsdiag=_version("mpsdiag") or "not installed",
+        python=platform.python_version(),
+        system=_system(),
+        system_build=_ask("sw_vers", "-buildVersion") if _is_mac() else platform.release(),
+        machine=platform.machine(),
+        chip=_chip(),
+        cpu_cores=psutil.cpu_count(logical=True),
+        gpu_cores=_gpu_cores(),
+        memory=psutil.virtual_memory().total,
+        versions={name: _version(name) for name in PACKAGES},
+        default_attention=default_attention,
+        variables=relevant_variables(os.environ, redact),
+        **known,  # type: ignore[arg-type]  # pydantic checks each value
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of torch and transformers: the part of the environment that a cell's key depends on."""
+    return {name: _version(name) or "missing" for name in ("torch", "transformers")}
+
+
+def relevant_variables(variables: Mapping[str, str], clean: Callable[[str], str]) -> dict[str, str]:
+    """Pick the variables that steer torch and transformers; values of secrets become `<set>`.
+
+    Args:
+        variables: All variables, such as `os.environ`.
+        clean: Takes personal words out of a value.
+    """
+    chosen = {name: text for name, text in variables.items() if name.startswith(VARIABLE_PREFIXES)}
+    return {
+        name: "<set>" if _SECRET_NAME.search(name) else clean(text) for name, text in sorted(chosen.items())
+    }
+
+
+def redact(text: str) -> str:
+    """Replace this machine's home folder, user name and host name, and anything that looks like a token."""
+    return scrub(text, home=str(Path.home()), user=_user(), host=socket.gethostname())
+
+
+def scrub(text: str, *, home: str, user: str, host: str) -> str:
+    """Replace personal words in a text.
+
+    Args:
+        text: Any text.
+        home: The home folder; becomes `~`.
+        user: The user name; becomes `<user>` where it stands as a word.
+        host: The host name, whole or its first label; becomes `<host>`.
+    """
+    text = _TOKEN.sub("<token>", _URL_LOGIN.sub("<login>@", text))
+    if len(home) > 1:
+        text = text.replace(home, "~")
+    for word, mark in ((host, "<host>"), (host.partition(".")[0], "<host>"), (user, "<user>")):
+        if word:
+            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", mark, text)
+    return text
+
+
+def to_markdown(environment: Environment) -> str:
+    """Render the block to paste into an issue: one `- key: value` a line, unknown things left out."""
+    lines = ["<details><summary>Environment (mpsdiag env)</summary>", ""]
+    lines += [f"- {name}: {text}" for name, text in facts(environment)]
+    return "\n".join([*lines, "", "</details>", ""])
+
+
+def facts(environment: Environment) -> list[tuple[str, str]]:
+    """List what is known as (name, text) pairs, in reading order."""
+    pairs: list[tuple[str, object]] = [
+        ("mpsdiag", environment.mpsdiag),
+        ("Python", environment.python),
+        *((name, version) for name, version in environment.versions.items()),
+        ("System", _join(environment.system, environment.system_build)),
+        ("Machine", environment.machine),
+        ("Chip", environment.chip),
+        ("CPU cores", environment.cpu_cores),
+        ("GPU cores", environment.gpu_cores),
+        ("Memory", None if environment.memory is None else f"{environment.memory / 2**30:.1f} GiB"),
+        ("MPS built", _yes_no(environment.mps_built)),
+        ("MPS available", _yes_no(environment.mps_available)),
+        ("MPS usable", _join(_yes_no(environment.mps_usable), environment.mps_note)),
+        ("CUDA", environment.cuda),
+        ("Default attention", environment.default_attention),
+        *((name, text) for name, text in environment.variables.items()),
+    ]
+    return [(name, str(value)) for name, value in pairs if value is not None]
+
+
+def _is_mac() -> bool:
+    return platform.system() == "Darwin"
+
+
+def _yes_no(value: bool | None) -> str | None:
+    return None if value is None else ("yes" if value else "no")
+
+
+def _join(text: str | None, note: str | None) -> str | None:
+    return text if text is None or not note else f"{text} ({note})"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""
+
+
+def _system() -> str:
+    if _is_mac():
+        return f"macOS {platform.mac_ver()[0]}"
+    return f"{platform.system()} {platform.release()}"
+
+
+def _chip() -> str | None:
+    if _is_mac():
+        return _ask("sysctl", "-n", "machdep.cpu.brand_string")
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or None
+
+
+def _gpu_cores() -> int | None:
+    if not _is_mac():
+        return None
+    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', _ask("ioreg", "-rc", "AGXAccelerator", "-d1") or "")
+    return int(found.group(1)) if found else None
+
+
+def _ask(*command: str) -> str | None:
+    """What a system program prints, or None when it is not there or fails."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
