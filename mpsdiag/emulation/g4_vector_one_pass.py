@@ -1,0 +1,97 @@
+"""G4: the vector ("decode") kernel in one pass, for short queries and few keys (torch 2.8 and later).
+
+Source: section 4 of the facts on MPS attention. Each query row walks over 32 key groups (key j belongs to
+group j mod 32) in f32, with an online softmax in each group; then the groups are combined.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mpsdiag.emulation.online_softmax import (
+    NEVER,
+    drop_leading_nan,
+    grouped_scores,
+    merge_heads,
+    skipped_keys,
+    spoil_leading_never,
+    weighted_sum,
+)
+
+GROUPS = 32
+EMPTY_SUM = 1e-6
+"""What a sum of exactly 0 is replaced by before the division."""
+
+
+def vector_one_pass(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    *,
+    guarded: bool,
+    propagates_nan: bool,
+) -> Tensor:
+    """Attend as the one-pass vector kernel does.
+
+    Args:
+        query: (B, Hq, L, D), dtype T.
+        key: (B, Hkv, S, D), dtype T, S > 0.
+        value: (B, Hkv, S, Dv), dtype T.
+        mask: None, bool (True = may attend; a False key is never read) or float (added), expanded to
+            (B, Hq, L, S).
+        is_causal: Keys after the query's index are never read.
+        scale: What scores are multiplied by.
+        guarded: The kernel guards against a maximum of -inf (torch 2.13+); else a dead row gives NaN.
+        propagates_nan: The running maximum keeps NaN (torch 2.14+); before, IEEE fmax drops it.
+
+    Returns:
+        (B, Hq, L, Dv), dtype T.
+    """
+    scores, skipped = vector_scores(
+        query, key, mask, is_causal, scale, GROUPS, guarded=guarded, propagates_nan=propagates_nan
+    )
+    top = scores.amax(-1, keepdim=True)
+    if guarded:
+        # Dead rows: exp(-inf - 0) = 0 for every key, and the sum of 0 is caught below.
+        top.masked_fill_(top == NEVER, 0.0)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    heads = key.shape[1]
+    read = None if skipped is None else merge_heads(~skipped.expand(weights.shape), heads)
+    summed = weighted_sum(merge_heads(weights, heads), value.float(), read)
+    summed = summed.reshape(*query.shape[:3], value.shape[-1])
+    return (summed / total.masked_fill(total == 0, EMPTY_SUM)).to(query.dtype)
+
+
+def vector_scores(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    groups: int,
+    *,
+    guarded: bool,
+    propagates_nan: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the scores of the vector kernels, NaN where the walk over the key groups makes a weight NaN.
+
+    Returns:
+        Scores (B, Hq, L, S), f32, -inf for skipped keys; and which keys are skipped (bool, broadcastable
+        to the scores), or None.
+    """
+    scores = grouped_scores(query.float() * scale, key)
+    if mask is not None and mask.dtype != torch.bool:
+        scores += mask
+    skipped = skipped_keys(mask, is_causal, query.shape[2], key.shape[2])
+    if skipped is not None:
+        scores.masked_fill_(skipped, NEVER)
+    if not guarded:
+        scores = spoil_leading_never(scores, skipped, groups)
+    elif not propagates_nan:
+        scores = drop_leading_nan(scores, groups)
+    return scores, skipped

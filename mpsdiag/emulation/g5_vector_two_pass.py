@@ -1,0 +1,70 @@
+"""G5: the vector ("decode") kernel in two passes, for short queries and many keys (torch 2.8 and later).
+
+Source: section 4 of the facts on MPS attention. Keys are spread over 32 blocks of 8 groups: block b, group g
+takes the keys j with j mod 256 == 8 b + g. A block starts its maximum at -1e9 and stores its partial sum in the
+dtype of the query; the second pass combines the blocks. So a row whose true maximum is below about -1e9 gives
+exactly 0.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mpsdiag.emulation.g4_vector_one_pass import EMPTY_SUM, vector_scores
+from mpsdiag.emulation.online_softmax import NEVER, in_steps, merge_heads, weighted_sum
+
+BLOCKS = 32
+GROUPS = 8
+STRIDE = BLOCKS * GROUPS
+LOWEST_MAXIMUM = -1e9
+
+
+def vector_two_pass(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    *,
+    guarded: bool,
+    propagates_nan: bool,
+) -> Tensor:
+    """Attend as the two-pass vector kernel does. Arguments and result as in `vector_one_pass`."""
+    scores, skipped = vector_scores(
+        query, key, mask, is_causal, scale, STRIDE, guarded=guarded, propagates_nan=propagates_nan
+    )
+    heads = key.shape[1]
+    stepped = in_steps(scores, STRIDE, fill=NEVER).unflatten(-1, (BLOCKS, GROUPS))
+    top = stepped.amax((-3, -1)).clamp_min_(LOWEST_MAXIMUM)
+    weights = stepped.sub_(top[..., None, :, None]).exp_()
+    block_total = weights.sum((-3, -1))
+
+    read = None
+    if skipped is not None:
+        read = _by_block(~skipped.expand(scores.shape), heads, fill=False)
+    partial = weighted_sum(_by_block(weights.flatten(-3), heads, fill=0.0), _value_by_block(value), read)
+    # The partial sums travel between the passes in T: half types round (and f16 may overflow) here.
+    partial = partial.to(query.dtype).float()
+
+    best = top.amax(-1, keepdim=True)
+    share = (top - best).exp_()
+    total = (block_total * share).sum(-1, keepdim=True)
+    rows = merge_heads(share, heads).transpose(-2, -1).unsqueeze(-1)
+    summed = (partial * rows).sum(2).reshape(*query.shape[:3], value.shape[-1])
+    return (summed / total.masked_fill(total == 0, EMPTY_SUM)).to(query.dtype)
+
+
+def _by_block(per_key: Tensor, kv_heads: int, fill: float) -> Tensor:
+    """Sort (B, Hq, L, S) by block: (B, Hkv, 32, Hq / Hkv * L, steps * 8)."""
+    stepped = in_steps(merge_heads(per_key, kv_heads), STRIDE, fill).unflatten(-1, (BLOCKS, GROUPS))
+    return stepped.permute(0, 1, 4, 2, 3, 5).flatten(-2)
+
+
+def _value_by_block(value: Tensor) -> Tensor:
+    """Sort (B, Hkv, S, Dv) by block, in f32: (B, Hkv, 32, steps * 8, Dv)."""
+    missing = -value.shape[2] % STRIDE
+    padded = pad(value, (0, 0, 0, missing)) if missing else value
+    stepped = padded.unflatten(2, (-1, BLOCKS, GROUPS))
+    return stepped.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).float()

@@ -1,0 +1,141 @@
+"""What the hand-written Metal kernels (G4 to G7) share: scores, keys that are never read, the weighted sum.
+
+The kernels walk over the keys with a running maximum and rescale what they have summed so far ("online"
+softmax). In exact arithmetic that gives the same sums as taking the final maximum at once, and in f32 it differs
+by some units in the last place, as the order of summation on the GPU does. So finite numbers are computed in
+closed form. What the walk does decide is where a NaN or an infinity ends up; the functions below settle that with
+prefix operations along the walk, so that the outcome is the walk's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+NEVER = float("-inf")
+
+
+def grouped_scores(query: Tensor, key: Tensor) -> Tensor:
+    """Multiply queries and keys in f32; query head h reads kv head h // (Hq / Hkv).
+
+    Args:
+        query: (B, Hq, L, D), f32, with whatever scale the kernel applies beforehand.
+        key: (B, Hkv, S, D), of any float dtype.
+
+    Returns:
+        (B, Hq, L, S), f32, freshly allocated.
+    """
+    scores = merge_heads(query, key.shape[1]) @ key.float().transpose(-2, -1)
+    return scores.reshape(*query.shape[:3], key.shape[2])
+
+
+def merge_heads(per_query_head: Tensor, kv_heads: int) -> Tensor:
+    """View (B, Hq, L, X) as (B, Hkv, Hq / Hkv * L, X), so that K and V need no repetition."""
+    batch, _, _, width = per_query_head.shape
+    return per_query_head.reshape(batch, kv_heads, -1, width)
+
+
+def skipped_keys(mask: Tensor | None, is_causal: bool, length: int, keys: int) -> Tensor | None:
+    """Say which keys a query skips: a bool mask's False, and with `is_causal` every key after its own index.
+
+    Returns:
+        Bool, broadcastable to (B, Hq, L, S), True = skipped; None when no key is.
+    """
+    skipped = None
+    if mask is not None and mask.dtype == torch.bool:
+        skipped = ~mask
+    if is_causal:
+        later = torch.ones(length, keys, dtype=torch.bool).triu_(1)
+        skipped = later if skipped is None else skipped | later
+    return skipped
+
+
+def weighted_sum(weights: Tensor, value: Tensor, read: Tensor | None) -> Tensor:
+    """Sum `weights @ value` where keys that are not read contribute nothing, not even 0 * NaN.
+
+    A key that is read follows IEEE: weight 0 times NaN or infinity is NaN.
+
+    Args:
+        weights: (..., R, K), f32; 0 wherever a key is not read.
+        value: (..., K, Dv), f32.
+        read: Bool, (..., R, K); None = every key is read.
+
+    Returns:
+        (..., R, Dv), f32.
+    """
+    total = weights @ value
+    if bool(total.isfinite().all()) or bool(value.isfinite().all()):
+        return total
+    # Some value is not finite, and a matrix product would spread it to rows that never read it.
+    total = weights @ value.nan_to_num(0.0, 0.0, 0.0)
+    was_read = torch.ones_like(weights) if read is None else read.to(weights.dtype)
+    positive = was_read * (weights > 0)
+    up = positive @ (value == float("inf")).to(weights.dtype) > 0
+    down = positive @ (value == NEVER).to(weights.dtype) > 0
+    nothing = (was_read * (weights == 0)) @ value.isinf().to(weights.dtype) > 0
+    spoiled = was_read @ value.isnan().to(weights.dtype) > 0
+    spoiled |= nothing | (up & down) | total.isnan()
+    total = total.masked_fill(up, float("inf")).masked_fill(down, NEVER)
+    return total.masked_fill(spoiled, float("nan"))
+
+
+def in_steps(per_key: Tensor, stride: int, fill: float) -> Tensor:
+    """Pad (..., S) with `fill` and view it as (..., steps, stride): key j at step j // stride, lane j mod stride."""
+    missing = -per_key.shape[-1] % stride
+    if missing:
+        per_key = pad(per_key, (0, missing), value=fill)
+    return per_key.unflatten(-1, (-1, stride))
+
+
+def _seen_before(happened: Tensor) -> Tensor:
+    """For bool (..., steps, lanes): did it happen in an earlier step of the same lane?"""
+    counts = happened.cumsum(-2)
+    return counts > happened
+
+
+def drop_leading_nan(scores: Tensor, lanes: int) -> Tensor:
+    """Model a maximum that drops NaN (IEEE fmax) together with the guard for an all -inf beginning.
+
+    A NaN score met while the lane's maximum is still -inf leaves it there, and the guard then gives that key
+    weight 0: the NaN vanishes. A NaN met later becomes a NaN weight and spoils the row.
+
+    Args:
+        scores: (..., S), f32; skipped keys are -inf.
+        lanes: Number of key groups; key j belongs to group j mod lanes.
+
+    Returns:
+        The scores with vanishing NaN replaced by -inf; the tensor itself when there is no NaN.
+    """
+    nan = scores.isnan()
+    if not bool(nan.any()):
+        return scores
+    begun = _seen_before(in_steps(scores > NEVER, lanes, fill=False)).flatten(-2)[..., : scores.shape[-1]]
+    return scores.masked_fill(nan & ~begun, NEVER)
+
+
+def spoil_leading_never(scores: Tensor, skipped: Tensor | None, lanes: int) -> Tensor:
+    """Model kernels without the guard: a key read with score -inf while the lane's maximum is -inf gives NaN.
+
+    The weight is exp(-inf - (-inf)) = NaN. Arguments and result as in `drop_leading_nan`.
+    """
+    never = scores == NEVER
+    if skipped is not None:
+        never = never & ~skipped
+    if not bool(never.any()):
+        return scores
+    begun = _seen_before(in_steps(scores > NEVER, lanes, fill=False)).flatten(-2)[..., : scores.shape[-1]]
+    return scores.masked_fill(never & ~begun, float("nan"))
+
+
+def drop_leading_nan_tiles(scores: Tensor, block: int) -> Tensor:
+    """As `drop_leading_nan` for kernels that take the maximum of a tile of `block` keys at a time.
+
+    A NaN vanishes when its own tile and all before it hold nothing but NaN and -inf.
+    """
+    nan = scores.isnan()
+    if not bool(nan.any()):
+        return scores
+    tile_has = in_steps(scores > NEVER, block, fill=False).any(-1, keepdim=True)
+    begun = (tile_has.cumsum(-2) > 0).expand(*tile_has.shape[:-1], block)
+    return scores.masked_fill(nan & ~begun.flatten(-2)[..., : scores.shape[-1]], NEVER)
