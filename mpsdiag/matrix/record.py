@@ -1,6 +1,6 @@
 """What a journal holds: the spec of a cell, and the record of a finished round of it. Schema 1.
 
-Everything that is measured stays raw here (every loss, every duration); medians and intervals are made by the readers.
+Everything measured stays raw here (every loss, every duration); medians and intervals are made by the readers.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ class Timing(BaseModel):
     warmup: int
     train_step: list[Number] = Field(default_factory=list)
     eval_step: list[Number] = Field(default_factory=list)
+    train_tokens: int = 0
+    """Real tokens of the batch that every timed training step ran; the same batch each time."""
+    train_pads: int = 0
+    eval_tokens: int = 0
+    """Real tokens of the batch that every timed evaluation step ran."""
+    eval_pads: int = 0
 
 
 class FirstNonfinite(BaseModel):
@@ -98,7 +104,7 @@ class Measured(BaseModel):
     loss_moved_by: Number | None = None
     """eval_loss minus that of stock SDPA on the CPU in the same dtype, with the same weights."""
     exact: bool | None = None
-    """Logits agree with the float64 reference at every position, dead rows (zeros) included, within `bound`."""
+    """Logits agree with the float64 reference at every position, dead rows (zeros) too, within `bound`."""
     real_tokens: int = 0
     pad_tokens: int = 0
     peak_process_memory: int | None = None

@@ -1,0 +1,55 @@
+"""How older journal lines become lines of today's schema, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mpsdiag.errors import BadInput
+from mpsdiag.matrix.record import SCHEMA
+
+
+class NewerSchema(BadInput):
+    """A line was written by a newer mpsdiag than this one; reading it could only misread it."""
+
+
+def migrate(line: dict[str, Any], where: str) -> dict[str, Any]:
+    """Bring a journal line to today's schema; a line of today comes back as it is.
+
+    Args:
+        line: The line as parsed. A line without a schema is left to the validation that follows.
+        where: File and line number, for the sentence.
+
+    Raises:
+        NewerSchema: The line's schema is not known yet.
+        ValueError: Its schema is not one that ever was.
+    """
+    schema = line.get("schema")
+    if isinstance(schema, bool) or not isinstance(schema, int):
+        return line
+    if schema > SCHEMA:
+        raise NewerSchema(
+            f"{where} was written by a newer mpsdiag (schema {schema}; this one reads up to {SCHEMA}). "
+            "Upgrade mpsdiag to read it."
+        )
+    while schema < SCHEMA:
+        if schema not in STEPS:
+            raise ValueError(f"schema {schema} does not exist")
+        line = STEPS[schema](dict(line))
+        schema += 1
+        line["schema"] = schema
+    return line
+
+
+def _from_0(line: dict[str, Any]) -> dict[str, Any]:
+    """Schema 0, the prototype's: no rounds; `spec`, `error` and `elapsed` for `cell`, `reason`, `seconds`."""
+    if line.get("kind") == "header":
+        line["mpsdiag"] = line.pop("version", "0")
+        return line
+    names = {"spec": "cell", "error": "reason", "elapsed": "seconds"}
+    moved = {names.get(name, name): value for name, value in line.items()}
+    return {"kind": "cell", "round": 0, **moved}
+
+
+# From which schema -> the step to the next. A new schema adds one entry and one sample file under tests/.
+STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0}

@@ -1,0 +1,188 @@
+"""Medians, spreads, intervals and tests of durations. Inputs are raw samples in seconds; pure functions."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+NOISY = 0.10
+"""Interquartile range over median above which a sample says more about the machine than about the work."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval, both ends included."""
+
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """From end to end."""
+        return self.high - self.low
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Raw samples in a few numbers, in their unit; `interval` is that of the median, None below two."""
+
+    n: int
+    median: float
+    mad: float
+    interval: Interval | None
+    iqr_ratio: float
+    warning: str | None
+
+
+def median(samples: Sequence[float]) -> float:
+    """The median; NaN for no samples."""
+    return float(np.median(samples)) if len(samples) else math.nan
+
+
+def mad(samples: Sequence[float]) -> float:
+    """The median absolute deviation from the median, not scaled; NaN for no samples."""
+    return float(np.median(np.abs(np.asarray(samples) - np.median(samples)))) if len(samples) else math.nan
+
+
+def iqr_ratio(samples: Sequence[float]) -> float:
+    """Interquartile range over median; 0.0 below two samples or with a median of 0."""
+    if len(samples) < 2:
+        return 0.0
+    low, middle, high = np.percentile(samples, [25, 50, 75])
+    return float((high - low) / middle) if middle else 0.0
+
+
+def noise_warning(samples: Sequence[float]) -> str | None:
+    """A sentence when the interquartile range is above 10 % of the median."""
+    ratio = iqr_ratio(samples)
+    if ratio <= NOISY:
+        return None
+    return f"IQR is {ratio:.0%} of the median: something else was using the machine, or it was throttling"
+
+
+def summarize(samples: Sequence[float], *, seed: int = 0) -> Summary:
+    """Sum up raw samples."""
+    return Summary(
+        n=len(samples),
+        median=median(samples),
+        mad=mad(samples),
+        interval=bootstrap_interval(samples, seed=seed),
+        iqr_ratio=iqr_ratio(samples),
+        warning=noise_warning(samples),
+    )
+
+
+def bootstrap_interval(
+    samples: Sequence[float],
+    statistic: Callable[..., Any] = np.median,
+    *,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval | None:
+    """Percentile bootstrap interval of a statistic of the samples; None below two samples.
+
+    Args:
+        samples: Independent samples.
+        statistic: Takes an array and `axis`.
+        confidence: Share of such intervals that hold the true value, in the long run.
+        seed: Of the resampling, so that a report made again is the same.
+    """
+    if len(samples) < 2:
+        return None
+    return _bootstrap((np.asarray(samples, dtype=float),), statistic, confidence, seed)
+
+
+def ratio_interval(
+    samples: Sequence[float], baseline: Sequence[float], *, confidence: float = CONFIDENCE, seed: int = 0
+) -> Interval | None:
+    """Bootstrap interval of median(samples) / median(baseline); None if either has fewer than two."""
+    if len(samples) < 2 or len(baseline) < 2 or min(baseline) <= 0:
+        return None
+    arrays = (np.asarray(samples, dtype=float), np.asarray(baseline, dtype=float))
+    return _bootstrap(arrays, _ratio_of_medians, confidence, seed)
+
+
+def ratio_interval_of_rounds(
+    rounds: Sequence[Sequence[float]],
+    baseline: Sequence[Sequence[float]],
+    *,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval | None:
+    """Bootstrap interval of the median ratio when samples come in rounds, one process each.
+
+    Samples of one process are alike (its memory layout, its place in the day), so pooling them pretends to
+    know more than one does. Each resample draws rounds first, the same ones of both sides since they ran side
+    by side, and then samples within each: a two-stage cluster bootstrap (Davison and Hinkley 1997, 3.8).
+
+    Args:
+        rounds: Samples of the cell, one sequence a round.
+        baseline: Those of the baseline, the same rounds in the same order.
+        confidence: As in `bootstrap_interval`.
+        seed: Likewise.
+
+    Returns:
+        None when there are no rounds, or one of them has no samples. In a single round only samples vary.
+    """
+    if not rounds or len(rounds) != len(baseline) or not all(rounds) or not all(baseline):
+        return None
+    if len(rounds) == 1:
+        return ratio_interval(rounds[0], baseline[0], confidence=confidence, seed=seed)
+    generator = np.random.default_rng(seed)
+    ratios = np.stack(
+        [
+            _resampled_medians(ours, generator) / _resampled_medians(theirs, generator)
+            for ours, theirs in zip(rounds, baseline, strict=True)
+        ]
+    )
+    chosen = generator.integers(0, len(rounds), size=(len(rounds), RESAMPLES))
+    drawn = np.median(np.take_along_axis(ratios, chosen, axis=0), axis=0)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def mann_whitney(samples: Sequence[float], baseline: Sequence[float]) -> float | None:
+    """Two-sided p-value that neither side tends to be larger (Mann-Whitney U); None if either is empty."""
+    if not len(samples) or not len(baseline):
+        return None
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(samples, baseline, alternative="two-sided").pvalue)
+
+
+def _resampled_medians(samples: Sequence[float], generator: np.random.Generator) -> Any:
+    array = np.asarray(samples, dtype=float)
+    return np.median(array[generator.integers(0, len(array), size=(len(array), RESAMPLES))], axis=0)
+
+
+def _ratio_of_medians(ours: Any, theirs: Any, axis: int = -1) -> Any:
+    return np.median(ours, axis=axis) / np.median(theirs, axis=axis)
+
+
+def _bootstrap(
+    data: tuple[Any, ...], statistic: Callable[..., Any], confidence: float, seed: int
+) -> Interval:
+    from scipy.stats import bootstrap
+
+    # scipy 1.15 renamed the argument; the old name works there for now, the new one not before.
+    seeding = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
+    options: dict[str, Any] = {
+        "n_resamples": RESAMPLES,
+        "confidence_level": confidence,
+        "method": "percentile",
+        "vectorized": True,
+        seeding: np.random.default_rng(seed),
+    }
+    result = bootstrap(data, statistic, **options)
+    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
