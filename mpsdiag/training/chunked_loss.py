@@ -1,0 +1,147 @@
+"""Losses computed on the CPU a chunk of tokens at a time, bit-equal to the stock ones computed at once.
+
+Why equality holds: a row of log-softmax does not depend on the rows beside it, and the reduction is done once, over the
+vector of all rows, by the kernel the stock loss uses (`nll_loss`, with one class: column 0 holds the log-probability of
+the label). Only the order of a sum could make a difference, and it is the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_BYTES: Final = 32 * 2**20
+"""Default size of a chunk of logits. At its peak one chunk of logits and one of log-probabilities are alive."""
+
+
+def rows_per_chunk(classes: int, bytes_per_value: int, chunk_bytes: int) -> int:
+    """How many rows of logits fit a chunk: at least 2.
+
+    A sum over one single row may be split over threads in another way than the same row among others.
+    """
+    return max(2, chunk_bytes // max(1, classes * bytes_per_value))
+
+
+def chunks(rows: int, per_chunk: int) -> list[slice]:
+    """Cut `rows` rows into slices of `per_chunk`; a last slice of one row joins the one before it."""
+    starts = list(range(0, rows, per_chunk))
+    if len(starts) > 1 and rows - starts[-1] == 1:
+        starts.pop()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], rows], strict=True)]
+
+
+def label_log_probabilities(logits: Tensor, labels: Tensor, ignore_index: int, chunk_bytes: int) -> Tensor:
+    """Log-probability of each row's label, on the CPU.
+
+    Args:
+        logits: (rows, classes), floating point, on any device.
+        labels: (rows,), int64, on the CPU; ignored rows get the log-probability of class 0.
+        ignore_index: The label that means "no label".
+        chunk_bytes: Size of a chunk of logits.
+
+    Returns:
+        (rows,), in the dtype log-softmax has on the CPU.
+    """
+    import torch
+
+    rows, classes = logits.shape
+    safe = labels.masked_fill(labels == ignore_index, 0).unsqueeze(-1)
+    found = []
+    for part in chunks(rows, rows_per_chunk(classes, logits.element_size(), chunk_bytes)):
+        log_probabilities = torch.log_softmax(logits[part].to("cpu"), dim=-1)
+        found.append(log_probabilities.gather(-1, safe[part]).squeeze(-1))
+        del log_probabilities
+    return torch.cat(found) if found else torch.empty(0, dtype=logits.dtype)
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Tensor:
+    """`torch.nn.functional.cross_entropy` without weights, on the CPU, in chunks of rows; bit-equal to it.
+
+    Args:
+        logits: (rows, classes), floating point, on any device.
+        labels: (rows,), int64, on any device.
+        ignore_index: The label that means "no label".
+        reduction: `mean`, `sum` or `none`.
+        chunk_bytes: Size of a chunk of logits.
+
+    Returns:
+        The loss, on the CPU: a scalar, or (rows,) for `none`.
+    """
+    import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+
+    labels = labels.to("cpu")
+    found = label_log_probabilities(logits, labels, ignore_index, chunk_bytes)
+    # One class: every labelled row points at column 0, every other row at an index that is ignored.
+    only_class = (labels == ignore_index).long().neg()
+    return F.nll_loss(found.unsqueeze(-1), only_class, ignore_index=-1, reduction=reduction)
+
+
+def smoothed_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    ignore_index: int = -100,
+    num_items_in_batch: Any = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Tensor:
+    """The label-smoothed loss of transformers' `LabelSmoother`, on the CPU, in chunks of tokens; bit-equal to it.
+
+    Args:
+        logits: (..., classes), already shifted, on any device.
+        labels: (...), or (..., 1), int64, on any device.
+        epsilon: The smoothing factor.
+        ignore_index: The label that means "no label".
+        num_items_in_batch: Number of labels to divide by; those of this batch if None. A number or a scalar tensor.
+        chunk_bytes: Size of a chunk of logits.
+
+    Returns:
+        The loss, a scalar, on the CPU.
+    """
+    import torch
+
+    labels = labels.to("cpu")
+    if labels.dim() == logits.dim() - 1:
+        labels = labels.unsqueeze(-1)
+    ignored = labels.eq(ignore_index)
+    classes = logits.shape[-1]
+    # A view where it can be one: the shift leaves each sequence contiguous, but not the batch.
+    flat_labels = torch.clamp(labels, min=0).reshape(-1, 1)
+    likelihood, spread = [], []
+    for part, rows in _flat_chunks(logits, rows_per_chunk(classes, logits.element_size(), chunk_bytes)):
+        negative = -torch.log_softmax(rows.to("cpu"), dim=-1)
+        likelihood.append(negative.gather(-1, flat_labels[part]))
+        spread.append(negative.sum(dim=-1, keepdim=True, dtype=torch.float32))
+        del negative
+    nll = torch.cat(likelihood).view(labels.shape).masked_fill_(ignored, 0.0)
+    smooth = torch.cat(spread).view(labels.shape).masked_fill_(ignored, 0.0)
+    if num_items_in_batch is None:
+        count: Any = ignored.numel() - ignored.long().sum()
+    else:
+        count = num_items_in_batch.to("cpu") if torch.is_tensor(num_items_in_batch) else num_items_in_batch
+    mean_nll = nll.sum() / count
+    mean_smooth = smooth.sum() / (count * classes)
+    return (1 - epsilon) * mean_nll + epsilon * mean_smooth
+
+
+def _flat_chunks(logits: Tensor, per_chunk: int) -> list[tuple[slice, Tensor]]:
+    """Rows of (..., classes) logits in order, without a copy of the whole: sequence by sequence where need be."""
+    classes = logits.shape[-1]
+    if logits.dim() == 2 or logits.is_contiguous():
+        flat = logits.view(-1, classes)
+        return [(part, flat[part]) for part in chunks(flat.shape[0], per_chunk)]
+    found, start = [], 0
+    for sequence in logits:
+        for part, rows in _flat_chunks(sequence, per_chunk):
+            found.append((slice(start + part.start, start + part.stop), rows))
+        start += sequence.shape[:-1].numel()
+    return found

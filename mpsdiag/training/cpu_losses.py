@@ -1,0 +1,180 @@
+"""Send every loss that is computed inside a block to the CPU, wherever the model, the trainer or the user computes it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mpsdiag import emulation
+from mpsdiag.training import chunked_loss
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+# By name, because whoever patches torch.nn.functional replaces the function, but not what it is called.
+_OTHER_LOSSES: Final = frozenset({
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cosine_embedding_loss",
+    "ctc_loss",
+    "gaussian_nll_loss",
+    "hinge_embedding_loss",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
+    "margin_ranking_loss",
+    "mse_loss",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+    "nll_loss",
+    "poisson_nll_loss",
+    "smooth_l1_loss",
+    "soft_margin_loss",
+    "triplet_margin_loss",
+})
+
+
+class LossesOnCPU(TorchFunctionMode):
+    """Inside this block the losses of `torch.nn.functional` run on the CPU; each result goes back to its device.
+
+    Cross-entropy over classes travels in chunks of tokens. Everything else a model does stays where it is.
+    """
+
+    def __init__(self, chunk_bytes: int = chunked_loss.CHUNK_BYTES) -> None:
+        super().__init__()
+        self.chunk_bytes = chunk_bytes
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "cross_entropy":
+            return _on_cpu(lambda: self._cross_entropy(func, args, kwargs), args)
+        if name in _OTHER_LOSSES:
+            return _on_cpu(lambda: func(*to_cpu(args), **to_cpu(kwargs)), args)
+        return func(*args, **kwargs)
+
+    def _cross_entropy(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        logits, labels = _leading(args, kwargs)
+        options = {key: value for key, value in kwargs.items() if key not in ("input", "target")}
+        usual = (
+            len(args) <= 2
+            and logits.dim() == 2
+            and not labels.is_floating_point()
+            and options.get("weight") is None
+            and not options.get("label_smoothing")
+            and options.get("size_average") is None
+            and options.get("reduce") is None
+        )
+        if not usual:
+            return func(*to_cpu(args), **to_cpu(kwargs))
+        return chunked_loss.cross_entropy(
+            _as_autocast_would(logits),
+            labels,
+            ignore_index=options.get("ignore_index", -100),
+            reduction=options.get("reduction", "mean"),
+            chunk_bytes=self.chunk_bytes,
+        )
+
+
+def _leading(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    logits = args[0] if args else kwargs["input"]
+    labels = args[1] if len(args) > 1 else kwargs["target"]
+    return logits, labels
+
+
+def _as_autocast_would(logits: Tensor) -> Tensor:
+    """Under autocast of another device its losses would run in float32; on the CPU autocast decides by itself."""
+    kind = logits.device.type
+    if kind != "cpu" and logits.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(kind):
+        return logits.float()
+    return logits
+
+
+def _on_cpu(compute: Callable[[], Any], args: tuple[Any, ...]) -> Any:
+    device = next((value.device for value in args if isinstance(value, Tensor)), torch.device("cpu"))
+    with emulation.suspended():
+        return move(compute(), device)
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """Move every tensor in nested dictionaries, lists and tuples (model outputs included) to a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        moved = {key: move(item, device) for key, item in value.items()}
+        return type(value)(moved) if type(value) is not dict else moved
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(move(item, device) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(move(item, device) for item in value)
+    return value
+
+
+def to_cpu(value: Any) -> Any:
+    """Move every tensor in a nested value to the CPU."""
+    return move(value, "cpu")
+
+
+class ChunkedLabelSmoother:
+    """Stands in for transformers' `LabelSmoother` during an evaluation: same numbers, on the CPU, in chunks."""
+
+    def __init__(self, stock: Any, chunk_bytes: int) -> None:
+        self.stock = stock
+        self.chunk_bytes = chunk_bytes
+
+    def __call__(
+        self, model_output: Any, labels: Tensor, shift_labels: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Compute the smoothed loss; see `LabelSmoother.__call__`. The result is on the device of the logits."""
+        logits = model_output["logits"] if isinstance(model_output, dict) else model_output[0]
+        shifted = logits[..., :-1, :] if shift_labels else logits
+        with emulation.suspended():
+            loss = chunked_loss.smoothed_loss(
+                shifted,
+                labels[..., 1:] if shift_labels else labels,
+                epsilon=self.stock.epsilon,
+                ignore_index=self.stock.ignore_index,
+                num_items_in_batch=num_items_in_batch,
+                chunk_bytes=self.chunk_bytes,
+            )
+        return loss.to(logits.device)
+
+
+@contextlib.contextmanager
+def evaluation_losses_on_cpu(trainer: Trainer, chunk_bytes: int) -> Iterator[None]:
+    """For this block, compute on the CPU whatever loss this trainer evaluates.
+
+    The model's own loss and the user's `compute_loss_func` may do anything with the logits. The first is reached through
+    the functions of `torch.nn.functional`. The second is handed a copy of outputs and labels on the CPU: it alone needs
+    the logits whole.
+
+    Args:
+        trainer: Its label smoother and `compute_loss_func` are replaced until the block ends.
+        chunk_bytes: Size of a chunk of logits.
+    """
+    smoother, user_loss = trainer.label_smoother, trainer.compute_loss_func
+    if smoother is not None:
+        trainer.label_smoother = ChunkedLabelSmoother(smoother, chunk_bytes)
+    if user_loss is not None:
+        trainer.compute_loss_func = _with_cpu_arguments(user_loss)
+    try:
+        with LossesOnCPU(chunk_bytes):
+            yield
+    finally:
+        trainer.label_smoother, trainer.compute_loss_func = smoother, user_loss
+
+
+def _with_cpu_arguments(user_loss: Callable[..., Any]) -> Callable[..., Any]:
+    def compute(outputs: Any, labels: Any, **kwargs: Any) -> Any:
+        device = labels.device if isinstance(labels, Tensor) else torch.device("cpu")
+        with emulation.suspended():
+            return move(user_loss(to_cpu(outputs), to_cpu(labels), **to_cpu(kwargs)), device)
+
+    return compute
