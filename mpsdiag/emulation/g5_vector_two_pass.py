@@ -1,13 +1,14 @@
 """G5: the vector ("decode") kernel in two passes, for short queries and many keys (torch 2.8 and later).
 
 Source: section 4 of the facts on MPS attention. Keys are spread over 32 blocks of 8 groups: block b, group g
-takes the keys j with j mod 256 == 8 b + g. A block starts its maximum at -1e9 and stores its partial sum in the
-dtype of the query; the second pass combines the blocks. So a row whose true maximum is below about -1e9 gives
-exactly 0.
+takes the keys j with j mod 256 == 8 b + g. A block starts its maximum at -1e9 and stores its partial sum in
+the dtype of the query; the second pass combines the blocks. So a row whose true maximum is below about -1e9
+gives exactly 0.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -35,30 +36,37 @@ def vector_two_pass(
     scores, skipped = vector_scores(
         query, key, mask, is_causal, scale, STRIDE, guarded=guarded, propagates_nan=propagates_nan
     )
-    heads = key.shape[1]
-    stepped = in_steps(scores, STRIDE, fill=NEVER).unflatten(-1, (BLOCKS, GROUPS))
+    stepped = _in_blocks(scores, fill=NEVER)
     top = stepped.amax((-3, -1)).clamp_min_(LOWEST_MAXIMUM)
     weights = stepped.sub_(top[..., None, :, None]).exp_()
-    block_total = weights.sum((-3, -1))
+    share = (top - top.amax(-1, keepdim=True)).exp_()
+    total = (weights.sum((-3, -1)) * share).sum(-1, keepdim=True)
 
-    read = None
-    if skipped is not None:
-        read = _by_block(~skipped.expand(scores.shape), heads, fill=False)
-    partial = weighted_sum(_by_block(weights.flatten(-3), heads, fill=0.0), _value_by_block(value), read)
-    # The partial sums travel between the passes in T: half types round (and f16 may overflow) here.
-    partial = partial.to(query.dtype).float()
-
-    best = top.amax(-1, keepdim=True)
-    share = (top - best).exp_()
-    total = (block_total * share).sum(-1, keepdim=True)
-    rows = merge_heads(share, heads).transpose(-2, -1).unsqueeze(-1)
-    summed = (partial * rows).sum(2).reshape(*query.shape[:3], value.shape[-1])
+    heads = key.shape[1]
+    read = None if skipped is None else ~skipped.expand(scores.shape)
+    if query.dtype == torch.float32:
+        # The partial sums are stored as they are, so the blocks need not be summed apart.
+        weights = (weights * share[..., None, :, None]).flatten(-3)[..., : key.shape[2]]
+        read = None if read is None else merge_heads(read, heads)
+        summed = weighted_sum(merge_heads(weights, heads), value, read)
+    else:
+        read = None if read is None else _by_block(read, heads, fill=False)
+        partial = weighted_sum(_by_block(weights.flatten(-3), heads, fill=0.0), _value_by_block(value), read)
+        # They travel between the passes in T: half types round here, and f16 may overflow.
+        partial = partial.to(query.dtype).float()
+        summed = (partial * merge_heads(share, heads).transpose(-2, -1).unsqueeze(-1)).sum(2)
+    summed = summed.reshape(*query.shape[:3], value.shape[-1])
     return (summed / total.masked_fill(total == 0, EMPTY_SUM)).to(query.dtype)
+
+
+def _in_blocks(per_key: Tensor, fill: float) -> Tensor:
+    """Pad (..., S) with `fill` and view it as (..., steps, 32, 8)."""
+    return torch.unflatten(in_steps(per_key, STRIDE, fill), -1, (BLOCKS, GROUPS))
 
 
 def _by_block(per_key: Tensor, kv_heads: int, fill: float) -> Tensor:
     """Sort (B, Hq, L, S) by block: (B, Hkv, 32, Hq / Hkv * L, steps * 8)."""
-    stepped = in_steps(merge_heads(per_key, kv_heads), STRIDE, fill).unflatten(-1, (BLOCKS, GROUPS))
+    stepped = _in_blocks(merge_heads(per_key, kv_heads), fill)
     return stepped.permute(0, 1, 4, 2, 3, 5).flatten(-2)
 
 
@@ -66,5 +74,6 @@ def _value_by_block(value: Tensor) -> Tensor:
     """Sort (B, Hkv, S, Dv) by block, in f32: (B, Hkv, 32, steps * 8, Dv)."""
     missing = -value.shape[2] % STRIDE
     padded = pad(value, (0, 0, 0, missing)) if missing else value
-    stepped = padded.unflatten(2, (-1, BLOCKS, GROUPS))
-    return stepped.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).float()
+    stepped = torch.unflatten(padded, 2, (-1, BLOCKS, GROUPS))
+    by_block = stepped.permute(0, 1, 3, 2, 4, 5)
+    return by_block.to(torch.float32, memory_format=torch.contiguous_format).flatten(3, 4)

@@ -1,9 +1,9 @@
 """G6: the prefill kernel on simdgroup matrices, for more than 8 queries (torch 2.13 and later).
 
 Source: section 4 of the facts on MPS attention. Scores are in units of log2, so that exp2 gives the weights;
-the query is multiplied by scale * log2(e) in its own dtype beforehand. Keys come in tiles; a tile is read whole,
-so a masked key in it still contributes 0 * V, which is NaN where V is not finite. With `is_causal`, tiles fully
-above the diagonal are not visited.
+the query is multiplied by scale * log2(e) in its own dtype beforehand. Keys come in tiles; a tile is read
+whole, so a masked key in it still contributes 0 * V, which is NaN where V is not finite. With `is_causal`,
+tiles fully above the diagonal are not visited.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What the hand-written Metal kernels (G4 to G7) share: scores, keys that are never read, the weighted sum.
 
 The kernels walk over the keys with a running maximum and rescale what they have summed so far ("online"
-softmax). In exact arithmetic that gives the same sums as taking the final maximum at once, and in f32 it differs
-by some units in the last place, as the order of summation on the GPU does. So finite numbers are computed in
-closed form. What the walk does decide is where a NaN or an infinity ends up; the functions below settle that with
-prefix operations along the walk, so that the outcome is the walk's own.
+softmax). In exact arithmetic that gives the same sums as taking the final maximum at once, and in f32 it
+differs by some units in the last place, as the order of summation on the GPU does. So finite numbers are
+computed in closed form. What the walk does decide is where a NaN or an infinity ends up; the functions below
+settle that with prefix operations along the walk, so that the outcome is the walk's own.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def weighted_sum(weights: Tensor, value: Tensor, read: Tensor | None) -> Tensor:
 
 
 def in_steps(per_key: Tensor, stride: int, fill: float) -> Tensor:
-    """Pad (..., S) with `fill` and view it as (..., steps, stride): key j at step j // stride, lane j mod stride."""
+    """Pad (..., S) with `fill`, view it as (..., steps, stride): key j is at (j // stride, j mod stride)."""
     missing = -per_key.shape[-1] % stride
     if missing:
         per_key = pad(per_key, (0, missing), value=fill)
-    return per_key.unflatten(-1, (-1, stride))
+    return torch.unflatten(per_key, -1, (-1, stride))
 
 
 def _seen_before(happened: Tensor) -> Tensor:
