@@ -1,9 +1,90 @@
-"""The `check` command."""
+"""`mpsdiag check`: does this machine suffer from it, why, and which fix resolves it?"""
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
 import typer
+
+from mpsdiag.cli import options
+from mpsdiag.errors import BadInput
+from mpsdiag.words import BUILTIN_DATASET, EXIT_OK
+
+Level = Annotated[
+    int,
+    typer.Option(
+        "--level",
+        help="1: fully masked rows (about 2 s). 2: plus the scenario through transformers (about 8 s). "
+        "3: plus the whole catalogue and the sweep (about 1 min on a CPU).",
+    ),
+]
+
+
+def check(
+    probes: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROBE]...", help="Run only these, such as SDPA003.")
+    ] = None,
+    device: options.Device = "auto",
+    model: Annotated[str, typer.Option("--model", help="Built-in, local folder or hub name.")] = "tiny-gpt2",
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="synthetic, a local file or folder, or a hub name.")
+    ] = BUILTIN_DATASET,
+    padding: Annotated[str, typer.Option("--padding", help="left or right.")] = "left",
+    dtype: options.Dtype = "float32",
+    seed: options.Seed = 0,
+    level: Level = 2,
+    emulate: options.Emulate = None,
+    emulate_macos: options.EmulateMacos = 15,
+    listing: Annotated[bool, typer.Option("--list", help="List the probes and stop.")] = False,
+    json: options.Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The block to paste into an issue.")] = False,
+) -> None:
+    """Find out whether this machine, model and data suffer from wrong attention, why, and which fix helps.
+
+    Exit code: 0 not affected, 1 affected, 2 bad usage or input, 3 undecided, 130 interrupted.
+    """
+    if json and markdown:
+        raise BadInput("--json and --markdown exclude each other: choose one.")
+    if listing:
+        from mpsdiag.report.check_listing import show_catalogue
+
+        show_catalogue(as_json=json)
+        raise typer.Exit(EXIT_OK)
+    from mpsdiag.cli.progress import told
+    from mpsdiag.diagnosis import check as examine
+
+    with told() as progress:
+        diagnosis = examine(
+            device,
+            model=model,
+            dataset=dataset,
+            level=level,
+            probes=probes or (),
+            padding_side=padding,
+            dtype=dtype,
+            seed=seed,
+            emulate=emulate,
+            emulate_macos=emulate_macos,
+            progress=progress,
+        )
+    if json:
+        from mpsdiag.serialization import dumps
+
+        sys.stdout.write(dumps(diagnosis.document(), indent=2) + "\n")
+    elif markdown:
+        from mpsdiag.report.check_markdown import render
+
+        sys.stdout.write(render(diagnosis))
+    else:
+        from rich.console import Console
+
+        from mpsdiag.report.check_terminal import show
+
+        show(diagnosis, Console())
+    raise typer.Exit(diagnosis.exit_code)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
+    app.command()(check)

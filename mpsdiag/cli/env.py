@@ -1,9 +1,29 @@
-"""The `env` command."""
+"""`mpsdiag env`: the machine, as a block to paste into an issue."""
 
 from __future__ import annotations
 
+import sys
+
 import typer
+
+from mpsdiag.cli import options
+
+
+def env(json: options.Json = False) -> None:
+    """Describe this machine; home folder, user and host name and tokens are left out. Exit code: 0."""
+    from mpsdiag import device
+    from mpsdiag.diagnosis.defaults import default_attention
+    from mpsdiag.environment import gather, to_markdown
+
+    found = gather(device.accelerators(), default_attention())
+    if json:
+        from mpsdiag.serialization import dumps
+
+        sys.stdout.write(dumps({"schema": 1, **found.model_dump()}, indent=2) + "\n")
+    else:
+        sys.stdout.write(to_markdown(found))
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
+    app.command()(env)

@@ -1,0 +1,130 @@
+"""What to do about it, and why a fix does or does not help: sentences made from the evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mpsdiag.diagnosis.case import Case, Outcome
+from mpsdiag.diagnosis.diagnosis import Advice, Emulated, FixResult, Judged, ProbeResult
+
+DEAD_ROWS = "SDPA001"
+
+
+def why(name: str, outcome: Outcome) -> str:
+    """Say why a fix resolves the scenario or not, from what was measured with it in place.
+
+    Args:
+        name: An attention mode or trainer variant.
+        outcome: The scenario with that fix.
+    """
+    if outcome.status != "ok":
+        if name == "cpu_loss":
+            return (
+                "the logits are already NaN when they reach the CPU: the NaN is born in attention, "
+                "in the forward, before the loss"
+            )
+        return outcome.reason
+    if outcome.exact:
+        return "equal to the float64 reference within rounding, at padded positions too"
+    return (
+        "right at real positions; dead rows get another value than zeros, and the label of the first real "
+        f"token is read from one, which moves eval_loss by {outcome.loss_moved_by:+.2g}"
+    )
+
+
+def advise(
+    verdict: Judged,
+    probes: Sequence[ProbeResult],
+    scenario: Outcome | None,
+    case: Case,
+    fixes: Sequence[FixResult],
+    emulated: Emulated | None,
+) -> list[Advice]:
+    """Turn the evidence into next steps, the most useful first."""
+    if verdict.verdict == "undecided":
+        return [Advice(text=f"Nothing is decided: {verdict.reason}.", commands=["mpsdiag env"])]
+    if verdict.verdict == "not_affected":
+        return [_clean(scenario)]
+    advice = []
+    dead_row_bug = any(probe.id == DEAD_ROWS and probe.status == "fail" for probe in probes)
+    exact = [fix.name for fix in fixes if fix.resolves and fix.exact]
+    if "safe_sdpa" in exact or (dead_row_bug and scenario is None):
+        advice.append(
+            Advice(
+                text="Use safe_sdpa: the same kernel, exact (dead rows give zeros, as on the CPU), in one line.",
+                commands=['mpsdiag.install("safe_sdpa")', "mpsdiag run --fix safe_sdpa your_script.py"],
+            )
+        )
+    if dead_row_bug:
+        advice.append(
+            Advice(
+                text="Or use a torch release whose MPS attention gives zeros for fully masked rows "
+                "(2.9 and later), and check again: later releases have other defects.",
+                commands=['pip install -U "torch>=2.9"', "mpsdiag check --level 3"],
+            )
+        )
+    if scenario is not None and scenario.status == "ok":
+        advice.insert(0, _escaped(scenario, case, emulated))
+    if scenario is not None and _filter_hides(scenario):
+        advice.append(
+            Advice(
+                text="transformers 5.23 and later hide this by default: batches with a loss that is not finite "
+                f"are left out, and eval_loss prints as {scenario.stock_eval_loss:.4f}.",
+                commands=["TrainingArguments(logging_nan_inf_filter=False)"],
+            )
+        )
+    advice.extend(remedy for probe in probes if (remedy := _remedy(probe)) is not None)
+    return advice
+
+
+def _remedy(probe: ProbeResult) -> Advice | None:
+    """The catalogue's remedy of a failed probe other than the dead rows, which are advised on above."""
+    if probe.status != "fail" or probe.id == DEAD_ROWS or probe.remedy is None:
+        return None
+    return Advice(text=f"{probe.id}: {probe.remedy.text}", commands=probe.remedy.commands)
+
+
+def _filter_hides(scenario: Outcome) -> bool:
+    return scenario.nonfinite_batches > 0 and math.isfinite(scenario.stock_eval_loss)
+
+
+def _clean(scenario: Outcome | None) -> Advice:
+    if scenario is None:
+        return Advice(text="Fully masked rows come out right. Level 2 tries them through transformers.")
+    if scenario.dead_rows == 0:
+        return Advice(
+            text="Nothing to fix, but the scenario had no fully masked row: without padding on the left (or a "
+            "sliding window) it cannot show this defect."
+        )
+    return Advice(
+        text=f"Nothing to fix: {scenario.dead_rows} fully masked rows went through and did no harm."
+    )
+
+
+def _escaped(scenario: Outcome, case: Case, emulated: Emulated | None) -> Advice:
+    """The kernel fails, the model escapes: say how, and what would tip it over."""
+    if scenario.dead_rows == 0:
+        return Advice(
+            text="The kernel fails on fully masked rows, but this scenario has none, so it comes out finite. What "
+            "would tip it over: padding on the left with sequences of unequal length, pad_to_multiple_of, "
+            "a sliding window with long padding, a sequence of padding only.",
+            commands=["mpsdiag check --padding left"],
+        )
+    if scenario.noncontiguous_dead_calls:
+        where = f" on macOS {emulated.macos}" if emulated and emulated.macos < 15 else ""
+        where = f"torch {emulated.release}{where}" if emulated else "this torch release on this macOS"
+        newer = ", macOS 15 or newer" if emulated and emulated.release != "2.5" else ""
+        return Advice(
+            text=f"The kernel gives NaN for contiguous tensors, and {case.model} escapes: it hands SDPA a query that "
+            f"is not contiguous (a transposed view), which {where} sends down the composite path, where a fully "
+            "masked row gives zeros. The kernel is reached only by contiguous tensors. What would tip it over: a "
+            f".contiguous() before the attention, a model or a library that makes contiguous heads{newer}, "
+            "another torch release.",
+            commands=['mpsdiag.install("safe_sdpa")'],
+        )
+    return Advice(
+        text="The kernel fails on fully masked rows, but this model's evaluation comes out finite: it does not "
+        "reach that kernel. Another model, dtype or release may.",
+        commands=['mpsdiag.install("safe_sdpa")'],
+    )

@@ -1,0 +1,110 @@
+"""What the right numbers are: the same weights on the CPU in float64, and how far eager attention may be from them.
+
+The contract's bound: an attention is wrong when its logits are further from the float64 reference than twice the error
+that eager attention in the same dtype makes, on real (not padded) positions. No other tolerance.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mpsdiag.emulation import suspended
+from mpsdiag.fixes import apply
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Float64 CPU logits per batch (sequences, positions, vocabulary), the bounds, and stock CPU losses."""
+
+    logits: list[Tensor]
+    bound_real: float
+    bound_all: float
+    losses: list[float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Largest differences from the reference, on real positions and on all of them; NaN counts as infinite."""
+
+    real: float
+    everywhere: float
+
+
+def reference(model: PreTrainedModel, batches: Sequence[Batch]) -> Reference:
+    """Compute the reference from the model's present weights, on the CPU and outside any emulation.
+
+    Args:
+        model: Any device, dtype and attention; it is copied, not changed.
+        batches: `input_ids`, `attention_mask`, `labels` of shape (sequences, positions).
+    """
+    with suspended(), torch.no_grad():
+        stock = cpu_copy(model)
+        losses = [float(stock(**batch).loss) for batch in map(on_cpu, batches)]
+        rounded = [_logits(stock, batch) for batch in batches]
+        with apply(stock, "eager"):
+            eager = [_logits(stock, batch) for batch in batches]
+        exact = stock.double()
+        logits = [_logits(exact, batch) for batch in batches]
+    masks = [real_positions(batch) for batch in batches]
+    bound_real = 2 * max(_distance(e, r, m) for e, r, m in zip(eager, logits, masks, strict=True))
+    # Eager fills dead rows with another value, so their rounding is judged by stock CPU SDPA, which gives zeros.
+    bound_all = max(bound_real, 2 * max(_distance(s, r, None) for s, r in zip(rounded, logits, strict=True)))
+    return Reference(logits=logits, bound_real=bound_real, bound_all=bound_all, losses=losses)
+
+
+def compare(logits: Sequence[Tensor], batches: Sequence[Batch], truth: Reference) -> Comparison:
+    """How far the logits of a run are from the reference.
+
+    Args:
+        logits: One (sequences, positions, vocabulary) tensor a batch, any device and dtype.
+        batches: The batches they came from.
+        truth: The reference for the same batches and weights.
+    """
+    pairs = list(zip(logits, truth.logits, batches, strict=True))
+    return Comparison(
+        real=max(_distance(mine, right, real_positions(batch)) for mine, right, batch in pairs),
+        everywhere=max(_distance(mine, right, None) for mine, right, _ in pairs),
+    )
+
+
+def real_positions(batch: Batch) -> Tensor:
+    """(sequences, positions) bool on the CPU: the token is no padding."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool).cpu() if mask is None else mask.bool().cpu()
+
+
+def cpu_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy on the CPU with stock SDPA attention, in evaluation mode, dtype kept."""
+    twin = copy.deepcopy(model).to("cpu")
+    twin.eval()
+    # The copy shares nothing with the original's fix; what attention it runs is decided here.
+    apply(twin, "sdpa")
+    return twin
+
+
+def on_cpu(batch: Batch) -> Batch:
+    """The same batch in CPU memory."""
+    return {name: tensor.cpu() for name, tensor in batch.items()}
+
+
+def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    inputs = {name: tensor for name, tensor in on_cpu(batch).items() if name != "labels"}
+    logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def _distance(mine: Tensor, right: Tensor, positions: Tensor | None) -> float:
+    difference = (mine.detach().cpu().double() - right).abs().amax(-1)
+    if positions is not None:
+        difference = difference[positions]
+    largest = float(difference.max()) if difference.numel() else 0.0
+    return math.inf if math.isnan(largest) else largest

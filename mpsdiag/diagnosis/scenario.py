@@ -1,0 +1,294 @@
+"""The scenario: HF Trainer, DataCollatorForLanguageModeling, a few training steps, then an evaluation, watched.
+
+The losses are read batch by batch and `logging_nan_inf_filter` is off: with it on, transformers shows a NaN training
+loss as 0.0 and, since 5.23, leaves NaN batches out of eval_loss.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from mpsdiag import device as devices
+from mpsdiag.diagnosis.case import Case, FirstNonfinite, Outcome
+from mpsdiag.diagnosis.observer import Observer, Sighting, first_tensor
+from mpsdiag.diagnosis.reference import Batch, Comparison, Reference, compare, real_positions, reference
+from mpsdiag.errors import BadInput
+from mpsdiag.fixes import apply
+from mpsdiag.training.data import encode, load_texts
+from mpsdiag.training.models import build_model
+from mpsdiag.training.tokenizer import byte_tokenizer, load_tokenizer
+from mpsdiag.training.trainers import TRAINERS
+from mpsdiag.words import BUILTIN_MODELS
+
+
+@dataclass
+class Prepared:
+    """A case, built: the model on its device with its attention, a Trainer around it, and the batches."""
+
+    case: Case
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    trainer: Any
+    train_batches: list[Batch]
+    eval_batches: list[Batch]
+    losses: list[Tensor] = field(default_factory=list)
+    _optimizer: torch.optim.Optimizer | None = None
+
+    def train_step(self, batch: Batch) -> None:
+        """One optimizer step on one batch, as the Trainer does it; the caller synchronizes."""
+        if self._optimizer is None:
+            self._optimizer = self.trainer.create_optimizer()
+        self.model.train()
+        self.trainer.training_step(self.model, batch)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def eval_step(self, batch: Batch) -> None:
+        """The Trainer's evaluation of one batch: loss only; the caller synchronizes."""
+        self.model.eval()
+        self.trainer.prediction_step(self.model, batch, prediction_loss_only=True)
+
+
+@contextmanager
+def prepare(case: Case) -> Iterator[Prepared]:
+    """Build a case; its attention is taken out and its scratch folder removed at the end of the block.
+
+    Raises:
+        BadInput: Model or data cannot be loaded, or the data gives too few sequences.
+    """
+    with ExitStack() as stack:
+        devices.seed_everything(case.seed)
+        tokenizer = (
+            byte_tokenizer(case.padding_side)
+            if case.model in BUILTIN_MODELS
+            else load_tokenizer(case.model, padding_side=case.padding_side)
+        )
+        train_rows, eval_rows = _rows(case, tokenizer)
+        model = build_model(case.model, seed=case.seed, dtype=case.dtype)
+        stack.enter_context(apply(model, case.attention))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpsdiag-"))
+        prepared = Prepared(case, model, tokenizer, None, [], [])
+        prepared.trainer = _recording(TRAINERS[case.trainer], prepared.losses)(
+            model=model,
+            args=_arguments(case, Path(scratch)),
+            data_collator=DataCollatorForLanguageModeling(
+                tokenizer, mlm=False, pad_to_multiple_of=case.pad_to_multiple_of
+            ),
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+        )
+        prepared.trainer.remove_callback(PrinterCallback)
+        prepared.train_batches = _batches(prepared.trainer, prepared.trainer.get_train_dataloader())
+        prepared.eval_batches = _batches(prepared.trainer, prepared.trainer.get_eval_dataloader())
+        yield prepared
+
+
+def run_case(case: Case) -> Outcome:
+    """Train a few steps, evaluate, compare with the float64 reference.
+
+    Raises:
+        BadInput: As `prepare`.
+    """
+    with ExitStack() as stack:
+        if case.emulation is not None:
+            stack.enter_context(case.emulation.enter())
+        prepared = stack.enter_context(prepare(case))
+        first_loss = (
+            reference(prepared.model, prepared.train_batches[:1]).losses[0] if case.train_steps else math.nan
+        )
+        train_losses, grad_norms = _train(prepared)
+        truth = reference(prepared.model, prepared.eval_batches)
+        eval_loss, losses = _evaluate(prepared)
+        logits, sightings = _watched_evaluation(prepared)
+        difference = compare(logits, prepared.eval_batches, truth)
+    sizes = [len(batch["input_ids"]) for batch in prepared.eval_batches]
+    real = [int(real_positions(batch).sum()) for batch in prepared.eval_batches]
+    outcome = Outcome(
+        status="ok",
+        reason="",
+        train_losses=train_losses,
+        grad_norms=grad_norms,
+        eval_losses=losses,
+        eval_loss=eval_loss,
+        stock_eval_loss=filtered_mean(losses, sizes),
+        reference_eval_loss=_mean(truth.losses, sizes),
+        reference_first_train_loss=first_loss,
+        nonfinite_batches=sum(not math.isfinite(loss) for loss in losses),
+        real_tokens=sum(real),
+        pad_tokens=sum(batch["input_ids"].numel() for batch in prepared.eval_batches) - sum(real),
+    )
+    _describe_sightings(outcome, sightings)
+    _judge(outcome, difference, truth)
+    return outcome
+
+
+def filtered_mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
+    """The eval_loss that transformers 5.23 prints by default: non-finite losses are left out unless all are.
+
+    Args:
+        losses: Mean loss of each batch.
+        sizes: Sequences in each batch.
+    """
+    kept = [(loss, size) for loss, size in zip(losses, sizes, strict=True) if math.isfinite(loss)]
+    if not kept:
+        return _mean(losses, sizes)
+    return _mean([loss for loss, _ in kept], [size for _, size in kept])
+
+
+def _mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
+    return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
+
+
+def _rows(case: Case, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Any], list[Any]]:
+    """Evaluation takes the first sequences; training the next ones, or those of its own data set."""
+    wanted_eval, wanted_train = (
+        case.eval_batches * case.batch_size,
+        max(1, case.train_steps) * case.batch_size,
+    )
+    if case.eval_dataset is None:
+        texts = load_texts(case.dataset, split="train", limit=wanted_eval + wanted_train)
+        eval_texts, train_texts = texts[:wanted_eval], texts[wanted_eval:] or texts
+    else:
+        eval_texts = load_texts(case.eval_dataset, split="train", limit=wanted_eval)
+        train_texts = load_texts(case.dataset, split="train", limit=wanted_train)
+    train_rows, eval_rows = (encode(texts, tokenizer, case.max_length) for texts in (train_texts, eval_texts))
+    if not train_rows or not eval_rows:
+        raise BadInput(
+            f"Data set '{case.dataset}' gives no sequences. Give one with at least two lines of text."
+        )
+    return train_rows, eval_rows
+
+
+def _arguments(case: Case, folder: Path) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=max(1, case.train_steps),
+        learning_rate=case.learning_rate,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=case.batch_size,
+        per_device_eval_batch_size=case.batch_size,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        seed=case.seed,
+        use_cpu=devices.kind_of(case.device) == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one device is what is diagnosed
+    return arguments
+
+
+def _recording(base: type[Trainer], losses: list[Tensor]) -> type[Trainer]:
+    """The same trainer, which also keeps the loss of every evaluated batch (on its device)."""
+
+    class Recording(base):  # type: ignore[misc, valid-type]  # the base is chosen at run time
+        def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().prediction_step(*args, **kwargs)
+            losses.append(result[0])
+            return result
+
+    return Recording
+
+
+def _batches(trainer: Any, loader: Any) -> list[Batch]:
+    return [trainer._prepare_inputs(dict(batch)) for batch in loader]
+
+
+def _train(prepared: Prepared) -> tuple[list[float], list[float]]:
+    if prepared.case.train_steps == 0:
+        return [], []
+    prepared.trainer.train()
+    steps = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
+    return [float(entry["loss"]) for entry in steps], [float(entry["grad_norm"]) for entry in steps]
+
+
+def _evaluate(prepared: Prepared) -> tuple[float, list[float]]:
+    """The Trainer's own evaluation: eval_loss, and the loss of every batch."""
+    prepared.losses.clear()
+    metrics = prepared.trainer.evaluate()
+    return float(metrics["eval_loss"]), [float(loss) for loss in prepared.losses]
+
+
+def _watched_evaluation(prepared: Prepared) -> tuple[list[Tensor], list[Sighting]]:
+    """The same batches through the Trainer's prediction step once more, watched, for logits and sightings."""
+    prepared.model.eval()
+    observer = Observer(prepared.model)
+    logits, sightings = [], []
+    with observer.watching():
+        for batch in prepared.eval_batches:
+            _, outputs, _ = prepared.trainer.prediction_step(
+                prepared.model, batch, prediction_loss_only=False
+            )
+            sightings.append(observer.collect())
+            found = first_tensor(outputs)
+            if found is None:
+                raise BadInput(f"Model '{prepared.case.model}' returns no logits: it is no language model.")
+            logits.append(found)
+    return logits, sightings
+
+
+def _describe_sightings(outcome: Outcome, sightings: Sequence[Sighting]) -> None:
+    for number, seen in enumerate(sightings):
+        dead = [int(rows) for rows in seen.dead]
+        outcome.dead_rows += max(dead, default=0)
+        outcome.sdpa_calls += len(seen.masked)
+        outcome.noncontiguous_dead_calls += sum(
+            loose for loose, masked in zip(seen.noncontiguous, seen.masked, strict=True) if masked
+        )
+        first = next((event for event in seen.events if int(event.bad_rows)), None)
+        if first is not None and outcome.first_nonfinite is None:
+            outcome.first_nonfinite = FirstNonfinite(
+                batch=number,
+                layer=first.layer,
+                module=first.module,
+                operation=first.operation,
+                rows=int(first.bad_rows),
+            )
+            outcome.nonfinite_rows = [rows.sum(0).tolist() for rows in seen.layer_rows]
+
+
+def _judge(outcome: Outcome, difference: Comparison, truth: Reference) -> None:
+    outcome.bound = truth.bound_real
+    outcome.max_abs_logit_diff = difference.real
+    outcome.exact = difference.everywhere <= truth.bound_all
+    outcome.loss_moved_by = outcome.eval_loss - outcome.reference_eval_loss
+    bad_steps = [step for step, loss in enumerate(outcome.train_losses, 1) if not math.isfinite(loss)]
+    if bad_steps:
+        outcome.status, outcome.reason = "nan", f"the training loss is not finite from step {bad_steps[0]}"
+    elif outcome.nonfinite_batches:
+        outcome.status = "nan"
+        outcome.reason = (
+            f"{outcome.nonfinite_batches} of {len(outcome.eval_losses)} evaluation batches "
+            "have a loss that is not finite"
+        )
+    elif math.isinf(difference.real):
+        outcome.status, outcome.reason = "nan", "logits at real positions are not finite"
+    elif difference.real > truth.bound_real:
+        outcome.status = "wrong"
+        outcome.reason = (
+            f"logits at real positions are off the float64 reference by {difference.real:.3g}; "
+            f"the bound is {truth.bound_real:.3g}"
+        )
+    else:
+        outcome.reason = "all losses are finite and all logits within the bound"

@@ -1,0 +1,51 @@
+"""The sentences that the terminal and the Markdown form of a Diagnosis share."""
+
+from __future__ import annotations
+
+import math
+
+from mpsdiag.diagnosis.diagnosis import Diagnosis, FirstNonfinitePlace, FixResult
+
+
+def headline(diagnosis: Diagnosis) -> str:
+    """One line: the verdict, and of what."""
+    return f"{diagnosis.verdict.replace('_', ' ')}: {subject(diagnosis)}"
+
+
+def subject(diagnosis: Diagnosis) -> str:
+    """What was looked at; an emulation is always called one."""
+    if diagnosis.emulated is not None:
+        emulated = diagnosis.emulated
+        return f"EMULATED MPS of torch {emulated.release} on macOS {emulated.macos} (on the CPU)"
+    versions = diagnosis.environment.versions
+    return f"{diagnosis.device} with torch {versions.get('torch')}"
+
+
+def subtitle(diagnosis: Diagnosis) -> str:
+    """Say whether the numbers are measured or emulated, and with which transformers."""
+    transformers = f"transformers {diagnosis.environment.versions.get('transformers')}"
+    if diagnosis.emulated is not None:
+        return f"Nothing here was measured on MPS: a model of its kernels ran on the CPU. {transformers}."
+    return f"Measured on this machine's {diagnosis.device}. {transformers}."
+
+
+def number(value: float | None) -> str:
+    """A loss or a difference, or what it is instead of a number."""
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if math.isfinite(value) else str(value)
+
+
+def place(first: FirstNonfinitePlace | None) -> str:
+    """Where the first non-finite value was seen."""
+    if first is None:
+        return "none"
+    layer = "outside the layers" if first.layer is None else f"layer {first.layer}"
+    return f"{layer}, {first.module or 'model'}, {first.operation}, {first.rows} rows (batch {first.batch})"
+
+
+def fix_mark(fix: FixResult) -> str:
+    """Resolved and exact, resolved, or not."""
+    if not fix.resolves:
+        return "no"
+    return "yes, exact" if fix.exact else "yes"

@@ -1,0 +1,86 @@
+import json
+import platform
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpsdiag import environment
+from mpsdiag.environment import Environment, facts, gather, relevant_variables, scrub, to_markdown, versions
+
+PERSON = {"home": "/Users/ada", "user": "ada", "host": "adas-mac.local"}
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("/Users/ada/models/gpt2", "~/models/gpt2"),
+        ("run by ada on adas-mac.local", "run by <user> on <host>"),
+        ("adas-mac", "<host>"),
+        ("adagrad stays, nevada too", "adagrad stays, nevada too"),
+        ("https://ada:secret@hub.example", "https://<login>@hub.example"),
+        ("hf_abcdefghijklmnop", "<token>"),
+    ],
+)
+def test_personal_words_are_replaced_and_others_kept(text, clean):
+    assert scrub(text, **PERSON) == clean
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_no_home_folder_survives(before, after):
+    assert "/Users/ada" not in scrub(f"{before}/Users/ada{after}", **PERSON)
+
+
+def test_only_steering_variables_are_shown_and_secrets_are_not():
+    shown = relevant_variables(
+        {"PYTORCH_ENABLE_MPS_FALLBACK": "1", "HF_TOKEN": "hf_x", "HF_HOME": "here", "PATH": "/bin"},
+        clean=str.upper,
+    )
+    assert shown == {"HF_HOME": "HERE", "HF_TOKEN": "<set>", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
+
+
+def test_this_machine_is_described(monkeypatch):
+    monkeypatch.setenv("PYTORCH_MPS_HIGH_WATERMARK_RATIO", "0.0")
+    found = gather({"mps_built": False, "mps_available": False}, "sdpa")
+    assert found.python == platform.python_version()
+    assert found.versions["torch"] == versions()["torch"]
+    assert found.memory is not None
+    assert found.memory > 2**28
+    assert found.variables["PYTORCH_MPS_HIGH_WATERMARK_RATIO"] == "0.0"
+    json.dumps(found.model_dump())
+
+
+def test_a_mac_is_asked_for_its_chip_and_build(monkeypatch):
+    answers = {
+        "sw_vers": "24F74",
+        "sysctl": "Apple M4 Pro",
+        "ioreg": '    "gpu-core-count" = 20',
+    }
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("15.5", ("", "", ""), "arm64"))
+    monkeypatch.setattr(environment, "_ask", lambda program, *_: answers[program])
+    found = gather()
+    assert (found.system, found.system_build) == ("macOS 15.5", "24F74")
+    assert (found.chip, found.gpu_cores) == ("Apple M4 Pro", 20)
+
+
+def test_the_markdown_block_has_one_fact_a_line_and_leaves_unknown_ones_out():
+    found = Environment(
+        mpsdiag="0.1.0",
+        python="3.11.7",
+        system="macOS 15.5",
+        machine="arm64",
+        memory=64 * 2**30,
+        mps_usable=False,
+        mps_note="refuses work",
+    )
+    text = to_markdown(found)
+    assert "- Memory: 64.0 GiB\n" in text
+    assert "- MPS usable: no (refuses work)\n" in text
+    assert "None" not in text
+    assert text.startswith("<details>")
+    assert ("Chip", "None") not in facts(found)
+
+
+def test_a_program_that_is_not_there_gives_nothing():
+    assert environment._ask("no-such-program-here") is None
