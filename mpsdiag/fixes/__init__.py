@@ -1,1 +1,31 @@
-"""The fixes room."""
+"""The catalogue of attention modes: each puts itself in place, for a model or a process, and removes itself.
+
+The names below are loaded on first use, so that a start-up hook can import this room without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpsdiag.fixes.catalogue import MODES, Mode
+    from mpsdiag.fixes.handle import Handle
+    from mpsdiag.fixes.model import apply
+    from mpsdiag.fixes.process import install
+
+__all__ = ["MODES", "Handle", "Mode", "apply", "install"]
+
+_HOME = {
+    "MODES": "catalogue",
+    "Mode": "catalogue",
+    "Handle": "handle",
+    "apply": "model",
+    "install": "process",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,127 @@
+"""The attention modes by name: what each does, whether it is exact, and where it cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from mpsdiag.errors import one_of
+from mpsdiag.words import ATTENTION_MODES
+
+if TYPE_CHECKING:
+    from mpsdiag.fixes.kernels import Kernel
+    from mpsdiag.fixes.masks import Repair
+
+
+def _runs_anywhere(device: str, dtype: str, training: bool) -> str | None:
+    del device, dtype, training
+    return None
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to compute attention.
+
+    Attributes:
+        name: Its word in the contract.
+        exact: Whether it gives, bit for bit, what stock SDPA gives on the CPU.
+        summary: What it does, in one sentence.
+        process_wide: Whether `install` can put it in place; the others are for one model.
+    """
+
+    name: str
+    exact: bool
+    summary: str
+    process_wide: bool = True
+    _reason: Callable[[str, str, bool], str | None] = field(default=_runs_anywhere, repr=False, compare=False)
+
+    def unavailable(self, device: str, dtype: str, *, training: bool = True) -> str | None:
+        """Say why the mode cannot run, or None if it can.
+
+        Args:
+            device: Such as `cpu`, `mps`, `cuda:0`.
+            dtype: Such as `float32`.
+            training: Whether gradients are wanted as well; some modes only infer on some devices.
+        """
+        return self._reason(device.split(":", maxsplit=1)[0], dtype, training)
+
+    def repair(self) -> Repair | None:
+        """What the mode does to the mask before SDPA, or None if it does something else."""
+        from mpsdiag.fixes import masks
+
+        return {
+            "safe_sdpa": masks.safe,
+            "unmask_sdpa": masks.unmask,
+            "min_mask_sdpa": masks.finite_minimum,
+        }.get(self.name)
+
+    def kernel(self) -> Kernel | None:
+        """What the mode runs in place of `F.scaled_dot_product_attention`; None is that function itself."""
+        from mpsdiag.fixes import kernels
+
+        if self.name == "eager":
+            return kernels.eager
+        repair = self.repair()
+        return None if repair is None else kernels.repairing(repair)
+
+
+def _flex(device: str, dtype: str, training: bool) -> str | None:
+    from mpsdiag.fixes.availability import flex_attention
+
+    return flex_attention(device, dtype, training)
+
+
+def _flash(device: str, dtype: str, training: bool) -> str | None:
+    del training
+    if device not in {"cuda", "xpu"}:
+        return f"flash_attention_2 needs a CUDA or XPU device, this is {device}"
+    if dtype not in {"float16", "bfloat16"}:
+        return f"flash_attention_2 computes in float16 or bfloat16, not in {dtype}"
+    if importlib.util.find_spec("flash_attn") is None:
+        return (
+            "flash_attention_2 needs the package flash_attn, which is not installed (pip install flash-attn)"
+        )
+    return None
+
+
+_ALL = (
+    Mode("sdpa", True, "Stock F.scaled_dot_product_attention."),
+    Mode(
+        "eager",
+        False,
+        "Plain matmul and softmax; masked scores are finfo.min, so a dead row averages all values.",
+    ),
+    Mode(
+        "safe_sdpa",
+        True,
+        "SDPA with dead rows opened before and zeroed after: what the CPU gives, bit for bit.",
+    ),
+    Mode(
+        "unmask_sdpa",
+        False,
+        "SDPA with dead rows opened, as transformers did it up to 4.52: pads see all tokens.",
+    ),
+    Mode("min_mask_sdpa", False, "SDPA with a float mask of finfo.min instead of minus infinity."),
+    Mode("flex_attention", False, "The compiled flex_attention of torch.", process_wide=False, _reason=_flex),
+    Mode(
+        "flash_attention_2",
+        False,
+        "The flash-attn package; pads are cut out.",
+        process_wide=False,
+        _reason=_flash,
+    ),
+)
+_BY_NAME = {mode.name: mode for mode in _ALL}
+MODES: Final[Mapping[str, Mode]] = MappingProxyType({name: _BY_NAME[name] for name in ATTENTION_MODES})
+
+
+def mode_named(name: str) -> Mode:
+    """Look a mode up.
+
+    Raises:
+        BadInput: There is none of that name; the sentence suggests the nearest.
+    """
+    return MODES[one_of("attention mode", name, MODES)]
