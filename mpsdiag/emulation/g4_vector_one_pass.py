@@ -14,7 +14,6 @@ from mpsdiag.emulation.online_softmax import (
     drop_leading_nan,
     grouped_scores,
     merge_heads,
-    skipped_keys,
     spoil_leading_never,
     weighted_sum,
 )
@@ -85,9 +84,14 @@ def vector_scores(
         to the scores), or None.
     """
     scores = grouped_scores(query.float() * scale, key)
-    if mask is not None and mask.dtype != torch.bool:
+    skipped = None
+    if mask is not None and mask.dtype == torch.bool:
+        skipped = ~mask
+    elif mask is not None:
         scores += mask
-    skipped = skipped_keys(mask, is_causal, query.shape[2], key.shape[2])
+    if is_causal:
+        later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu_(1)
+        skipped = later if skipped is None else skipped | later
     if skipped is not None:
         scores.masked_fill_(skipped, NEVER)
     if not guarded:

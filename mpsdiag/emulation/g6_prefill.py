@@ -16,7 +16,6 @@ from mpsdiag.emulation.online_softmax import (
     drop_leading_nan_tiles,
     grouped_scores,
     merge_heads,
-    skipped_keys,
     weighted_sum,
 )
 
@@ -52,12 +51,13 @@ def prefill(
     head_dim = query.shape[-1]
     if block is None:
         block = 32 if head_dim < 128 else 16 if head_dim < 256 else 8
-    factor = torch.tensor(log2_scale(scale)).to(query.dtype).item()
+    factor = torch.tensor(log2_scale(scale), dtype=query.dtype).item()
     scores = grouped_scores((query * factor).float(), key)
+    length, keys = scores.shape[-2:]
     rows = 16 if head_dim >= 256 else 32
-    return tiled_attention(
-        scores, query, value, mask, is_causal, rows=rows, block=block, propagates_nan=propagates_nan
-    )
+    ends = ((torch.arange(length, device=scores.device) // rows + 1) * rows).clamp_max(length)
+    visited = visited_keys(ends, keys, block) if is_causal else None
+    return tiled_attention(scores, value, mask, is_causal, visited, block, propagates_nan).to(query.dtype)
 
 
 def log2_scale(scale: float) -> float:
@@ -65,36 +65,51 @@ def log2_scale(scale: float) -> float:
     return (torch.tensor(scale, dtype=torch.float32) * LOG2E).item()
 
 
+def visited_keys(ends: Tensor, keys: int, block: int) -> Tensor:
+    """Say which keys a causal row reads: those of every tile of `block` keys that begins before `ends`.
+
+    Args:
+        ends: (L,), for each query the end of its tile of queries.
+        keys: S.
+        block: Keys in a tile.
+
+    Returns:
+        Bool, (L, S).
+    """
+    return torch.arange(keys, device=ends.device) < ((ends + block - 1) // block * block)[:, None]
+
+
 def tiled_attention(
     scores: Tensor,
-    query: Tensor,
     value: Tensor,
     mask: Tensor | None,
     is_causal: bool,
-    *,
-    rows: int,
+    visited: Tensor | None,
     block: int,
     propagates_nan: bool,
 ) -> Tensor:
-    """Mask scores in units of log2, take the softmax by exp2 and sum the values, tile by tile.
+    """Mask scores in units of log2, take the softmax by exp2 and sum the values, as a walk over tiles does.
 
     Args:
         scores: (B, Hq, L, S), f32; overwritten.
-        query: Gives the dtype of the result.
         value: (B, Hkv, S, Dv).
         mask: As in `prefill`.
         is_causal: As in `prefill`.
-        rows: Queries in a tile.
+        visited: Bool, (L, S): which keys are in a tile that is visited; None = all.
         block: Keys in a tile.
         propagates_nan: As in `prefill`.
+
+    Returns:
+        (B, Hq, L, Dv), f32.
     """
     length, keys = scores.shape[-2:]
-    skipped = skipped_keys(mask, is_causal, length, keys)
-    if mask is not None and mask.dtype != torch.bool:
-        # f32 after the multiplication: finfo.min of f32 and bf16 becomes -inf here.
+    if is_causal:
+        scores.masked_fill_(scores.new_ones(length, keys, dtype=torch.bool).triu_(1), NEVER)
+    if mask is not None and mask.dtype == torch.bool:
+        scores.masked_fill_(~mask, NEVER)
+    elif mask is not None:
+        # The product is f32: finfo.min of f32 and bf16 becomes -inf here.
         scores.add_(mask, alpha=LOG2E)
-    if skipped is not None:
-        scores.masked_fill_(skipped, NEVER)
     if not propagates_nan:
         scores = drop_leading_nan_tiles(scores, block)
     top = scores.amax(-1, keepdim=True)
@@ -102,17 +117,6 @@ def tiled_attention(
     weights = scores.sub_(top.masked_fill_(dead, 0.0)).exp2_()
     total = weights.sum(-1, keepdim=True).masked_fill_(dead, 1.0)
     heads = value.shape[1]
-    read = None
-    if is_causal:
-        visited = _visited(length, keys, rows, block)
-        read = merge_heads(visited.expand(weights.shape), heads)
+    read = None if visited is None else merge_heads(visited.expand(weights.shape), heads)
     summed = weighted_sum(merge_heads(weights, heads), value.float(), read)
-    return (summed.reshape(*query.shape[:3], value.shape[-1]) / total).to(query.dtype)
-
-
-def _visited(length: int, keys: int, rows: int, block: int) -> Tensor:
-    """Say which keys a causal row's tiles cover: bool (L, S)."""
-    row = torch.arange(length)
-    last = ((row // rows + 1) * rows).clamp_max(length)
-    end = (last + block - 1) // block * block
-    return torch.arange(keys) < end[:, None]
+    return summed.reshape(*weights.shape[:3], value.shape[-1]) / total

@@ -6,12 +6,14 @@ weights stay in f32 for the product with V.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from mpsdiag.emulation.g6_prefill import log2_scale, tiled_attention
+from mpsdiag.emulation.g6_prefill import log2_scale, tiled_attention, visited_keys
 from mpsdiag.emulation.online_softmax import grouped_scores
 
 ROWS = 64
+"""Queries in a tile."""
 
 
 def prefill_mpp(
@@ -25,8 +27,10 @@ def prefill_mpp(
     block: int = 32,
     propagates_nan: bool = True,
 ) -> Tensor:
-    """Attend as the MPP prefill kernel does; arguments and result as in `prefill`, tiles of 32 or 64 keys."""
+    """Attend as the MPP prefill kernel does; arguments and result as in `prefill`, with tiles of 64 queries."""
     scores = grouped_scores(query.float(), key).mul_(log2_scale(scale))
-    return tiled_attention(
-        scores, query, value, mask, is_causal, rows=ROWS, block=block, propagates_nan=propagates_nan
-    )
+    length, keys = scores.shape[-2:]
+    # Unlike G6, the end of a tile of queries is not cut at the number of queries.
+    ends = (torch.arange(length, device=scores.device) // ROWS + 1) * ROWS
+    visited = visited_keys(ends, keys, block) if is_causal else None
+    return tiled_attention(scores, value, mask, is_causal, visited, block, propagates_nan).to(query.dtype)

@@ -36,21 +36,6 @@ def merge_heads(per_query_head: Tensor, kv_heads: int) -> Tensor:
     return per_query_head.reshape(batch, kv_heads, -1, width)
 
 
-def skipped_keys(mask: Tensor | None, is_causal: bool, length: int, keys: int) -> Tensor | None:
-    """Say which keys a query skips: a bool mask's False, and with `is_causal` every key after its own index.
-
-    Returns:
-        Bool, broadcastable to (B, Hq, L, S), True = skipped; None when no key is.
-    """
-    skipped = None
-    if mask is not None and mask.dtype == torch.bool:
-        skipped = ~mask
-    if is_causal:
-        later = torch.ones(length, keys, dtype=torch.bool).triu_(1)
-        skipped = later if skipped is None else skipped | later
-    return skipped
-
-
 def weighted_sum(weights: Tensor, value: Tensor, read: Tensor | None) -> Tensor:
     """Sum `weights @ value` where keys that are not read contribute nothing, not even 0 * NaN.
 
