@@ -1,0 +1,193 @@
+"""What each fix costs: durations, and ratios to the baseline. Only correct cells are ranked."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mpsdiag.matrix.statistics import (
+    NOISY,
+    bootstrap_interval,
+    iqr_ratio,
+    ratio_interval,
+    ratio_interval_of_rounds,
+)
+from mpsdiag.report.marks import Mark, mark, severity
+from mpsdiag.report.pool import Result
+from mpsdiag.words import PADDING_SIDES
+
+# Intervals are resampled, which takes time: beyond this many cells there are medians only, which a note says.
+INTERVALS_FOR = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Median of n durations in seconds, or of a ratio, with its 95 % interval where one was computed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    noisy: bool = False
+    """The interquartile range is more than a tenth of the median."""
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One timed cell. `rank` counts the correct cells from the fastest; None: not correct, so no speed-up."""
+
+    result: Result
+    mark: Mark
+    rank: int | None
+    baseline: bool
+    train_step: Estimate | None
+    eval_step: Estimate | None
+    train_ratio: Estimate | None
+    eval_ratio: Estimate | None
+    tokens_per_second: float | None
+    """Real tokens (pads not counted) of an evaluation step in a second."""
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The timed cells of one panel and padding side, correct ones first, fastest first."""
+
+    padding: str
+    timed_on: tuple[str, ...]
+    emulated: bool
+    """The verdicts come from an emulation; these timings do not: they are of `timed_on`, without it."""
+    baseline_mark: Mark | None
+    """What the baseline itself came to; None if it was not timed here, and then there are no ratios."""
+    rows: tuple[CostRow, ...]
+
+
+class Budget:
+    """How many more cells get intervals; it remembers how many went without."""
+
+    def __init__(self, cells: int = INTERVALS_FOR) -> None:
+        self._left = cells
+        self._without = 0
+
+    def take(self) -> bool:
+        """Whether one more cell may have its intervals computed."""
+        if self._left > 0:
+            self._left -= 1
+            return True
+        self._without += 1
+        return False
+
+    def notes(self) -> tuple[str, ...]:
+        """Say how many cells went without, if any did."""
+        if not self._without:
+            return ()
+        text = (
+            f"{self._without:,} cells are given without intervals: they are computed for the first"
+            f" {INTERVALS_FOR:,}. Report fewer journals, or narrower ones, to see them."
+        )
+        return (text,)
+
+
+def tables(results: Sequence[Result], baseline: str, budget: Budget) -> tuple[CostTable, ...]:
+    """Rank the timed cells of a panel, each padding side by itself.
+
+    Args:
+        results: Cells that differ in attention, trainer and padding only.
+        baseline: Attention mode that the ratios are to, with the standard trainer on the same side.
+        budget: Pays for the intervals.
+    """
+    made = []
+    for side in PADDING_SIDES:
+        timed = [one for one in results if one.cell.padding == side and (one.eval_step or one.train_step)]
+        if timed:
+            made.append(_table(side, timed, baseline, budget))
+    return tuple(made)
+
+
+def is_baseline(result: Result, baseline: str) -> bool:
+    """Whether a cell is what the ratios are to: the baseline's attention with the standard trainer."""
+    return result.cell.attention == baseline and result.cell.trainer == "standard"
+
+
+def _table(side: str, timed: Sequence[Result], baseline: str, budget: Budget) -> CostTable:
+    reference = next((one for one in timed if is_baseline(one, baseline)), None)
+    order = sorted(timed, key=lambda one: (not one.correct, severity(one.status), _speed(one)))
+    rows = []
+    for number, one in enumerate(order, start=1):
+        full = budget.take()
+        rows.append(
+            CostRow(
+                result=one,
+                mark=mark([one]),
+                rank=number if one.correct else None,
+                baseline=one is reference,
+                train_step=_estimate(one.train_step, full=full),
+                eval_step=_estimate(one.eval_step, full=full),
+                train_ratio=ratio(one.train_rounds, reference.train_rounds, full=full) if reference else None,
+                eval_ratio=ratio(one.eval_rounds, reference.eval_rounds, full=full) if reference else None,
+                tokens_per_second=_rate(one),
+            )
+        )
+    return CostTable(
+        padding=side,
+        timed_on=tuple(dict.fromkeys(one.timed_on for one in timed if one.timed_on)),
+        emulated=any(one.cell.emulate is not None for one in timed),
+        baseline_mark=None if reference is None else mark([reference]),
+        rows=tuple(rows),
+    )
+
+
+def _speed(result: Result) -> tuple[float, float]:
+    """Sort key: the evaluation step, where the defect is, then the training step."""
+    middle = [
+        statistics.median(values) if values else math.inf for values in (result.eval_step, result.train_step)
+    ]
+    return middle[0], middle[1]
+
+
+def _estimate(values: Sequence[float], *, full: bool) -> Estimate | None:
+    if not values:
+        return None
+    spread = bootstrap_interval(values) if full else None
+    return Estimate(
+        statistics.median(values),
+        low=spread.low if spread else None,
+        high=spread.high if spread else None,
+        n=len(values),
+        noisy=full and iqr_ratio(values) > NOISY,
+    )
+
+
+Rounds = Mapping[int, Sequence[float]]
+
+
+def ratio(ours: Rounds, theirs: Rounds, *, full: bool) -> Estimate | None:
+    """Ratio of medians; with `full` its interval, by rounds where both sides ran the same rounds.
+
+    Args:
+        ours: Samples in seconds by round.
+        theirs: Those that are divided by.
+        full: Whether to compute the interval.
+    """
+    above = [value for values in ours.values() for value in values]
+    below = [value for values in theirs.values() for value in values]
+    if not above or not below or statistics.median(below) <= 0:
+        return None
+    value = statistics.median(above) / statistics.median(below)
+    spread = None
+    if full and ours.keys() == theirs.keys():
+        order = sorted(ours)
+        spread = ratio_interval_of_rounds([ours[one] for one in order], [theirs[one] for one in order])
+    elif full:
+        spread = ratio_interval(above, below)
+    return Estimate(
+        value, low=spread.low if spread else None, high=spread.high if spread else None, n=len(above)
+    )
+
+
+def _rate(result: Result) -> float | None:
+    measured = result.measured
+    if measured is None or not measured.eval_losses or not result.eval_step:
+        return None
+    return measured.real_tokens / len(measured.eval_losses) / statistics.median(result.eval_step)

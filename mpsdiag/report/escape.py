@@ -1,0 +1,126 @@
+"""Untrusted text made harmless: model ids, paths, errors and logs may hold anything, and a megabyte of it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+CELL_LIMIT = 200
+LOG_LIMIT = 4000
+
+# Escape sequences of terminals: CSI (colours, cursor), OSC (titles, links) and the two-character ones.
+_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\^_]")
+# Control characters, except newline and tab; and the invisible ones that reorder text or hide in it.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"
+    r"\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+# Characters with a meaning in GitHub's Markdown or in HTML; @ and # would call people and link other issues.
+_MARKDOWN = {
+    "\\": "\\\\",
+    "|": "&#124;",
+    "`": "\\`",
+    "*": "\\*",
+    "[": "\\[",
+    "]": "\\]",
+    "~": "\\~",
+    "$": "\\$",
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "@": "&#64;",
+    "#": "&#35;",
+}
+_SPECIAL = re.compile("[" + re.escape("".join(_MARKDOWN)) + "]")
+# An underscore inside a word emphasizes nothing in GitHub's Markdown; elsewhere it may.
+_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_AUTOLINK = re.compile(r"(?i)\b(https?|ftp)://|\bwww\.")
+
+
+def cap(text: str, limit: int = CELL_LIMIT) -> str:
+    """Shorten a text to at most `limit` characters, the last of them `…`.
+
+    Args:
+        text: Any text.
+        limit: Greatest length of what comes back, at least 1.
+    """
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def cap_tail(text: str, limit: int = LOG_LIMIT) -> str:
+    """Keep the last `limit` characters of a log, from the start of a line where there is one."""
+    if len(text) <= limit:
+        return text
+    tail = text[-limit:]
+    _, newline, rest = tail.partition("\n")
+    return "…\n" + (rest if newline and rest else tail)
+
+
+def terminal_text(text: str) -> str:
+    """Take out what steers a terminal: escape sequences, control characters, text direction. Newlines stay.
+
+    A lone surrogate, which no encoding can write, becomes a replacement character.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
+    text = _CONTROL.sub("", _SEQUENCE.sub("", text))
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def one_line(text: str, limit: int = CELL_LIMIT) -> str:
+    """Make harmless, put on one line, shorten: what a table cell or a sentence can take.
+
+    Args:
+        text: Any text, of any length; only its beginning is looked at.
+        limit: Greatest length of what comes back.
+    """
+    return cap(" ".join(terminal_text(text[: 8 * limit]).split()), limit)
+
+
+def log_text(text: str, limit: int = LOG_LIMIT) -> str:
+    """Make the end of a log harmless, keeping its lines."""
+    return terminal_text(cap_tail(text, limit)).strip("\n")
+
+
+def md_text(text: str, limit: int = 2000) -> str:
+    """Escape a sentence for GitHub's Markdown, on one line."""
+    escaped = _SPECIAL.sub(lambda found: _MARKDOWN[found.group()], one_line(text, limit))
+    escaped = _UNDERSCORE.sub(r"\\_", escaped)
+    escaped = _AUTOLINK.sub(lambda found: found.group().replace(":", "&#58;").replace(".", "&#46;"), escaped)
+    escaped = re.sub(r"^([-+=])", r"\\\1", escaped)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)
+
+
+def md_cell(text: str, limit: int = CELL_LIMIT) -> str:
+    """Escape a text for a cell of a Markdown table: one line, no pipe, no markup, `limit` characters at most."""
+    return md_text(text, limit)
+
+
+def md_block(text: str, limit: int = LOG_LIMIT) -> str:
+    """Fence a log: the fence is longer than any run of backticks in it."""
+    body = log_text(text, limit)
+    longest = max((len(run) for run in re.findall(r"`+", body)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{body}\n{fence}"
+
+
+def ascii_text(text: str) -> str:
+    """Spell the marks of a report with ASCII, for a terminal that cannot show them."""
+    text = text.translate(_PLAIN)
+    return unicodedata.normalize("NFKD", text).encode("ascii", "replace").decode("ascii")
+
+
+_PLAIN = str.maketrans(
+    {
+        "✓": "+",
+        "≈": "~",
+        "✗": "x",
+        "≠": "!",
+        "–": "-",
+        "—": "-",
+        "×": "x",
+        "µ": "u",
+        "…": "...",
+        "·": "-",
+        "→": "->",
+    }
+)

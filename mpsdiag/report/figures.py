@@ -1,0 +1,81 @@
+"""How numbers are written: durations, memory, ratios, losses; short, and with their units."""
+
+from __future__ import annotations
+
+import math
+
+NOTHING = "–"
+
+
+def seconds(value: float | None) -> str:
+    """Write a duration given in seconds with three significant digits: `12.3 ms`."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if abs(value) >= scale:
+            return f"{_three(value / scale)} {unit}"
+    return f"{_three(value / 1e-9)} ns"
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """Write a duration with its interval, both in the unit of the value: `12.3 ms [12.1, 12.6]`."""
+    text = seconds(value)
+    if value is None or low is None or high is None or not math.isfinite(low + high):
+        return text
+    scale = next((scale for scale in (1.0, 1e-3, 1e-6) if abs(value) >= scale), 1e-9)
+    return f"{text} [{_three(low / scale)}, {_three(high / scale)}]"
+
+
+def ratio(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """Write a ratio to the baseline: `1.02× [0.99, 1.05]`."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    text = f"{value:.2f}×"
+    return text if low is None or high is None else f"{text} [{low:.2f}, {high:.2f}]"
+
+
+def memory(value: int | None) -> str:
+    """Write a number of bytes: `512 MiB`."""
+    if value is None:
+        return NOTHING
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= scale:
+            return f"{_three(value / scale)} {unit}"
+    return f"{value} B"
+
+
+def rate(value: float | None) -> str:
+    """Write tokens per second with thousands apart: `12,300`."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{float(_three(value)):,.0f}" if value >= 100 else _three(value)
+
+
+def loss(value: float | None) -> str:
+    """Write a loss in nats: `5.5413`, `NaN`, `inf`."""
+    if value is None:
+        return NOTHING
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return f"{value:.4f}"
+
+
+def moved(value: float) -> str:
+    """Write by how much a loss moved, with its sign: `+0.0012`, `-3e-06`."""
+    if not math.isfinite(value):
+        return loss(value)
+    return f"{value:+.4f}" if abs(value) >= 0.001 else f"{value:+.1g}"
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun: `1 cell`, `2,000 cells`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _three(value: float) -> str:
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 6)}f}" if digits else f"{float(f'{value:.3g}'):.0f}"

@@ -1,0 +1,191 @@
+"""Journals -> one result a cell: the rounds of a cell pooled, duplicates settled, environments kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mpsdiag.matrix.record import Cell, Measured, Record
+
+if TYPE_CHECKING:
+    from mpsdiag.matrix.journal import Journal
+
+# What a round found out about the numbers, worst first; the other statuses say that it did not finish.
+FINDINGS = ("nan", "wrong", "ok")
+
+# Facts of an environment that differ between two askings on one machine: they do not tell machines apart.
+_UNSTEADY = frozenset({"mps_built", "mps_available", "mps_usable", "mps_note", "default_attention"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """One environment that something was measured in; `label` is short and made for headings."""
+
+    number: int
+    label: str
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Setback:
+    """A round that did not finish, with the end of its log."""
+
+    round: int
+    status: str
+    reason: str | None
+    signal: str | None
+    log_tail: str
+
+
+@dataclass
+class Result:
+    """All rounds of one cell in one environment. Durations in seconds, raw, by round."""
+
+    key: str
+    cell: Cell
+    place: Place
+    status: str
+    reason: str | None
+    measured: Measured | None
+    rounds: int = 0
+    train_rounds: dict[int, list[float]] = field(default_factory=dict)
+    eval_rounds: dict[int, list[float]] = field(default_factory=dict)
+    timed_on: str | None = None
+    peak_memory: int | None = None
+    """Bytes, from a round that was not emulated: of the device where it counts them, else of the process."""
+    setbacks: list[Setback] = field(default_factory=list)
+
+    @property
+    def train_step(self) -> list[float]:
+        """Durations of a training step, all rounds together."""
+        return [value for values in self.train_rounds.values() for value in values]
+
+    @property
+    def eval_step(self) -> list[float]:
+        """Durations of an evaluation step, all rounds together."""
+        return [value for values in self.eval_rounds.values() for value in values]
+
+    @property
+    def correct(self) -> bool:
+        """It finished, and its numbers are right."""
+        return self.status == "ok"
+
+    @property
+    def decided(self) -> bool:
+        """It finished with a finding about the numbers, good or bad."""
+        return self.status in FINDINGS
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Every result of some journals, in the order in which the cells first appear."""
+
+    results: tuple[Result, ...]
+    places: tuple[Place, ...]
+    notes: tuple[str, ...]
+
+
+def pool(journals: Sequence[Journal]) -> Pool:
+    """Put the rounds of each cell together.
+
+    Rounds of one cell in one environment pool their raw samples. The same round twice: the newest counts, and
+    a note says so. The same cell in two environments stays two results.
+
+    Args:
+        journals: As read; an empty environment in a record means that of its journal's header.
+    """
+    places: list[Place] = []
+    known: dict[str, Place] = {}
+    kept: dict[tuple[int, str], dict[int, Record]] = {}
+    twice = 0
+    for journal in journals:
+        last: tuple[dict[str, Any], Place] | None = None
+        for record in journal.records:
+            environment = record.environment or journal.header.environment
+            if last is None or (last[0] is not environment and last[0] != environment):
+                last = (environment, _place(environment, known, places))
+            rounds = kept.setdefault((last[1].number, record.key), {})
+            older = rounds.get(record.round)
+            twice += older is not None
+            if older is None or record.started >= older.started:
+                rounds[record.round] = record
+    results = tuple(_pooled(places[number], rounds) for (number, _), rounds in kept.items())
+    notes = [text for journal in journals for text in journal.warnings]
+    if twice:
+        times = "1 round was" if twice == 1 else f"{twice} rounds were"
+        notes.append(f"{times} recorded more than once; the newest counts.")
+    return Pool(results=results, places=tuple(places), notes=tuple(notes))
+
+
+def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
+    """Make one result of the rounds of a cell: the worst finding counts, the raw samples are pooled."""
+    order = [rounds[number] for number in sorted(rounds)]
+    findings = [record for record in order if record.status in FINDINGS]
+    verdict = min(findings, key=lambda record: FINDINGS.index(record.status)) if findings else order[0]
+    result = Result(
+        key=verdict.key,
+        cell=verdict.cell,
+        place=place,
+        status=verdict.status,
+        reason=verdict.reason,
+        measured=verdict.measured,
+        rounds=len(order),
+    )
+    for record in order:
+        if record.status not in FINDINGS:
+            result.setbacks.append(
+                Setback(record.round, record.status, record.reason, record.signal, record.log_tail)
+            )
+        if record.timing is not None:
+            result.timed_on = record.timing.device
+            if record.timing.train_step:
+                result.train_rounds[record.round] = record.timing.train_step
+            if record.timing.eval_step:
+                result.eval_rounds[record.round] = record.timing.eval_step
+    result.peak_memory = _peak_memory(order, emulated=verdict.cell.emulate is not None)
+    return result
+
+
+def _peak_memory(order: Iterable[Record], *, emulated: bool) -> int | None:
+    """Highest memory over the rounds in bytes; a round that only ran under emulation does not count."""
+    measured = [
+        record.measured
+        for record in order
+        if record.measured is not None and (record.timing is not None or not emulated)
+    ]
+    for name in ("peak_device_memory", "peak_process_memory"):
+        values = [value for one in measured if (value := getattr(one, name)) is not None]
+        if values:
+            return int(max(values))
+    return None
+
+
+def _place(environment: dict[str, Any], known: dict[str, Place], places: list[Place]) -> Place:
+    steady = {name: value for name, value in environment.items() if name not in _UNSTEADY}
+    identity = repr(sorted(steady.items(), key=lambda item: item[0]))
+    if identity not in known:
+        known[identity] = Place(
+            number=len(places), label=_label(environment), facts=tuple(_flat(environment))
+        )
+        places.append(known[identity])
+    return known[identity]
+
+
+def _label(environment: dict[str, Any]) -> str:
+    versions = environment.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
+    parts = [environment.get("chip") or environment.get("machine"), environment.get("system")]
+    parts += [f"{name} {versions[name]}" for name in ("torch", "transformers") if versions.get(name)]
+    if environment.get("cuda"):
+        parts.append(f"CUDA {environment['cuda']}")
+    return ", ".join(str(part) for part in parts if part) or "environment not recorded"
+
+
+def _flat(environment: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in environment.items():
+        if isinstance(value, dict):
+            yield from _flat(value, prefix="" if name in {"versions", "variables"} else f"{prefix}{name}.")
+        elif value is not None:
+            text = f"{value / 2**30:.1f} GiB" if name == "memory" and isinstance(value, int) else str(value)
+            yield f"{prefix}{name}", text

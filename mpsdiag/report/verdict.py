@@ -1,0 +1,257 @@
+"""From the cells of one scene to a sentence: is it affected, which fix resolves it, and at what cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import geometric_mean
+
+from mpsdiag.report import figures
+from mpsdiag.report.cost import CostTable
+from mpsdiag.report.marks import moved_by
+from mpsdiag.report.pool import Result
+from mpsdiag.words import Verdict as Word
+
+# A baseline that crashes is affected as well; one that ran out of time or memory has not answered.
+_TROUBLE = frozenset({"nan", "wrong", "crash"})
+_SYMPTOM = {"nan": "a NaN evaluation loss", "wrong": "wrong numbers", "crash": "a crash"}
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A pair of attention mode and trainer, right wherever it was run, and run wherever it is needed.
+
+    `moved`: greatest shift of the evaluation loss in nats, 0.0 for an exact fix, None if not measured.
+    `eval_ratio`: evaluation step against the baseline's, geometric mean over the panels, None if not timed.
+    """
+
+    attention: str
+    trainer: str
+    moved: float | None
+    eval_ratio: float | None
+    spread: tuple[float, float] | None
+    """Interval of the ratio where there is one panel, else least and greatest ratio."""
+    panels: int
+
+    def changes(self, baseline: str) -> int:
+        """How many things it changes: the attention, the trainer, or both."""
+        return (self.attention != baseline) + (self.trainer != "standard")
+
+    def words(self, baseline: str) -> str:
+        """What to use, in words."""
+        parts = []
+        if self.attention != baseline:
+            parts.append(f"{self.attention} attention")
+        if self.trainer != "standard":
+            parts.append(f"the {self.trainer} trainer")
+        return " with ".join(parts)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The finding on one scene. `fixes` hold every pair that resolves it, the recommended one first."""
+
+    word: Word
+    sentence: str
+    recommendation: str
+    fixes: tuple[Fix, ...]
+
+    @property
+    def text(self) -> str:
+        """Verdict and recommendation together."""
+        return f"{self.sentence} {self.recommendation}".strip()
+
+
+def decide(
+    panels: Sequence[Sequence[Result]],
+    baseline: str,
+    emulated: str | None,
+    costs: Sequence[Sequence[CostTable]],
+) -> Verdict:
+    """Judge a scene.
+
+    Args:
+        panels: The cells of each panel.
+        baseline: Attention mode whose standard-trainer cells tell whether there is a problem.
+        emulated: What was emulated, in words, for the sentence.
+        costs: The cost tables of each panel.
+    """
+    spots: dict[tuple[int, str], dict[tuple[str, str], Result]] = {}
+    for number, results in enumerate(panels):
+        for one in results:
+            spot = spots.setdefault((number, one.cell.padding), {})
+            spot[one.cell.attention, one.cell.trainer] = one
+    reference = {
+        key: spot[baseline, "standard"] for key, spot in spots.items() if (baseline, "standard") in spot
+    }
+    where = f" ({emulated}, not measured on MPS)" if emulated else ""
+    everything = [one for results in panels for one in results]
+    trouble = {key for key, one in reference.items() if one.status in _TROUBLE}
+    if trouble:
+        sentence = f"Affected{where}: {_symptom(reference, baseline)}."
+        fixes = _fixes(spots, trouble, baseline, costs)
+        return Verdict("affected", sentence, _recommend(fixes, baseline, emulated, costs), fixes)
+    return _without_trouble(everything, list(reference.values()), baseline, where)
+
+
+def headline(scenes: Sequence[tuple[str, Verdict]]) -> str:
+    """Sum up all scenes in the sentence that a report opens with.
+
+    Args:
+        scenes: Label and verdict of each.
+    """
+    if not scenes:
+        return "Undecided: there is no cell in these journals."
+    if len(scenes) == 1:
+        return scenes[0][1].text
+    bad = [(label, one) for label, one in scenes if one.word == "affected"]
+    if not bad:
+        words = {one.word for _, one in scenes}
+        sure = "Not affected" if words == {"not_affected"} else "Undecided"
+        return f"{sure} in {len(scenes)} settings: each has its own verdict below."
+    common = _common_fix([one for _, one in bad])
+    advice = f" Use {common}: it resolves all of them." if common else ""
+    return f"Affected in {len(bad)} of {len(scenes)} settings, each with its own verdict below.{advice}"
+
+
+def _common_fix(verdicts: Sequence[Verdict]) -> str | None:
+    for fix in verdicts[0].fixes:
+        others = [{(one.attention, one.trainer) for one in verdict.fixes} for verdict in verdicts[1:]]
+        if all((fix.attention, fix.trainer) in pairs for pairs in others):
+            return f"{fix.attention} attention with the {fix.trainer} trainer"
+    return None
+
+
+def _symptom(reference: dict[tuple[int, str], Result], baseline: str) -> str:
+    """Say what the baseline suffers from, a clause for each kind."""
+    clauses = []
+    for status, symptom in _SYMPTOM.items():
+        sides = []
+        for side in dict.fromkeys(side for _, side in reference):
+            here = [key for key in reference if key[1] == side]
+            hit = sum(reference[key].status == status for key in here)
+            if hit:
+                share = "" if len(here) == 1 else f" ({hit} of {len(here)} settings)"
+                sides.append(f"{side} padding{share}")
+        if sides:
+            clauses.append(f"{symptom} with {' and '.join(sides)}")
+    return f"{baseline} attention with the standard Trainer gives {', and '.join(clauses)}"
+
+
+def _fixes(
+    spots: dict[tuple[int, str], dict[tuple[str, str], Result]],
+    trouble: set[tuple[int, str]],
+    baseline: str,
+    costs: Sequence[Sequence[CostTable]],
+) -> tuple[Fix, ...]:
+    pairs = dict.fromkeys(pair for spot in spots.values() for pair in spot if pair != (baseline, "standard"))
+    fixes = []
+    for attention, trainer in pairs:
+        met = [spot[attention, trainer] for spot in spots.values() if (attention, trainer) in spot]
+        needed = all((attention, trainer) in spots[key] for key in trouble)
+        if needed and all(one.correct for one in met if one.status not in {"skip", "interrupted"}):
+            if any(not spots[key][attention, trainer].correct for key in trouble):
+                continue
+            fixes.append(_fix(attention, trainer, met, costs))
+    return tuple(
+        sorted(
+            fixes,
+            key=lambda fix: (
+                fix.moved != 0.0,
+                fix.changes(baseline),
+                fix.trainer
+                != "standard",  # a changed attention mends the cause, a changed trainer goes round it
+                math.inf if fix.eval_ratio is None else fix.eval_ratio,
+            ),
+        )
+    )
+
+
+def _fix(attention: str, trainer: str, met: Sequence[Result], costs: Sequence[Sequence[CostTable]]) -> Fix:
+    shifts = [moved_by(one) for one in met if one.correct]
+    known = [shift for shift in shifts if shift is not None]
+    rows = [
+        row.eval_ratio
+        for tables in costs
+        for table in tables
+        for row in table.rows
+        if (row.result.cell.attention, row.result.cell.trainer) == (attention, trainer) and row.eval_ratio
+    ]
+    values = [row.value for row in rows if row.value > 0]
+    spread = None
+    if len(rows) == 1 and rows[0].low is not None and rows[0].high is not None:
+        spread = (rows[0].low, rows[0].high)
+    elif len(values) > 1:
+        spread = (min(values), max(values))
+    return Fix(
+        attention=attention,
+        trainer=trainer,
+        moved=max(known, key=abs) if known and len(known) == len(shifts) else None,
+        eval_ratio=geometric_mean(values) if values else None,
+        spread=spread,
+        panels=len(rows),
+    )
+
+
+def _recommend(
+    fixes: Sequence[Fix], baseline: str, emulated: str | None, costs: Sequence[Sequence[CostTable]]
+) -> str:
+    if not fixes:
+        return "No fix that was run resolves it everywhere."
+    best = fixes[0]
+    if best.moved is None:
+        quality = "it resolves it"
+    elif best.moved == 0.0:
+        quality = "it resolves it and is exact"
+    else:
+        quality = f"it resolves it, the loss moves by {figures.moved(best.moved)}"
+    price = ""
+    if best.eval_ratio is not None:
+        on = sorted({device for tables in costs for table in tables for device in table.timed_on})
+        timed = f", timed on {' and '.join(on)} without emulation" if emulated else ""
+        low, high = best.spread or (None, None)
+        price = (
+            f"; an evaluation step takes {figures.ratio(best.eval_ratio, low, high)} the baseline's{timed}"
+        )
+    return f"Use {best.words(baseline)}: {quality}{price}."
+
+
+def _price(fix: Fix) -> str:
+    if fix.panels == 1:
+        return f"{figures.ratio(fix.eval_ratio, *(fix.spread or (None, None)))} the baseline's"
+    low, high = fix.spread or (fix.eval_ratio, fix.eval_ratio)
+    return (
+        f"{figures.ratio(fix.eval_ratio)} the baseline's ({low:.2f} to {high:.2f} over {fix.panels} settings)"
+    )
+
+
+def _without_trouble(
+    everything: Sequence[Result], reference: Sequence[Result], baseline: str, where: str
+) -> Verdict:
+    bad = sum(one.status in _TROUBLE for one in everything)
+    others = f" {figures.count(bad, 'other cell')} came out NaN, wrong or crashed." if bad else ""
+    if reference and all(one.correct for one in reference):
+        settings = "" if len(reference) == 1 else f" in all {len(reference)} settings"
+        return Verdict(
+            "not_affected",
+            f"Not affected{where}: {baseline} attention with the standard Trainer is right"
+            f"{settings}.{others}",
+            "No fix is needed.",
+            (),
+        )
+    if reference:
+        open_ = sum(not one.correct for one in reference)
+        return Verdict(
+            "undecided",
+            f"Undecided{where}: {open_} of {len(reference)} baseline cells did not finish.{others}",
+            "Run the bench again: it takes up where it stopped.",
+            (),
+        )
+    return Verdict(
+        "affected" if bad else "undecided",
+        f"{'Affected' if bad else 'Undecided'}{where}: the baseline, {baseline} attention with the standard"
+        f" Trainer, was not run; {bad} of {len(everything)} cells came out NaN, wrong or crashed.",
+        "Add the baseline to the matrix to see what a fix changes.",
+        (),
+    )
