@@ -1,0 +1,96 @@
+"""One call of attention, as it reaches the dispatcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of `scaled_dot_product_attention` by name.
+
+    Attributes:
+        query: `(..., Hq, L, D)`.
+        key: `(..., Hkv, S, D)`.
+        value: `(..., Hkv, S, Dv)`.
+        mask: None, bool (True = may attend) or floating (added to the scores).
+        dropout_p: Probability of dropping a weight.
+        is_causal: Hide the keys after the query's own position.
+        scale: Multiplies the scores; `1 / sqrt(D)` if None.
+        enable_gqa: Query heads share key and value heads.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value."""
+        return self.query, self.key, self.value
+
+    @property
+    def on_cpu(self) -> bool:
+        """All tensors are plain CPU tensors, which is what is emulated."""
+        mask = () if self.mask is None else (self.mask,)
+        return all(x.device.type == "cpu" and not x.is_nested for x in (*self.tensors, *mask))
+
+    @property
+    def needs_grad(self) -> bool:
+        """Grad mode is on and one of query, key and value asks for a gradient; the mask does not count."""
+        return torch.is_grad_enabled() and any(x.requires_grad for x in self.tensors)
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether torch would get past its own checks; if not, it is left to torch to say what is wrong."""
+        q = self.query
+        same = all(x.dtype == q.dtype and x.device == q.device and x.dim() >= 2 for x in self.tensors)
+        mask_ok = self.mask is None or self.mask.dtype in {torch.bool, torch.float32, q.dtype}
+        return same and q.is_floating_point() and mask_ok
+
+    def with_additive_mask(self) -> Call:
+        """The call with a bool mask turned into 0 and -inf in the query's dtype, as the public function does first."""
+        if self.mask is None or self.mask.dtype != torch.bool:
+            return self
+        mask = torch.zeros(self.mask.shape, dtype=self.query.dtype).masked_fill_(~self.mask, float("-inf"))
+        return replace(self, mask=mask)
+
+
+def public_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    """Read the arguments of `F.scaled_dot_product_attention`."""
+    named = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
+    return _call({**named, **kwargs})
+
+
+def operator_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    """Read the arguments of `aten::_scaled_dot_product_attention_math_for_mps`; its dropout mask is not modelled."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "dropout_mask")
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    named.pop("dropout_mask", None)
+    return _call(named)
+
+
+def _call(named: dict[str, Any]) -> Call:
+    return Call(
+        named["query"],
+        named["key"],
+        named["value"],
+        named.get("attn_mask"),
+        named.get("dropout_p", 0.0),
+        named.get("is_causal", False),
+        named.get("scale"),
+        named.get("enable_gqa", False),
+    )

@@ -1,0 +1,76 @@
+"""The dispatcher: which path a call takes on a release. Pure decisions, no arithmetic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from mpsdiag.emulation.releases import TWO_PASS_KEYS, VECTOR_QUERIES
+
+if TYPE_CHECKING:
+    from mpsdiag.emulation.call import Call
+    from mpsdiag.emulation.releases import Release
+
+Path = Literal["general", "vector_one_pass", "vector_two_pass", "prefill", "prefill_mpp"]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def takes_operator(call: Call, release: Release, macos: int, *, dropout_ignored: bool) -> bool:
+    """Whether the public function hands the call to the MPS operator, and not to the composite path.
+
+    Args:
+        call: What was called.
+        release: The row of the table.
+        macos: Major version of macOS.
+        dropout_ignored: Dropout does not keep the call from the operator although it should.
+    """
+    if release.general == "none" or call.needs_grad:
+        return False
+    if call.dropout_p > 0.0 and release.dropout != "refused" and not dropout_ignored:
+        return False
+    return macos >= release.contiguous_below or all(x.is_contiguous() for x in call.tensors)
+
+
+def choose_path(call: Call, release: Release, macos: int, *, prefill_disabled: bool) -> Path:
+    """Which kernel the operator runs. Head counts are those of the call, before any repeating of heads.
+
+    Args:
+        call: A call with 4D tensors.
+        release: The row of the table.
+        macos: Major version of macOS.
+        prefill_disabled: PYTORCH_MPS_DISABLE_PREFILL_ATTENTION=1 is set.
+    """
+    q, k, v = call.tensors
+    queries, keys, dim = q.size(2), k.size(2), q.size(3)
+    if k.size(3) != dim or v.size(3) != dim or not q.size(0) == k.size(0) == v.size(0):
+        return "general"
+    if (
+        queries <= VECTOR_QUERIES
+        and queries <= keys
+        and dim in release.vector_dims
+        and _vector_mask(call, release)
+    ):
+        # The host code also asks for 4096 keys with shared heads, which 1024 keys already cover.
+        return "vector_two_pass" if keys >= TWO_PASS_KEYS else "vector_one_pass"
+    if (
+        queries > VECTOR_QUERIES
+        and keys > 0
+        and dim in release.prefill_dims
+        and not prefill_disabled
+        and _kernel_mask(call)
+    ):
+        mpp = macos >= 26 and q.dtype in _HALF and dim in release.mpp_dims
+        return "prefill_mpp" if mpp else "prefill"
+    return "general"
+
+
+def _vector_mask(call: Call, release: Release) -> bool:
+    if release.vector_everything:
+        return _kernel_mask(call)
+    return not call.is_causal and (call.mask is None or call.mask.dtype == torch.bool)
+
+
+def _kernel_mask(call: Call) -> bool:
+    return call.mask is None or call.mask.dtype in {torch.bool, call.query.dtype}

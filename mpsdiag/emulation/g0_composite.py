@@ -1,0 +1,65 @@
+"""G0: composite attention with a plain softmax, in the dtype of the query. torch 2.0 to 2.4.
+
+A row whose scores are all -inf gives NaN, in the output and in the gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpsdiag.emulation.rounding import (
+    NEGATIVE_INFINITY,
+    additive,
+    after_the_query,
+    expand_heads,
+    product,
+    rounded,
+    scale_or_default,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def composite_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention as torch 2.0 to 2.4 composes it from single operators; differentiable.
+
+    Every intermediate is rounded to the dtype of the query; both factors are scaled by `sqrt(scale)`.
+
+    Args:
+        query: `(..., Hq, L, D)`.
+        key: `(..., Hkv, S, D)`.
+        value: `(..., Hkv, S, Dv)`.
+        mask: None, bool or floating, broadcastable to the scores.
+        is_causal: Hide the keys after the query's own position.
+        scale: Multiplies the scores; `1 / sqrt(D)` if None.
+        enable_gqa: Query heads share key and value heads.
+        dropout_p: Probability of dropping a weight.
+
+    Returns:
+        The output `(..., Hq, L, Dv)` and the attention weights `(..., Hq, L, S)`, in the dtype of the query.
+    """
+    dtype = query.dtype
+    key, value = expand_heads(key, value, query, enable_gqa)
+    root = math.sqrt(scale_or_default(scale, query))
+    scores = rounded(product(query * root, (key * root).mT), dtype)
+    if is_causal:
+        scores = scores.masked_fill(after_the_query(*scores.shape[-2:]), NEGATIVE_INFINITY)
+    elif mask is not None:
+        scores = rounded(scores + additive(mask, dtype), dtype)
+    weights = torch.softmax(scores, dim=-1).to(dtype)
+    if dropout_p > 0.0:
+        weights = torch.dropout(weights, dropout_p, train=True)
+    return product(weights, value).to(dtype), weights

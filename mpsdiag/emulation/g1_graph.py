@@ -1,0 +1,93 @@
+"""G1: the MPSGraph of torch 2.5 to 2.8. Softmax in the dtype of the query; a row of -inf gives NaN."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpsdiag.emulation.blocks import in_blocks
+from mpsdiag.emulation.rounding import (
+    NEGATIVE_INFINITY,
+    additive,
+    after_the_query,
+    expand_heads,
+    product,
+    rounded,
+    rounded_number,
+    scale_or_default,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CAUSAL_FILL = -1e20  # what the graph writes over hidden scores; -inf only in float16
+TINY_SHIFT = 1e-20  # 2.8+ adds it to float32 products on macOS 15+, against a fusion that gave NaN
+
+
+def graph_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    *,
+    zero_dead_rows: bool = False,
+    shift: float = 0.0,
+    want_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as the graph of 2.5 to 2.8 computes it: every step rounded to the dtype of the query.
+
+    Args:
+        query: `(B, H, L, D)`.
+        key: `(B, Hkv, S, D)`.
+        value: `(B, Hkv, S, Dv)`.
+        mask: None, bool or floating, broadcastable to `(B, H, L, S)`; not together with `is_causal`.
+        is_causal: Replace the scores of later keys by -1e20 in the dtype of the query.
+        scale: Multiplies the scores; `1 / sqrt(D)` if None.
+        enable_gqa: Query heads share key and value heads.
+        zero_dead_rows: The repair of 2.9: weights of rows whose scores are all -inf become 0.
+        shift: Added to the products of float32 queries.
+        want_weights: Also return the attention weights.
+
+    Returns:
+        Output `(B, H, L, Dv)` and weights `(B, H, L, S)` or None, in the dtype of the query.
+    """
+    key, value = expand_heads(key, value, query, enable_gqa)
+    kernel = partial(
+        _block,
+        is_causal=is_causal,
+        scale=scale_or_default(scale, query),
+        zero_dead_rows=zero_dead_rows,
+        shift=shift if query.dtype == torch.float32 else 0.0,
+    )
+    return in_blocks(kernel, query, key, value, mask, want_weights=want_weights)
+
+
+def _block(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    is_causal: bool,
+    scale: float,
+    zero_dead_rows: bool,
+    shift: float,
+) -> tuple[Tensor, Tensor]:
+    dtype = query.dtype
+    scores = rounded(product(query, key.mT), dtype)  # float16 can overflow here, before the scaling
+    if shift:
+        scores += shift
+    scores = rounded(scores.mul_(scale), dtype)
+    if is_causal:
+        scores.masked_fill_(after_the_query(*scores.shape[-2:]), rounded_number(CAUSAL_FILL, dtype))
+    elif mask is not None:
+        scores = rounded(scores.add_(additive(mask, dtype).to(dtype)), dtype)
+    weights = rounded(torch.softmax(scores, dim=-1), dtype)
+    if zero_dead_rows:
+        weights.masked_fill_((scores == NEGATIVE_INFINITY).all(dim=-1, keepdim=True), 0.0)
+    return product(weights, value).to(dtype), weights

@@ -1,0 +1,78 @@
+"""G3: the MPSGraph of torch 2.10 and later. float32 from the scale to the last product; dead rows give zeros."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpsdiag.emulation.blocks import in_blocks
+from mpsdiag.emulation.g1_graph import CAUSAL_FILL
+from mpsdiag.emulation.rounding import (
+    NEGATIVE_INFINITY,
+    additive,
+    expand_heads,
+    product,
+    rounded,
+    scale_or_default,
+    widen,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def graph_attention_f32(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    *,
+    causal_group: int = 1,
+    want_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as the graph of 2.10+ computes it: only the product of query and key is rounded to their dtype.
+
+    Args:
+        query: `(B, H, L, D)`.
+        key: `(B, Hkv, S, D)`.
+        value: `(B, Hkv, S, Dv)`.
+        mask: None, bool or floating, broadcastable to `(B, H, L, S)`; not together with `is_causal`.
+        is_causal: Replace the scores of later keys by -1e20.
+        scale: Multiplies the scores; `1 / sqrt(D)` if None.
+        enable_gqa: Query heads share key and value heads.
+        causal_group: Rows that share one causal limit, that of the last of them: 1 is right, 4 is the defect
+            of 2.10 to 2.12.
+        want_weights: Also return the attention weights.
+
+    Returns:
+        Output `(B, H, L, Dv)` and weights `(B, H, L, S)` or None, in the dtype of the query.
+    """
+    key, value = expand_heads(key, value, query, enable_gqa)
+    hidden = _later_keys(query.size(2), key.size(2), causal_group) if is_causal else None
+    kernel = partial(_block, hidden=hidden, scale=scale_or_default(scale, query))
+    return in_blocks(kernel, query, key, value, mask, want_weights=want_weights)
+
+
+def _later_keys(rows: int, columns: int, group: int) -> Tensor:
+    """Bool `(rows, columns)`: True where the key is later than the last row of the query's group."""
+    last_of_group = torch.arange(rows) // group * group + group - 1
+    return torch.arange(columns) > last_of_group.unsqueeze(-1)
+
+
+def _block(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, hidden: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    dtype = query.dtype
+    scores = rounded(product(query, key.mT), dtype).mul_(scale)
+    if hidden is not None:
+        scores.masked_fill_(hidden, CAUSAL_FILL)
+    elif mask is not None:
+        scores += widen(additive(mask, dtype))
+    dead = (scores == NEGATIVE_INFINITY).all(dim=-1, keepdim=True)
+    weights = torch.softmax(scores, dim=-1).masked_fill_(dead, 0.0)
+    return (weights @ widen(value)).to(dtype), weights

@@ -1,0 +1,49 @@
+"""The emulated machine: what a call needs to know of it, and what the machine remembers between calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mpsdiag.emulation.releases import TABLE
+
+if TYPE_CHECKING:
+    from mpsdiag.emulation.aborts import OnAbort
+    from mpsdiag.emulation.releases import Release
+    from mpsdiag.emulation.spec import Emulation
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@dataclass
+class Machine:
+    """An Apple device with a torch release, as far as attention can see it.
+
+    Attributes:
+        release: The row of the table.
+        macos: Major version of macOS.
+        defects: Ids of the defects it has.
+        on_abort: What an abort of the process does.
+        garbage: Source of what lies in memory that nobody wrote; seeded, so runs repeat, calls differ.
+        graphs: The cache of compiled graphs: what of the first call is kept for later ones of the same key.
+    """
+
+    release: Release
+    macos: int
+    defects: frozenset[str]
+    on_abort: OnAbort
+    garbage: torch.Generator = field(default_factory=_seeded)
+    graphs: dict[tuple[object, ...], Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, emulation: Emulation, on_abort: OnAbort) -> Machine:
+        """The machine that an emulation asks for, fresh."""
+        return cls(TABLE[emulation.release], emulation.macos, frozenset(emulation.shown), on_abort)
+
+    def has(self, defect: str) -> bool:
+        """Whether it has a defect, by id."""
+        return defect in self.defects

@@ -1,0 +1,115 @@
+"""The context in which CPU tensors behave as on MPS, and what code inside it can ask."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch.overrides import TorchFunctionMode
+
+from mpsdiag.emulation.attention import attention
+from mpsdiag.emulation.call import operator_call, public_call
+from mpsdiag.emulation.machine import Machine
+from mpsdiag.emulation.operator import run_operator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+    from mpsdiag.emulation.aborts import OnAbort
+    from mpsdiag.emulation.spec import Emulation
+
+
+class _Thread(threading.local):
+    """What is in effect on this thread, innermost last; None stands for suspended."""
+
+    def __init__(self) -> None:
+        self.stack: list[EmulatedMPS | None] = []
+
+
+_thread = _Thread()
+
+
+class EmulatedMPS(TorchFunctionMode):
+    """Context manager: attention on CPU tensors goes to an emulated machine, made anew with the context.
+
+    Attributes:
+        emulation: What is emulated.
+        machine: The machine with its memory; it lasts as long as this object.
+    """
+
+    def __init__(self, emulation: Emulation, *, on_abort: OnAbort = "raise") -> None:
+        super().__init__()
+        self.emulation = emulation
+        self.machine = Machine.of(emulation, on_abort)
+
+    def __enter__(self) -> Self:
+        _thread.stack.append(self)
+        super().__enter__()  # type: ignore[no-untyped-call] - torch leaves it untyped
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call] - torch leaves it untyped
+        _thread.stack.pop()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Answer the intercepted functions, if this is the innermost emulation; pass on everything else."""
+        answer = _INTERCEPTED.get(func)
+        if answer is None or not _thread.stack or _thread.stack[-1] is not self:
+            return func(*args, **(kwargs or {}))
+        with suspended():
+            return answer(self.machine, func, args, kwargs or {})
+
+
+def _public(machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    call = public_call(args, kwargs)
+    if not call.on_cpu or not call.well_formed:
+        return func(*args, **kwargs)
+    return attention(call, machine)
+
+
+def _operator(
+    machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    call = operator_call(args, kwargs)
+    if not call.on_cpu or machine.release.general == "none":
+        return func(*args, **kwargs)
+    return run_operator(call, machine, want_weights=True)
+
+
+_math_for_mps = getattr(torch.ops.aten, "_scaled_dot_product_attention_math_for_mps", None)
+_INTERCEPTED: dict[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: _public}
+if _math_for_mps is not None:  # torch 2.4 has no such operator
+    _INTERCEPTED |= {_math_for_mps: _operator, _math_for_mps.default: _operator}
+
+
+def active() -> Emulation | None:
+    """The innermost emulation in effect on this thread; None outside and where it is suspended."""
+    innermost = _thread.stack[-1] if _thread.stack else None
+    return None if innermost is None else innermost.emulation
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Inside it CPU tensors behave as plain CPU tensors again, for control computations."""
+    _thread.stack.append(None)
+    try:
+        yield
+    finally:
+        _thread.stack.pop()
+
+
+def in_effect(device: str | torch.device) -> bool:
+    """Whether a device behaves as MPS: a real MPS device does, and the CPU does while an emulation is active."""
+    kind = torch.device(device).type
+    return kind == "mps" or (kind == "cpu" and active() is not None)

@@ -1,0 +1,50 @@
+"""Dead rows: the queries of an attention mask that may attend to no key at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpsdiag.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def dead_rows(attn_mask: Tensor) -> Tensor:
+    """Say which rows of a mask let their query attend to no key.
+
+    Works for any shape that `scaled_dot_product_attention` accepts as a mask, broadcast ones included: `(L,
+    S)`, `(B, L, S)`, `(B|1, H|1, L|1, S|1)`. No device synchronization, no data-dependent branch.
+
+    Args:
+        attn_mask: Bool (True = may attend) or floating (added to the scores; `-inf` = may not attend). A row
+            of large finite values such as `finfo.min` is not dead: its softmax is defined.
+
+    Returns:
+        Bool tensor of shape `attn_mask.shape[:-1]` on the same device, True where the row is dead.
+
+    Raises:
+        BadInput: The mask is neither bool nor floating, such as a 0/1 integer mask.
+    """
+    if attn_mask.dtype == torch.bool:
+        return ~attn_mask.any(dim=-1)
+    if not attn_mask.is_floating_point():
+        raise BadInput(
+            f"An attention mask is bool or floating, this one is {attn_mask.dtype}: "
+            "turn a 0/1 mask into a bool one with mask.bool()."
+        )
+    # NaN differs from -inf, so a row with a NaN counts as alive: its NaN must stay visible.
+    return ~(attn_mask != float("-inf")).any(dim=-1)
+
+
+def count_dead_rows(attn_mask: Tensor) -> int:
+    """Count the dead rows of a mask, as many times as the mask holds them (a broadcast row counts once).
+
+    Reads the result back from the device, so it synchronizes.
+
+    Args:
+        attn_mask: As for `dead_rows`.
+    """
+    return int(dead_rows(attn_mask).sum())

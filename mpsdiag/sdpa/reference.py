@@ -1,0 +1,69 @@
+"""The reference every other attention is judged by: float64, on the CPU, straight from the definition."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def reference_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Compute `softmax(scale * Q K^T + mask) V` in float64 on the CPU; dead rows give zeros.
+
+    Written from the definition and not by calling `scaled_dot_product_attention`, so that it can judge it.
+    Causal is aligned top left (query i sees keys 0..i) as in torch, and combines with a mask. Masked keys
+    take no part: a NaN or an infinity in one of them does not reach the result; in a visible value they give
+    NaN.
+
+    Args:
+        query: `(..., Hq, L, D)`.
+        key: `(..., Hkv, S, D)`, leading dimensions broadcastable with the query's.
+        value: `(..., Hkv, S, Dv)`.
+        attn_mask: Bool (True = may attend) or floating (added to the scores), broadcastable to `(..., Hq, L,
+            S)`.
+        is_causal: Also hide every key after the query's own position.
+        scale: Multiplies the scores; `1 / sqrt(D)` if None.
+        enable_gqa: Query heads share key and value heads, `Hq / Hkv` to one.
+
+    Returns:
+        `(..., Hq, L, Dv)`, float64, on the CPU, detached.
+    """
+    q, k, v = (x.detach().to("cpu", torch.float64) for x in (query, key, value))
+    if enable_gqa:
+        k = k.repeat_interleave(q.size(-3) // k.size(-3), dim=-3)
+        v = v.repeat_interleave(q.size(-3) // v.size(-3), dim=-3)
+    factor = 1.0 / math.sqrt(q.size(-1)) if scale is None else scale
+    scores = (q @ k.mT) * factor
+    visible = torch.ones(scores.shape[-2:], dtype=torch.bool)
+    if is_causal:
+        visible = visible.tril()
+    if attn_mask is not None:
+        mask = attn_mask.detach().cpu()
+        if mask.dtype == torch.bool:
+            visible = visible & mask
+        else:
+            mask = mask.to(torch.float64)
+            visible = visible & (mask != float("-inf"))
+            scores = scores + mask
+    visible = visible.expand(scores.shape)
+    scores = scores.masked_fill(~visible, float("-inf"))
+    dead = ~visible.any(dim=-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(dead, 0.0), dim=-1).masked_fill(dead, 0.0)
+    finite = v.isfinite()
+    output = weights @ torch.where(finite, v, 0.0)
+    if not bool(finite.all()):
+        # Weight times NaN only where the key is visible: 0 * NaN must not reach the rows it is hidden from.
+        output[(visible.double() @ (~finite).double()) > 0] = float("nan")
+    return output

@@ -1,0 +1,115 @@
+"""Attention that is right with fully masked rows on every device and release, and costs next to nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+
+from mpsdiag.sdpa.dead_rows import dead_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MEMORY = "_mpsdiag_unmasked"
+
+
+@dataclass
+class _Memory:
+    """What was worked out from one version of a mask, by view of it: the opened mask and the dead rows."""
+
+    version: int
+    known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+def safe_scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`F.scaled_dot_product_attention` whose fully masked rows are zeros, with zero gradients.
+
+    Dead rows are let attend to every key, so that no kernel meets a softmax over nothing, and their output is
+    then replaced by zeros. All other rows, and all gradients, are those of the stock call: on finite inputs
+    the result is bit-equal to the CPU's of torch 2.5 and later. No device synchronization, no data-dependent
+    branch. The layers of a model that share one mask tensor share the work on it.
+
+    Args:
+        query: `(..., Hq, L, D)`.
+        key: `(..., Hkv, S, D)`.
+        value: `(..., Hkv, S, Dv)`.
+        attn_mask: Bool or floating, as the stock function takes it.
+        dropout_p: Probability of dropping an attention weight.
+        is_causal: Hide every key after the query's own position.
+        scale: Multiplies the scores; `1 / sqrt(D)` if None.
+        enable_gqa: Query heads share key and value heads.
+
+    Returns:
+        `(..., Hq, L, Dv)` in the dtype of the query.
+
+    Raises:
+        RuntimeError: What the stock function refuses, with its own words.
+    """
+    # Passed on only where asked for: torch 2.4 does not know the argument.
+    more: dict[str, bool] = {"enable_gqa": True} if enable_gqa else {}
+    if attn_mask is None or not (attn_mask.dtype == torch.bool or attn_mask.is_floating_point()):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more
+        )
+    unmasked, dead = _unmasked(attn_mask)
+    output = F.scaled_dot_product_attention(
+        query, key, value, unmasked, dropout_p, is_causal, scale=scale, **more
+    )
+    if output.requires_grad:
+        # `where` keeps the strides of the output, `masked_fill` would not; dead rows get no gradient either.
+        return torch.where(dead, 0.0, output)
+    return output.masked_fill_(dead, 0.0)
+
+
+def _unmasked(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask with its dead rows opened, and the dead rows as `(..., L, 1)`; remembered with the mask.
+
+    What is remembered belongs to one version of the mask's contents and one view of it, and goes with the
+    mask.
+    """
+    if not _may_remember(attn_mask):
+        return _open_dead_rows(attn_mask)
+    # Older transformers hand every layer a fresh slice of one mask: remember with the tensor that was sliced.
+    owner = attn_mask if attn_mask._base is None else attn_mask._base  # noqa: SLF001 - no public name for it
+    view = (attn_mask.shape, attn_mask.stride(), attn_mask.storage_offset(), attn_mask.dtype)
+    version = attn_mask._version  # noqa: SLF001 - as autograd itself tells an edited tensor
+    memory: _Memory | None = getattr(owner, _MEMORY, None)
+    if memory is None or memory.version != version:
+        memory = _Memory(version)
+        setattr(owner, _MEMORY, memory)
+    if view not in memory.known:
+        memory.known[view] = _open_dead_rows(attn_mask)
+    return memory.known[view]
+
+
+def _open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+    dead = dead_rows(attn_mask).unsqueeze(-1)
+    if attn_mask.dtype == torch.bool:
+        return attn_mask | dead, dead
+    return torch.where(dead, 0.0, attn_mask), dead
+
+
+def _may_remember(attn_mask: Tensor) -> bool:
+    """Whether results may outlive the call: not while tracing, transforming or capturing."""
+    return not (
+        torch.compiler.is_compiling()
+        or type(attn_mask) is not torch.Tensor
+        or attn_mask.requires_grad
+        or attn_mask.is_inference()
+        or torch.is_inference_mode_enabled()
+        or torch._C._get_tracing_state() is not None  # noqa: SLF001 - what torch.jit.is_tracing asks
+        or torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public name for it
+        or (attn_mask.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
