@@ -7,6 +7,7 @@ the label). Only the order of a sum could make a difference, and it is the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -114,14 +115,14 @@ def smoothed_loss(
         labels = labels.unsqueeze(-1)
     ignored = labels.eq(ignore_index)
     classes = logits.shape[-1]
-    # A view where it can be one: the shift leaves each sequence contiguous, but not the batch.
     flat_labels = torch.clamp(labels, min=0).reshape(-1, 1)
-    likelihood, spread = [], []
-    for part, rows in _flat_chunks(logits, rows_per_chunk(classes, logits.element_size(), chunk_bytes)):
-        negative = -torch.log_softmax(rows.to("cpu"), dim=-1)
-        likelihood.append(negative.gather(-1, flat_labels[part]))
+    likelihood, spread, start = [], [], 0
+    for rows in _cpu_rows(logits, rows_per_chunk(classes, logits.element_size(), chunk_bytes)):
+        negative = -torch.log_softmax(rows, dim=-1)
+        likelihood.append(negative.gather(-1, flat_labels[start : start + len(rows)]))
         spread.append(negative.sum(dim=-1, keepdim=True, dtype=torch.float32))
-        del negative
+        start += len(rows)
+        del rows, negative
     nll = torch.cat(likelihood).view(labels.shape).masked_fill_(ignored, 0.0)
     smooth = torch.cat(spread).view(labels.shape).masked_fill_(ignored, 0.0)
     if num_items_in_batch is None:
@@ -130,18 +131,26 @@ def smoothed_loss(
         count = num_items_in_batch.to("cpu") if torch.is_tensor(num_items_in_batch) else num_items_in_batch
     mean_nll = nll.sum() / count
     mean_smooth = smooth.sum() / (count * classes)
-    return (1 - epsilon) * mean_nll + epsilon * mean_smooth
+    loss: Tensor = (1 - epsilon) * mean_nll + epsilon * mean_smooth
+    return loss
 
 
-def _flat_chunks(logits: Tensor, per_chunk: int) -> list[tuple[slice, Tensor]]:
-    """Rows of (..., classes) logits in order, without a copy of the whole: sequence by sequence where need be."""
+def _cpu_rows(logits: Tensor, per_chunk: int) -> Iterator[Tensor]:
+    """Rows of (..., classes) logits in order, on the CPU, (rows, classes) at a time.
+
+    Shifted logits are not contiguous over the batch: short sequences travel several at a time, long ones in parts, and
+    the whole is never copied.
+    """
     classes = logits.shape[-1]
     if logits.dim() == 2 or logits.is_contiguous():
         flat = logits.view(-1, classes)
-        return [(part, flat[part]) for part in chunks(flat.shape[0], per_chunk)]
-    found, start = [], 0
-    for sequence in logits:
-        for part, rows in _flat_chunks(sequence, per_chunk):
-            found.append((slice(start + part.start, start + part.stop), rows))
-        start += sequence.shape[:-1].numel()
-    return found
+        for part in chunks(len(flat), per_chunk):
+            yield flat[part].to("cpu")
+        return
+    rows = logits[0].shape[:-1].numel()
+    if rows > per_chunk:
+        for sequence in logits:
+            yield from _cpu_rows(sequence, per_chunk)
+        return
+    for part in chunks(len(logits), max(2, per_chunk // max(1, rows))):
+        yield logits[part].to("cpu").reshape(-1, classes)

@@ -1,14 +1,16 @@
-"""Send every loss that is computed inside a block to the CPU, wherever the model, the trainer or the user computes it."""
+"""Send every loss that is computed inside a block to the CPU, whoever computes it: model, trainer or user."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from transformers.trainer_pt_utils import LabelSmoother
 
 from mpsdiag import emulation
 from mpsdiag.training import chunked_loss
@@ -17,26 +19,28 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 # By name, because whoever patches torch.nn.functional replaces the function, but not what it is called.
-_OTHER_LOSSES: Final = frozenset({
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-    "cosine_embedding_loss",
-    "ctc_loss",
-    "gaussian_nll_loss",
-    "hinge_embedding_loss",
-    "huber_loss",
-    "kl_div",
-    "l1_loss",
-    "margin_ranking_loss",
-    "mse_loss",
-    "multi_margin_loss",
-    "multilabel_margin_loss",
-    "nll_loss",
-    "poisson_nll_loss",
-    "smooth_l1_loss",
-    "soft_margin_loss",
-    "triplet_margin_loss",
-})
+_OTHER_LOSSES: Final = frozenset(
+    {
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "cosine_embedding_loss",
+        "ctc_loss",
+        "gaussian_nll_loss",
+        "hinge_embedding_loss",
+        "huber_loss",
+        "kl_div",
+        "l1_loss",
+        "margin_ranking_loss",
+        "mse_loss",
+        "multi_margin_loss",
+        "multilabel_margin_loss",
+        "nll_loss",
+        "poisson_nll_loss",
+        "smooth_l1_loss",
+        "soft_margin_loss",
+        "triplet_margin_loss",
+    }
+)
 
 
 class LossesOnCPU(TorchFunctionMode):
@@ -60,7 +64,9 @@ class LossesOnCPU(TorchFunctionMode):
             return _on_cpu(lambda: func(*to_cpu(args), **to_cpu(kwargs)), args)
         return func(*args, **kwargs)
 
-    def _cross_entropy(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _cross_entropy(
+        self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
         logits, labels = _leading(args, kwargs)
         options = {key: value for key, value in kwargs.items() if key not in ("input", "target")}
         usual = (
@@ -103,18 +109,24 @@ def _on_cpu(compute: Callable[[], Any], args: tuple[Any, ...]) -> Any:
         return move(compute(), device)
 
 
-def move(value: Any, device: torch.device | str) -> Any:
-    """Move every tensor in nested dictionaries, lists and tuples (model outputs included) to a device."""
+def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor in nested mappings, lists and tuples; model outputs stay model outputs."""
     if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        moved = {key: move(item, device) for key, item in value.items()}
-        return type(value)(moved) if type(value) is not dict else moved
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(move(item, device) for item in value))
+        return change(value)
+    if isinstance(value, Mapping):
+        changed = {key: over_tensors(item, change) for key, item in value.items()}
+        # A model output is a dataclass and a dictionary; a BatchEncoding is neither, but takes a dictionary.
+        rebuild: Any = type(value)
+        return rebuild(**changed) if dataclasses.is_dataclass(value) else rebuild(changed)
     if isinstance(value, list | tuple):
-        return type(value)(move(item, device) for item in value)
+        items = [over_tensors(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """Move every tensor in a nested value to a device."""
+    return over_tensors(value, lambda tensor: tensor.to(device))
 
 
 def to_cpu(value: Any) -> Any:
@@ -122,12 +134,11 @@ def to_cpu(value: Any) -> Any:
     return move(value, "cpu")
 
 
-class ChunkedLabelSmoother:
+@dataclasses.dataclass
+class ChunkedLabelSmoother(LabelSmoother):
     """Stands in for transformers' `LabelSmoother` during an evaluation: same numbers, on the CPU, in chunks."""
 
-    def __init__(self, stock: Any, chunk_bytes: int) -> None:
-        self.stock = stock
-        self.chunk_bytes = chunk_bytes
+    chunk_bytes: int = chunked_loss.CHUNK_BYTES
 
     def __call__(
         self, model_output: Any, labels: Tensor, shift_labels: bool = False, num_items_in_batch: Any = None
@@ -139,8 +150,8 @@ class ChunkedLabelSmoother:
             loss = chunked_loss.smoothed_loss(
                 shifted,
                 labels[..., 1:] if shift_labels else labels,
-                epsilon=self.stock.epsilon,
-                ignore_index=self.stock.ignore_index,
+                epsilon=self.epsilon,
+                ignore_index=self.ignore_index,
                 num_items_in_batch=num_items_in_batch,
                 chunk_bytes=self.chunk_bytes,
             )
@@ -151,17 +162,20 @@ class ChunkedLabelSmoother:
 def evaluation_losses_on_cpu(trainer: Trainer, chunk_bytes: int) -> Iterator[None]:
     """For this block, compute on the CPU whatever loss this trainer evaluates.
 
-    The model's own loss and the user's `compute_loss_func` may do anything with the logits. The first is reached through
-    the functions of `torch.nn.functional`. The second is handed a copy of outputs and labels on the CPU: it alone needs
-    the logits whole.
+    The model's own loss is reached through the functions of `torch.nn.functional`. The user's `compute_loss_func` may
+    do anything with the logits: it is handed outputs and labels on the CPU, and so it alone needs them there whole.
 
     Args:
         trainer: Its label smoother and `compute_loss_func` are replaced until the block ends.
         chunk_bytes: Size of a chunk of logits.
     """
-    smoother, user_loss = trainer.label_smoother, trainer.compute_loss_func
-    if smoother is not None:
-        trainer.label_smoother = ChunkedLabelSmoother(smoother, chunk_bytes)
+    smoother: Any = trainer.label_smoother
+    user_loss = trainer.compute_loss_func
+    swapped: Any = trainer
+    if type(smoother) is LabelSmoother:
+        swapped.label_smoother = ChunkedLabelSmoother(smoother.epsilon, smoother.ignore_index, chunk_bytes)
+    elif smoother is not None:
+        swapped.label_smoother = _with_cpu_arguments(smoother)
     if user_loss is not None:
         trainer.compute_loss_func = _with_cpu_arguments(user_loss)
     try:

@@ -53,11 +53,15 @@ def load_texts(
         if limit is not None and len(texts) >= limit:
             break
     if not texts:
-        raise BadInput(f"The dataset '{dataset}' holds no text. Give a file with at least one line that is not blank.")
+        raise BadInput(
+            f"The dataset '{dataset}' holds no text. Give a file with at least one line that is not blank."
+        )
     return texts
 
 
-def load_records(dataset: str, *, config: str | None = None, split: str = "train", seed: int = 0) -> Iterator[Record]:
+def load_records(
+    dataset: str, *, config: str | None = None, split: str = "train", seed: int = 0
+) -> Iterator[Record]:
     """Go through the rows of a dataset, each a mapping from column to value; see `load_texts`.
 
     Raises:
@@ -121,7 +125,9 @@ def encode(
     Returns:
         One dictionary a text with `input_ids` and `attention_mask`, as lists.
     """
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False, return_token_type_ids=False)
+    encoded = tokenizer(
+        list(texts), truncation=True, max_length=max_length, padding=False, return_token_type_ids=False
+    )
     return [
         {"input_ids": list(ids), "attention_mask": list(mask)}
         for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)

@@ -65,7 +65,9 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         try:
             value = json.loads(line)
         except ValueError as problem:
-            raise BadInput(f"Line {number} of '{path}' is not JSON: write one JSON object a line.") from problem
+            raise BadInput(
+                f"Line {number} of '{path}' is not JSON: write one JSON object a line."
+            ) from problem
         if not isinstance(value, dict):
             raise BadInput(f"Line {number} of '{path}' is not a JSON object: write one object a line.")
         yield value
@@ -80,7 +82,9 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         for batch in table.iter_batches(batch_size=1024):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as problem:
-        raise BadInput(f"The file '{path}' is not a Parquet file that can be read. Write it again.") from problem
+        raise BadInput(
+            f"The file '{path}' is not a Parquet file that can be read. Write it again."
+        ) from problem
 
 
 def _saved_folder(path: Path, split: str) -> Iterator[Mapping[str, Any]]:
@@ -94,7 +98,9 @@ def _saved_folder(path: Path, split: str) -> Iterator[Mapping[str, Any]]:
     try:
         loaded = load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as problem:
-        raise BadInput(f"The dataset folder '{path}' cannot be read: it is damaged. Save it again.") from problem
+        raise BadInput(
+            f"The dataset folder '{path}' cannot be read: it is damaged. Save it again."
+        ) from problem
     if isinstance(loaded, DatasetDict):
         if split not in loaded:
             raise BadInput(f"The dataset '{path}' has no split '{split}'. {nearest(split, loaded)}")

@@ -45,7 +45,8 @@ def builtin_config(name: str, *, vocab_size: int | None = None, max_positions: i
 def _gpt2(shared: dict[str, Any], positions: int) -> Any:
     from transformers import GPT2Config
 
-    return GPT2Config(
+    make: Any = GPT2Config  # its signature does not name loss_type
+    return make(
         **shared,
         n_positions=positions,
         n_embd=HIDDEN,
@@ -55,6 +56,8 @@ def _gpt2(shared: dict[str, Any], positions: int) -> Any:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        # GPT-2's class name does not tell transformers which loss it has, and it warns.
+        loss_type="ForCausalLM",
     )
 
 
@@ -141,19 +144,28 @@ def build_model(
     return model
 
 
-def _with_random_weights(config: Any, seed: int, dtype: Any, attention: str, **options: Any) -> PreTrainedModel:
+def _with_random_weights(
+    config: Any, seed: int, dtype: Any, attention: str, **options: Any
+) -> PreTrainedModel:
     """Initialize in float32 and then convert, so that every dtype has the same (rounded) weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    make: Any = AutoModelForCausalLM  # untyped
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **options)
+        model = make.from_config(config, attn_implementation=attention, **options)
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped
 
 
 def _load(
-    name: str, seed: int, dtype: Any, attention: str, vocab_size: int | None, from_config: bool, remote_code: bool
+    name: str,
+    seed: int,
+    dtype: Any,
+    attention: str,
+    vocab_size: int | None,
+    from_config: bool,
+    remote_code: bool,
 ) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -13,7 +13,18 @@ from mpsdiag.words import BUILTIN_DATASET, BUILTIN_MODELS
 Kind = Literal["builtin", "local", "hub"]
 
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_FILE_SUFFIXES: Final = (".txt", ".text", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".gz", ".zip", ".arrow")
+_FILE_SUFFIXES: Final = (
+    ".txt",
+    ".text",
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".parquet",
+    ".csv",
+    ".gz",
+    ".zip",
+    ".arrow",
+)
 
 
 def is_builtin_model(name: str) -> bool:
@@ -41,7 +52,9 @@ def classify(kind: str, name: str) -> Kind:
     if Path(name).expanduser().exists():
         return "local"
     if _looks_like_path(name):
-        raise BadInput(f"The {kind} path '{name}' does not exist. Check the spelling; relative paths start at {_here()}.")
+        raise BadInput(
+            f"The {kind} path '{name}' does not exist. Check the spelling; relative paths start at {_here()}."
+        )
     if not _HUB_NAME.fullmatch(name):
         raise BadInput(f"'{name}' is neither a path nor a {kind} name. {nearest(name, builtins)}")
     return "hub"

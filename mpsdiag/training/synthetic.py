@@ -5,9 +5,26 @@ from __future__ import annotations
 import random
 from typing import Final
 
-_SUBJECTS: Final = ("the lamp", "a heron", "the second engine", "my neighbour", "an old map", "the river", "she", "he")
+_SUBJECTS: Final = (
+    "the lamp",
+    "a heron",
+    "the second engine",
+    "my neighbour",
+    "an old map",
+    "the river",
+    "she",
+    "he",
+)
 _VERBS: Final = ("carries", "forgets", "measures", "repairs", "follows", "paints", "counts", "answers")
-_OBJECTS: Final = ("the harbour", "a broken clock", "seven letters", "the northern road", "every window", "salt", "rain")
+_OBJECTS: Final = (
+    "the harbour",
+    "a broken clock",
+    "seven letters",
+    "the northern road",
+    "every window",
+    "salt",
+    "rain",
+)
 _LINKS: Final = ("while", "because", "and then", "although", "until", "before")
 
 

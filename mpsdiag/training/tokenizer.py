@@ -17,13 +17,18 @@ logger = logging.getLogger(__name__)
 PAD_ID: Final = 0
 BOS_ID: Final = 1
 EOS_ID: Final = 2
+SPECIAL_TOKENS: Final = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 BYTE_VOCABULARY: Final = 3 + 256
 """Token 3 + b stands for byte b of the UTF-8 text."""
 
 
 def _byte_characters() -> list[str]:
     """The 256 printable characters that stand for the bytes 0 to 255 (byte-level BPE of GPT-2, Radford et al. 2019)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     spare = iter(range(256, 512))
     return [chr(byte) if byte in set(printable) else chr(next(spare)) for byte in range(256)]
 
@@ -41,7 +46,7 @@ def byte_tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     one_of("padding side", padding_side, PADDING_SIDES)
-    specials = {"<pad>": PAD_ID, "<bos>": BOS_ID, "<eos>": EOS_ID}
+    specials = dict(zip(SPECIAL_TOKENS.values(), (PAD_ID, BOS_ID, EOS_ID), strict=True))
     vocabulary = {**specials, **{character: 3 + byte for byte, character in enumerate(_byte_characters())}}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -49,11 +54,10 @@ def byte_tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS_ID)]
     )
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # untyped
+    return make(  # type: ignore[no-any-return]
         tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
+        **SPECIAL_TOKENS,
         padding_side=padding_side,
         clean_up_tokenization_spaces=False,
     )

@@ -1,0 +1,102 @@
+"""Why a loss is not finite, as far as the batch and the weights can tell, and the sentences that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from mpsdiag.errors import MpsdiagError
+from mpsdiag.words import EXIT_FOUND
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Cause = Literal["no_labels", "bad_weights", "device", "suspected_device", "same_on_cpu", "unknown"]
+"""`device`: finite on the CPU with the same weights and batch. `same_on_cpu`: not finite there either."""
+
+IGNORED_LABEL: Final = -100
+
+SENTENCES: Final[Mapping[Cause, str]] = {
+    "no_labels": (
+        "every label of the batch is -100, so its loss is 0/0 on any device. This is the data, not the MPS defect: "
+        "check the truncation length, and what the collator masks"
+    ),
+    "bad_weights": "weights of the model are not finite: training has diverged, and no evaluation can be finite",
+    "device": (
+        "the logits are not finite on this device, and finite on the CPU with the same weights. Fully masked attention "
+        "rows of a padded batch are the usual reason: `mpsdiag check` finds out, attention 'safe_sdpa' repairs them"
+    ),
+    "suspected_device": (
+        "on MPS, fully masked attention rows of a padded batch are the usual reason: `mpsdiag check` finds out, "
+        "attention 'safe_sdpa' repairs them"
+    ),
+    "same_on_cpu": (
+        "it is not finite on the CPU either, so the device is not the reason: `mpsdiag trace` finds the layer"
+    ),
+    "unknown": (
+        "neither labels nor weights show why; `mpsdiag trace` finds the layer in which the first such value is born"
+    ),
+}
+
+
+class NonFiniteLogitsError(MpsdiagError):
+    """An evaluation came out non-finite, and the user asked to stop there."""
+
+    exit_code = EXIT_FOUND
+
+
+def has_labels(labels: Any, *, shifted: bool = True) -> bool | None:
+    """Say whether any label counts; None where there are no labels to look at.
+
+    Args:
+        labels: (batch, length) int64, or None.
+        shifted: The first label of every sequence is never predicted, as in a causal language model.
+    """
+    if labels is None or not hasattr(labels, "ne") or labels.is_floating_point():
+        return None
+    counted = labels[..., 1:] if shifted and labels.dim() > 1 else labels
+    return bool(counted.ne(IGNORED_LABEL).any())
+
+
+def labels_count(inputs: Mapping[str, Any]) -> bool | None:
+    """Say whether any label of a batch counts, by `shift_labels` or else by `labels`; None if it has neither."""
+    if inputs.get("shift_labels") is not None:
+        return has_labels(inputs["shift_labels"], shifted=False)
+    return has_labels(inputs.get("labels"), shifted=False)
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Say whether all floating-point parameters of a model are finite. Reads them all: not for every batch."""
+    import torch
+
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.is_floating_point())
+
+
+def is_finite(value: Tensor | None) -> bool:
+    """Say whether a loss is finite; a missing one is."""
+    import torch
+
+    return value is None or bool(torch.isfinite(value).all())
+
+
+def contains_nan(value: Any) -> bool:
+    """Say whether a tensor in a nested value holds a NaN. Minus infinity is no sign: models write it into logits."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        # The maximum propagates NaN and needs no tensor of the same size.
+        return value.is_floating_point() and value.numel() > 0 and bool(torch.isnan(value.amax()))
+    if isinstance(value, Mapping):
+        return any(contains_nan(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(contains_nan(item) for item in value)
+    return False
+
+
+def explain_cause(inputs: Mapping[str, Any], model: nn.Module) -> Cause:
+    """The cause of a non-finite loss that shows without running the model again; `unknown` otherwise."""
+    if labels_count(inputs) is False:
+        return "no_labels"
+    if not weights_are_finite(model):
+        return "bad_weights"
+    return "unknown"
