@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mpsdiag.report.figures import NOTHING
 from mpsdiag.report.marks import Mark, Tone
 
 
@@ -114,6 +115,21 @@ class Limits:
     logs: int = 20
     log_length: int = 4000
     folds: bool = True
+    pictures: bool = True
+
+
+def without_empty(table: Table) -> Table:
+    """Leave out the columns that have nothing to say."""
+    kept = [
+        number
+        for number in range(len(table.columns))
+        if any(row[number].text not in {"", NOTHING} for row in table.rows)
+    ]
+    return replace(
+        table,
+        columns=tuple(table.columns[number] for number in kept),
+        rows=tuple(tuple(row[number] for number in kept) for row in table.rows),
+    )
 
 
 def from_mark(mark: Mark, sort: float | None = None) -> Item:

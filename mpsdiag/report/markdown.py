@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 from mpsdiag.report.blocks import (
     Block,
@@ -17,7 +19,8 @@ from mpsdiag.report.blocks import (
     Section,
     Table,
 )
-from mpsdiag.report.escape import md_block, md_cell, md_text
+from mpsdiag.report.escape import md_block, md_cell, md_text, one_line
+from mpsdiag.report.pictures import Files
 from mpsdiag.report.story import Story
 from mpsdiag.report.tables import sections
 
@@ -34,12 +37,12 @@ _LADDER = (
 )
 
 
-def render(story: Story, pictures: Mapping[str, str] | None = None, *, limit: int = GITHUB_LIMIT) -> str:
+def render(story: Story, pictures: Mapping[str, Files] | None = None, *, limit: int = GITHUB_LIMIT) -> str:
     """Render a story; it shortens itself until it is below the limit, and says so.
 
     Args:
         story: What to show.
-        pictures: File names of the pictures beside the report, by the picture's name.
+        pictures: Files of the pictures beside the report, by the picture's name.
         limit: Characters it must stay below.
     """
     for number, limits in enumerate(_LADDER):
@@ -55,7 +58,7 @@ def write_sections(
     title: str,
     headline: str,
     parts: Sequence[Section],
-    pictures: Mapping[str, str],
+    pictures: Mapping[str, Files],
     *,
     shortened: bool = False,
 ) -> str:
@@ -65,7 +68,7 @@ def write_sections(
         title: Heading of the document.
         headline: The sentence to open with.
         parts: The sections.
-        pictures: File names by picture name; a picture without a file is left out.
+        pictures: Files by picture name; a picture without a file is left out.
         shortened: Say under the headline that there is more than is shown.
     """
     lines = [f"# {md_text(title)}", "", f"**{md_text(headline)}**", ""]
@@ -78,7 +81,7 @@ def write_sections(
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _block(block: Block, pictures: Mapping[str, str]) -> list[str]:
+def _block(block: Block, pictures: Mapping[str, Files]) -> list[str]:
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Prose):
@@ -95,8 +98,16 @@ def _block(block: Block, pictures: Mapping[str, str]) -> list[str]:
     if isinstance(block, Fold):
         return _fold(block.title, [line for one in block.blocks for line in _block(one, pictures)])
     if block.name in pictures:
-        return [f"![{md_text(block.alt)}]({pictures[block.name]})", ""]
+        return _picture(block.alt, pictures[block.name])
     return []
+
+
+def _picture(alt: str, files: Files) -> list[str]:
+    """GitHub picks the drawing that suits the reader's theme."""
+    light, dark = (html.escape(quote(name)) for name in (files.light, files.dark))
+    dark_source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+    image = f'<img alt="{html.escape(one_line(alt, 300))}" src="{light}">'
+    return [f"<picture>{dark_source}{image}</picture>", ""]
 
 
 def _fold(title: str, lines: Sequence[str]) -> list[str]:

@@ -20,8 +20,10 @@ from mpsdiag.report.blocks import (
     Section,
     Table,
     from_mark,
+    without_empty,
 )
 from mpsdiag.report.cost import CostRow, CostTable, Estimate
+from mpsdiag.report.gallery import Shown, gallery, placed
 from mpsdiag.report.marks import Tone, mark, severity
 from mpsdiag.report.pool import Result
 from mpsdiag.report.story import Grid, Panel, Scene, Story, name
@@ -55,10 +57,11 @@ def sections(story: Story, limits: Limits) -> list[Section]:
         story: What to show.
         limits: How much of it.
     """
+    shown = gallery(story) if limits.pictures else []
     made = [
-        _section("fixes", "Which fix resolves it", _fixes(story, limits)),
-        _section("cost", "What it costs", _costs(story, limits)),
-        _section("losses", "Losses", _losses(story, limits)),
+        _section("fixes", "Which fix resolves it", _fixes(story, limits, shown)),
+        _section("cost", "What it costs", _costs(story, limits, shown)),
+        _section("losses", "Losses", _losses(story, limits, shown)),
         _section("unfinished", "Cells that did not finish", _unfinished(story, limits)),
         _section("environment", "Environment", _environment(story)),
         _section("command", "Command", [Log("", command) for command in story.commands]),
@@ -91,7 +94,8 @@ def letter(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else str(number + 1)
 
 
-def _fixes(story: Story, limits: Limits) -> Iterable[Block]:
+def _fixes(story: Story, limits: Limits, pictures: Sequence[Shown]) -> Iterable[Block]:
+    yield from placed(pictures, "releases", 0)
     for scene in story.scenes[: limits.panels]:
         yield from _by_scene(story, scene)
         if len(story.scenes) > 1:
@@ -141,18 +145,19 @@ def severity_of(text: str) -> float:
     return float(next((number for number, word in enumerate(order) if text.startswith(word)), len(order)))
 
 
-def _costs(story: Story, limits: Limits) -> Iterable[Block]:
-    for scene in story.scenes[: limits.panels]:
-        timed = [panel for panel in scene.panels if panel.costs]
+def _costs(story: Story, limits: Limits, pictures: Sequence[Shown]) -> Iterable[Block]:
+    for place, scene in enumerate(story.scenes[: limits.panels]):
+        timed = [(number, panel) for number, panel in enumerate(scene.panels) if panel.costs]
         if not timed:
             continue
         yield from _by_scene(story, scene)
-        for number, panel in enumerate(timed[: limits.panels]):
-            shown = tuple(_cost(panel, table, story, limits, alone=len(timed) == 1) for table in panel.costs)
-            if number == 0 or not limits.folds:
+        for number, panel in timed[: limits.panels]:
+            shown: list[Block] = [*placed(pictures, "time", place, number)]
+            shown += [_cost(panel, table, story, limits, alone=len(timed) == 1) for table in panel.costs]
+            if number == timed[0][0] or not limits.folds:
                 yield from shown
             else:
-                yield Fold(panel.label, shown)
+                yield Fold(panel.label, tuple(shown))
         yield from _more(len(timed) - limits.panels, "setting")
 
 
@@ -168,16 +173,16 @@ def _cost(panel: Panel, table: CostTable, story: Story, limits: Limits, *, alone
     if any(row.eval_step and row.eval_step.noisy for row in table.rows):
         notes.append("~ noisy: the middle half of the samples spreads over more than 10 % of the median.")
     label = "" if alone else f", {panel.label}"
-    return Table(
+    made = Table(
         title=f"{table.padding.capitalize()} padding{label}, {where}",
         columns=(
             Column("#", number=True),
             Column("attention + trainer"),
             Column("result"),
             Column("eval step", number=True),
-            Column("to baseline", number=True),
+            Column("eval to baseline", number=True),
             Column("train step", number=True),
-            Column("to baseline", number=True, minor=True),
+            Column("train to baseline", number=True, minor=True),
             Column("tokens/s", number=True),
             Column("memory", number=True),
             Column("n", number=True, minor=True),
@@ -186,6 +191,7 @@ def _cost(panel: Panel, table: CostTable, story: Story, limits: Limits, *, alone
         note=" ".join(notes),
         left_out=max(0, len(table.rows) - limits.rows),
     )
+    return without_empty(made)
 
 
 def _cost_row(row: CostRow) -> tuple[Item, ...]:
@@ -226,12 +232,14 @@ def _ratio(estimate: Estimate | None, row: CostRow) -> Item:
     return Item(figures.ratio(estimate.value, estimate.low, estimate.high), "plain", estimate.value)
 
 
-def _losses(story: Story, limits: Limits) -> Iterable[Block]:
-    for scene in story.scenes[: limits.panels]:
+def _losses(story: Story, limits: Limits, pictures: Sequence[Shown]) -> Iterable[Block]:
+    for place, scene in enumerate(story.scenes[: limits.panels]):
         shown = [panel for panel in scene.panels if any(one.measured for one in panel.results)]
         if not shown:
             continue
         yield from _by_scene(story, scene)
+        yield from placed(pictures, "losses", place)
+        yield from placed(pictures, "spread", place)
         for number, panel in enumerate(shown[: limits.panels]):
             table = _loss_table(panel, scene, limits, alone=len(shown) == 1)
             if number == 0 or not limits.folds:

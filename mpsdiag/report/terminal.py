@@ -24,11 +24,10 @@ from mpsdiag.report.blocks import (
     Table,
 )
 from mpsdiag.report.escape import log_text, one_line
-from mpsdiag.report.figures import NOTHING
 from mpsdiag.report.story import Story
 from mpsdiag.report.tables import sections
 
-LIMITS = Limits(rows=15, panels=4, logs=5, log_length=1200, folds=False)
+LIMITS = Limits(rows=15, panels=4, logs=5, log_length=1200, folds=False, pictures=False)
 
 _STYLES = {
     "plain": "",
@@ -92,7 +91,7 @@ def _block(block: Block) -> RenderableType:
 
 def _table(table: Table) -> RenderableType:
     made = RichTable(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, padding=(0, 1, 0, 0))
-    kept = [n for n, column in enumerate(table.columns) if not column.minor and not _empty(table, n)]
+    kept = [number for number, column in enumerate(table.columns) if not column.minor]
     for column in (table.columns[number] for number in kept):
         made.add_column(
             Text(one_line(column.name, 60)), justify="right" if column.number else "left", overflow="fold"
@@ -108,10 +107,6 @@ def _table(table: Table) -> RenderableType:
     if table.note:
         parts.append(Text(one_line(table.note, 500), style="dim"))
     return Group(*parts)
-
-
-def _empty(table: Table, column: int) -> bool:
-    return all(row[column].text in {"", NOTHING} for row in table.rows)
 
 
 def _item(item: Item) -> Text:

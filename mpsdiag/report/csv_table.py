@@ -1,0 +1,90 @@
+"""Every cell as one row of a table, for a spreadsheet or a notebook."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mpsdiag.report.escape import cap, one_line
+from mpsdiag.report.marks import mark
+from mpsdiag.report.story import Scene, Story
+from mpsdiag.report.tables import letter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mpsdiag.report.cost import CostRow
+    from mpsdiag.report.pool import Result
+
+# A spreadsheet takes a text that begins so for a formula, and runs it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def render(story: Story) -> str:
+    """Write all cells as CSV, one row each; durations in seconds, memory in bytes, losses in nats.
+
+    Args:
+        story: What to write.
+    """
+    return str(frame(story).to_csv(index=False, lineterminator="\n"))
+
+
+def frame(story: Story) -> pd.DataFrame:
+    """Make the table of all cells, in the order of the report: scene by scene, panel by panel."""
+    import pandas as pd
+
+    rows = [
+        _row(scene, result, costs.get(id(result)))
+        for scene in story.scenes
+        for panel in scene.panels
+        for costs in [{id(row.result): row for table in panel.costs for row in table.rows}]
+        for result in panel.results
+    ]
+    table = pd.DataFrame(rows)
+    for column in table.select_dtypes(include=["object", "string"]):
+        table[column] = table[column].map(lambda value: safe(value) if isinstance(value, str) else value)
+    return table
+
+
+def safe(text: str) -> str:
+    """Put a text on one line and stop a spreadsheet from running it."""
+    text = one_line(text, 1000)
+    return cap(f"'{text}", 1000) if text.startswith(_FORMULA) else text
+
+
+def _row(scene: Scene, result: Result, cost: CostRow | None) -> dict[str, Any]:
+    measured = result.measured
+    row: dict[str, Any] = {
+        "environment": letter(result.place.number),
+        "emulated": scene.emulated or "",
+        **result.cell.model_dump(),
+        "key": result.key,
+        "status": result.status,
+        "mark": mark([result]).text,
+        "reason": result.reason or "",
+        "rounds": result.rounds,
+        "rounds_not_finished": len(result.setbacks),
+        "eval_loss": None if measured is None else measured.eval_loss,
+        "stock_eval_loss": None if measured is None else measured.stock_eval_loss,
+        "loss_moved_by": None if measured is None else measured.loss_moved_by,
+        "last_train_loss": measured.train_losses[-1] if measured and measured.train_losses else None,
+        "eval_batches_run": None if measured is None else len(measured.eval_losses),
+        "nonfinite_batches": None if measured is None else measured.nonfinite_batches,
+        "dead_rows": None if measured is None else measured.dead_rows,
+        "max_abs_logit_diff": None if measured is None else measured.max_abs_logit_diff,
+        "bound": None if measured is None else measured.bound,
+        "timed_on": result.timed_on or "",
+        "rank": None if cost is None else cost.rank,
+        "tokens_per_second": None if cost is None else cost.tokens_per_second,
+        "peak_memory": result.peak_memory,
+    }
+    for name in ("eval_step", "train_step", "eval_ratio", "train_ratio"):
+        estimate = None if cost is None else getattr(cost, name)
+        # A ratio is a claim about a fix: a cell that is not right makes none.
+        if name.endswith("ratio") and cost is not None and cost.rank is None:
+            estimate = None
+        row[name] = None if estimate is None else estimate.value
+        row[f"{name}_low"] = None if estimate is None else estimate.low
+        row[f"{name}_high"] = None if estimate is None else estimate.high
+        if name.endswith("step"):
+            row[f"{name}_n"] = 0 if estimate is None else estimate.n
+    return row
