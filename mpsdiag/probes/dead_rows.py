@@ -1,0 +1,203 @@
+"""Rows of a mask that allow no key at all: the defect the project was made for, and its cousins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mpsdiag.probes.judge import Yardstick
+    from mpsdiag.probes.lab import Lab
+
+DTYPES: Final = ("float32", "bfloat16", "float16")
+SHORT, LONG, PADS, HEAD_DIM = 4, 16, 2, 64
+"""Query lengths on either side of the vector kernels' limit of 8, pads on the left, a head dim every kernel takes."""
+
+MINIMUM: Final = "finfo.min mask"
+COLD: Final = "finfo.min mask on scores near -20"
+
+
+def left_padded(length: int, pads: int) -> Tensor:
+    """Make the causal mask of a left-padded sequence: (1, 1, length, length), True = may attend, `pads` dead rows."""
+    import torch
+
+    lower = torch.ones(length, length, dtype=torch.bool).tril()
+    return (lower & (torch.arange(length) >= pads))[None, None]
+
+
+def additive(mask: Tensor, dtype: torch.dtype, fill: float) -> Tensor:
+    """Write a boolean mask as one that is added to the scores: 0 where True, `fill` where False."""
+    import torch
+
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, fill)
+
+
+def _fully_masked_rows(lab: Lab) -> Iterator[Check]:
+    import torch
+
+    from mpsdiag.device import supports_dtype, torch_dtype
+
+    refusals = {name: supports_dtype(lab.device, name) for name in DTYPES}
+    if all(refusals.values()):
+        raise Skip(str(refusals["float32"]))
+    for length in (SHORT, LONG):
+        mask = left_padded(length, PADS)
+        live = mask.any(-1)
+        on_device = mask.to(lab.device)
+        for dtype in (name for name in DTYPES if refusals[name] is None):
+            number = torch_dtype(dtype)
+            lowest = torch.finfo(number).min
+            q, k, v = lab.qkv((1, 2, length, HEAD_DIM), dtype=dtype)
+            yardstick = lab.yardstick(q, k, v, mask)
+            masks = {
+                "bool mask": on_device,
+                "-inf mask": additive(on_device, number, -torch.inf),
+                MINIMUM: additive(on_device, number, lowest),
+            }
+            for kind, given in masks.items():
+                output = lab.attend(q, k, v, given)
+                name = f"{kind}, {dtype}, {length} queries"
+                yield _judge(lab, name, (q, k, v), output, yardstick, live, lenient=kind == MINIMUM)
+            if dtype == "float16":
+                q, k = torch.full_like(q, 1.0).detach(), torch.full_like(k, -2.5).detach()
+                yardstick = lab.yardstick(q, k, v, mask)
+                output = lab.attend(q, k, v, masks[MINIMUM])
+                name = f"{COLD}, {dtype}, {length} queries"
+                yield _judge(lab, name, (q, k, v), output, yardstick, live, lenient=True)
+
+
+def _judge(
+    lab: Lab,
+    name: str,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    output: Tensor,
+    yardstick: Yardstick,
+    live: Tensor,
+    *,
+    lenient: bool,
+) -> Check:
+    """Judge real rows by the bound; dead rows must be zeros under bool and -inf, and finite under finfo.min."""
+    import torch
+
+    with lab.control():
+        rows = live if lenient else None
+        ok, seen, error = yardstick.judge(output, rows)
+        dead = output.masked_select(~live.unsqueeze(-1)).reshape(-1, output.shape[-1])
+        if not bool(torch.isfinite(dead).all()):
+            ok, seen = False, "NaN" if bool(dead.isnan().any()) else "inf"
+        elif ok:
+            seen = _dead_row_value(output, live, inputs)
+        if ok and lab.training and not all(_finite_gradient(tensor) for tensor in inputs):
+            ok, seen = False, "NaN gradients"
+    return Check(name, ok, seen, lab.mode, error, yardstick.bound)
+
+
+def _finite_gradient(tensor: Tensor) -> bool:
+    import torch
+
+    return tensor.grad is not None and bool(torch.isfinite(tensor.grad).all())
+
+
+def _dead_row_value(output: Tensor, live: Tensor, inputs: tuple[Tensor, Tensor, Tensor]) -> str:
+    """Name what the dead rows hold: zeros, the mean of V, or the softmax of the scores without any mask."""
+    import torch
+
+    from mpsdiag.sdpa import reference_attention
+
+    q, k, v = (tensor.detach().cpu() for tensor in inputs)
+    candidates = {
+        "zeros": torch.zeros_like(output, dtype=torch.float64),
+        "mean of V": v.double().mean(-2, keepdim=True).expand_as(output),
+        "unmasked softmax": reference_attention(q, k, v),
+    }
+    dead = ~live.unsqueeze(-1)
+    distances = {
+        name: float(((output.double() - value) * dead).abs().max()) for name, value in candidates.items()
+    }
+    return min(distances, key=lambda name: distances[name])
+
+
+def dead_row_note(checks: Sequence[Check]) -> str:
+    """Say in one sentence what rows without any key hold, by mask kind; values under finfo.min are no defect.
+
+    A finfo.min mask only shifts all scores of such a row by one constant, so its value is left open: float32 and
+    bfloat16 round it to the mean of V, float16 keeps the softmax of the raw scores, some kernels give zeros.
+    """
+    groups: dict[str, dict[str, None]] = {}
+    for check in checks:
+        kind = check.name.partition(",")[0]
+        groups.setdefault(kind, {}).setdefault(check.seen)
+    return "rows without a key: " + "; ".join(f"{kind}: {', '.join(seen)}" for kind, seen in groups.items())
+
+
+def _explains_dead_rows(combination: Mapping[str, Any]) -> bool:
+    return combination["mask"] in {"bool", "-inf"}
+
+
+def _multihead(lab: Lab) -> Iterator[Check]:
+    lab.require_real_mps(
+        "nn.MultiheadAttention's own softmax gives NaN for such rows on every device when weights are asked for; "
+        "only a real Apple GPU can show the MPS half of it"
+    )
+    import torch
+
+    torch.manual_seed(lab.seed)
+    module = torch.nn.MultiheadAttention(64, 1, dropout=0.1, batch_first=True).train(lab.training)
+    x = lab.randn(2, 8, 64).cpu()
+    mask = torch.ones(8, 8, dtype=torch.bool).triu(1)
+    on_device = module.to(lab.device)
+    with torch.set_grad_enabled(lab.training):
+        output, _ = on_device(
+            x.to(lab.device) + 0, x.to(lab.device), x.to(lab.device), attn_mask=mask.to(lab.device)
+        )
+    finite = bool(torch.isfinite(output).all())
+    yield Check("causal mask, dropout 0.1", finite, "right" if finite else "NaN", lab.mode)
+
+
+PROBES: Final = (
+    Probe(
+        id="SDPA001",
+        title="A row that may attend to no key gives NaN",
+        symptom="eval_loss is nan on left-padded batches while the training loss is fine; generation repeats token 0.",
+        upstream=(
+            "https://github.com/pytorch/pytorch/issues/156707",
+            "https://github.com/pytorch/pytorch/pull/157727",
+            "https://github.com/huggingface/transformers/issues/40858",
+            "https://github.com/huggingface/transformers/issues/40242",
+        ),
+        releases=span(0, 8),
+        fixed="2.9.0",
+        hits="both",
+        training_releases=span(0, 4),
+        remedy=Remedy(
+            "Upgrade torch to 2.9 or newer, or run with safe_sdpa, which gives zeros in such rows as the CPU does.",
+            ("pip install --upgrade 'torch>=2.9'", "mpsdiag run --fix safe_sdpa your_script.py"),
+        ),
+        trigger=_fully_masked_rows,
+        bad="NaN",
+        good="zeros",
+        level=1,
+        explains=_explains_dead_rows,
+        note=dead_row_note,
+    ),
+    Probe(
+        id="SDPA024",
+        title="nn.MultiheadAttention gives NaN in training with dropout",
+        symptom="The output of nn.MultiheadAttention is NaN on MPS in training, and x + 0 before it makes it go away.",
+        upstream=("https://github.com/pytorch/pytorch/issues/151667",),
+        releases=(),
+        fixed="open; the releases it is in are not established",
+        hits="training",
+        remedy=Remedy(
+            "Give the module a fresh tensor (x + 0), or call F.scaled_dot_product_attention instead of it."
+        ),
+        trigger=_multihead,
+        bad="NaN",
+        good="finite values",
+    ),
+)

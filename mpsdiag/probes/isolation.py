@@ -1,0 +1,179 @@
+"""Run jobs in a child process that may abort, hang or print garbage, and lose only the job that did it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mpsdiag.probes.declaration import ABORTS, Check, Mode, ModeResult
+from mpsdiag.serialization import dumps, number
+
+if TYPE_CHECKING:
+    from mpsdiag.emulation import Emulation
+
+SECONDS: Final = 120.0
+"""What one job may take, the child's start included, before it counts as hanging."""
+POLL_SECONDS: Final = 0.02
+CRASHES: Final = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGTRAP", "SIGFPE"})
+"""Signals by which a process takes itself down; others (SIGKILL, SIGTERM) come from outside and prove nothing."""
+
+Job = tuple[str, Mode]
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a child ended before its jobs were done.
+
+    Attributes:
+        code: Exit code, negative for a signal; None if it was stopped for taking too long.
+        tail: The last line it printed to stderr.
+    """
+
+    code: int | None
+    tail: str
+
+    def result(self, mode: Mode, seconds: float) -> ModeResult:
+        """Say what this death means for the job that was running."""
+        if self.code is None:
+            return ModeResult("error", reason=f"no answer within {seconds:.0f} s; the child was stopped")
+        name = signal.Signals(-self.code).name if self.code < 0 else ""
+        if name in CRASHES:
+            check = Check(f"{name}: {self.tail}" if self.tail else name, ok=False, seen=ABORTS, mode=mode)
+            return ModeResult("fail", (check,))
+        end = f"was ended by {name}" if name else f"ended with exit code {self.code}"
+        return ModeResult("error", reason=f"the child {end} without an answer: {self.tail}".rstrip(": "))
+
+
+def run_isolated(
+    jobs: Sequence[Job],
+    device: str,
+    emulation: Emulation | None,
+    *,
+    seconds: float = SECONDS,
+    command: Sequence[str] = (sys.executable, "-m", "mpsdiag.probes.child"),
+) -> dict[Job, tuple[ModeResult, float]]:
+    """Run probes in grad modes, all in one child as long as it lives; after a death the rest goes to a new one.
+
+    Args:
+        jobs: Pairs of a probe id and a grad mode.
+        device: Where to run them.
+        emulation: The MPS to emulate, if one.
+        seconds: What one job may take.
+        command: The child.
+
+    Returns:
+        Result and duration in seconds of every job.
+    """
+    done: dict[Job, tuple[ModeResult, float]] = {}
+    left = list(jobs)
+    while left:
+        begin = time.monotonic()
+        finished, death = _one_child(left, device, emulation, seconds, command)
+        done.update(finished)
+        left = [job for job in left if job not in done]
+        if left:
+            # What was running when the child died; had it not begun, the first job stands for the failed start.
+            culprit = left[0]
+            done[culprit] = (death.result(culprit[1], seconds), time.monotonic() - begin)
+            left = left[1:]
+    return done
+
+
+def _one_child(
+    jobs: Sequence[Job], device: str, emulation: Emulation | None, seconds: float, command: Sequence[str]
+) -> tuple[dict[Job, tuple[ModeResult, float]], Death]:
+    with tempfile.TemporaryDirectory(prefix="mpsdiag-") as folder:
+        results, errors = Path(folder, "results.jsonl"), Path(folder, "stderr")
+        results.touch()
+        spec = {"jobs": jobs, "device": device, "emulation": emulation, "results": str(results)}
+        with errors.open("wb") as stderr:
+            child = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=_environment(),
+                start_new_session=True,
+            )
+            code = _watch(child, dumps(spec).encode(), results, seconds)
+        lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return _read(results), Death(code, lines[-1][:200] if lines else "")
+
+
+def _watch(child: subprocess.Popen[bytes], spec: bytes, results: Path, seconds: float) -> int | None:
+    """Wait for the child; None if it wrote nothing for too long and was stopped, its own children with it."""
+    try:
+        if child.stdin is not None:
+            try:
+                child.stdin.write(spec)
+                child.stdin.close()
+            except BrokenPipeError:
+                pass  # it died before it read its jobs: the exit code says so
+        size, deadline = 0, time.monotonic() + seconds
+        while child.poll() is None:
+            grown = results.stat().st_size
+            if grown != size:
+                size, deadline = grown, time.monotonic() + seconds
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_SECONDS)
+        return child.returncode
+    finally:
+        if child.poll() is None:
+            _stop(child)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    try:
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+    except ProcessLookupError:
+        pass
+    child.wait()
+
+
+def _environment() -> dict[str, str]:
+    """The environment of this process, with this very package on the path."""
+    home = str(Path(__file__).parents[2])
+    path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH")) if part)
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def _read(results: Path) -> dict[Job, tuple[ModeResult, float]]:
+    """Read what was finished; a torn last line belongs to the job that died."""
+    done: dict[Job, tuple[ModeResult, float]] = {}
+    for line in results.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if "finished" in entry:
+            name, mode = entry["finished"]
+            done[name, mode] = (_mode_result(entry["result"]), number(entry["seconds"]))
+    return done
+
+
+def _mode_result(given: dict[str, Any]) -> ModeResult:
+    checks = tuple(
+        Check(
+            check["name"],
+            check["ok"],
+            check["seen"],
+            check["mode"],
+            None if check["error"] is None else number(check["error"]),
+            None if check["bound"] is None else number(check["bound"]),
+        )
+        for check in given["checks"]
+    )
+    return ModeResult(given["status"], checks, given["reason"])

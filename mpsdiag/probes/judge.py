@@ -1,0 +1,159 @@
+"""The contract's rule for "wrong": twice the error of eager attention in the same dtype, against float64 on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Scaling = Literal["scores", "inputs"]
+
+
+def composite_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    scaled: Scaling = "scores",
+) -> Tensor:
+    """Attend step by step in the inputs' own dtype, rounding after every step, as eager attention does.
+
+    The softmax is taken in float32 at least and rounded, as in transformers' eager attention. Keys and values with
+    fewer heads are repeated. Rows that may attend to nothing give zeros, with finite gradients.
+
+    Args:
+        query: (..., H, L, D).
+        key: (..., Hkv, S, D), H a multiple of Hkv.
+        value: (..., Hkv, S, Dv).
+        attn_mask: Boolean (True takes part) or additive, broadcastable to (..., H, L, S).
+        is_causal: Whether key j is hidden from query i < j (top-left).
+        scale: 1/sqrt(D) if None.
+        scaled: Where the scale goes: to the scores (transformers' eager attention) or, its root, to query and key
+            (torch's composite attention).
+
+    Returns:
+        (..., H, L, Dv), in the dtype of `query`, differentiable.
+    """
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if query.dim() >= 3 and key.shape[-3] not in {1, query.shape[-3]}:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+    if scaled == "scores":
+        scores = (query @ key.transpose(-2, -1)) * factor
+    else:
+        root = math.sqrt(abs(factor))
+        scores = (query * math.copysign(root, factor)) @ (key * root).transpose(-2, -1)
+    if is_causal:
+        lower = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~lower, -math.inf)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -math.inf)
+        else:
+            scores = scores + attn_mask.to(scores.dtype)
+    dead = (scores == -math.inf).all(-1, keepdim=True)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores.masked_fill(dead, 0.0).to(wide), dim=-1).to(query.dtype)
+    return weights.masked_fill(dead, 0.0) @ value
+
+
+def plain_errors(
+    reference: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    rows: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> list[float]:
+    """Measure the finite errors of plain attention in the inputs' dtype, in its two ways of scaling.
+
+    Two ways, because a single one is sometimes right by luck, and because float16 overflows in the first where it
+    does not in the second.
+
+    Args:
+        reference: (..., L, Dv), float64.
+        query: As for `composite_attention`, and so are the rest.
+        key: Likewise.
+        value: Likewise.
+        attn_mask: Likewise.
+        rows: Boolean, broadcastable to (..., L): the rows that count; all if None.
+        is_causal: Likewise.
+        scale: Likewise.
+    """
+    outputs = (
+        composite_attention(query, key, value, attn_mask, is_causal=is_causal, scale=scale, scaled=way)
+        for way in get_args(Scaling)
+    )
+    errors = [largest_error(output, reference, rows) for output in outputs]
+    return [error for error in errors if math.isfinite(error)]
+
+
+def largest_error(output: Tensor, reference: Tensor, rows: Tensor | None = None) -> float:
+    """Give the largest absolute difference, in float64; NaN where only one of the two is finite.
+
+    Args:
+        output: (..., L, Dv), any dtype.
+        reference: Same shape.
+        rows: Boolean, broadcastable to (..., L): the rows that count; all if None.
+    """
+    difference = (output.double() - reference.double()).abs()
+    if rows is not None:
+        difference = difference.masked_fill(~rows.unsqueeze(-1), 0.0)
+    return float(difference.max()) if difference.numel() else 0.0
+
+
+def storage_error(reference: Tensor, dtype: torch.dtype) -> float:
+    """Half a unit in the last place of the largest reference value: what holding the result in `dtype` may cost."""
+    finite = torch.where(torch.isfinite(reference), reference, torch.zeros_like(reference)).abs()
+    peak = float(finite.max()) if finite.numel() else 0.0
+    return peak * torch.finfo(dtype).eps / 2
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """A float64 reference and the error the contract allows against it.
+
+    Attributes:
+        reference: (..., L, Dv), float64, on the CPU.
+        bound: Twice the largest error of plain attention in the dtype, or of holding the result in it.
+    """
+
+    reference: Tensor
+    bound: float
+
+    @classmethod
+    def of(cls, reference: Tensor, dtype: torch.dtype, errors: Sequence[float]) -> Yardstick:
+        """Make the rule for one output.
+
+        Args:
+            reference: (..., L, Dv), float64, on the CPU.
+            dtype: Of the output.
+            errors: Those that plain computations in this dtype make.
+        """
+        return cls(reference, 2 * max([*errors, storage_error(reference, dtype)]))
+
+    def judge(self, output: Tensor, rows: Tensor | None = None) -> tuple[bool, str, float]:
+        """Say whether `output` is right, what it is in a word or two, and how far off.
+
+        Args:
+            output: (..., L, Dv), on the CPU.
+            rows: Boolean, broadcastable to (..., L): the rows that count; all if None.
+        """
+        if output.shape != self.reference.shape:
+            return False, f"shape {tuple(output.shape)} instead of {tuple(self.reference.shape)}", math.nan
+        error = largest_error(output, self.reference, rows)
+        if math.isnan(error):
+            return False, "NaN" if bool(output.isnan().any()) else "inf", error
+        if error > self.bound:
+            return False, "wrong values", error
+        return True, "right", error

@@ -1,0 +1,215 @@
+"""The bench a trigger works on: seeded inputs on the device, one attention call, its judgement. Loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from mpsdiag import device as devices
+from mpsdiag.emulation import Emulation, suspended
+from mpsdiag.probes.declaration import Check, Mode, Skip
+from mpsdiag.probes.judge import Yardstick, plain_errors
+from mpsdiag.sdpa import reference_attention
+
+GRID = 32
+"""Inputs are multiples of 1/32 up to 4: exact in float32, bfloat16 and float16 alike, so one reference serves all."""
+DIRECT: Final = "_scaled_dot_product_attention_math_for_mps"
+
+
+def release_of(version: str) -> tuple[int, int]:
+    """Read the minor release of a torch version: `2.13.0+cpu` is (2, 13)."""
+    major, minor, *_ = version.split(".")
+    return int(major), int(minor)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One device, real or emulated, in one grad mode.
+
+    Attributes:
+        device: Where the inputs live and the attention runs; `cpu` under an emulation.
+        emulation: The emulated MPS, if there is one.
+        mode: Whether gradients are wanted.
+        seed: Seed of all inputs.
+    """
+
+    device: str
+    emulation: Emulation | None = None
+    mode: Mode = "evaluation"
+    seed: int = 0
+
+    @property
+    def training(self) -> bool:
+        """Whether gradients are wanted."""
+        return self.mode == "training"
+
+    @property
+    def on_mps(self) -> bool:
+        """Whether this is MPS, real or emulated."""
+        return self.emulation is not None or devices.kind_of(self.device) == "mps"
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """The torch release whose kernels are at work."""
+        return release_of(self.emulation.release if self.emulation else torch.__version__)
+
+    def require_real_mps(self, why: str) -> None:
+        """Go on only on a real Apple GPU.
+
+        Raises:
+            Skip: This is none; the reason given is the user's.
+        """
+        if self.emulation is not None or devices.kind_of(self.device) != "mps":
+            raise Skip(why)
+
+    def require_mps(self, why: str) -> None:
+        """Go on only on MPS, real or emulated.
+
+        Raises:
+            Skip: This is another device.
+        """
+        if not self.on_mps:
+            raise Skip(why)
+
+    def require_dtype(self, dtype: str) -> None:
+        """Go on only if the device computes in this dtype.
+
+        Raises:
+            Skip: It does not.
+        """
+        reason = devices.supports_dtype(self.device, dtype)
+        if reason is not None:
+            raise Skip(reason)
+
+    def randn(self, *shape: int, dtype: str = "float32", stream: int = 0) -> Tensor:
+        """Draw normal values on a grid that every dtype holds exactly, clipped at 4, on the device.
+
+        Args:
+            *shape: Shape of the tensor.
+            dtype: Name of its dtype.
+            stream: Tells tensors of one shape apart; the same stream gives the same values in every dtype.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1000 + stream)
+        values = torch.randn(*shape, generator=generator)
+        values = (values * GRID).round().clamp(-4 * GRID, 4 * GRID) / GRID
+        return values.to(devices.torch_dtype(dtype)).to(self.device)
+
+    def qkv(
+        self, query: tuple[int, ...], key: tuple[int, ...] | None = None, *, dtype: str = "float32"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw query, key and value on the device; key and value have the shape `key`, or that of the query."""
+        other = key or query
+        return (
+            self.randn(*query, dtype=dtype, stream=1),
+            self.randn(*other, dtype=dtype, stream=2),
+            self.randn(*other, dtype=dtype, stream=3),
+        )
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        """Run `F.scaled_dot_product_attention` in this mode; the output comes back to the CPU, detached.
+
+        In training the gradients of query, key and value are left on them, as a training step would.
+        """
+        if not self.training:
+            with torch.no_grad():
+                output = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, **rest)
+            return output.detach().cpu()
+        for tensor in (query, key, value):
+            tensor.requires_grad_()
+            tensor.grad = None
+        with torch.enable_grad():
+            output = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, **rest)
+            # Of a scalar: handing over a gradient makes torch import sympy, which takes longer than the probe.
+            output.sum().backward()  # type: ignore[no-untyped-call]  # in torch
+        return output.detach().cpu()
+
+    def direct(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        """Call the MPS operation itself, which takes boolean masks to the kernels; without gradients.
+
+        Raises:
+            Skip: Not on MPS, or this release has no such operation.
+        """
+        self.require_mps("the operation exists on MPS only")
+        if self.release < (2, 5):
+            raise Skip("torch below 2.5 has no MPS attention operation")
+        # By its name: the public function never hands a boolean mask to the kernels, this one does.
+        operator = getattr(torch.ops.aten, DIRECT)
+        with torch.no_grad():
+            output: Tensor = operator(query, key, value, mask, **rest)[0]
+        return output.detach().cpu()
+
+    def yardstick(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Yardstick:
+        """Compute the float64 reference and the contract's bound on the CPU, outside any emulation."""
+        q, k, v = (tensor.detach().cpu() for tensor in (query, key, value))
+        m = None if mask is None else mask.detach().cpu()
+        with suspended(), torch.no_grad():
+            reference = reference_attention(
+                q, k, v, m, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+            errors = plain_errors(reference, q, k, v, m, rows=rows, is_causal=is_causal, scale=scale)
+            return Yardstick.of(reference, q.dtype, errors)
+
+    def check(
+        self,
+        name: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        call: Callable[..., Tensor] | None = None,
+        **rest: Any,
+    ) -> Check:
+        """Attend and judge: the output, and in training that the gradients are finite.
+
+        Args:
+            name: What is run, for the report.
+            query: (B, H, L, D) on the device.
+            key: (B, Hkv, S, D) on the device.
+            value: (B, Hkv, S, Dv) on the device.
+            mask: As `F.scaled_dot_product_attention` takes it.
+            rows: Boolean (..., L): the query rows that are judged; all if None.
+            call: What to run instead of `attend`.
+            **rest: `is_causal`, `scale`, `enable_gqa`.
+        """
+        output = (call or self.attend)(query, key, value, mask, **rest)
+        yardstick = self.yardstick(query, key, value, mask, rows=rows, **rest)
+        with suspended():
+            ok, seen, error = yardstick.judge(output, rows)
+            if ok and self.training and call is None:
+                ok, seen = _gradients(query, key, value)
+        return Check(name, ok, seen, self.mode, error, yardstick.bound)
+
+    @contextmanager
+    def control(self) -> Iterator[None]:
+        """Inside, CPU tensors behave as plain CPU, without gradients: for computing what should have come out."""
+        with suspended(), torch.no_grad():
+            yield
+
+
+def _gradients(*leaves: Tensor) -> tuple[bool, str]:
+    for leaf in leaves:
+        if leaf.grad is None or not bool(torch.isfinite(leaf.grad).all()):
+            return False, "NaN gradients"
+    return True, "right"

@@ -1,0 +1,97 @@
+"""Defects below attention: products of matrices, which eager attention is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mpsdiag.probes.lab import Lab
+
+DEEP: Final = 32_769
+"""Beyond 32,767 terms the kernels of the first Apple GPUs add what lies behind the operands (pytorch#195163)."""
+
+
+def _products(lab: Lab) -> Iterator[Check]:
+    if lab.emulation is not None:
+        raise Skip("the emulation is of attention; its products are the CPU's")
+    for dtype in ("float32", "bfloat16", "float16"):
+        lab.require_dtype(dtype)
+        q, k, _ = lab.qkv((8, 20, 3, 64), dtype=dtype)
+        yield _product(lab, f"permuted views, {dtype}", q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1))
+    # What lies behind the operands is not zero, so that adding it shows.
+    long = lab.randn(4, 16, DEEP, stream=1)[:2], lab.randn(4, DEEP, 16, stream=2)[:2]
+    yield _product(lab, f"{DEEP} terms", *long)
+
+
+def _product(lab: Lab, name: str, left: Tensor, right: Tensor) -> Check:
+    """Judge by the contract's rule, with the CPU's product in the same dtype as the yardstick."""
+    import torch
+
+    from mpsdiag.probes.judge import Yardstick, largest_error
+
+    with torch.set_grad_enabled(lab.training):
+        output = (left @ right).detach().cpu()
+    with lab.control():
+        a, b = left.cpu(), right.cpu()
+        exact = a.double() @ b.double()
+        yardstick = Yardstick.of(exact, a.dtype, [largest_error(a.contiguous() @ b.contiguous(), exact)])
+        ok, seen, error = yardstick.judge(output)
+    return Check(name, ok, seen, lab.mode, error, yardstick.bound)
+
+
+def _ignored_input(lab: Lab) -> Iterator[Check]:
+    import torch
+
+    nothing = torch.full((1, 1, 1), torch.nan, device=lab.device)
+    one = torch.ones(1, 1, 1, device=lab.device)
+    with torch.set_grad_enabled(lab.training):
+        output = torch.baddbmm(nothing, one, one, beta=0).detach().cpu()
+    ok = bool((output == 1).all())
+    yield Check("NaN input, beta 0", ok, "right" if ok else "NaN", lab.mode)
+
+
+PROBES: Final = (
+    Probe(
+        id="SDPA025",
+        title="Matrix products are wrong for some views and for very long sums",
+        symptom="Eager attention and linear layers give wrong values, finite and without an error.",
+        upstream=(
+            "https://github.com/pytorch/pytorch/issues/195163",
+            "https://github.com/pytorch/pytorch/issues/193487",
+            "https://github.com/pytorch/pytorch/issues/177116",
+            "https://github.com/pytorch/pytorch/issues/197636",
+            "https://github.com/pytorch/pytorch/issues/78511",
+        ),
+        releases=(),
+        fixed="2.14.0 in part; which machines are hit depends on the GPU, so no release predicts it",
+        hits="both",
+        remedy=Remedy("Call .contiguous() on transposed operands, and split sums of more than 32,766 terms."),
+        trigger=_products,
+        bad="wrong values",
+        good="right values",
+    ),
+    Probe(
+        id="SDPA026",
+        title="baddbmm with beta=0 lets NaN of the ignored input through",
+        symptom="Attention written with baddbmm on an empty tensor (diffusers, ComfyUI) is NaN now and then.",
+        upstream=(
+            "https://github.com/pytorch/pytorch/issues/187521",
+            "https://github.com/pytorch/pytorch/pull/187522",
+        ),
+        releases=span(0, 13),
+        fixed="2.14.0",
+        hits="both",
+        remedy=Remedy(
+            "Upgrade torch, or hand over torch.zeros instead of torch.empty.",
+            ("pip install --upgrade 'torch>=2.14'",),
+        ),
+        trigger=_ignored_input,
+        bad="NaN",
+        good="right values",
+    ),
+)

@@ -1,0 +1,73 @@
+"""What float16 can no longer hold, and what long sequences lose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+
+if TYPE_CHECKING:
+    from mpsdiag.probes.lab import Lab
+
+LOUD: Final = 40.0
+"""64 products of 40 x 40 are 102,400: above float16's 65,504 before scaling, 12,800 after."""
+LONG: Final = 14_336
+ROWS: Final = 64
+
+
+def _overflow(lab: Lab) -> Iterator[Check]:
+    import torch
+
+    lab.require_dtype("float16")
+    for head_dim in (64, 72):
+        q, k, v = lab.qkv((1, 2, 16, head_dim), dtype="float16")
+        loud = torch.full_like(q, LOUD), torch.full_like(k, LOUD)
+        yield lab.check(f"scores of {LOUD:.0f} x {LOUD:.0f}, head dim {head_dim}", *loud, v)
+
+
+def _long_sequence(lab: Lab) -> Iterator[Check]:
+    """Judge the last rows of a long sequence; the float64 reference needs those rows only."""
+    if lab.training:
+        raise Skip("the gradients of so long a sequence need more memory than most machines have")
+    lab.require_real_mps(f"{LONG} tokens take minutes on a CPU; the error is of the GPU's own arithmetic")
+    for dtype in ("bfloat16", "float16"):
+        lab.require_dtype(dtype)
+        q, k, v = lab.qkv((1, 1, LONG, 128), dtype=dtype)
+        output = lab.attend(q, k, v)[..., -ROWS:, :]
+        yardstick = lab.yardstick(q[..., -ROWS:, :], k, v)
+        ok, seen, error = yardstick.judge(output)
+        yield Check(f"{LONG} tokens, {dtype}", ok, seen, lab.mode, error, yardstick.bound)
+
+
+PROBES: Final = (
+    Probe(
+        id="SDPA021",
+        title="float16 scores overflow before they are scaled",
+        symptom="NaN or garbage from float16 models with large activations (phi-2) that are fine in bfloat16.",
+        upstream=(
+            "https://github.com/pytorch/pytorch/issues/160841",
+            "https://github.com/pytorch/pytorch/pull/165961",
+        ),
+        releases=span(5, 15),
+        fixed="open; 2.13.0 avoids it for the head dims of its kernels",
+        hits="evaluation",
+        remedy=Remedy("Use bfloat16 or float32, or scale the query yourself and pass scale=1.0."),
+        trigger=_overflow,
+        bad="NaN",
+        good="right values",
+    ),
+    Probe(
+        id="SDPA022",
+        title="Half dtypes lose up to 2.4 % on long sequences",
+        symptom="Images and videos of long-sequence diffusion models come out noisy in bfloat16.",
+        upstream=("https://github.com/pytorch/pytorch/pull/190791",),
+        releases=(),
+        fixed="open; the releases it is in are not established",
+        hits="evaluation",
+        remedy=Remedy("Attend in chunks of keys in float32, or evaluate in float32."),
+        trigger=_long_sequence,
+        bad="wrong values",
+        good="right values",
+    ),
+)

@@ -1,0 +1,59 @@
+"""What the facts predict for a torch release, beside what was seen. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mpsdiag.probes.catalogue import CATALOGUE
+from mpsdiag.probes.declaration import LAST_MINOR, MODES, Finding, Mode, Probe
+
+
+def minor_of(release: str) -> str:
+    """Shorten a torch version to a release of the tables: `2.8.1` is `2.8`, `2.17.0` is read as the newest known."""
+    major, minor, *_ = release.split(".")
+    return f"{major}.{min(int(minor), LAST_MINOR)}" if major == "2" else release
+
+
+def predicted(release: str, macos: int = 15) -> tuple[str, ...]:
+    """List the ids of the probes that should fail on the MPS of this torch release and macOS."""
+    return tuple(probe.id for probe in CATALOGUE.values() if strikes(probe, release, macos))
+
+
+def strikes(probe: Probe, release: str, macos: int = 15, mode: Mode | None = None) -> bool:
+    """Say whether a probe should fail on this release and macOS, in one grad mode or in any."""
+    minor = minor_of(release)
+    if probe.first_macos is not None and macos < probe.first_macos:
+        return False
+    in_training = minor in (probe.training_releases or (probe.releases if probe.hits != "evaluation" else ()))
+    in_evaluation = minor in probe.releases and probe.hits != "training"
+    return {"training": in_training, "evaluation": in_evaluation, None: in_training or in_evaluation}[mode]
+
+
+def surprises(findings: Iterable[Finding], release: str, macos: int = 15, *, where: str = "MPS") -> list[str]:
+    """Say in sentences where what was seen differs from what the facts predict; skips and errors predict nothing.
+
+    Args:
+        findings: What was found on a device that is MPS.
+        release: Version of torch.
+        macos: Its major version.
+        where: What the device is called in the sentences.
+    """
+    sentences = []
+    for finding in findings:
+        probe = CATALOGUE.get(finding.id)
+        if probe is None:
+            continue
+        for mode in MODES:
+            status = finding.training if mode == "training" else finding.evaluation
+            if status not in {"pass", "fail"}:
+                continue
+            expected = strikes(probe, release, macos, mode)
+            if expected == (status == "fail"):
+                continue
+            should = probe.bad if expected else probe.good
+            seen = finding.seen if status == "fail" else probe.good
+            sentences.append(
+                f"{probe.id} ({probe.title}), in {mode}: torch {minor_of(release)} on {where} should give {should} "
+                f"here, this machine gives {seen}."
+            )
+    return sentences

@@ -1,0 +1,141 @@
+"""Kernels that read the wrong memory because they assume how a tensor is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+
+if TYPE_CHECKING:
+    from mpsdiag.probes.lab import Lab
+
+HEADS, HEAD_DIM = 3, 64
+CONTIGUOUS: Final = Remedy(
+    "Upgrade torch, or call .contiguous() on query, key and value before the attention.",
+    ("pip install --upgrade 'torch>=2.12'",),
+)
+VECTOR_HEAD_DIMS: Final = frozenset({64, 96, 128})
+"""Head dims of the vector kernels up to torch 2.12 (table 1 of the facts)."""
+
+
+def _transposed(lab: Lab, batch: int, length: int, keys: int) -> tuple[Any, Any, Any]:
+    """Make query, key and value as models do: projected to (B, L, H, D), then seen as (B, H, L, D)."""
+    q, k, v = lab.qkv((batch, length, HEADS, HEAD_DIM), (batch, keys, HEADS, HEAD_DIM))
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def _query_strides(lab: Lab) -> Iterator[Check]:
+    for length in (2, 8):
+        yield lab.check(f"transposed, {length} queries", *_transposed(lab, 1, length, 16))
+
+
+def _batch_strides(lab: Lab) -> Iterator[Check]:
+    yield lab.check("permuted, batch of 4, 3 queries", *_transposed(lab, 4, 3, 3))
+
+
+def _mask_strides(lab: Lab) -> Iterator[Check]:
+    import torch
+
+    if lab.training:
+        raise Skip("the operation that takes such a mask has no gradient")
+    q, k, v = lab.qkv((1, 1, 8, HEAD_DIM), (1, 1, 512, HEAD_DIM))
+    ones = torch.ones(8, 512, dtype=torch.bool, device=lab.device)
+    striped = ones & (torch.arange(512, device=lab.device) % 3 > 0)
+    yield lab.check("mask of ones (8, 512)", q, k, v, ones, call=lab.direct)
+    yield lab.check("mask that hides every third key (8, 512)", q, k, v, striped, call=lab.direct)
+
+
+def _mask_batch_offset(lab: Lab) -> Iterator[Check]:
+    import torch
+
+    if lab.training:
+        raise Skip("the operation that takes such a mask has no gradient")
+    q, k, v = lab.qkv((2, 4, 8, HEAD_DIM))
+    lower = torch.ones(8, 8, dtype=torch.bool, device=lab.device).tril()
+    mask = torch.stack([lower, lower.flip(1).flip(0)])[:, None]
+    yield lab.check("mask (2, 1, 8, 8) that differs within the batch", q, k, v, mask, call=lab.direct)
+
+
+def _explains_query_strides(at: Mapping[str, Any]) -> bool:
+    return _vector(at) and at["layout"] == "transposed" and at["queries"] > 1
+
+
+def _explains_batch_strides(at: Mapping[str, Any]) -> bool:
+    return _vector(at) and at["layout"] == "transposed"
+
+
+def _vector(at: Mapping[str, Any]) -> bool:
+    return bool(at["queries"] <= 8 and at["mask"] == "none" and at["head_dim"] in VECTOR_HEAD_DIMS)
+
+
+PROBES: Final = (
+    Probe(
+        id="SDPA002",
+        title="Strides of the query are ignored for 2 to 8 queries",
+        symptom="Wrong values, no error, in short prefills and speculative decoding with transposed queries.",
+        upstream=(
+            "https://github.com/pytorch/pytorch/issues/163597",
+            "https://github.com/pytorch/pytorch/pull/163598",
+        ),
+        releases=span(8, 8),
+        fixed="2.9.0",
+        hits="evaluation",
+        remedy=CONTIGUOUS,
+        trigger=_query_strides,
+        bad="wrong values",
+        good="right values",
+        first_macos=15,
+        explains=_explains_query_strides,
+    ),
+    Probe(
+        id="SDPA003",
+        title="Batch stride is assumed: permuted inputs go wrong in a batch",
+        symptom="A batch gives other values than its samples one by one; accuracy drops without any error.",
+        upstream=(
+            "https://github.com/pytorch/pytorch/issues/181133",
+            "https://github.com/pytorch/pytorch/pull/181151",
+            "https://github.com/PriorLabs/TabPFN/issues/888",
+        ),
+        releases=span(8, 11),
+        fixed="2.12.0",
+        hits="evaluation",
+        remedy=CONTIGUOUS,
+        trigger=_batch_strides,
+        bad="wrong values",
+        good="right values",
+        first_macos=15,
+        explains=_explains_batch_strides,
+    ),
+    Probe(
+        id="SDPA005",
+        title="The vector kernel walks a boolean mask with permuted strides",
+        symptom="Only callers of the MPS operation itself: keys are shown or hidden at random.",
+        upstream=(
+            "https://github.com/pytorch/pytorch/issues/182285",
+            "https://github.com/pytorch/pytorch/pull/182311",
+        ),
+        releases=span(8, 11),
+        fixed="2.12.0",
+        hits="evaluation",
+        remedy=Remedy("Call F.scaled_dot_product_attention, which turns boolean masks into additive ones."),
+        trigger=_mask_strides,
+        bad="wrong values",
+        good="right values",
+    ),
+    Probe(
+        id="SDPA006",
+        title="The vector kernel takes the first sample's mask for the whole batch",
+        symptom="Only callers of the MPS operation itself, with a mask (B, 1, L, S): later samples see other keys.",
+        upstream=("https://github.com/pytorch/pytorch/issues/184180",),
+        releases=span(8, 12),
+        fixed="2.13.0",
+        hits="evaluation",
+        remedy=Remedy(
+            "Call F.scaled_dot_product_attention, or expand the mask to a contiguous (B, H, L, S)."
+        ),
+        trigger=_mask_batch_offset,
+        bad="wrong values",
+        good="right values",
+    ),
+)
