@@ -108,7 +108,7 @@ def tiled_attention(
     if mask is not None and mask.dtype == torch.bool:
         scores.masked_fill_(~mask, NEVER)
     elif mask is not None:
-        # The product is f32: finfo.min of f32 and bf16 becomes -inf here.
+        # A fused multiply-add in f32, as in the kernel: finfo.min of f32 and bf16 becomes -inf here.
         scores.add_(mask, alpha=LOG2E)
     if not propagates_nan:
         scores = drop_leading_nan_tiles(scores, block)
