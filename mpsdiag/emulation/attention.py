@@ -41,7 +41,7 @@ def attention(call: Call, machine: Machine) -> Tensor:
 def _composite(call: Call, machine: Machine) -> Tensor:
     if call.is_causal and call.mask is not None:
         raise RuntimeError("scaled_dot_product_attention: attn_mask must not be set when is_causal=True")
-    plain = not machine.release.safe_composite and machine.has("SDPA001")
+    plain = machine.release.general == "none" and machine.has("SDPA001")
     compute = composite_attention if plain else safe_composite_attention
     return compute(
         call.query,

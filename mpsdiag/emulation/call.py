@@ -57,9 +57,8 @@ class Call:
     def well_formed(self) -> bool:
         """Whether torch would get past its own checks; if not, it is left to torch to say what is wrong."""
         q = self.query
-        same = all(x.dtype == q.dtype and x.device == q.device and x.dim() >= 2 for x in self.tensors)
-        mask_ok = self.mask is None or self.mask.dtype in {torch.bool, torch.float32, q.dtype}
-        return same and q.is_floating_point() and mask_ok
+        same = all(x.dtype == q.dtype and x.dim() >= 2 for x in self.tensors)
+        return same and (self.mask is None or self.mask.dtype in {torch.bool, torch.float32, q.dtype})
 
     def with_additive_mask(self) -> Call:
         """The call with a bool mask turned into 0 and -inf in the query's dtype, as the public function does first."""

@@ -28,13 +28,13 @@ def takes_operator(call: Call, release: Release, macos: int, *, dropout_ignored:
     """
     if release.general == "none" or call.needs_grad:
         return False
-    if call.dropout_p > 0.0 and release.dropout != "refused" and not dropout_ignored:
+    if call.dropout_p > 0.0 and release.dropout == "composite" and not dropout_ignored:
         return False
     return macos >= release.contiguous_below or all(x.is_contiguous() for x in call.tensors)
 
 
 def choose_path(call: Call, release: Release, macos: int, *, prefill_disabled: bool) -> Path:
-    """Which kernel the operator runs. Head counts are those of the call, before any repeating of heads.
+    """Which kernel the operator runs.
 
     Args:
         call: A call with 4D tensors.
@@ -44,7 +44,7 @@ def choose_path(call: Call, release: Release, macos: int, *, prefill_disabled: b
     """
     q, k, v = call.tensors
     queries, keys, dim = q.size(2), k.size(2), q.size(3)
-    if k.size(3) != dim or v.size(3) != dim or not q.size(0) == k.size(0) == v.size(0):
+    if k.size(3) != dim or v.size(3) != dim or not _heads_match(call, release):
         return "general"
     if (
         queries <= VECTOR_QUERIES
@@ -66,9 +66,15 @@ def choose_path(call: Call, release: Release, macos: int, *, prefill_disabled: b
     return "general"
 
 
+def _heads_match(call: Call, release: Release) -> bool:
+    """The kernels index batch and heads without broadcasting; only 2.13+ divide query heads by shared ones."""
+    q, k, v = (x.shape[:2] for x in call.tensors)
+    return q[0] == k[0] == v[0] and k[1] == v[1] and (q[1] == k[1] or release.shares_heads)
+
+
 def _vector_mask(call: Call, release: Release) -> bool:
     if release.vector_everything:
-        return _kernel_mask(call)
+        return _kernel_mask(call) and not (call.is_causal and call.mask is not None)
     return not call.is_causal and (call.mask is None or call.mask.dtype == torch.bool)
 
 

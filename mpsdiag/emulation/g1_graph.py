@@ -36,6 +36,7 @@ def graph_attention(
     enable_gqa: bool,
     *,
     zero_dead_rows: bool = False,
+    wide_scores: bool = False,
     shift: float = 0.0,
     want_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -50,6 +51,8 @@ def graph_attention(
         scale: Multiplies the scores; `1 / sqrt(D)` if None.
         enable_gqa: Query heads share key and value heads.
         zero_dead_rows: The repair of 2.9: weights of rows whose scores are all -inf become 0.
+        wide_scores: Keep products and scores in float32, so that float16 cannot overflow (as repaired in
+            2.10).
         shift: Added to the products of float32 queries.
         want_weights: Also return the attention weights.
 
@@ -62,6 +65,7 @@ def graph_attention(
         is_causal=is_causal,
         scale=scale_or_default(scale, query),
         zero_dead_rows=zero_dead_rows,
+        wide_scores=wide_scores,
         shift=shift if query.dtype == torch.float32 else 0.0,
     )
     return in_blocks(kernel, query, key, value, mask, want_weights=want_weights)
@@ -76,9 +80,10 @@ def _block(
     is_causal: bool,
     scale: float,
     zero_dead_rows: bool,
+    wide_scores: bool,
     shift: float,
 ) -> tuple[Tensor, Tensor]:
-    dtype = query.dtype
+    dtype = torch.float32 if wide_scores else query.dtype
     scores = rounded(product(query, key.mT), dtype)  # float16 can overflow here, before the scaling
     if shift:
         scores += shift
@@ -86,8 +91,8 @@ def _block(
     if is_causal:
         scores.masked_fill_(after_the_query(*scores.shape[-2:]), rounded_number(CAUSAL_FILL, dtype))
     elif mask is not None:
-        scores = rounded(scores.add_(additive(mask, dtype).to(dtype)), dtype)
+        scores = rounded(scores.add_(additive(mask, query.dtype).to(dtype)), dtype)
     weights = rounded(torch.softmax(scores, dim=-1), dtype)
     if zero_dead_rows:
         weights.masked_fill_((scores == NEGATIVE_INFINITY).all(dim=-1, keepdim=True), 0.0)
-    return product(weights, value).to(dtype), weights
+    return product(weights, value).to(query.dtype), weights

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from mpsdiag.emulation.attention import attention
 from mpsdiag.emulation.call import operator_call, public_call
+from mpsdiag.emulation.faults import baddbmm
 from mpsdiag.emulation.machine import Machine
 from mpsdiag.emulation.operator import run_operator
 
@@ -49,11 +50,11 @@ class EmulatedMPS(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         _thread.stack.append(self)
-        super().__enter__()  # type: ignore[no-untyped-call] - torch leaves it untyped
+        super().__enter__()  # type: ignore[no-untyped-call]  # in torch
         return self
 
     def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call] - torch leaves it untyped
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]  # in torch
         _thread.stack.pop()
 
     def __torch_function__(
@@ -73,8 +74,9 @@ class EmulatedMPS(TorchFunctionMode):
 
 def _public(machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = public_call(args, kwargs)
-    if not call.on_cpu or not call.well_formed:
-        return func(*args, **kwargs)
+    refused = machine.release.dropout == "refused"  # these releases have words of their own for integers
+    if not (call.on_cpu and call.well_formed and (refused or call.query.is_floating_point())):
+        return func(*args, **kwargs)  # not ours, or malformed: torch says what is wrong
     return attention(call, machine)
 
 
@@ -87,8 +89,20 @@ def _operator(
     return run_operator(call, machine, want_weights=True)
 
 
+def _baddbmm(
+    machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    before = args[0] if args else kwargs.get("input")
+    if not (isinstance(before, torch.Tensor) and before.device.type == "cpu" and machine.has("SDPA026")):
+        return func(*args, **kwargs)
+    return baddbmm.baddbmm_reading_its_input(func, args, kwargs)
+
+
 _math_for_mps = getattr(torch.ops.aten, "_scaled_dot_product_attention_math_for_mps", None)
-_INTERCEPTED: dict[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: _public}
+_INTERCEPTED: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: _public,
+    **dict.fromkeys(baddbmm.INTERCEPTED, _baddbmm),
+}
 if _math_for_mps is not None:  # torch 2.4 has no such operator
     _INTERCEPTED |= {_math_for_mps: _operator, _math_for_mps.default: _operator}
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpsdiag.emulation.dispatch import choose_path
-from mpsdiag.emulation.g1_graph import TINY_SHIFT, graph_attention
-from mpsdiag.emulation.g3_graph_f32 import graph_attention_f32
+from mpsdiag.emulation.paths import general, prefill_kernel, vector_kernel
+from mpsdiag.emulation.refusals import refuse_call
+from mpsdiag.emulation.rounding import expand_heads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,57 +27,63 @@ def run_operator(call: Call, machine: Machine, *, want_weights: bool) -> tuple[T
     Args:
         call: The arguments; a bool mask stays bool here.
         machine: Release, macOS, defects.
-        want_weights: Also return the attention weights where the path has them.
+        want_weights: Also return the attention weights, which only the general path has.
 
     Returns:
         Output `(..., Hq, L, Dv)` and attention weights or None; neither is differentiable.
 
     Raises:
-        RuntimeError: A mask together with `is_causal`.
+        RuntimeError: A mask together with `is_causal`, where the path cannot combine them.
         NotImplementedError: Dropout, or a dtype that is not floating, on 2.13 and later.
+        IndexError: Inputs that are not 4D, where that is a defect.
         EmulatedAbort: Where the real thing ends the process.
     """
     release = machine.release
-    if release.dropout == "refused" and call.dropout_p > 0.0 and not machine.has("SDPA008"):
-        raise NotImplementedError(
-            "scaled_dot_product_attention on MPS does not support dropout without gradients"
-        )
-    if call.is_causal and call.mask is not None:
-        raise RuntimeError("scaled_dot_product_attention: attn_mask must not be set when is_causal=True")
-    if release.empty == "zeros" and (call.value.numel() == 0 or call.query.size(-2) == 0):
+    refuse_call(call, machine)
+    if release.empty_is_zeros and (call.value.numel() == 0 or call.query.size(-2) == 0):
         return call.query.new_zeros(*call.query.shape[:-1], call.value.size(-1)), None
-    flat = replace(call, query=_to_4d(call.query), key=_to_4d(call.key), value=_to_4d(call.value))
-    flat = replace(flat, mask=_mask_to_4d(call.mask, call.query))
-    disabled = os.environ.get("PYTORCH_MPS_DISABLE_PREFILL_ATTENTION") == "1"
-    path = choose_path(flat, release, machine.macos, prefill_disabled=disabled)
+    flat = _with_heads(_to_4d(call), machine)
+    path = choose_path(flat, release, machine.macos, prefill_disabled=_prefill_disabled())
+    weights: Tensor | None = None
     if path == "general":
-        output, weights = _general(flat, machine, want_weights=want_weights)
+        output, weights = general(flat, machine, want_weights=want_weights)
+    elif path in {"prefill", "prefill_mpp"}:
+        output = prefill_kernel(flat, machine, mpp=path == "prefill_mpp")
     else:
-        raise NotImplementedError(path)
-    lead = call.query.shape[:-1]
-    return (
-        output.view(*lead, output.size(-1)),
-        None if weights is None else weights.view(*lead, weights.size(-1)),
+        output = vector_kernel(flat, machine, two_pass=path == "vector_two_pass")
+    return _in_shape_of(call.query, output), None if weights is None else _in_shape_of(call.query, weights)
+
+
+def _prefill_disabled() -> bool:
+    return os.environ.get("PYTORCH_MPS_DISABLE_PREFILL_ATTENTION", "0") != "0"
+
+
+def _to_4d(call: Call) -> Call:
+    """Bring query, key and value to four dimensions: leading ones become one, missing ones are added."""
+    if call.query.dim() == call.key.dim() == call.value.dim() == 4:
+        return call
+    query, key, value = (
+        x.flatten(0, x.dim() - 4) if x.dim() > 4 else x[(None,) * (4 - x.dim())] for x in call.tensors
     )
+    mask = call.mask
+    if mask is not None and call.query.dim() > 4:
+        mask = mask.expand(*call.query.shape[:-1], mask.size(-1)).flatten(0, call.query.dim() - 4)
+    return replace(call, query=query, key=key, value=value, mask=mask)
 
 
-def _general(call: Call, machine: Machine, *, want_weights: bool) -> tuple[Tensor, Tensor | None]:
-    arguments = (call.query, call.key, call.value, call.mask, call.is_causal, call.scale, call.enable_gqa)
-    if machine.release.general == "G3":
-        return graph_attention_f32(*arguments, want_weights=want_weights)
-    shift = TINY_SHIFT if machine.release.tiny_shift and machine.macos >= 15 else 0.0
-    zero = machine.release.general == "G2" or not machine.has("SDPA001")
-    return graph_attention(*arguments, zero_dead_rows=zero, shift=shift, want_weights=want_weights)
+def _with_heads(call: Call, machine: Machine) -> Call:
+    """Repeat key and value heads where the release does so before it chooses a path."""
+    if machine.release.shares_heads:
+        if call.query.size(1) % call.key.size(1):
+            raise RuntimeError(
+                f"For GQA, the query tensor's head dimension ({call.query.size(1)}) must be divisible by the key "
+                f"tensor's head dimension ({call.key.size(1)})."
+            )
+        return call
+    key, value = expand_heads(call.key, call.value, call.query, call.enable_gqa)
+    return replace(call, key=key, value=value, enable_gqa=False)
 
 
-def _to_4d(tensor: Tensor) -> Tensor:
-    """Leading dimensions of 5D and more become one, missing ones are added."""
-    if tensor.dim() > 4:
-        return tensor.flatten(0, tensor.dim() - 4)
-    return tensor[(None,) * (4 - tensor.dim())]
-
-
-def _mask_to_4d(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    if mask is None or query.dim() <= 4:
-        return mask
-    return mask.expand(*query.shape[:-2], query.size(-2), mask.size(-1)).flatten(0, query.dim() - 4)
+def _in_shape_of(query: Tensor, result: Tensor) -> Tensor:
+    """Give a 4D result the leading dimensions of the query; RuntimeError where broadcasting made it larger."""
+    return result if query.dim() == 4 else result.view(*query.shape[:-1], result.size(-1))

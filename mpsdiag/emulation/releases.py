@@ -10,9 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-Dropout = Literal["composite", "ignored", "refused"]
+Dropout = Literal["composite", "refused"]
 General = Literal["none", "G1", "G2", "G3"]
-EmptyResult = Literal["computed", "zeros"]
 
 VECTOR_QUERIES: Final = 8  # the vector kernels take up to this many queries, the prefill kernels more
 TWO_PASS_KEYS: Final = 1024  # from this many keys on, the vector kernels work in two passes
@@ -22,63 +21,60 @@ TWO_PASS_KEYS: Final = 1024  # from this many keys on, the vector kernels work i
 class Release:
     """What one torch release does with attention on MPS.
 
+    What a release does by mistake is not here but among its defects.
+
     Attributes:
         name: Minor release, such as `2.8`.
-        safe_composite: The composite path has the safe softmax (G0'), not the plain one (G0).
-        general: Generation of the graph inside the MPS operator; `none` where there is no operator.
+        general: Generation of the graph inside the MPS operator; `none` where there is no operator yet.
         contiguous_below: Below this macOS the operator is taken only by contiguous query, key and value.
         dropout: What dropout does where the operator would be taken.
-        any_rank: Inputs that are not 4D are brought to 4D.
-        broadcast: Leading dimensions of query, key and value broadcast inside the operator.
         tiny_shift: float32 products get 1e-20 added on macOS 15+.
         vector_dims: Head dimensions of the vector kernels; none if empty.
         vector_everything: The vector kernels take causal calls and float masks too, not only none or bool.
-        guarded: The vector kernels know the row that has met no key yet.
-        propagates_nan: The vector kernels' maximum keeps NaN.
         prefill_dims: Head dimensions of the prefill kernels; none if empty.
         mpp_dims: Head dimensions of the prefill kernels on Metal Performance Primitives (half types, macOS
             26+).
-        empty: What an empty query or value gives.
+        expands_mask: The mask gets the shape of the scores before it reaches a kernel.
+        shares_heads: The operator repeats key and value heads itself, asked for or not; before, only with
+            `enable_gqa`, and ahead of the choice of a path.
+        empty_is_zeros: An empty query or value gives zeros without a look at the rest.
     """
 
     name: str
-    safe_composite: bool = False
     general: General = "none"
     contiguous_below: float = 0.0
     dropout: Dropout = "composite"
-    any_rank: bool = False
-    broadcast: bool = False
     tiny_shift: bool = False
     vector_dims: tuple[int, ...] = ()
     vector_everything: bool = False
-    guarded: bool = False
-    propagates_nan: bool = False
     prefill_dims: tuple[int, ...] = ()
     mpp_dims: tuple[int, ...] = ()
-    empty: EmptyResult = "computed"
+    expands_mask: bool = False
+    shares_heads: bool = False
+    empty_is_zeros: bool = False
 
 
 def _table() -> dict[str, Release]:
     old = [Release(f"2.{minor}") for minor in range(5)]
-    r5 = Release("2.5", safe_composite=True, general="G1", contiguous_below=math.inf)
+    r5 = Release("2.5", general="G1", contiguous_below=math.inf)
     r6 = replace(r5, name="2.6", contiguous_below=15)
-    r7 = replace(r6, name="2.7", any_rank=True)
+    r7 = replace(r6, name="2.7", expands_mask=True)
     r8 = replace(r7, name="2.8", tiny_shift=True, vector_dims=(64, 96, 128))
     r9 = replace(r8, name="2.9", general="G2")
-    r10 = replace(r9, name="2.10", general="G3")
+    r10 = replace(r9, name="2.10", general="G3", tiny_shift=False)
     r11 = replace(r10, name="2.11")
-    r12 = replace(r11, name="2.12", contiguous_below=0, dropout="ignored")
+    r12 = replace(r11, name="2.12", contiguous_below=0)
     r13 = replace(
         r12,
         name="2.13",
         dropout="refused",
-        empty="zeros",
         vector_dims=(64, 96, 128, 256),
         vector_everything=True,
-        guarded=True,
         prefill_dims=(32, 64, 72, 80, 96, 128, 256),
+        shares_heads=True,
+        empty_is_zeros=True,
     )
-    r14 = replace(r13, name="2.14", propagates_nan=True, mpp_dims=(64, 96, 128, 256))
+    r14 = replace(r13, name="2.14", mpp_dims=(64, 96, 128, 256))
     r15 = replace(r14, name="2.15")
     return {r.name: r for r in (*old, r5, r6, r7, r8, r9, r10, r11, r12, r13, r14, r15)}
 

@@ -1,0 +1,1 @@
+"""Fault models: how a defect changes what a kernel reads, keeps or writes. One file an idea."""

@@ -1,0 +1,73 @@
+"""What the MPS operator refuses, and what makes it end the process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpsdiag.emulation.aborts import abort
+
+if TYPE_CHECKING:
+    from mpsdiag.emulation.call import Call
+    from mpsdiag.emulation.machine import Machine
+
+NDARRAY_BYTES = 1 << 32
+NDARRAY_LIMIT_GONE = 26  # on this macOS, larger scores were seen computed (and corrupt), not aborted
+BOTH_MASKS = "_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True"
+
+
+def refuse_call(call: Call, machine: Machine) -> None:
+    """Raise or abort for what the operator does not take, before it has chosen a path.
+
+    Args:
+        call: A call that has reached the operator, in its own shapes.
+        machine: Release and defects.
+
+    Raises:
+        NotImplementedError: Dropout, or a dtype that is not floating (2.13+).
+        RuntimeError: `is_causal` and a mask (up to 2.12; later it depends on the path).
+        IndexError: Inputs of fewer than four dimensions, with SDPA011.
+        EmulatedAbort: With SDPA010, SDPA011, SDPA017.
+    """
+    release = machine.release
+    if release.dropout == "refused":
+        if not call.query.is_floating_point():
+            raise NotImplementedError(
+                f"scaled_dot_product_attention for MPS does not support dtype {call.query.dtype}"
+            )
+        if call.dropout_p > 0.0 and not machine.has("SDPA008"):
+            raise NotImplementedError("scaled_dot_product_attention for MPS does not support dropout.")
+    if call.is_causal and call.mask is not None:
+        if machine.has("SDPA017"):
+            abort("NSInvalidArgumentException: is_causal together with attn_mask", machine.on_abort)
+        if not release.prefill_dims:
+            raise RuntimeError(BOTH_MASKS)
+    if machine.has("SDPA011") and call.query.dim() != 4:
+        if call.query.dim() > 4:
+            abort("mps_matmul: incompatible dimensions, invalid shape", machine.on_abort)
+        last = call.query.dim() - 1
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-last - 1}, {last}], but got 3)"
+        )
+    if call.enable_gqa and machine.has("SDPA010") and call.query.size(-3) != call.key.size(-3):
+        abort("mps_matmul: incompatible dimensions", machine.on_abort)
+
+
+def refuse_general(call: Call, machine: Machine) -> None:
+    """Raise or abort for what the general path does not take.
+
+    Args:
+        call: A call on the general path, 4D.
+        machine: macOS and defects.
+
+    Raises:
+        RuntimeError: `is_causal` and a mask.
+        EmulatedAbort: Scores of more than 2**32 bytes, with SDPA019 below macOS 26.
+    """
+    if call.is_causal and call.mask is not None:
+        raise RuntimeError(BOTH_MASKS)
+    batch, heads, rows, _ = call.query.shape
+    size = batch * heads * rows * call.key.size(2) * call.query.element_size()
+    if size > NDARRAY_BYTES and machine.has("SDPA019") and machine.macos < NDARRAY_LIMIT_GONE:
+        abort(
+            "[MPSNDArray initWithDevice:descriptor:] Error: total bytes of NDArray > 2**32", machine.on_abort
+        )
