@@ -1,6 +1,6 @@
 """What a journal holds: the spec of a cell, and the record of a finished round of it. Schema 1.
 
-Everything measured stays raw here (every loss, every duration); medians and intervals are made by the readers.
+Everything measured stays raw here (every loss, every duration); readers make medians and intervals of it.
 """
 
 from __future__ import annotations

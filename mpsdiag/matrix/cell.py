@@ -1,0 +1,150 @@
+"""What a cell does, inside its own process: a verdict leg (under emulation if asked), or a timing leg without."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mpsdiag.matrix.job import Answer, Job
+from mpsdiag.matrix.record import Cell, FirstNonfinite, Measured, Timing
+
+if TYPE_CHECKING:
+    from mpsdiag.diagnosis.case import Case, Outcome
+
+DEFAULT_MACOS = 15
+
+
+def run_cell(job: Job) -> Answer:
+    """Run one round of a cell.
+
+    Raises:
+        Exception: Whatever the model, the data or the device raises; the process around this records it.
+    """
+    import torch
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    return verdict(job.cell) if job.round == 0 else timing(job.cell, job.warmup, job.repeats)
+
+
+def verdict(cell: Cell) -> Answer:
+    """Train a few steps and evaluate, under the cell's emulation if it has one, judged by the float64 reference."""
+    from mpsdiag.device import reset_peak_memory
+    from mpsdiag.diagnosis.scenario import run_case
+    from mpsdiag.emulation import EmulatedAbort
+
+    reset_peak_memory(cell.device)
+    try:
+        outcome = run_case(case_of(cell))
+    except EmulatedAbort as problem:
+        # On a Mac the process would be gone; here it is not, so that the reason can be told.
+        return Answer(status="crash", reason=f"emulated abort: {str(problem).splitlines()[0]}")
+    return Answer(status=outcome.status, reason=outcome.reason, measured=measured(outcome, cell.device))
+
+
+def timing(cell: Cell, warmup: int, repeats: int, clock: Callable[[], float] = time.perf_counter) -> Answer:
+    """Time training and evaluation steps on the cell's device, without emulation.
+
+    Every step of a kind runs the same batch, so that the samples differ by the machine only. The first warm-up
+    step is also the validity step: a cell that cannot run ends there, after a fraction of a second.
+
+    Args:
+        cell: What to time.
+        warmup: Steps of each kind that are not timed.
+        repeats: Steps of each kind that are.
+        clock: Seconds.
+    """
+    from mpsdiag import device as devices
+    from mpsdiag.diagnosis.scenario import prepare
+
+    with prepare(case_of(cell, emulated=False)) as prepared:
+        devices.reset_peak_memory(cell.device)
+        # As many tokens as there are to be had: the batch that costs most, and the same one in every cell.
+        train, evaluation = (
+            max(batches, key=_tokens) for batches in (prepared.train_batches, prepared.eval_batches)
+        )
+        works: list[tuple[Callable[[Any], Any], Any, list[float]]] = [(prepared.eval_step, evaluation, [])]
+        if cell.train_steps:
+            works.insert(0, (prepared.train_step, train, []))
+        for work, batch, _ in works * warmup:
+            work(batch)
+        # The collector would strike some steps and spare others; what it would collect stays for later.
+        gc.collect()
+        gc.disable()
+        try:
+            for work, batch, samples in works * repeats:
+                devices.synchronize(cell.device)
+                begin = clock()
+                work(batch)
+                devices.synchronize(cell.device)
+                samples.append(clock() - begin)
+        finally:
+            gc.enable()
+        samples_of = {work.__name__: samples for work, _, samples in works}
+    result = Timing(
+        device=cell.device,
+        warmup=warmup,
+        train_step=samples_of.get("train_step", []),
+        eval_step=samples_of["eval_step"],
+        train_tokens=_tokens(train),
+        train_pads=train["input_ids"].numel() - _tokens(train),
+        eval_tokens=_tokens(evaluation),
+        eval_pads=evaluation["input_ids"].numel() - _tokens(evaluation),
+    )
+    return Answer(status="ok", timing=result, measured=_memory(Measured(), cell.device))
+
+
+def case_of(cell: Cell, *, emulated: bool = True) -> Case:
+    """The scenario of a cell.
+
+    Args:
+        cell: A point of the matrix.
+        emulated: Whether its emulation, if it has one, is to be in effect.
+    """
+    from mpsdiag.diagnosis.case import Case
+    from mpsdiag.emulation import Emulation
+
+    emulation = None
+    if emulated and cell.emulate is not None:
+        emulation = Emulation(cell.emulate, macos=cell.emulate_macos or DEFAULT_MACOS)
+    return Case(
+        model=cell.model,
+        dataset=cell.dataset,
+        eval_dataset=cell.eval_dataset,
+        attention=cell.attention,
+        trainer=cell.trainer,
+        padding_side=cell.padding,
+        dtype=cell.dtype,
+        device=cell.device,
+        emulation=emulation,
+        batch_size=cell.batch_size,
+        max_length=cell.sequence_length,
+        pad_to_multiple_of=cell.pad_to_multiple_of,
+        train_steps=cell.train_steps,
+        eval_batches=cell.eval_batches,
+        seed=cell.seed,
+    )
+
+
+def measured(outcome: Outcome, device: str) -> Measured:
+    """What a scenario gave, as the journal keeps it, with the memory of this process and its device."""
+    values = {name: getattr(outcome, name) for name in Measured.model_fields if hasattr(outcome, name)}
+    first = values.pop("first_nonfinite", None)
+    if first is not None:
+        values["first_nonfinite"] = FirstNonfinite(**vars(first))
+    return _memory(Measured(**values), device)
+
+
+def _memory(found: Measured, device: str) -> Measured:
+    from mpsdiag.device import peak_memory, process_peak_memory
+
+    return found.model_copy(
+        update={"peak_process_memory": process_peak_memory(), "peak_device_memory": peak_memory(device)}
+    )
+
+
+def _tokens(batch: Any) -> int:
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())

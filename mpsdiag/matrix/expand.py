@@ -1,0 +1,123 @@
+"""From a matrix to its cells: the loops over the axes, the rules, and which cells cannot exist here and why."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mpsdiag import device
+from mpsdiag.errors import BadInput
+from mpsdiag.matrix import availability
+from mpsdiag.matrix.record import Cell
+from mpsdiag.matrix.spec import AXES, MatrixSpec, Rule
+
+Reason = Callable[[Cell], str | None]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A cell of the matrix that cannot be run here."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a matrix comes to on this machine, in the order of its loops."""
+
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.cells) + len(self.skipped)
+
+
+def expand(
+    spec: MatrixSpec,
+    *,
+    unavailable: Reason = availability.unavailable,
+    resolve: Callable[[str], str] = device.resolve,
+) -> Plan:
+    """List the cells of a matrix.
+
+    Args:
+        spec: The matrix.
+        unavailable: Says why a cell cannot run here, None if it can; asks the device and the fixes by default.
+        resolve: Turns a device's word into one device; `mpsdiag.device.resolve` by default.
+
+    Raises:
+        BadInput: It has more cells than `max_cells`, or none.
+    """
+    cells = _cells(spec, resolve)
+    if not cells:
+        raise BadInput(f"The matrix '{spec.name}' has no cells: its exclude rules leave none.")
+    if len(cells) > spec.max_cells:
+        raise BadInput(
+            f"The matrix '{spec.name}' has {len(cells)} cells, more than --max-cells {spec.max_cells}. "
+            "Narrow an axis, exclude some, or raise --max-cells."
+        )
+    reasons = [(cell, unavailable(cell)) for cell in cells]
+    return Plan(
+        cells=tuple(cell for cell, reason in reasons if reason is None),
+        skipped=tuple(Skipped(cell, reason) for cell, reason in reasons if reason is not None),
+    )
+
+
+def shard(plan: Plan, index: int, count: int, group: Callable[[Cell], Any]) -> Plan:
+    """The part of a plan for one machine of several. Cells that are compared with each other stay together.
+
+    Args:
+        plan: The whole.
+        index: Which part, from 1.
+        count: How many parts.
+        group: The same for cells that belong together.
+
+    Raises:
+        BadInput: There is no such part.
+    """
+    if not 1 <= index <= count:
+        raise BadInput(f"--shard {index}/{count}: there is no such part. Give 1/{count} to {count}/{count}.")
+    everything: Iterable[Cell] = [*plan.cells, *(skip.cell for skip in plan.skipped)]
+    groups = {name: number for number, name in enumerate(dict.fromkeys(map(group, everything)))}
+    mine = {name for name, number in groups.items() if number % count == index - 1}
+    return Plan(
+        cells=tuple(cell for cell in plan.cells if group(cell) in mine),
+        skipped=tuple(skip for skip in plan.skipped if group(skip.cell) in mine),
+    )
+
+
+def _cells(spec: MatrixSpec, resolve: Callable[[str], str]) -> list[Cell]:
+    axes = {name: getattr(spec.axes, name) for name in AXES}
+    points = [point for point in _points(axes) if not any(_matches(rule, point) for rule in spec.exclude)]
+    for rule in spec.include:
+        named = rule.named()
+        points += _points({name: named.get(name, values[:1]) for name, values in axes.items()})
+    device_of = functools.cache(resolve)
+    fixed = {
+        "dataset": spec.dataset,
+        "eval_dataset": spec.eval_dataset,
+        "train_steps": spec.train_steps,
+        "eval_batches": spec.eval_batches,
+    }
+    return list(
+        dict.fromkeys(Cell.model_validate({**_resolved(point, device_of), **fixed}) for point in points)
+    )
+
+
+def _points(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _matches(rule: Rule, point: dict[str, Any]) -> bool:
+    return all(point[name] in values for name, values in rule.named().items())
+
+
+def _resolved(point: dict[str, Any], device_of: Callable[[str], str]) -> dict[str, Any]:
+    """Name the device; an emulation is one of MPS on the CPU, and without one no macOS is emulated."""
+    if point["emulate"] is None:
+        return {**point, "device": device_of(point["device"]), "emulate_macos": None}
+    return {**point, "device": "cpu" if point["device"] == "auto" else device_of(point["device"])}

@@ -1,0 +1,185 @@
+"""The matrix file: which values each axis takes, what is left out or added, and how much is measured."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mpsdiag.errors import BadInput, nearest
+from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TrainerVariant
+
+
+def _listed(value: Any) -> Any:
+    """Let one value stand for a list of one."""
+    return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+def _none_word(value: Any) -> Any:
+    """TOML has no null: "none" says it."""
+    return None if value == "none" else value
+
+
+def _zero(value: Any) -> Any:
+    """TOML has no null: 0 says that nothing is rounded up."""
+    return None if value in (0, "none") else value
+
+
+def _release(value: str | None) -> str | None:
+    """A release that can be emulated, as `2.8`; `2.8.0` means the same.
+
+    Raises:
+        ValueError: There is no emulation of it; the sentence suggests the nearest.
+    """
+    if value is None:
+        return None
+    from mpsdiag.emulation.releases import RELEASES
+
+    minor = ".".join(value.split(".")[:2])
+    if minor not in RELEASES:
+        raise ValueError(f"there is no emulation of torch '{value}'. {nearest(value, RELEASES)}")
+    return minor
+
+
+def _device(value: str) -> str:
+    """A word that names a device, whether or not there is one.
+
+    Raises:
+        ValueError: It names none.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+        raise ValueError(
+            f"there is no device '{value}'. {nearest(value, ('auto', 'cpu', 'mps', 'cuda', 'xpu'))}"
+        )
+    return value
+
+
+Device = Annotated[str, AfterValidator(_device)]
+Release = Annotated[str | None, BeforeValidator(_none_word), AfterValidator(_release)]
+Length = Annotated[int, Field(ge=2)]
+Count = Annotated[int, Field(ge=1)]
+Multiple = Annotated[Count | None, BeforeValidator(_zero)]
+Whole = Annotated[int, Field(ge=0)]
+
+Item = TypeVar("Item")
+Values = Annotated[list[Item], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Axes(_Strict):
+    """What varies. The order of the fields is the order of the loops, the first outermost."""
+
+    model: Values[str] = ["tiny-gpt2"]
+    dtype: Values[DtypeName] = ["float32"]
+    device: Values[Device] = ["auto"]
+    emulate: Values[Release] = [None]
+    emulate_macos: Values[int] = [15]
+    sequence_length: Values[Length] = [128]
+    batch_size: Values[Count] = [4]
+    pad_to_multiple_of: Values[Multiple] = [None]
+    seed: Values[Whole] = [0]
+    padding: Values[PaddingSide] = ["left", "right"]
+    trainer: Values[TrainerVariant] = ["standard", "mps_safe", "cpu_loss"]
+    attention: Values[AttentionMode] = ["sdpa", "eager", "safe_sdpa"]
+
+
+class Rule(_Strict):
+    """Names values of some axes. To exclude: cells that have one of them on every axis named. To include: see below.
+
+    An included rule is a matrix of its own: the axes it names take its values, the others their first value.
+    """
+
+    model: Values[str] | None = None
+    dtype: Values[DtypeName] | None = None
+    device: Values[Device] | None = None
+    emulate: Values[Release] | None = None
+    emulate_macos: Values[int] | None = None
+    sequence_length: Values[Length] | None = None
+    batch_size: Values[Count] | None = None
+    pad_to_multiple_of: Values[Multiple] | None = None
+    seed: Values[Whole] | None = None
+    padding: Values[PaddingSide] | None = None
+    trainer: Values[TrainerVariant] | None = None
+    attention: Values[AttentionMode] | None = None
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Rule:
+        if not self.named():
+            raise ValueError("this rule names no axis, so it says nothing")
+        return self
+
+    def named(self) -> dict[str, list[Any]]:
+        """The axes that the rule names, with their values."""
+        return {name: getattr(self, name) for name in AXES if name in self.model_fields_set}
+
+
+class MatrixSpec(_Strict):
+    """A whole matrix file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "default"
+    """Names the output folder."""
+    baseline: AttentionMode = "sdpa"
+    """The attention mode that ratios are to."""
+    dataset: str = "synthetic"
+    eval_dataset: str | None = None
+    train_steps: Whole = 3
+    eval_batches: Count = 4
+    rounds: Whole = 3
+    """Timing rounds that every cell gets; 0: verdicts only."""
+    max_rounds: Whole = 5
+    """Rounds that cells get whose ratio is not yet known to `precision`."""
+    precision: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    """Width of the 95 % interval of a ratio, over the ratio, that is narrow enough."""
+    warmup: Whole = 2
+    repeats: Count = 5
+    """Timed steps of each kind in a round."""
+    time_limit: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that one round of one cell may take."""
+    max_cells: Count = 1000
+    axes: Axes = Axes()
+    include: list[Rule] = []
+    exclude: list[Rule] = []
+
+    @property
+    def most_rounds(self) -> int:
+        """How many timing rounds a cell may get."""
+        return max(self.rounds, self.max_rounds) if self.rounds else 0
+
+
+AXES: Final[tuple[str, ...]] = tuple(Axes.model_fields)
+
+
+def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
+    """The same matrix with other values, as the options of the command line give them.
+
+    Args:
+        spec: The matrix of the file, or the default one.
+        values: By axis or key name; a None leaves the matrix as it is.
+
+    Raises:
+        BadInput: A value that cannot be; the sentence names the option and the nearest word.
+    """
+    from mpsdiag.matrix.complaints import validated
+
+    given = {name: value for name, value in values.items() if value is not None and value != []}
+    document = spec.model_dump(exclude_unset=True)
+    document["include"] = [rule.named() for rule in spec.include]
+    document["exclude"] = [rule.named() for rule in spec.exclude]
+    document["axes"] = {**spec.axes.model_dump(exclude_unset=True)}
+    for name, value in given.items():
+        if name in AXES:
+            document["axes"][name] = value
+        elif name in MatrixSpec.model_fields:
+            document[name] = value
+        else:
+            raise BadInput(f"A matrix has no '{name}'. {nearest(name, [*AXES, *MatrixSpec.model_fields])}")
+    return validated(MatrixSpec, document, _option)
+
+
+def _option(place: tuple[str, ...]) -> str:
+    name = next(part for part in reversed(place) if not part.isdigit())
+    return f"--{name.replace('_', '-')}"
