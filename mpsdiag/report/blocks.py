@@ -132,7 +132,23 @@ def without_empty(table: Table) -> Table:
     )
 
 
-def from_mark(mark: Mark, sort: float | None = None) -> Item:
-    """A table cell that holds a mark."""
+def from_mark(mark: Mark) -> Item:
+    """A table cell that holds a mark; the good ones sort first."""
     short = f"{mark.symbol} {mark.text.removeprefix('moved ')}"
-    return Item(str(mark), mark.tone, sort, short)
+    return Item(str(mark), mark.tone, _goodness(mark.text), short)
+
+
+def _goodness(text: str) -> float:
+    order = (
+        "exact",
+        "correct",
+        "moved",
+        "interrupted",
+        "not run",
+        "error",
+        "timeout",
+        "out",
+        "crashed",
+        "wrong",
+    )
+    return float(next((number for number, word in enumerate(order) if text.startswith(word)), len(order)))

@@ -16,7 +16,7 @@ from mpsdiag.matrix.statistics import (
 )
 from mpsdiag.report.marks import Mark, mark, severity
 from mpsdiag.report.pool import Result
-from mpsdiag.words import PADDING_SIDES
+from mpsdiag.words import PADDING_SIDES, TRAINER_VARIANTS
 
 # Intervals are resampled, which takes time: beyond this many cells there are medians only, which a note says.
 INTERVALS_FOR = 2000
@@ -105,13 +105,17 @@ def tables(results: Sequence[Result], baseline: str, budget: Budget) -> tuple[Co
     return tuple(made)
 
 
-def is_baseline(result: Result, baseline: str) -> bool:
-    """Whether a cell is what the ratios are to: the baseline's attention with the standard trainer."""
-    return result.cell.attention == baseline and result.cell.trainer == "standard"
+def reference_trainer(results: Sequence[Result], baseline: str) -> str:
+    """Trainer of the baseline cells: the standard one, or where it was not run the first that was."""
+    trainers = {one.cell.trainer for one in results if one.cell.attention == baseline}
+    return next((word for word in TRAINER_VARIANTS if word in trainers), "standard")
 
 
 def _table(side: str, timed: Sequence[Result], baseline: str, budget: Budget) -> CostTable:
-    reference = next((one for one in timed if is_baseline(one, baseline)), None)
+    trainer = reference_trainer(timed, baseline)
+    reference = next(
+        (one for one in timed if (one.cell.attention, one.cell.trainer) == (baseline, trainer)), None
+    )
     order = sorted(timed, key=lambda one: (not one.correct, severity(one.status), _speed(one)))
     rows = []
     for number, one in enumerate(order, start=1):
@@ -187,7 +191,6 @@ def ratio(ours: Rounds, theirs: Rounds, *, full: bool) -> Estimate | None:
 
 
 def _rate(result: Result) -> float | None:
-    measured = result.measured
-    if measured is None or not measured.eval_losses or not result.eval_step:
+    if not result.eval_tokens or not result.eval_step:
         return None
-    return measured.real_tokens / len(measured.eval_losses) / statistics.median(result.eval_step)
+    return result.eval_tokens / statistics.median(result.eval_step)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from mpsdiag.report.escape import cap, one_line
 from mpsdiag.report.marks import mark
 from mpsdiag.report.story import Scene, Story
-from mpsdiag.report.tables import letter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +53,7 @@ def safe(text: str) -> str:
 def _row(scene: Scene, result: Result, cost: CostRow | None) -> dict[str, Any]:
     measured = result.measured
     row: dict[str, Any] = {
-        "environment": letter(result.place.number),
+        "environment": result.place.letter,
         "emulated": scene.emulated or "",
         **result.cell.model_dump(),
         "key": result.key,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from mpsdiag.report.compare import Comparison
 from mpsdiag.report.cost import CostRow, Estimate
 from mpsdiag.report.marks import mark
 from mpsdiag.report.pool import Result
 from mpsdiag.report.story import Panel, Scene, Story
-from mpsdiag.report.tables import letter
 from mpsdiag.serialization import dumps
 
 SCHEMA = 1
@@ -30,14 +30,38 @@ def document(story: Story) -> dict[str, Any]:
         "commands": story.commands,
         "statuses": story.statuses,
         "scenes": [_scene(scene) for scene in story.scenes],
-        "environments": {letter(place.number): dict(place.facts) for place in story.places},
+        "environments": {place.letter: dict(place.facts) for place in story.places},
         "notes": story.notes,
+        "comparison": None if story.comparison is None else _comparison(story.comparison),
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "sentence": comparison.sentence,
+        "environments": [
+            {"new": pair.new.letter, "old": pair.old.label, "differences": pair.differences}
+            for pair in comparison.pairs
+        ],
+        "cells": [
+            {
+                "change": row.change,
+                "cell": row.cell,
+                "new": row.new and row.new.status,
+                "old": row.old and row.old.status,
+                "eval_ratio": row.eval_ratio,
+                "eval_p": row.eval_p,
+                "train_ratio": row.train_ratio,
+                "train_p": row.train_p,
+            }
+            for row in comparison.rows
+        ],
     }
 
 
 def _scene(scene: Scene) -> dict[str, Any]:
     return {
-        "environment": letter(scene.place.number),
+        "environment": scene.place.letter,
         "device": scene.device,
         "emulated": scene.emulated,
         "verdict": scene.verdict.word,

@@ -26,6 +26,11 @@ class Place:
     label: str
     facts: tuple[tuple[str, str], ...]
 
+    @property
+    def letter(self) -> str:
+        """Its short name: A, B, ... Z, 27, 28, ..."""
+        return chr(ord("A") + self.number) if self.number < 26 else str(self.number + 1)
+
 
 @dataclass(frozen=True)
 class Setback:
@@ -52,6 +57,8 @@ class Result:
     train_rounds: dict[int, list[float]] = field(default_factory=dict)
     eval_rounds: dict[int, list[float]] = field(default_factory=dict)
     timed_on: str | None = None
+    eval_tokens: int = 0
+    """Real tokens of a timed evaluation step; pads are not counted."""
     peak_memory: int | None = None
     """Bytes, from a round that was not emulated: of the device where it counts them, else of the process."""
     setbacks: list[Setback] = field(default_factory=list)
@@ -119,10 +126,9 @@ def pool(journals: Sequence[Journal]) -> Pool:
 
 
 def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
-    """Make one result of the rounds of a cell: the worst finding counts, the raw samples are pooled."""
+    """Make one result of the rounds of a cell: round 0 has the verdict, the others have the timings."""
     order = [rounds[number] for number in sorted(rounds)]
-    findings = [record for record in order if record.status in FINDINGS]
-    verdict = min(findings, key=lambda record: FINDINGS.index(record.status)) if findings else order[0]
+    verdict = _verdict(order)
     result = Result(
         key=verdict.key,
         cell=verdict.cell,
@@ -132,6 +138,10 @@ def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
         measured=verdict.measured,
         rounds=len(order),
     )
+    if verdict.round > 0 and verdict.status == "ok" and not _evaluated(verdict):
+        # Timings alone do not say whether the numbers are right.
+        result.status, result.measured = "interrupted", None
+        result.reason = "only timing rounds are in the journal, not the one that judges the numbers"
     for record in order:
         if record.status not in FINDINGS:
             result.setbacks.append(
@@ -139,6 +149,7 @@ def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
             )
         if record.timing is not None:
             result.timed_on = record.timing.device
+            result.eval_tokens = record.timing.eval_tokens
             if record.timing.train_step:
                 result.train_rounds[record.round] = record.timing.train_step
             if record.timing.eval_step:
@@ -147,13 +158,26 @@ def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
     return result
 
 
-def _peak_memory(order: Iterable[Record], *, emulated: bool) -> int | None:
-    """Highest memory over the rounds in bytes; a round that only ran under emulation does not count."""
-    measured = [
-        record.measured
-        for record in order
-        if record.measured is not None and (record.timing is not None or not emulated)
-    ]
+def _verdict(order: Sequence[Record]) -> Record:
+    """The round that speaks for the cell: the worst finding about its numbers, else the first round.
+
+    A round that only timed found out nothing about the numbers, unless it is the only one there is.
+    """
+    findings = [record for record in order if record.status in {"nan", "wrong"} or _evaluated(record)]
+    if findings and (order[0].round > 0 or order[0].status in FINDINGS):
+        return min(findings, key=lambda record: FINDINGS.index(record.status))
+    return order[0]
+
+
+def _evaluated(record: Record) -> bool:
+    return record.status in FINDINGS and record.measured is not None and bool(record.measured.eval_losses)
+
+
+def _peak_memory(order: Sequence[Record], *, emulated: bool) -> int | None:
+    """Highest memory over the timing rounds in bytes; over all rounds if none was timed and none emulated."""
+    timed = [record for record in order if record.timing is not None]
+    used = timed or ([] if emulated else order)
+    measured = [record.measured for record in used if record.measured is not None]
     for name in ("peak_device_memory", "peak_process_memory"):
         values = [value for one in measured if (value := getattr(one, name)) is not None]
         if values:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.report import cost, verdict
+from mpsdiag.report.compare import Comparison, compare
 from mpsdiag.report.marks import Mark, mark
 from mpsdiag.report.pool import Place, Pool, Result, pool
 from mpsdiag.words import ATTENTION_MODES, PADDING_SIDES, TRAINER_VARIANTS
@@ -84,6 +85,7 @@ class Story:
     baseline: str
     statuses: dict[str, int]
     notes: tuple[str, ...] = ()
+    comparison: Comparison | None = None
     varying: frozenset[str] = field(default_factory=frozenset)
     """Axes on which the cells differ: only those are worth a place in a label."""
 
@@ -93,11 +95,12 @@ class Story:
         return any(scene.emulated for scene in self.scenes)
 
 
-def tell(journals: Sequence[Journal]) -> Story:
+def tell(journals: Sequence[Journal], against: Sequence[Journal] = ()) -> Story:
     """Tell what the journals hold.
 
     Args:
         journals: As `mpsdiag.matrix.journal.read_journal` returns them; at least one.
+        against: Older ones to compare with.
     """
     pooled = pool(journals)
     headers = [journal.header for journal in journals]
@@ -110,8 +113,11 @@ def tell(journals: Sequence[Journal]) -> Story:
     varying = _varying(pooled.results)
     budget = cost.Budget()
     scenes = tuple(_scenes(pooled, baseline, varying, budget))
+    judged = [(scene.label, scene.verdict) for scene in scenes]
+    comparison = compare(pooled, pool(against)) if against else None
     return Story(
-        headline=verdict.headline([(scene.label, scene.verdict) for scene in scenes]),
+        headline=" ".join([*([comparison.sentence] if comparison else []), verdict.headline(judged)]),
+        comparison=comparison,
         scenes=scenes,
         unfinished=tuple(one for one in pooled.results if one.setbacks and one.status != "skip"),
         skipped=tuple(one for one in pooled.results if one.status == "skip"),

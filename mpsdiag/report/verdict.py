@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 
 from mpsdiag.report import figures
-from mpsdiag.report.cost import CostTable
-from mpsdiag.report.marks import moved_by
+from mpsdiag.report.cost import CostTable, reference_trainer
+from mpsdiag.report.marks import exact, moved_by
 from mpsdiag.report.pool import Result
 from mpsdiag.words import Verdict as Word
 
@@ -22,28 +22,30 @@ _SYMPTOM = {"nan": "a NaN evaluation loss", "wrong": "wrong numbers", "crash": "
 class Fix:
     """A pair of attention mode and trainer, right wherever it was run, and run wherever it is needed.
 
-    `moved`: greatest shift of the evaluation loss in nats, 0.0 for an exact fix, None if not measured.
+    `exact`: known to equal stock SDPA on the CPU everywhere.
+    `moved`: greatest shift of the evaluation loss in nats, None if not measured everywhere.
     `eval_ratio`: evaluation step against the baseline's, geometric mean over the panels, None if not timed.
     """
 
     attention: str
     trainer: str
+    exact: bool
     moved: float | None
     eval_ratio: float | None
     spread: tuple[float, float] | None
     """Interval of the ratio where there is one panel, else least and greatest ratio."""
     panels: int
 
-    def changes(self, baseline: str) -> int:
-        """How many things it changes: the attention, the trainer, or both."""
-        return (self.attention != baseline) + (self.trainer != "standard")
+    def changes(self, stock: tuple[str, str]) -> int:
+        """How many things it changes of the baseline's attention and trainer."""
+        return (self.attention != stock[0]) + (self.trainer != stock[1])
 
-    def words(self, baseline: str) -> str:
+    def words(self, stock: tuple[str, str]) -> str:
         """What to use, in words."""
         parts = []
-        if self.attention != baseline:
+        if self.attention != stock[0]:
             parts.append(f"{self.attention} attention")
-        if self.trainer != "standard":
+        if self.trainer != stock[1]:
             parts.append(f"the {self.trainer} trainer")
         return " with ".join(parts)
 
@@ -82,17 +84,16 @@ def decide(
         for one in results:
             spot = spots.setdefault((number, one.cell.padding), {})
             spot[one.cell.attention, one.cell.trainer] = one
-    reference = {
-        key: spot[baseline, "standard"] for key, spot in spots.items() if (baseline, "standard") in spot
-    }
-    where = f" ({emulated}, not measured on MPS)" if emulated else ""
     everything = [one for results in panels for one in results]
+    stock = (baseline, reference_trainer(everything, baseline))
+    reference = {key: spot[stock] for key, spot in spots.items() if stock in spot}
+    where = f" ({emulated}, not measured on MPS)" if emulated else ""
     trouble = {key for key, one in reference.items() if one.status in _TROUBLE}
     if trouble:
-        sentence = f"Affected{where}: {_symptom(reference, baseline)}."
-        fixes = _fixes(spots, trouble, baseline, costs)
-        return Verdict("affected", sentence, _recommend(fixes, baseline, emulated, costs), fixes)
-    return _without_trouble(everything, list(reference.values()), baseline, where)
+        sentence = f"Affected{where}: {_symptom(reference, stock)}."
+        fixes = _fixes(spots, trouble, stock, costs)
+        return Verdict("affected", sentence, _recommend(fixes, stock, emulated, costs), fixes)
+    return _without_trouble(everything, list(reference.values()), stock, where)
 
 
 def headline(scenes: Sequence[tuple[str, Verdict]]) -> str:
@@ -123,7 +124,7 @@ def _common_fix(verdicts: Sequence[Verdict]) -> str | None:
     return None
 
 
-def _symptom(reference: dict[tuple[int, str], Result], baseline: str) -> str:
+def _symptom(reference: dict[tuple[int, str], Result], stock: tuple[str, str]) -> str:
     """Say what the baseline suffers from, a clause for each kind."""
     clauses = []
     for status, symptom in _SYMPTOM.items():
@@ -136,16 +137,16 @@ def _symptom(reference: dict[tuple[int, str], Result], baseline: str) -> str:
                 sides.append(f"{side} padding{share}")
         if sides:
             clauses.append(f"{symptom} with {' and '.join(sides)}")
-    return f"{baseline} attention with the standard Trainer gives {', and '.join(clauses)}"
+    return f"{stock[0]} attention with the {stock[1]} trainer gives {', and '.join(clauses)}"
 
 
 def _fixes(
     spots: dict[tuple[int, str], dict[tuple[str, str], Result]],
     trouble: set[tuple[int, str]],
-    baseline: str,
+    stock: tuple[str, str],
     costs: Sequence[Sequence[CostTable]],
 ) -> tuple[Fix, ...]:
-    pairs = dict.fromkeys(pair for spot in spots.values() for pair in spot if pair != (baseline, "standard"))
+    pairs = dict.fromkeys(pair for spot in spots.values() for pair in spot if pair != stock)
     fixes = []
     for attention, trainer in pairs:
         met = [spot[attention, trainer] for spot in spots.values() if (attention, trainer) in spot]
@@ -158,10 +159,10 @@ def _fixes(
         sorted(
             fixes,
             key=lambda fix: (
-                fix.moved != 0.0,
-                fix.changes(baseline),
-                fix.trainer
-                != "standard",  # a changed attention mends the cause, a changed trainer goes round it
+                not fix.exact,
+                fix.changes(stock),
+                # Another attention mends the cause, another trainer goes round it.
+                fix.trainer != stock[1],
                 math.inf if fix.eval_ratio is None else fix.eval_ratio,
             ),
         )
@@ -187,6 +188,7 @@ def _fix(attention: str, trainer: str, met: Sequence[Result], costs: Sequence[Se
     return Fix(
         attention=attention,
         trainer=trainer,
+        exact=all(exact(one) for one in met if one.correct),
         moved=max(known, key=abs) if known and len(known) == len(shifts) else None,
         eval_ratio=geometric_mean(values) if values else None,
         spread=spread,
@@ -195,15 +197,15 @@ def _fix(attention: str, trainer: str, met: Sequence[Result], costs: Sequence[Se
 
 
 def _recommend(
-    fixes: Sequence[Fix], baseline: str, emulated: str | None, costs: Sequence[Sequence[CostTable]]
+    fixes: Sequence[Fix], stock: tuple[str, str], emulated: str | None, costs: Sequence[Sequence[CostTable]]
 ) -> str:
     if not fixes:
         return "No fix that was run resolves it everywhere."
     best = fixes[0]
-    if best.moved is None:
-        quality = "it resolves it"
-    elif best.moved == 0.0:
+    if best.exact:
         quality = "it resolves it and is exact"
+    elif not best.moved:
+        quality = "it resolves it"
     else:
         quality = f"it resolves it, the loss moves by {figures.moved(best.moved)}"
     price = ""
@@ -214,7 +216,7 @@ def _recommend(
         price = (
             f"; an evaluation step takes {figures.ratio(best.eval_ratio, low, high)} the baseline's{timed}"
         )
-    return f"Use {best.words(baseline)}: {quality}{price}."
+    return f"Use {best.words(stock)}: {quality}{price}."
 
 
 def _price(fix: Fix) -> str:
@@ -227,7 +229,7 @@ def _price(fix: Fix) -> str:
 
 
 def _without_trouble(
-    everything: Sequence[Result], reference: Sequence[Result], baseline: str, where: str
+    everything: Sequence[Result], reference: Sequence[Result], stock: tuple[str, str], where: str
 ) -> Verdict:
     bad = sum(one.status in _TROUBLE for one in everything)
     others = f" {figures.count(bad, 'other cell')} came out NaN, wrong or crashed." if bad else ""
@@ -235,7 +237,7 @@ def _without_trouble(
         settings = "" if len(reference) == 1 else f" in all {len(reference)} settings"
         return Verdict(
             "not_affected",
-            f"Not affected{where}: {baseline} attention with the standard Trainer is right"
+            f"Not affected{where}: {stock[0]} attention with the {stock[1]} trainer is right"
             f"{settings}.{others}",
             "No fix is needed.",
             (),
@@ -250,8 +252,8 @@ def _without_trouble(
         )
     return Verdict(
         "affected" if bad else "undecided",
-        f"{'Affected' if bad else 'Undecided'}{where}: the baseline, {baseline} attention with the standard"
-        f" Trainer, was not run; {bad} of {len(everything)} cells came out NaN, wrong or crashed.",
+        f"{'Affected' if bad else 'Undecided'}{where}: the baseline, {stock[0]} attention with the {stock[1]}"
+        f" trainer, was not run; {bad} of {len(everything)} cells came out NaN, wrong or crashed.",
         "Add the baseline to the matrix to see what a fix changes.",
         (),
     )
