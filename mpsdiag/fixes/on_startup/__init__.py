@@ -1,0 +1,1 @@
+"""The folder that `mpsdiag run` puts on PYTHONPATH. Nothing is imported from here but `sitecustomize`."""

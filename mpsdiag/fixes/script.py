@@ -1,0 +1,123 @@
+"""Running a user's own script, unedited, with an attention mode in place: in it and in every Python it starts.
+
+The script gets a Python of its own in the place of this process. So it is `__main__` as Python makes it, its
+arguments, path, tracebacks, signals and exit code are its own, and there is nothing of ours around it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from mpsdiag.errors import BadInput
+from mpsdiag.fixes.catalogue import mode_named
+from mpsdiag.fixes.startup import Wish
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process to become.
+
+    Attributes:
+        command: The program and its arguments.
+        environment: All of its environment.
+        note: What to tell the user first, in one sentence.
+    """
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    note: str
+
+
+def prepare(
+    target: str,
+    arguments: Sequence[str],
+    *,
+    as_module: bool,
+    fix: str,
+    emulate: str | None,
+    macos: int,
+    environ: Mapping[str, str],
+) -> Launch:
+    """Work out the process that runs a script or module with a mode in place.
+
+    Args:
+        target: A Python file (or a folder or zip file with a `__main__.py`), or the name of a module.
+        arguments: Its own arguments.
+        as_module: Whether `target` is the name of a module.
+        fix: An attention mode that can be installed process-wide; `sdpa` for none.
+        emulate: The torch release to emulate MPS of, or None.
+        macos: The macOS under it.
+        environ: The environment to start from.
+
+    Raises:
+        BadInput: No such script, module, mode or release; or a mode for single models only.
+    """
+    mode = mode_named(fix)
+    if not mode.process_wide:
+        raise BadInput(
+            f"--fix {fix} cannot be put under a script: it takes masks of another kind than SDPA. Write into the "
+            f'script: mpsdiag.apply(model, "{fix}"), or load the model with attn_implementation="{fix}".'
+        )
+    where = _module(target) if as_module else _script(target)
+    place = "stock attention is left as it is" if fix == "sdpa" else f"{fix} is in place"
+    note = f"{place} for {target} and the Python processes it starts"
+    if emulate is not None:
+        from mpsdiag.emulation import Emulation
+
+        emulation = Emulation(emulate, macos)
+        emulate = emulation.release
+        note += f"; attention on the CPU is {emulation.describe()}"
+    return Launch(
+        command=(sys.executable, *where, *arguments),
+        environment=Wish(fix, emulate, macos).environment(environ),
+        note=f"{note}.",
+    )
+
+
+def become(launch: Launch) -> NoReturn:
+    """Replace this process by the launch; its exit code, or the signal that ends it, is then that of the script.
+
+    Args:
+        launch: What `prepare` made.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "posix":
+        os.execve(launch.command[0], launch.command, launch.environment)  # noqa: S606 - no shell is wanted
+    # Windows has no exec that keeps the caller waiting.
+    sys.exit(subprocess.run(launch.command, env=dict(launch.environment), check=False).returncode)
+
+
+def _script(target: str) -> tuple[str, ...]:
+    path = Path(target)
+    if path.is_dir() and not (path / "__main__.py").is_file():
+        raise BadInput(f"{target} is a folder without a __main__.py: name the script in it.")
+    if path.exists():
+        if not os.access(path, os.R_OK):
+            raise BadInput(f"Cannot read {target}: permission denied.")
+        return (target,)
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    command = shutil.which(target, path=folders)
+    if command is not None and os.sep not in target:
+        raise BadInput(
+            f"No script {target} here. If you mean the command of that name, and it is written in Python, "
+            f"run it by its file: mpsdiag run {command} ..."
+        )
+    raise BadInput(f"No script {target}: there is no such file. For a module: mpsdiag run -m {target} ...")
+
+
+def _module(target: str) -> tuple[str, ...]:
+    # As Python does with -m, the current folder comes first. Only the top is looked up: that imports nothing.
+    top = target.split(".", maxsplit=1)[0]
+    if PathFinder.find_spec(top, [str(Path.cwd())]) is None and find_spec(top) is None:
+        raise BadInput(f"No module named {target} is installed, nor is it in {Path.cwd()}.")
+    return ("-m", target)
