@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.emulation.attention import attention
@@ -100,7 +99,8 @@ def _baddbmm(
 
 _math_for_mps = getattr(torch.ops.aten, "_scaled_dot_product_attention_math_for_mps", None)
 _INTERCEPTED: dict[Any, Callable[..., Any]] = {
-    F.scaled_dot_product_attention: _public,
+    # torch's own function: the public name may hold a fix by the time this is imported.
+    torch._C._nn.scaled_dot_product_attention: _public,  # noqa: SLF001
     **dict.fromkeys(baddbmm.INTERCEPTED, _baddbmm),
 }
 if _math_for_mps is not None:  # torch 2.4 has no such operator
