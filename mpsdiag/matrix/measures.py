@@ -1,0 +1,51 @@
+"""Numbers of a cell that a gate can name, taken from its records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from mpsdiag.matrix.record import Record
+from mpsdiag.matrix.statistics import median
+
+
+def measure(rounds: Sequence[Record], name: str) -> float:
+    """A measure of a cell: medians of times in seconds, memory in bytes, losses in nats; NaN where there is none."""
+    return MEASURES[name](rounds)
+
+
+def _timed(kind: str) -> Callable[[Sequence[Record]], float]:
+    def read(rounds: Sequence[Record]) -> float:
+        return median(
+            [value for one in rounds if one.timing is not None for value in getattr(one.timing, kind)]
+        )
+
+    return read
+
+
+def _found(name: str) -> Callable[[Sequence[Record]], float]:
+    def read(rounds: Sequence[Record]) -> float:
+        found = next((one.measured for one in rounds if one.round == 0 and one.measured is not None), None)
+        value: Any = None if found is None else getattr(found, name)
+        return math.nan if value is None else float(value)
+
+    return read
+
+
+def _memory(rounds: Sequence[Record]) -> float:
+    timed = [one for one in rounds if one.timing is not None] or list(rounds)
+    found = [one.measured for one in timed if one.measured is not None]
+    peaks = [one.peak_device_memory or one.peak_process_memory for one in found]
+    return float(max((peak for peak in peaks if peak is not None), default=math.nan))
+
+
+MEASURES: Final[Mapping[str, Callable[[Sequence[Record]], float]]] = {
+    "train_time": _timed("train_step"),
+    "eval_time": _timed("eval_step"),
+    "memory": _memory,
+    **{
+        name: _found(name)
+        for name in ("eval_loss", "nonfinite_batches", "dead_rows", "loss_moved_by", "max_abs_logit_diff")
+    },
+}
