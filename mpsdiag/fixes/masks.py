@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # The layers of a model share the work on one mask, here as in `safe_scaled_dot_product_attention` itself.
-from mpsdiag.sdpa.safe import _unmasked as open_dead_rows
+from mpsdiag.sdpa.safe import open_dead_rows
 
 
 class Repaired(NamedTuple):

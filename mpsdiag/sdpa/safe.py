@@ -63,7 +63,7 @@ def safe_scaled_dot_product_attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more
         )
-    unmasked, dead = _unmasked(attn_mask)
+    unmasked, dead = open_dead_rows(attn_mask)
     output = F.scaled_dot_product_attention(
         query, key, value, unmasked, dropout_p, is_causal, scale=scale, **more
     )
@@ -73,14 +73,20 @@ def safe_scaled_dot_product_attention(
     return output.masked_fill_(dead, 0.0)
 
 
-def _unmasked(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask with its dead rows opened, and the dead rows as `(..., L, 1)`; remembered with the mask.
+def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Let the dead rows of a mask attend to every key, and say which they are.
 
-    What is remembered belongs to one version of the mask's contents and one view of it, and goes with the
-    mask.
+    The result is remembered with the mask, for this version of its contents and this view of it, and goes
+    with it: do not write into it.
+
+    Args:
+        attn_mask: Bool or floating, `(..., L, S)`.
+
+    Returns:
+        The opened mask, and the dead rows as bool `(..., L, 1)`.
     """
     if not _may_remember(attn_mask):
-        return _open_dead_rows(attn_mask)
+        return _open(attn_mask)
     # Older transformers hand every layer a fresh slice of one mask: remember with the tensor that was sliced.
     owner = attn_mask if attn_mask._base is None else attn_mask._base  # noqa: SLF001 - no public name for it
     view = (attn_mask.shape, attn_mask.stride(), attn_mask.storage_offset(), attn_mask.dtype)
@@ -90,11 +96,11 @@ def _unmasked(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
         memory = _Memory(version)
         setattr(owner, _MEMORY, memory)
     if view not in memory.known:
-        memory.known[view] = _open_dead_rows(attn_mask)
+        memory.known[view] = _open(attn_mask)
     return memory.known[view]
 
 
-def _open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
     dead = dead_rows(attn_mask).unsqueeze(-1)
     if attn_mask.dtype == torch.bool:
         return attn_mask | dead, dead
