@@ -1,0 +1,52 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpsdiag.errors import BadInput
+from mpsdiag.sdpa import count_dead_rows, dead_rows
+
+NEVER = float("-inf")
+
+
+def rows_of(mask):
+    """The same question asked of Python lists, number by number."""
+    flat = mask.reshape(-1, mask.shape[-1]).tolist()
+    hidden = [all(x is False or x == NEVER for x in row) for row in flat]
+    return torch.tensor(hidden, dtype=torch.bool).reshape(mask.shape[:-1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    seed=st.integers(0, 2**31),
+    kind=st.sampled_from([torch.bool, torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_every_rank_and_kind(shape, seed, kind):
+    generator = torch.Generator().manual_seed(seed)
+    keep = torch.rand(shape, generator=generator) < 0.4
+    mask = keep if kind == torch.bool else torch.where(keep, 0.0, NEVER).to(kind)
+    assert torch.equal(dead_rows(mask), rows_of(mask))
+    assert count_dead_rows(mask) == int(rows_of(mask).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_large_finite_values_are_not_dead(dtype):
+    mask = torch.full((2, 3), torch.finfo(dtype).min, dtype=dtype)
+    mask[1] = NEVER
+    assert dead_rows(mask).tolist() == [False, True]
+
+
+def test_a_row_with_nan_is_alive():
+    assert dead_rows(torch.tensor([[NEVER, float("nan")], [NEVER, NEVER]])).tolist() == [False, True]
+
+
+def test_broadcast_masks_keep_their_shape():
+    assert dead_rows(torch.zeros(2, 1, 1, 5, dtype=torch.bool)).shape == (2, 1, 1)
+    expanded = torch.zeros(1, 1, 1, 5, dtype=torch.bool).expand(2, 3, 4, 5)
+    assert count_dead_rows(expanded) == 24
+
+
+def test_integer_masks_are_refused_with_advice():
+    with pytest.raises(BadInput, match=r"mask\.bool\(\)"):
+        dead_rows(torch.ones(2, 2, dtype=torch.long))

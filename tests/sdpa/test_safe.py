@@ -1,0 +1,250 @@
+import gc
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import scaled_dot_product_attention
+
+from mpsdiag.sdpa import reference_attention, safe_scaled_dot_product_attention
+from mpsdiag.sdpa import safe as safe_module
+
+NEVER = float("-inf")
+# CPU attention gives zeros in dead rows, and finite gradients, from 2.5 on.
+EXACT = pytest.mark.skipif(torch.__version__.startswith("2.4"), reason="CPU attention of torch 2.4 gives NaN")
+
+
+def left_padded(batch=2, length=6, pads=(3, 0)):
+    """A causal bool mask (B, 1, L, L) of left-padded sequences, as transformers makes it."""
+    position = torch.arange(length)
+    real = torch.stack([position >= n for n in pads[:batch]])
+    return (position[:, None] >= position)[None, None] & real[:, None, :, None] & real[:, None, None, :]
+
+
+@st.composite
+def calls(draw):
+    batch, heads = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 4]))
+    shared = draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0]))
+    rows, keys = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    width = draw(st.sampled_from([4, 8, 16]))
+    dtype = draw(
+        st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64])
+    )
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    q = torch.randn(batch, heads, rows, width, generator=generator).to(dtype)
+    k, v = (torch.randn(batch, shared, keys, width, generator=generator).to(dtype) for _ in range(2))
+    kind = draw(st.sampled_from(["bool", "float", "finfo", "causal", "none"]))
+    shape = draw(
+        st.sampled_from(
+            [(rows, keys), (batch, 1, rows, keys), (batch, heads, rows, keys), (batch, 1, 1, keys)]
+        )
+    )
+    keep = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.1, 0.5, 0.9]))
+    keep &= torch.rand(*shape[:-1], 1, generator=generator) < 0.7
+    mask = None
+    if kind == "bool":
+        mask = keep
+    elif kind == "float":
+        mask = torch.where(keep, torch.randn(shape, generator=generator), NEVER).to(dtype)
+    elif kind == "finfo":
+        mask = torch.zeros(shape, dtype=dtype).masked_fill_(~keep, torch.finfo(dtype).min)
+    settings_ = {
+        "attn_mask": mask,
+        "is_causal": kind == "causal",
+        "scale": draw(st.none() | st.floats(0.05, 2.0)),
+        "enable_gqa": shared != heads,
+    }
+    return q, k, v, settings_, torch.randn(q.shape, generator=generator).to(dtype)
+
+
+@EXACT
+@settings(max_examples=120, deadline=None)
+@given(call=calls())
+def test_bit_equal_to_cpu_attention_forward_and_backward(call):
+    q, k, v, arguments, upstream = call
+    with torch.no_grad():
+        want = scaled_dot_product_attention(q, k, v, **arguments)
+        got = safe_scaled_dot_product_attention(q, k, v, **arguments)
+    assert torch.equal(got, want)
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    want = scaled_dot_product_attention(*inputs, **arguments)
+    want_grads = torch.autograd.grad(want, inputs, upstream)
+    got = safe_scaled_dot_product_attention(*inputs, **arguments)
+    got_grads = torch.autograd.grad(got, inputs, upstream)
+    assert torch.equal(got, want)
+    assert got.stride() == want.stride()
+    assert all(torch.equal(a, b) for a, b in zip(got_grads, want_grads, strict=True))
+
+
+@EXACT
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bit_equal_at_lengths_where_the_kernel_works_in_blocks(dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 700, 32, dtype=dtype, requires_grad=True) for _ in range(3))
+    mask = left_padded(2, 700, (600, 5))
+    want, got = (f(q, k, v, mask) for f in (scaled_dot_product_attention, safe_scaled_dot_product_attention))
+    assert torch.equal(got, want)
+    grads = [torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (want, got)]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@EXACT
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+def test_every_rank(rank):
+    torch.manual_seed(0)
+    shape = (2, 2, 3, 5, 4)[-rank:]
+    q, k, v = (torch.randn(shape) for _ in range(3))
+    mask = torch.rand(*shape[:-1], 5) < 0.5
+    mask[..., 2, :] = False
+    got = safe_scaled_dot_product_attention(q, k, v, mask)
+    assert torch.equal(got, scaled_dot_product_attention(q, k, v, mask))
+    assert not got[..., 2, :].any()
+    torch.testing.assert_close(got.double(), reference_attention(q, k, v, mask), atol=1e-6, rtol=1e-5)
+
+
+@EXACT
+def test_a_learned_bias_gets_the_same_gradient():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 6, 4) for _ in range(3))
+    bias = torch.where(left_padded(), torch.randn(2, 1, 6, 6), NEVER)
+    grads = []
+    for attention in (scaled_dot_product_attention, safe_scaled_dot_product_attention):
+        learned = bias.clone().requires_grad_()
+        attention(q, k, v, learned).square().sum().backward()
+        grads.append(learned.grad)
+    assert torch.equal(*grads)
+    assert grads[0].isfinite().all()
+
+
+@EXACT
+def test_dropout_draws_the_same_numbers():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 6, 4) for _ in range(3))
+    results = []
+    for attention in (scaled_dot_product_attention, safe_scaled_dot_product_attention):
+        torch.manual_seed(1)
+        results.append(attention(q, k, v, left_padded(), 0.5))
+    assert torch.equal(*results)
+
+
+def test_non_finite_values_do_not_reach_dead_rows():
+    q, k, v = (torch.randn(1, 1, 3, 4) for _ in range(3))
+    v[..., 0, :] = float("nan")
+    mask = torch.tensor([[False, False, False], [True, True, True], [False, True, True]])
+    got = safe_scaled_dot_product_attention(q, k, v, mask)
+    assert not got[..., 0, :].any()
+    assert got[..., 1, :].isnan().all()
+
+
+def test_integer_masks_are_left_to_torch():
+    q = torch.randn(1, 1, 3, 4)
+    with pytest.raises(RuntimeError, match=r"(?i)mask"):
+        safe_scaled_dot_product_attention(q, q, q, torch.ones(3, 3, dtype=torch.long))
+
+
+def test_nothing_depends_on_the_data():
+    """Fake tensors have no data: reading any, or branching on it, raises."""
+    with FakeTensorMode(), torch.no_grad():
+        q = torch.empty(2, 2, 6, 4)
+        mask = torch.empty(2, 1, 6, 6, dtype=torch.bool)
+        assert safe_scaled_dot_product_attention(q, q, q, mask).shape == q.shape
+        assert safe_scaled_dot_product_attention(q, q, q, mask.float()).shape == q.shape
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("mask", [left_padded(), torch.where(left_padded(), 0.0, NEVER), None])
+def test_compiles_in_one_graph(grad, mask):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 6, 4, requires_grad=grad) for _ in range(3))
+    compiled = torch.compile(safe_scaled_dot_product_attention, backend="eager", fullgraph=True)
+    want = safe_scaled_dot_product_attention(q, k, v, mask)
+    assert torch.equal(compiled(q, k, v, mask), want)
+    torch.compiler.reset()
+
+
+def test_works_under_function_transforms_and_leaves_nothing_behind():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 6, 4) for _ in range(3))
+    mask = left_padded()
+
+    def loss(query):
+        return safe_scaled_dot_product_attention(query, k, v, mask).square().sum()
+
+    transformed = torch.func.grad(loss)(q)
+    plain = q.clone().requires_grad_()
+    loss(plain).backward()
+    torch.testing.assert_close(transformed, plain.grad)
+
+
+class TestMemory:
+    @pytest.fixture
+    def worked_out(self, monkeypatch):
+        """The masks whose dead rows were really computed."""
+        seen = []
+        real = safe_module.dead_rows
+        monkeypatch.setattr(safe_module, "dead_rows", lambda mask: seen.append(mask.shape) or real(mask))
+        return seen
+
+    @pytest.fixture
+    def qkv(self):
+        torch.manual_seed(0)
+        return tuple(torch.randn(2, 2, 6, 4) for _ in range(3))
+
+    def test_layers_share_the_work_on_one_mask(self, qkv, worked_out):
+        mask = left_padded()
+        for _ in range(4):
+            safe_scaled_dot_product_attention(*qkv, mask)
+        assert len(worked_out) == 1
+
+    def test_slices_of_one_mask_share_it_too(self, qkv, worked_out):
+        mask = torch.cat([left_padded(), torch.zeros(2, 1, 6, 2, dtype=torch.bool)], dim=-1)
+        results = [safe_scaled_dot_product_attention(*qkv, mask[:, :, :, :6]) for _ in range(3)]
+        assert len(worked_out) == 1
+        assert torch.equal(results[0], results[2])
+        assert torch.equal(results[0], safe_scaled_dot_product_attention(*qkv, left_padded()))
+
+    def test_different_slices_are_told_apart(self, qkv):
+        mask = torch.ones(2, 1, 6, 12, dtype=torch.bool)
+        mask[..., 6:] = left_padded()
+        safe_scaled_dot_product_attention(*qkv, mask[..., :6])
+        got = safe_scaled_dot_product_attention(*qkv, mask[..., 6:])
+        assert torch.equal(got, safe_scaled_dot_product_attention(*qkv, left_padded()))
+
+    def test_an_edited_mask_is_worked_out_again(self, qkv, worked_out):
+        mask = left_padded()
+        safe_scaled_dot_product_attention(*qkv, mask)
+        mask[0, 0, 4] = False
+        got = safe_scaled_dot_product_attention(*qkv, mask)
+        assert len(worked_out) == 2
+        assert not got[0, :, 4].any()
+
+    def test_results_go_with_the_mask(self, qkv):
+        mask = left_padded()
+        safe_scaled_dot_product_attention(*qkv, mask)
+        kept = weakref.ref(getattr(mask, safe_module._MEMORY))
+        del mask
+        gc.collect()
+        assert kept() is None
+
+    def test_inference_tensors_are_not_remembered(self, qkv, worked_out):
+        with torch.inference_mode():
+            mask = left_padded()
+            for _ in range(2):
+                safe_scaled_dot_product_attention(*qkv, mask)
+        assert len(worked_out) == 2
+
+    def test_results_of_inference_mode_do_not_leak_into_training(self, qkv):
+        mask = left_padded()
+        with torch.inference_mode():
+            safe_scaled_dot_product_attention(*qkv, mask)
+        q = qkv[0].clone().requires_grad_()
+        safe_scaled_dot_product_attention(q, *qkv[1:], mask).sum().backward()
+        assert q.grad.isfinite().all()
+
+    def test_the_mask_itself_is_not_changed(self, qkv):
+        mask = left_padded()
+        before = mask.clone()
+        safe_scaled_dot_product_attention(*qkv, mask)
+        assert torch.equal(mask, before)
