@@ -27,7 +27,7 @@ def rows_per_chunk(classes: int, bytes_per_value: int, chunk_bytes: int) -> int:
 
 def chunks(rows: int, per_chunk: int) -> list[slice]:
     """Cut `rows` rows into slices of `per_chunk`; a last slice of one row joins the one before it."""
-    starts = list(range(0, rows, per_chunk))
+    starts = list(range(0, max(rows, 1), per_chunk))
     if len(starts) > 1 and rows - starts[-1] == 1:
         starts.pop()
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], rows], strict=True)]
@@ -54,7 +54,7 @@ def label_log_probabilities(logits: Tensor, labels: Tensor, ignore_index: int, c
         log_probabilities = torch.log_softmax(logits[part].to("cpu"), dim=-1)
         found.append(log_probabilities.gather(-1, safe[part]).squeeze(-1))
         del log_probabilities
-    return torch.cat(found) if found else torch.empty(0, dtype=logits.dtype)
+    return torch.cat(found)
 
 
 def cross_entropy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.training.sources import classify, explain_missing, is_builtin_model
@@ -45,8 +45,7 @@ def builtin_config(name: str, *, vocab_size: int | None = None, max_positions: i
 def _gpt2(shared: dict[str, Any], positions: int) -> Any:
     from transformers import GPT2Config
 
-    make: Any = GPT2Config  # its signature does not name loss_type
-    return make(
+    return GPT2Config(
         **shared,
         n_positions=positions,
         n_embd=HIDDEN,
@@ -56,8 +55,6 @@ def _gpt2(shared: dict[str, Any], positions: int) -> Any:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        # GPT-2's class name does not tell transformers which loss it has, and it warns.
-        loss_type="ForCausalLM",
     )
 
 
@@ -130,6 +127,7 @@ def build_model(
     one_of("dtype", dtype, DTYPES)
     one_of("attention mode", attention, ATTENTION_MODES)
     torch_dtype = getattr(torch, dtype)
+    model: Any
     at_load = attention if attention in _STOCK_ATTENTION else "sdpa"
     if is_builtin_model(name):
         config = builtin_config(name, vocab_size=vocab_size, max_positions=max_positions)
@@ -137,11 +135,14 @@ def build_model(
     else:
         classify("model", name)
         model = _load(name, seed, torch_dtype, at_load, vocab_size, from_config, trust_remote_code)
+    if getattr(model, "loss_type", "") is None:
+        # Of some class names (GPT-2's among them) transformers cannot read the loss; it warns, and takes this one.
+        model.loss_type = "ForCausalLM"
     if attention not in _STOCK_ATTENTION:
         from mpsdiag.fixes import apply
 
         apply(model, attention)
-    return model
+    return cast("PreTrainedModel", model)
 
 
 def _with_random_weights(

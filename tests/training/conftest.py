@@ -1,0 +1,77 @@
+"""A small padded dataset, and Trainers on it that print nothing."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The machine is shared, and sums split over threads have another last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def arguments(tmp_path_factory):
+    """Make quiet TrainingArguments on the CPU."""
+    from transformers import TrainingArguments
+
+    folder = tmp_path_factory.mktemp("trainer")
+
+    def make(**options):
+        defaults = {
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "per_device_eval_batch_size": 4,
+            "per_device_train_batch_size": 4,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+        }
+        return TrainingArguments(**{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from mpsdiag.training.tokenizer import byte_tokenizer
+
+    return byte_tokenizer("left")
+
+
+@pytest.fixture(scope="session")
+def examples(tokenizer):
+    """Twelve texts of 40 to 64 tokens or so, of unequal length: every batch is padded."""
+    from mpsdiag.training.data import encode, load_texts
+
+    return encode(load_texts("synthetic", limit=12), tokenizer, 64)
+
+
+@pytest.fixture(scope="session")
+def collator(tokenizer):
+    from transformers import DataCollatorForLanguageModeling
+
+    return DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+
+@pytest.fixture
+def trainer_of(arguments, examples, collator):
+    """Make a Trainer of a class on tiny-gpt2 and the padded examples."""
+    from mpsdiag.training.models import build_model
+
+    def make(kind, model="tiny-gpt2", *, options=None, **kwargs):
+        defaults = {
+            "model": build_model(model, max_positions=128) if isinstance(model, str) else model,
+            "args": arguments(**(options or {})),
+            "eval_dataset": examples,
+            "train_dataset": examples,
+            "data_collator": collator,
+        }
+        return kind(**{**defaults, **kwargs})
+
+    return make
