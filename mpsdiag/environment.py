@@ -93,6 +93,11 @@ def versions() -> dict[str, str]:
     return {name: _version(name) or "missing" for name in ("torch", "transformers")}
 
 
+def macos() -> int | None:
+    """Major version of this macOS; None on other systems."""
+    return int(platform.mac_ver()[0].partition(".")[0]) if _is_mac() else None
+
+
 def relevant_variables(variables: Mapping[str, str], clean: Callable[[str], str]) -> dict[str, str]:
     """Pick the variables that steer torch and transformers; values of secrets become `<set>`.
 

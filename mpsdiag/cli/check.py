@@ -32,6 +32,10 @@ def check(
     ] = BUILTIN_DATASET,
     padding: Annotated[str, typer.Option("--padding", help="left or right.")] = "left",
     dtype: options.Dtype = "float32",
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", min=2, help="Longest sequence, in tokens. [128; own data: 512]"),
+    ] = None,
     seed: options.Seed = 0,
     level: Level = 2,
     emulate: options.Emulate = None,
@@ -63,6 +67,7 @@ def check(
             probes=probes or (),
             padding_side=padding,
             dtype=dtype,
+            max_length=max_length,
             seed=seed,
             emulate=emulate,
             emulate_macos=emulate_macos,

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
+import typer.core
 
 from mpsdiag.cli import bench, check, env, report, run, train
 from mpsdiag.errors import MpsdiagError
 from mpsdiag.words import EXIT_INTERRUPTED
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands; Ctrl-C in any of them ends with one sentence and the code of the contract."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("mpsdiag: interrupted.", file=sys.stderr)  # noqa: T201 - the one sentence the user gets
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     name="mpsdiag",
     help="Why attention gives NaN or quietly wrong numbers on padded batches, and which fix resolves it.",
     no_args_is_help=True,
@@ -34,6 +50,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MpsdiagError as problem:
         print(f"mpsdiag: {problem}", file=sys.stderr)  # noqa: T201 - the one sentence the user gets
         sys.exit(problem.exit_code)
-    except KeyboardInterrupt:
-        print("mpsdiag: interrupted.", file=sys.stderr)  # noqa: T201 - likewise
-        sys.exit(EXIT_INTERRUPTED)

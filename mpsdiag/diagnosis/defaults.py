@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def default_attention() -> str:
     """The attention that transformers gives a model whose config names none, such as `sdpa`."""
@@ -10,4 +12,5 @@ def default_attention() -> str:
     config = LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
-    return str(AutoModelForCausalLM.from_config(config).config._attn_implementation)
+    model: Any = AutoModelForCausalLM
+    return str(model.from_config(config).config._attn_implementation)

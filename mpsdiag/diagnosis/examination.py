@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -22,10 +23,10 @@ from mpsdiag.diagnosis.diagnosis import (
     ScenarioResult,
 )
 from mpsdiag.diagnosis.verdict import kernel_verdict, overall, scenario_verdict
-from mpsdiag.emulation import DEFECTS, Emulation, defects_of
+from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
-from mpsdiag.probes import CATALOGUE, Finding, run_level, run_probe
-from mpsdiag.words import PADDING_SIDES
+from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
+from mpsdiag.words import BUILTIN_DATASET, PADDING_SIDES
 
 FIXES: tuple[tuple[Literal["attention", "trainer"], str], ...] = (
     ("attention", "eager"),
@@ -45,6 +46,7 @@ def check(
     probes: Sequence[str] = (),
     padding_side: str = "left",
     dtype: str = "float32",
+    max_length: int | None = None,
     seed: int = 0,
     emulate: str | None = None,
     emulate_macos: int = 15,
@@ -60,6 +62,7 @@ def check(
         probes: Ids of probes to run instead of a level's; the scenario is left out then.
         padding_side: left or right.
         dtype: float32, bfloat16 or float16.
+        max_length: Longest sequence, in tokens; 128 for the built-in data, 512 for others if None.
         seed: Seed of weights and data.
         emulate: Torch release whose MPS kernels are emulated on the CPU, such as "2.8".
         emulate_macos: The macOS the emulation stands on.
@@ -81,6 +84,7 @@ def check(
     case = Case(
         model=model,
         dataset=dataset,
+        max_length=max_length or (128 if dataset == BUILTIN_DATASET else 512),
         padding_side=padding_side,
         dtype=dtype,
         device=where,
@@ -92,11 +96,10 @@ def check(
         return _unusable(level, where, state.reason)
     progress("probing the attention kernel")
     findings = _probe(level, probes, where, emulation)
-    results = [_probe_result(finding) for finding in findings]
     outcome, fixes = None, list[FixResult]()
     if level >= 2 and not probes:
         outcome, fixes = _scenario_and_fixes(case, progress)
-    return _put_together(level, case, results, outcome, fixes, probes)
+    return _put_together(level, case, findings, outcome, fixes, probes)
 
 
 def _emulation(device: str, release: str | None, macos: int) -> Emulation | None:
@@ -121,13 +124,17 @@ def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[F
     reason = devices.supports_dtype(case.device, case.dtype)
     if reason:
         raise CannotDecide(f"{reason}. Choose another --dtype.")
+    # What the trainers would warn of is what is being found out here, and said in the diagnosis.
+    logging.getLogger("mpsdiag.training").setLevel(logging.ERROR)
     progress(f"training and evaluating {case.model}")
     outcome = run_case(case)
     fixes = []
     if scenario_verdict(outcome).verdict == "affected":
         for kind, name in FIXES:
             progress(f"trying {name}")
-            fixed = run_case(replace(case, **{kind: name}))
+            fixed = run_case(
+                replace(case, attention=name) if kind == "attention" else replace(case, trainer=name)
+            )
             fixes.append(
                 FixResult(
                     name=name,
@@ -146,11 +153,12 @@ def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[F
 def _put_together(
     level: int,
     case: Case,
-    probes: list[ProbeResult],
+    findings: Sequence[Finding],
     outcome: Outcome | None,
     fixes: list[FixResult],
     chosen: Sequence[str],
 ) -> Diagnosis:
+    probes = [_probe_result(finding) for finding in findings]
     kernel = kernel_verdict(probes)
     scenario = None if outcome is None else scenario_verdict(outcome)
     verdict = overall(kernel, scenario)
@@ -158,7 +166,7 @@ def _put_together(
         Emulated(release=case.emulation.release, macos=case.emulation.macos) if case.emulation else None
     )
     seen = {probe.id for probe in probes}
-    release = _release(case)
+    row = _table_row(case)
     return Diagnosis(
         verdict=verdict.verdict,
         reason=verdict.reason,
@@ -171,21 +179,22 @@ def _put_together(
         scenario=None if outcome is None or scenario is None else _scenario_result(case, outcome, scenario),
         fixes=fixes,
         advice=advise(verdict, probes, outcome, case, fixes, emulated),
+        differs_from_release=surprises(findings, *row) if row and not case.emulation else [],
         not_probed=[
-            KnownDefect(id=name, title=DEFECTS[name].title)
-            for name in (defects_of(release) if release and not chosen and level < 3 else ())
+            KnownDefect(id=name, title=CATALOGUE[name].title)
+            for name in (predicted(*row) if row and not chosen and level < 3 else ())
             if name not in seen
         ],
     )
 
 
-def _release(case: Case) -> str | None:
-    """The torch release whose MPS kernels are at work here, as `2.8`; None where none are."""
+def _table_row(case: Case) -> tuple[str, int] | None:
+    """The torch release and macOS whose MPS kernels are at work here; None where none are."""
     if case.emulation:
-        return case.emulation.release
+        return case.emulation.release, case.emulation.macos
     if devices.kind_of(case.device) != "mps":
         return None
-    return ".".join((environment.versions()["torch"]).split(".")[:2])
+    return environment.versions()["torch"], environment.macos() or 15
 
 
 def _unusable(level: int, where: str, reason: str) -> Diagnosis:

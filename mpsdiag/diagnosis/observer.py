@@ -127,9 +127,9 @@ class Observer(TorchFunctionMode):
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a transformer: the longest ModuleList of modules of one class."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    uniform = [stack for stack in lists if len({type(layer) for layer in stack}) == 1]
-    return list(max(uniform, key=len)) if uniform else []
+    stacks = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    uniform = [stack for stack in stacks if len({type(layer) for layer in stack}) == 1]
+    return max(uniform, key=len, default=[])
 
 
 def first_tensor(output: Any) -> Tensor | None:

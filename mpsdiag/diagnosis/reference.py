@@ -10,8 +10,11 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,16 +42,17 @@ class Comparison:
     everywhere: float
 
 
-def reference(model: PreTrainedModel, batches: Sequence[Batch]) -> Reference:
+def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any) -> Reference:
     """Compute the reference from the model's present weights, on the CPU and outside any emulation.
 
     Args:
         model: Any device, dtype and attention; it is copied, not changed.
         batches: `input_ids`, `attention_mask`, `labels` of shape (sequences, positions).
+        trainer: The Trainer whose losses are to be matched: it knows which tokens the mean is over.
     """
     with suspended(), torch.no_grad():
         stock = cpu_copy(model)
-        losses = [float(stock(**batch).loss) for batch in map(on_cpu, batches)]
+        losses = [stock_loss(stock, on_cpu(batch), trainer) for batch in batches]
         rounded = [_logits(stock, batch) for batch in batches]
         with apply(stock, "eager"):
             eager = [_logits(stock, batch) for batch in batches]
@@ -76,6 +80,17 @@ def compare(logits: Sequence[Tensor], batches: Sequence[Batch], truth: Reference
     )
 
 
+def stock_loss(model: PreTrainedModel, batch: Batch, trainer: Any) -> float:
+    """The loss of a batch as the Trainer's evaluation takes it from the model.
+
+    From transformers 4.57 on evaluation divides by the number of labels of the batch, not by that of shifted ones.
+    """
+    extra = {}
+    if Version(transformers.__version__) >= Version("4.57") and trainer.model_accepts_loss_kwargs:
+        extra["num_items_in_batch"] = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    return float(model(**batch, **extra).loss)
+
+
 def real_positions(batch: Batch) -> Tensor:
     """(sequences, positions) bool on the CPU: the token is no padding."""
     mask = batch.get("attention_mask")
@@ -84,11 +99,12 @@ def real_positions(batch: Batch) -> Tensor:
 
 def cpu_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy on the CPU with stock SDPA attention, in evaluation mode, dtype kept."""
-    twin = copy.deepcopy(model).to("cpu")
+    twin: Any = copy.deepcopy(model)
+    twin.to("cpu")
     twin.eval()
     # The copy shares nothing with the original's fix; what attention it runs is decided here.
     apply(twin, "sdpa")
-    return twin
+    return cast("PreTrainedModel", twin)
 
 
 def on_cpu(batch: Batch) -> Batch:

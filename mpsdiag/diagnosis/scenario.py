@@ -28,7 +28,18 @@ from transformers import (
 from mpsdiag import device as devices
 from mpsdiag.diagnosis.case import Case, FirstNonfinite, Outcome
 from mpsdiag.diagnosis.observer import Observer, Sighting, first_tensor
-from mpsdiag.diagnosis.reference import Batch, Comparison, Reference, compare, real_positions, reference
+from mpsdiag.diagnosis.reference import (
+    Batch,
+    Comparison,
+    Reference,
+    compare,
+    cpu_copy,
+    on_cpu,
+    real_positions,
+    reference,
+    stock_loss,
+)
+from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
 from mpsdiag.training.data import encode, load_texts
@@ -55,6 +66,8 @@ class Prepared:
         """One optimizer step on one batch, as the Trainer does it; the caller synchronizes."""
         if self._optimizer is None:
             self._optimizer = self.trainer.create_optimizer()
+            # Set by Trainer.train, which is not run here; the loss is divided by it.
+            self.trainer.current_gradient_accumulation_steps = 1
         self.model.train()
         self.trainer.training_step(self.model, batch)
         self._optimizer.step()
@@ -62,7 +75,7 @@ class Prepared:
 
     def eval_step(self, batch: Batch) -> None:
         """The Trainer's evaluation of one batch: loss only; the caller synchronizes."""
-        self.model.eval()
+        self.model.train(mode=False)
         self.trainer.prediction_step(self.model, batch, prediction_loss_only=True)
 
 
@@ -81,7 +94,7 @@ def prepare(case: Case) -> Iterator[Prepared]:
             else load_tokenizer(case.model, padding_side=case.padding_side)
         )
         train_rows, eval_rows = _rows(case, tokenizer)
-        model = build_model(case.model, seed=case.seed, dtype=case.dtype)
+        model = build_model(case.model, seed=case.seed, dtype=case.dtype, from_config=False)
         stack.enter_context(apply(model, case.attention))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpsdiag-"))
         prepared = Prepared(case, model, tokenizer, None, [], [])
@@ -110,11 +123,9 @@ def run_case(case: Case) -> Outcome:
         if case.emulation is not None:
             stack.enter_context(case.emulation.enter())
         prepared = stack.enter_context(prepare(case))
-        first_loss = (
-            reference(prepared.model, prepared.train_batches[:1]).losses[0] if case.train_steps else math.nan
-        )
+        first_loss = _first_train_loss_on_cpu(prepared)
         train_losses, grad_norms = _train(prepared)
-        truth = reference(prepared.model, prepared.eval_batches)
+        truth = reference(prepared.model, prepared.eval_batches, prepared.trainer)
         eval_loss, losses = _evaluate(prepared)
         logits, sightings = _watched_evaluation(prepared)
         difference = compare(logits, prepared.eval_batches, truth)
@@ -130,13 +141,36 @@ def run_case(case: Case) -> Outcome:
         stock_eval_loss=filtered_mean(losses, sizes),
         reference_eval_loss=_mean(truth.losses, sizes),
         reference_first_train_loss=first_loss,
+        # From the batches: the Trainer's own mean is rounded to float32.
+        loss_moved_by=_mean(losses, sizes) - _mean(truth.losses, sizes),
         nonfinite_batches=sum(not math.isfinite(loss) for loss in losses),
         real_tokens=sum(real),
         pad_tokens=sum(batch["input_ids"].numel() for batch in prepared.eval_batches) - sum(real),
     )
     _describe_sightings(outcome, sightings)
     _judge(outcome, difference, truth)
+    if train_losses and not math.isfinite(train_losses[0]):
+        # The weights are spoilt by now: what matters is where the first training step went wrong.
+        place, rows = first_nonfinite_in_training(case)
+        outcome.first_nonfinite, outcome.nonfinite_rows = place, rows
     return outcome
+
+
+def first_nonfinite_in_training(case: Case) -> tuple[FirstNonfinite | None, list[list[int]]]:
+    """Build the case anew and watch the forward of its first training batch, with gradients wanted.
+
+    Returns:
+        The place, and per layer the number of non-finite sequences at each position; None and [] if all is finite.
+    """
+    with ExitStack() as stack:
+        if case.emulation is not None:
+            stack.enter_context(case.emulation.enter())
+        prepared = stack.enter_context(prepare(case))
+        prepared.model.train()
+        observer = Observer(prepared.model)
+        with observer.watching(), torch.enable_grad():
+            prepared.model(**prepared.train_batches[0])
+        return _first_place([observer.collect()])
 
 
 def filtered_mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
@@ -215,6 +249,13 @@ def _batches(trainer: Any, loader: Any) -> list[Batch]:
     return [trainer._prepare_inputs(dict(batch)) for batch in loader]
 
 
+def _first_train_loss_on_cpu(prepared: Prepared) -> float:
+    if prepared.case.train_steps == 0:
+        return math.nan
+    with suspended(), torch.no_grad():
+        return stock_loss(cpu_copy(prepared.model), on_cpu(prepared.train_batches[0]), prepared.trainer)
+
+
 def _train(prepared: Prepared) -> tuple[list[float], list[float]]:
     if prepared.case.train_steps == 0:
         return [], []
@@ -232,7 +273,7 @@ def _evaluate(prepared: Prepared) -> tuple[float, list[float]]:
 
 def _watched_evaluation(prepared: Prepared) -> tuple[list[Tensor], list[Sighting]]:
     """The same batches through the Trainer's prediction step once more, watched, for logits and sightings."""
-    prepared.model.eval()
+    prepared.model.train(mode=False)
     observer = Observer(prepared.model)
     logits, sightings = [], []
     with observer.watching():
@@ -249,30 +290,30 @@ def _watched_evaluation(prepared: Prepared) -> tuple[list[Tensor], list[Sighting
 
 
 def _describe_sightings(outcome: Outcome, sightings: Sequence[Sighting]) -> None:
-    for number, seen in enumerate(sightings):
+    for seen in sightings:
         dead = [int(rows) for rows in seen.dead]
         outcome.dead_rows += max(dead, default=0)
         outcome.sdpa_calls += len(seen.masked)
         outcome.noncontiguous_dead_calls += sum(
             loose for loose, masked in zip(seen.noncontiguous, seen.masked, strict=True) if masked
         )
-        first = next((event for event in seen.events if int(event.bad_rows)), None)
-        if first is not None and outcome.first_nonfinite is None:
-            outcome.first_nonfinite = FirstNonfinite(
-                batch=number,
-                layer=first.layer,
-                module=first.module,
-                operation=first.operation,
-                rows=int(first.bad_rows),
-            )
-            outcome.nonfinite_rows = [rows.sum(0).tolist() for rows in seen.layer_rows]
+    outcome.first_nonfinite, outcome.nonfinite_rows = _first_place(sightings)
+
+
+def _first_place(sightings: Sequence[Sighting]) -> tuple[FirstNonfinite | None, list[list[int]]]:
+    for number, seen in enumerate(sightings):
+        for event in seen.events:
+            rows = int(event.bad_rows)
+            if rows:
+                place = FirstNonfinite(number, event.layer, event.module, event.operation, rows)
+                return place, [bad.sum(0).tolist() for bad in seen.layer_rows]
+    return None, []
 
 
 def _judge(outcome: Outcome, difference: Comparison, truth: Reference) -> None:
     outcome.bound = truth.bound_real
     outcome.max_abs_logit_diff = difference.real
     outcome.exact = difference.everywhere <= truth.bound_all
-    outcome.loss_moved_by = outcome.eval_loss - outcome.reference_eval_loss
     bad_steps = [step for step, loss in enumerate(outcome.train_losses, 1) if not math.isfinite(loss)]
     if bad_steps:
         outcome.status, outcome.reason = "nan", f"the training loss is not finite from step {bad_steps[0]}"

@@ -13,6 +13,8 @@ from mpsdiag.report.escape import md_cell
 def render(diagnosis: Diagnosis) -> str:
     """The whole block; every cell is escaped."""
     lines = [f"**mpsdiag check: {md_cell(headline(diagnosis))}**", "", md_cell(subtitle(diagnosis)), ""]
+    if not diagnosis.probes:
+        lines += [f"- Why: {md_cell(diagnosis.reason, 1000)}"]
     lines += [f"- Kernel: {diagnosis.kernel.verdict}. {md_cell(diagnosis.kernel.reason, 1000)}"]
     if diagnosis.scenario is not None:
         lines += [f"- Scenario: {diagnosis.scenario.verdict}. {md_cell(diagnosis.scenario.reason, 1000)}"]
@@ -41,6 +43,9 @@ def render(diagnosis: Diagnosis) -> str:
             ("fix", "resolves", "eval_loss", "why"),
             ((f"{f.name} ({f.kind})", fix_mark(f), number(f.eval_loss), f.why) for f in diagnosis.fixes),
         )
+    if diagnosis.not_probed:
+        names = ", ".join(f"{defect.id} {defect.title}" for defect in diagnosis.not_probed)
+        lines += ["", f"Also known for this torch release, not probed: {md_cell(names, 4000)}"]
     return "\n".join([*lines, "", to_markdown(diagnosis.environment)])
 
 

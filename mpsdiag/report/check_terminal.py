@@ -28,6 +28,8 @@ def render(diagnosis: Diagnosis) -> RenderableType:
         Text(subtitle(diagnosis), style="dim"),
         Text(),
     ]
+    if not diagnosis.probes:
+        parts += [Text(_clean(f"Why: {diagnosis.reason}.")), Text()]
     if diagnosis.probes:
         parts += [_judged("Kernel", diagnosis.kernel.verdict, diagnosis.kernel.reason)]
         parts += [_probes(diagnosis.probes), Text()]
@@ -43,9 +45,13 @@ def render(diagnosis: Diagnosis) -> RenderableType:
         parts += [Text(f"  {_clean(sentence)}") for sentence in diagnosis.differs_from_release]
         parts += [Text("  Please report it: mpsdiag check --markdown prints the block to paste."), Text()]
     if diagnosis.not_probed:
-        names = ", ".join(f"{defect.id} {defect.title}" for defect in diagnosis.not_probed)
-        parts += [Text(f"Known for this release and not probed at level {diagnosis.level}: {_clean(names)}.")]
-        parts += [Text("Probe them: mpsdiag check --level 3, or one by its id: mpsdiag check SDPA009.")]
+        parts += [
+            Text(f"Also known for this torch release, not probed at level {diagnosis.level}", style="bold"),
+            *[Text(f"  {defect.id} {_clean(defect.title)}", style="dim") for defect in diagnosis.not_probed],
+            Text(
+                "  Probe them all: mpsdiag check --level 3. One: mpsdiag check " + diagnosis.not_probed[0].id
+            ),
+        ]
     return Group(*parts)
 
 

@@ -1,0 +1,233 @@
+"""`mpsdiag check` as a user meets it: exit codes, one JSON document, words that keep measured and emulated apart."""
+
+import contextlib
+import io
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from mpsdiag.cli import main
+from mpsdiag.diagnosis.diagnosis import Diagnosis
+from mpsdiag.report import check_markdown
+from mpsdiag.serialization import number
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the command in this process; gives (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words):
+        with pytest.raises(SystemExit) as end:
+            main(["check", *words])
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def found_2_8():
+    """The document of torch 2.8, made once, with the exit code it came with."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as end:
+        main(["check", "--emulate", "2.8", "--json"])
+    assert end.value.code == 1
+    return document(out.getvalue())
+
+
+def refuse(constant):
+    raise AssertionError(f"bare {constant} is not JSON")
+
+
+def document(out):
+    return json.loads(out, parse_constant=refuse)
+
+
+def test_the_cpu_is_not_affected(run):
+    code, out, err = run("--device", "cpu")
+    assert code == 0
+    assert out.startswith("not affected: cpu with torch")
+    assert "Measured on this machine's cpu" in out
+    assert err == ""
+
+
+def test_torch_2_8_is_affected_in_evaluation_only(found_2_8):
+    found = found_2_8
+    assert found["verdict"] == "affected"
+    assert found["emulated"] == {"release": "2.8", "macos": 15}
+    assert found["scenario"]["eval_loss"] == "nan"
+    assert math.isfinite(found["scenario"]["train_loss"])
+    assert found["scenario"]["dead_rows"] > 0
+    assert found["scenario"]["first_nonfinite"]["layer"] == 0
+    assert (found["probes"][0]["training"], found["probes"][0]["evaluation"]) == ("pass", "fail")
+
+
+def test_the_fixes_are_tried_and_told_apart(found_2_8):
+    fixes = {fix["name"]: fix for fix in found_2_8["fixes"]}
+    assert {name for name, fix in fixes.items() if fix["resolves"]} == {"eager", "safe_sdpa", "mps_safe"}
+    assert fixes["safe_sdpa"]["exact"]
+    assert not fixes["eager"]["exact"]
+    assert "already NaN when they reach the CPU" in fixes["cpu_loss"]["why"]
+    assert set(fixes["eager"]) >= {"name", "resolves", "exact", "max_abs_logit_diff", "eval_loss"}
+    assert number(fixes["safe_sdpa"]["max_abs_logit_diff"]) < 1e-4
+
+
+def test_torch_2_9_is_not(run):
+    code, out, _ = run("--emulate", "2.9")
+    assert code == 0
+    assert out.startswith("not affected: EMULATED MPS of torch 2.9 on macOS 15")
+    assert "Nothing here was measured on MPS" in out
+
+
+def test_torch_2_4_is_affected_in_training_too(run):
+    code, out, _ = run("--emulate", "2.4", "--json")
+    found = document(out)
+    assert code == 1
+    assert found["scenario"]["train_loss"] == "nan"
+    assert (found["probes"][0]["training"], found["probes"][0]["evaluation"]) == ("fail", "fail")
+
+
+@pytest.mark.parametrize("words", [("--emulate", "2.8", "--emulate-macos", "14"), ("--emulate", "2.5")])
+def test_the_kernel_and_the_pipeline_are_told_apart(run, words):
+    code, out, _ = run(*words, "--json")
+    found = document(out)
+    assert code == 1
+    assert found["verdict"] == "affected"
+    assert found["kernel"]["verdict"] == "affected"
+    assert found["scenario"]["verdict"] == "not_affected"
+    assert math.isfinite(found["scenario"]["eval_loss"])
+    advice = found["advice"][0]["text"]
+    assert "query that is not contiguous" in advice
+    assert "reached only by contiguous tensors" in advice
+    assert "What would tip it over: a .contiguous()" in advice
+
+
+def test_a_device_that_is_not_there_leaves_it_undecided(run):
+    if torch.backends.mps.is_available():
+        pytest.skip("there is an MPS device here")
+    code, out, _ = run("--device", "mps")
+    assert code == 3
+    assert out.startswith("undecided: mps")
+    assert "MPS" in out
+    assert "built without MPS" in re.sub(r"\s+", " ", out)
+
+
+def test_real_text_shows_what_the_filter_hides(run, wikitext):
+    code, out, _ = run("--emulate", "2.8", "--dataset", str(wikitext / "test.txt"), "--json")
+    found = document(out)
+    assert code == 1
+    assert found["schema"] == 1
+    assert found["scenario"]["eval_loss"] == "nan"
+    assert found["scenario"]["nonfinite_batches"] < found["scenario"]["eval_batches"]
+    assert math.isfinite(found["scenario"]["stock_eval_loss"])
+    assert any(
+        "logging_nan_inf_filter" in command for advice in found["advice"] for command in advice["commands"]
+    )
+
+
+def test_right_padding_does_not_show_it(run):
+    _, out, _ = run("--emulate", "2.8", "--padding", "right", "--json")
+    found = document(out)
+    assert found["scenario"]["dead_rows"] == 0
+    assert found["scenario"]["verdict"] == "not_affected"
+    assert found["kernel"]["verdict"] == "affected"
+    assert "padding on the left" in found["advice"][0]["text"]
+
+
+def test_below_level_3_the_other_defects_are_named(run):
+    _, out, _ = run("--emulate", "2.8", "--level", "1")
+    assert "SDPA009" in out
+    assert "mpsdiag check --level 3" in out
+    assert "SDPA014" not in out
+
+
+def test_the_document_follows_its_schema(run):
+    _, out, _ = run("--emulate", "2.4", "--level", "1", "--json")
+    found = document(out)
+    assert found["scenario"] is None
+    Diagnosis.model_validate(found)
+    properties = Diagnosis.model_json_schema(by_alias=True)["properties"]
+    assert set(found) == set(properties)
+
+
+def test_the_markdown_block_is_complete(found_2_8):
+    out = check_markdown.render(Diagnosis.model_validate(found_2_8))
+    assert out.startswith("**mpsdiag check: affected: EMULATED MPS of torch 2.8")
+    assert (
+        "| safe\\_sdpa (attention) | yes, exact |" in out or "| safe_sdpa (attention) | yes, exact |" in out
+    )
+    assert "<details><summary>Environment" in out
+
+
+def test_one_probe_by_its_id(run):
+    code, out, _ = run("SDPA001", "--emulate", "2.9", "--json")
+    found = document(out)
+    assert code == 0
+    assert [probe["id"] for probe in found["probes"]] == ["SDPA001"]
+    assert found["scenario"] is None
+
+
+def test_the_list_names_every_probe(run):
+    code, out, _ = run("--list")
+    assert code == 0
+    assert "SDPA001" in out
+    assert "SDPA026" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--emulate", "1.9"), "1.9"),
+        (("--emulate", "2.8", "--device", "cuda"), "--emulate runs on the CPU"),
+        (("--device", "cdua"), "Did you mean 'cuda'"),
+        (("--level", "4"), "Level 4 does not exist"),
+        (("--padding", "lefft"), "Did you mean 'left'"),
+        (("--dtype", "flota32"), "Did you mean 'float32'"),
+        (("SDPA999",), "Unknown probe 'SDPA999'"),
+        (("--dataset", "no/such/file.txt"), "no/such/file.txt"),
+        (("--model", "tiny-gtp2"), "tiny-gpt2"),
+        (("--json", "--markdown"), "exclude each other"),
+    ],
+)
+def test_bad_input_gets_one_sentence(run, words, sentence):
+    code, out, err = run(*words)
+    assert code == 2
+    assert out == ""
+    assert sentence in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"", "empty"), (b"\x00\x01\xff\xfe" * 64, "binary"), (b"\n = Title = \n\n", "")],
+)
+def test_a_file_without_text_is_refused(run, tmp_path, content, sentence):
+    path = tmp_path / "data.txt"
+    path.write_bytes(content)
+    code, _, err = run("--device", "cpu", "--dataset", str(path))
+    assert code == 2
+    assert "data.txt" in err
+    assert sentence in err
+
+
+def test_a_hub_name_without_network_is_explained(run, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = run("--device", "cpu", "--model", "somebody/some-model")
+    assert code == 2
+    assert "somebody/some-model" in err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_ends_with_130(run, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mpsdiag.diagnosis.check", interrupt)
+    code, _, err = run("--device", "cpu")
+    assert code == 130
+    assert "interrupted" in err
