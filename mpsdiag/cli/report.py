@@ -1,9 +1,163 @@
-"""The `report` command."""
+"""`mpsdiag report`: journals rendered again, merged, compared."""
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from mpsdiag.cli import options
+from mpsdiag.errors import BadInput, one_of
+from mpsdiag.words import EXIT_FOUND, EXIT_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpsdiag.matrix.gate import Gate
+    from mpsdiag.matrix.journal import Journal
+
+
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Journals, or folders that bench wrote.")
+    ],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="terminal, markdown, html, csv or json. [by the suffix of --out; terminal]"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File to write instead of stdout; a folder gets Markdown, HTML and CSV."),
+    ] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option("--against", metavar="OLD", help="Older results to compare with.")
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option("--fail-if", metavar="GATE", help="Exit 1 if it holds, such as 'any nan in safe_sdpa'."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Render journals again: the verdict, which fix resolves it, what it costs.
+
+    Exit code: 0, 1 a --fail-if gate tripped, 2 bad usage or input.
+    """
+    chosen = _format(form, out, json=json)
+    from mpsdiag.report.story import tell
+
+    journals = _journals(results)
+    gates = _gates(fail_if or [], journals)
+    story = tell(journals, _journals(against or []))
+    for note in story.notes:
+        _say(note)
+    if out is not None and chosen is None:
+        from mpsdiag.report.export import write_folder
+
+        for path in write_folder(story, out):
+            _say(f"Wrote {path}")
+    else:
+        from mpsdiag.report.export import text_of
+
+        text = text_of(story, chosen or "terminal", width=_width(), color=_color(), beside=out)
+        if out is None:
+            _print(text, plain=chosen in {None, "terminal"})
+        else:
+            from mpsdiag.serialization import write_atomically
+
+            write_atomically(out, text)
+            _say(f"Wrote {out}")
+    raise typer.Exit(EXIT_FOUND if _tripped(gates, journals) else EXIT_OK)
+
+
+def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
+    """The format to write; None for a folder of all."""
+    from mpsdiag.report.export import FORMATS, SUFFIXES
+
+    if json:
+        if form not in {None, "json"}:
+            raise BadInput(f"--json and --format {form} exclude each other: choose one.")
+        return "json"
+    if form is not None:
+        if out is not None and out.is_dir():
+            raise BadInput(f"{out} is a folder; give a file for --format {form}, or leave --format out.")
+        return one_of("format", form, FORMATS)
+    if out is None:
+        return "terminal"
+    if out.is_dir() or not out.suffix:
+        return None
+    if out.suffix.lower() not in SUFFIXES:
+        raise BadInput(f"What to write into {out.name}? Add --format: {', '.join(FORMATS)}.")
+    return SUFFIXES[out.suffix.lower()]
+
+
+def _journals(paths: list[Path]) -> list[Journal]:
+    from mpsdiag.matrix.journal import read_journal
+
+    return [read_journal(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+
+
+def _gates(texts: Sequence[str], journals: Sequence[Journal]) -> list[Gate]:
+    """Parse the gates before anything is written, and make sure that they are about cells that there are."""
+    from mpsdiag.matrix.gate import parse_gate, require_words
+
+    cells = list({record.cell: None for journal in journals for record in journal.records}) if texts else []
+    gates = [parse_gate(text) for text in texts]
+    for gate in gates:
+        require_words(gate, cells)
+    return gates
+
+
+def _tripped(gates: Sequence[Gate], journals: Sequence[Journal]) -> bool:
+    """Whether a gate tripped, or cannot be decided: a missing number is no pass. Each environment by itself."""
+    from mpsdiag.matrix.gate import evaluate
+    from mpsdiag.report.pool import records_by_place
+
+    tripped = False
+    for place, records in records_by_place(journals):
+        for gate in gates:
+            judgement = evaluate(gate, records)
+            word = {True: "tripped", False: "held", None: "undecided, taken as tripped"}[judgement.tripped]
+            _say(f"Gate {word}: {judgement.sentence} [{place.label}]")
+            tripped |= judgement.tripped is not False
+    return tripped
+
+
+def _say(sentence: str) -> None:
+    from mpsdiag.report.escape import one_line
+
+    typer.echo(one_line(sentence, 1000), err=True)
+
+
+def _print(text: str, *, plain: bool) -> None:
+    """Write to stdout; a stream that cannot hold our marks gets ASCII ones, or UTF-8 where it is a document."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        from mpsdiag.report.escape import ascii_text
+
+        if not plain:
+            sys.stdout.buffer.write(text.encode("utf-8"))
+            return
+        text = "\n".join(ascii_text(line) for line in text.split("\n"))
+    sys.stdout.write(text)
+
+
+def _width() -> int:
+    import shutil
+
+    return max(60, shutil.get_terminal_size((100, 24)).columns)
+
+
+def _color() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
+    app.command()(report)

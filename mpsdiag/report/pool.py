@@ -102,6 +102,32 @@ def pool(journals: Sequence[Journal]) -> Pool:
     Args:
         journals: As read; an empty environment in a record means that of its journal's header.
     """
+    kept, places, twice = _kept(journals)
+    results = tuple(_pooled(places[number], rounds) for (number, _), rounds in kept.items())
+    notes = [text for journal in journals for text in journal.warnings]
+    if twice:
+        times = "1 round was" if twice == 1 else f"{twice:,} rounds were"
+        notes.append(f"{times} recorded more than once; the newest counts.")
+    return Pool(results=results, places=tuple(places), notes=tuple(notes))
+
+
+def records_by_place(journals: Sequence[Journal]) -> list[tuple[Place, list[Record]]]:
+    """Every record that counts, apart by environment: what a gate is asked about.
+
+    Args:
+        journals: As read.
+    """
+    kept, places, _ = _kept(journals)
+    found: list[tuple[Place, list[Record]]] = [(place, []) for place in places]
+    for (number, _), rounds in kept.items():
+        found[number][1].extend(rounds[one] for one in sorted(rounds))
+    return found
+
+
+def _kept(
+    journals: Sequence[Journal],
+) -> tuple[dict[tuple[int, str], dict[int, Record]], list[Place], int]:
+    """The newest record of every round, by environment and key; the environments; how many rounds were there twice."""
     places: list[Place] = []
     known: dict[str, Place] = {}
     kept: dict[tuple[int, str], dict[int, Record]] = {}
@@ -117,12 +143,7 @@ def pool(journals: Sequence[Journal]) -> Pool:
             twice += older is not None
             if older is None or record.started >= older.started:
                 rounds[record.round] = record
-    results = tuple(_pooled(places[number], rounds) for (number, _), rounds in kept.items())
-    notes = [text for journal in journals for text in journal.warnings]
-    if twice:
-        times = "1 round was" if twice == 1 else f"{twice} rounds were"
-        notes.append(f"{times} recorded more than once; the newest counts.")
-    return Pool(results=results, places=tuple(places), notes=tuple(notes))
+    return kept, places, twice
 
 
 def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
