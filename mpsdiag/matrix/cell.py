@@ -57,7 +57,7 @@ def timing(cell: Cell, warmup: int, repeats: int, clock: Callable[[], float] = t
         clock: Seconds.
     """
     from mpsdiag import device as devices
-    from mpsdiag.diagnosis.scenario import prepare
+    from mpsdiag.diagnosis.preparation import prepare
 
     with prepare(case_of(cell, emulated=False)) as prepared:
         devices.reset_peak_memory(cell.device)

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from mpsdiag.diagnosis.case import Case
-from mpsdiag.diagnosis.scenario import filtered_mean, prepare, run_case
+from mpsdiag.diagnosis.preparation import prepare
+from mpsdiag.diagnosis.scenario import filtered_mean, run_case
 from mpsdiag.emulation import Emulation
 
 SMALL = {"max_length": 96, "train_steps": 2, "eval_batches": 2, "batch_size": 3}
