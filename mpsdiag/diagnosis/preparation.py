@@ -93,6 +93,8 @@ def prepare(case: Case) -> Iterator[Prepared]:
             ),
             train_dataset=train_rows,
             eval_dataset=eval_rows,
+            # The cell is about that trainer: it acts on every device, not only where it is needed.
+            **({"always": True} if case.trainer == "mps_safe" else {}),
         )
         prepared.trainer.remove_callback(PrinterCallback)
         prepared.train_batches = _batches(prepared.trainer, prepared.trainer.get_train_dataloader())
