@@ -96,9 +96,13 @@ def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
 
 
 def _journals(paths: list[Path]) -> list[Journal]:
+    from mpsdiag.environment import redact
     from mpsdiag.matrix.journal import read_journal
 
-    return [read_journal(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+    journals = [read_journal(path) for path in {path.resolve(): path for path in paths}.values()]
+    for journal in journals:  # warnings hold paths, and reports get pasted
+        journal.warnings = [redact(warning) for warning in journal.warnings]
+    return journals
 
 
 def _gates(texts: Sequence[str], journals: Sequence[Journal]) -> list[Gate]:

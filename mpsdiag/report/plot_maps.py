@@ -33,7 +33,7 @@ def status_map(
     """
     from matplotlib.patches import Rectangle
 
-    made, axes = figure(theme, 1.6 + 0.55 * max(len(columns), 7), 1.3 + 0.3 * len(rows))
+    made, axes = figure(theme, 2.0 + 0.5 * max(len(columns), 10), 1.3 + 0.3 * len(rows))
     for down, line in enumerate(marks):
         for across, one in enumerate(line):
             colour = theme.tones[one.tone]
@@ -72,12 +72,24 @@ def map_of_releases(story: Story, theme: Theme) -> Figure:
     """Draw which attention modes come out right in which scene, with the standard trainer and left padding."""
     columns = [word for word in ATTENTION_MODES if any(_cells(scene, word) for scene in story.scenes)]
     return status_map(
-        rows=[scene.label for scene in story.scenes],
+        rows=[_short(scene) for scene in story.scenes],
         columns=columns,
         marks=[[mark(_cells(scene, word)) for word in columns] for scene in story.scenes],
-        title="standard Trainer, left padding: ✓ right, ≈ loss moved, ✗ NaN or wrong, ! did not finish",
+        title="standard trainer, left padding: ✓ right  ≈ loss moved  ✗ NaN or wrong  ! broke",
         theme=theme,
     )
+
+
+def _short(scene: Scene) -> str:
+    """Name a scene in a few characters: what was emulated, else the device and its torch."""
+    if scene.emulated is not None:
+        cell = scene.results[0].cell
+        return (
+            f"emulated {cell.emulate}, macOS {cell.emulate_macos}"
+            if cell.emulate_macos
+            else f"emulated {cell.emulate}"
+        )
+    return f"{scene.device}, torch {dict(scene.place.facts).get('torch', 'unknown')}"
 
 
 def _cells(scene: Scene, attention: str) -> list[Result]:

@@ -113,7 +113,7 @@ def tell(journals: Sequence[Journal], against: Sequence[Journal] = ()) -> Story:
     varying = _varying(pooled.results)
     budget = cost.Budget()
     scenes = tuple(_scenes(pooled, baseline, varying, budget))
-    judged = [(scene.label, scene.verdict) for scene in scenes]
+    judged = [(scene.emulated is not None, scene.verdict) for scene in scenes]
     comparison = compare(pooled, pool(against)) if against else None
     return Story(
         headline=" ".join([*([comparison.sentence] if comparison else []), verdict.headline(judged)]),

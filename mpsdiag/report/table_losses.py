@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 
+from mpsdiag.matrix.record import FirstNonfinite
 from mpsdiag.report import figures
 from mpsdiag.report.blocks import Column, Item, Limits, Table, from_mark
 from mpsdiag.report.marks import mark, severity
 from mpsdiag.report.pool import Result
 from mpsdiag.report.story import Panel, Scene
+
+STOCK_PRINTS = (
+    "Stock prints: the evaluation loss that transformers' own Trainer would have shown with its default"
+    " logging_nan_inf_filter, which leaves non-finite losses out of the mean."
+)
 
 
 def loss_table(panel: Panel, scene: Scene, limits: Limits, *, alone: bool) -> Table:
@@ -40,8 +46,6 @@ def loss_table(panel: Panel, scene: Scene, limits: Limits, *, alone: bool) -> Ta
             Column("where, or how far off", minor=True),
         ),
         rows=tuple(_loss_row(one) for one in results[: limits.rows]),
-        note="stock prints: the eval loss that transformers' own Trainer would have shown with its default"
-        " logging_nan_inf_filter, which leaves non-finite losses out of the mean.",
         left_out=max(0, len(results) - limits.rows),
     )
 
@@ -91,8 +95,13 @@ def _remark(result: Result) -> str:
         return ""
     first = measured.first_nonfinite
     if first is not None:
-        layer = "" if first.layer is None else f"layer {first.layer}, "
-        return f"batch {first.batch}, {layer}{first.module}: {first.operation}"
+        return where(first)
     if result.status == "wrong" and measured.max_abs_logit_diff is not None and measured.bound is not None:
         return f"logits off by {measured.max_abs_logit_diff:.2g}, bound {measured.bound:.2g}"
     return result.reason or ""
+
+
+def where(first: FirstNonfinite) -> str:
+    """Say where a non-finite value was first seen."""
+    layer = "" if first.layer is None else f"layer {first.layer}, "
+    return f"batch {first.batch}, {layer}{first.module}: {first.operation}"

@@ -25,10 +25,13 @@ from mpsdiag.report.pool import Result
 from mpsdiag.report.story import Grid, Scene, Story, name
 from mpsdiag.report.table_compare import compare_blocks
 from mpsdiag.report.table_costs import cost_table
-from mpsdiag.report.table_losses import loss_table
+from mpsdiag.report.table_losses import STOCK_PRINTS, loss_table, where
 
 HOW_TO_READ = (
-    "✓ exact: finished, right, and the evaluation loss equals that of stock SDPA on the CPU to the last bit.",
+    (
+        "✓ exact: finished and right; every logit, those of dead rows too, agrees with the float64 reference,"
+        " so the loss is that of stock SDPA on the CPU."
+    ),
     (
         "≈ moved: finished and right, but the evaluation loss moved by that much: a dead row is filled"
         " differently, and the label of the first real token is read from it."
@@ -146,6 +149,7 @@ def _losses(story: Story, limits: Limits, pictures: Sequence[Shown]) -> Iterable
         if not shown:
             continue
         yield from _by_scene(story, scene)
+        yield from _first_bad(scene)
         yield from placed(pictures, "losses", place)
         yield from placed(pictures, "spread", place)
         for number, panel in enumerate(shown[: limits.panels]):
@@ -155,6 +159,16 @@ def _losses(story: Story, limits: Limits, pictures: Sequence[Shown]) -> Iterable
             else:
                 yield Fold(panel.label, (table,))
         yield from _more(len(shown) - limits.panels, "setting")
+    if any(one.measured for scene in story.scenes for one in scene.results):
+        yield Prose(STOCK_PRINTS, "muted")
+
+
+def _first_bad(scene: Scene) -> Iterable[Block]:
+    """Say where the first non-finite value was seen, once for a scene."""
+    for one in scene.results:
+        if one.measured is not None and one.measured.first_nonfinite is not None:
+            yield Prose(f"First seen in {name(one)}: {where(one.measured.first_nonfinite)}.")
+            return
 
 
 def _unfinished(story: Story, limits: Limits) -> Iterable[Block]:

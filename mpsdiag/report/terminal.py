@@ -93,8 +93,11 @@ def _table(table: Table) -> RenderableType:
     made = RichTable(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, padding=(0, 1, 0, 0))
     kept = [number for number, column in enumerate(table.columns) if not column.minor]
     for column in (table.columns[number] for number in kept):
+        heading = one_line(column.name, 60)
         made.add_column(
-            Text(one_line(column.name, 60)), justify="right" if column.number else "left", overflow="fold"
+            Text(heading.replace(" ", "\n", 1) if column.number else heading),
+            justify="right" if column.number else "left",
+            overflow="fold",
         )
     for row in table.rows:
         made.add_row(*(_item(row[number]) for number in kept))

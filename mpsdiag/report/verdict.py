@@ -96,24 +96,27 @@ def decide(
     return _without_trouble(everything, list(reference.values()), stock, where)
 
 
-def headline(scenes: Sequence[tuple[str, Verdict]]) -> str:
+def headline(scenes: Sequence[tuple[bool, Verdict]]) -> str:
     """Sum up all scenes in the sentence that a report opens with.
 
     Args:
-        scenes: Label and verdict of each.
+        scenes: Whether it is emulated, and the verdict, of each.
     """
     if not scenes:
         return "Undecided: there is no cell in these journals."
     if len(scenes) == 1:
         return scenes[0][1].text
-    bad = [(label, one) for label, one in scenes if one.word == "affected"]
+    emulated = sum(flag for flag, _ in scenes)
+    kind = "emulated settings" if emulated == len(scenes) else "settings"
+    share = f" ({emulated} of them emulated)" if 0 < emulated < len(scenes) else ""
+    bad = [one for _, one in scenes if one.word == "affected"]
     if not bad:
         words = {one.word for _, one in scenes}
         sure = "Not affected" if words == {"not_affected"} else "Undecided"
-        return f"{sure} in {len(scenes)} settings: each has its own verdict below."
-    common = _common_fix([one for _, one in bad])
+        return f"{sure} in {len(scenes)} {kind}{share}: each has its own verdict below."
+    common = _common_fix(bad)
     advice = f" Use {common}: it resolves all of them." if common else ""
-    return f"Affected in {len(bad)} of {len(scenes)} settings, each with its own verdict below.{advice}"
+    return f"Affected in {len(bad)} of {len(scenes)} {kind}{share}, each with its own verdict below.{advice}"
 
 
 def _common_fix(verdicts: Sequence[Verdict]) -> str | None:
@@ -234,7 +237,7 @@ def _without_trouble(
     bad = sum(one.status in _TROUBLE for one in everything)
     others = f" {figures.count(bad, 'other cell')} came out NaN, wrong or crashed." if bad else ""
     if reference and all(one.correct for one in reference):
-        settings = "" if len(reference) == 1 else f" in all {len(reference)} settings"
+        settings = "" if len(reference) == 1 else f" in {len(reference)} of {len(reference)} settings"
         return Verdict(
             "not_affected",
             f"Not affected{where}: {stock[0]} attention with the {stock[1]} trainer is right"
