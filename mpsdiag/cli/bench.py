@@ -1,9 +1,190 @@
-"""The `bench` command."""
+"""`mpsdiag bench`: a matrix of cells, each in its own process, journaled, resumed, reported."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from mpsdiag.cli import options
+
+if TYPE_CHECKING:
+    from mpsdiag.matrix.runner import Outcome
+    from mpsdiag.matrix.session import Session
+    from mpsdiag.matrix.spec import MatrixSpec
+
+AXES_PANEL = "Axes (repeat an option for several values)"
+AMOUNT = "How much is measured"
+RUN = "How it is run"
+
+
+def _axis(name: str, words: str) -> Any:
+    return typer.Option(name, metavar="VALUE", help=words, rich_help_panel=AXES_PANEL)
+
+
+def _amount(name: str, words: str) -> Any:
+    return typer.Option(name, help=words, rich_help_panel=AMOUNT, show_default=False)
+
+
+def _run(name: str, words: str, metavar: str | None = None) -> Any:
+    return typer.Option(name, metavar=metavar, help=words, rich_help_panel=RUN, show_default=False)
+
+
+def bench(
+    matrix: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[MATRIX]",
+            help="Matrix file (TOML); without one: {sdpa, eager, safe_sdpa} x {standard, mps_safe, cpu_loss} x "
+            "{left, right} on the built-in model.",
+        ),
+    ] = None,
+    model: Annotated[list[str] | None, _axis("--model", "Built-in, local folder or hub name.")] = None,
+    attention: Annotated[list[str] | None, _axis("--attention", "Attention mode, such as safe_sdpa.")] = None,
+    trainer: Annotated[list[str] | None, _axis("--trainer", "Trainer variant, such as mps_safe.")] = None,
+    padding: Annotated[list[str] | None, _axis("--padding", "left or right.")] = None,
+    dtype: Annotated[list[str] | None, _axis("--dtype", "float32, bfloat16, float16 or float64.")] = None,
+    device: Annotated[list[str] | None, _axis("--device", "auto, cpu, mps, cuda[:N] or xpu.")] = None,
+    emulate: Annotated[
+        list[str] | None,
+        _axis("--emulate", "CPU model of the MPS kernels of that torch release, 2.0 to 2.15."),
+    ] = None,
+    emulate_macos: Annotated[
+        list[int] | None, _axis("--emulate-macos", "The macOS it stands on: 13, 14, 15, 26.")
+    ] = None,
+    sequence_length: Annotated[
+        list[int] | None, _axis("--sequence-length", "Tokens that a sequence may have.")
+    ] = None,
+    batch_size: Annotated[list[int] | None, _axis("--batch-size", "Sequences in a batch.")] = None,
+    pad_to_multiple_of: Annotated[
+        list[int] | None, _axis("--pad-to-multiple-of", "Batches are padded to such a length; 0: not so.")
+    ] = None,
+    seed: Annotated[list[int] | None, _axis("--seed", "Seed of weights, data and dropout.")] = None,
+    dataset: Annotated[
+        str | None, _amount("--dataset", "synthetic, a local file or folder, or a hub name.")
+    ] = None,
+    eval_dataset: Annotated[
+        str | None, _amount("--eval-dataset", "What is evaluated on; a part of --dataset by default.")
+    ] = None,
+    train_steps: Annotated[int | None, _amount("--train-steps", "Training steps.")] = None,
+    eval_batches: Annotated[int | None, _amount("--eval-batches", "Evaluation batches.")] = None,
+    rounds: Annotated[
+        int | None, _amount("--rounds", "Timing rounds that every cell gets; 0: verdicts only.")
+    ] = None,
+    max_rounds: Annotated[
+        int | None, _amount("--max-rounds", "Timing rounds at most, where the ratio is not yet precise.")
+    ] = None,
+    precision: Annotated[
+        float | None, _amount("--precision", "Relative width of a ratio's interval that is enough [0.03].")
+    ] = None,
+    warmup: Annotated[int | None, _amount("--warmup", "Untimed steps at the start of a round.")] = None,
+    repeats: Annotated[int | None, _amount("--repeats", "Timed steps of each kind in a round.")] = None,
+    time_limit: Annotated[
+        float | None, _amount("--time-limit", "Seconds that a round of a cell may take [300].")
+    ] = None,
+    baseline: Annotated[
+        str | None, _amount("--baseline", "Attention mode that ratios are to [sdpa].")
+    ] = None,
+    max_cells: Annotated[int | None, _amount("--max-cells", "Refuse larger matrices [1000].")] = None,
+    out: Annotated[
+        Path | None, _run("--out", "Folder for journal, logs and report [reports/<matrix>].", "FOLDER")
+    ] = None,
+    dry_run: Annotated[bool, _run("--dry-run", "List the cells, their number and a time, and stop.")] = False,
+    fresh: Annotated[bool, _run("--fresh", "Start over; the older journal is kept aside.")] = False,
+    retry: Annotated[
+        str, _run("--retry", "Run cells with these statuses again: error,crash,oom,timeout.", "STATUSES")
+    ] = "",
+    fail_if: Annotated[
+        list[str] | None,
+        _run(
+            "--fail-if",
+            "Exit 1 if it holds: 'safe_sdpa.eval_time > 1.05 * sdpa.eval_time', 'any nan in safe_sdpa'.",
+            "GATE",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Verdicts at once; timings always run alone.")
+    ] = 1,
+    shard: Annotated[
+        str | None, _run("--shard", "Only part I of N; `mpsdiag report` merges the journals.", "I/N")
+    ] = None,
+    cluster: Annotated[
+        str | None, _run("--cluster", "Scheduler of dask.distributed; see docs/fleet.md.", "ADDRESS")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Run a matrix of cells, each in its own process, and write journal and report. Run again: it resumes.
+
+    Exit code: 0 every cell finished (NaN is a finding), 1 a --fail-if gate tripped, 2 bad usage or input,
+    3 some cells errored, crashed or timed out, 130 interrupted.
+    """
+    given = dict(locals())  # before anything else is: the options by their names
+    from mpsdiag.matrix.progress import Progress
+    from mpsdiag.matrix.session import Request, parse_retry, parse_shard, prepare
+
+    spec = _spec(matrix, given)
+    with Progress() as progress:
+        session = prepare(
+            Request(
+                spec=spec,
+                out=out or Path("reports") / spec.name,
+                command=["mpsdiag", *sys.argv[1:]],
+                fresh=fresh,
+                retry=parse_retry(retry),
+                jobs=jobs,
+                shard=None if shard is None else parse_shard(shard),
+                cluster=cluster,
+                gates=fail_if or (),
+            ),
+            progress.note,
+        )
+        outcome = None if dry_run else session.run(progress)
+    if outcome is None:
+        _list_cells(session, as_json=json)
+        raise typer.Exit(0)
+    _report(session, outcome, as_json=json)
+    raise typer.Exit(session.exit_code(outcome))
+
+
+def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
+    """The matrix of the file, or the default one, with the options that name an axis or an amount applied."""
+    from mpsdiag.matrix.matrix_file import load_matrix
+    from mpsdiag.matrix.spec import AXES, MatrixSpec, changed
+
+    known = {*AXES, *MatrixSpec.model_fields}
+    values = {name: value for name, value in given.items() if name in known}
+    return changed(MatrixSpec() if matrix is None else load_matrix(matrix), values)
+
+
+def _list_cells(session: Session, *, as_json: bool) -> None:
+    from mpsdiag.matrix.listing import as_document, as_text
+
+    typer.echo(as_document(session) if as_json else as_text(session))
+
+
+def _report(session: Session, outcome: Outcome, *, as_json: bool) -> None:
+    """Write the report's folder; print the story, or one JSON document."""
+    from mpsdiag.matrix.journal import read_journal
+    from mpsdiag.matrix.runner import JOURNAL
+    from mpsdiag.report.export import text_of, write_folder
+    from mpsdiag.report.json_document import document
+    from mpsdiag.report.story import tell
+    from mpsdiag.serialization import dumps
+
+    folder = session.request.out
+    story = tell([read_journal(folder / JOURNAL)])
+    written = write_folder(story, folder)
+    if as_json:
+        typer.echo(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))
+    else:
+        typer.echo(text_of(story, "terminal", color=sys.stdout.isatty()), nl=False)
+    for sentence in session.closing(outcome):
+        typer.echo(f"mpsdiag: {sentence}", err=True)
+    typer.echo(f"mpsdiag: wrote {', '.join(str(path) for path in written)}", err=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
+    app.command()(bench)

@@ -32,6 +32,7 @@ def run_in_child(request: str) -> str:
     job = Job.model_validate_json(request)
     _redirect(job.log)
     _stand_alone(job)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would fill the logs
     try:
         answer = _function(job.function)(job)
         if not isinstance(answer, Answer):

@@ -32,7 +32,7 @@ class Settings:
         repeats: Timed steps of each kind in a round.
         time_limit: Seconds for one round of one cell.
         retry: Statuses of earlier rounds that are run again.
-        threads: Threads of torch in a cell; torch's choice if None.
+        threads: Threads of torch in a verdict leg; torch's choice if None, and always for timings.
         function: What a cell runs, `module:function`.
     """
 
@@ -209,7 +209,7 @@ class Run:
             repeats=self.settings.repeats,
             time_limit=self.settings.time_limit,
             log=str(self.folder / LOGS / f"{key}-{number}.log"),
-            threads=self.settings.threads,
+            threads=self.settings.threads if number == 0 else None,
         )
 
     def _key(self, cell: Cell) -> str:

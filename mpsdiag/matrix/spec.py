@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mpsdiag.errors import BadInput, nearest
+from mpsdiag.matrix.rounds import StopRule
 from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TrainerVariant
 
 
@@ -144,10 +145,20 @@ class MatrixSpec(_Strict):
     include: list[Rule] = []
     exclude: list[Rule] = []
 
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> MatrixSpec:
+        if {"rounds", "max_rounds"} <= self.model_fields_set and self.rounds > self.max_rounds:
+            raise ValueError(
+                f"rounds is {self.rounds} and max_rounds {self.max_rounds}: the most is below the least"
+            )
+        return self
+
     @property
-    def most_rounds(self) -> int:
-        """How many timing rounds a cell may get."""
-        return max(self.rounds, self.max_rounds) if self.rounds else 0
+    def rule(self) -> StopRule:
+        """How many timing rounds; where only one of the two numbers was given, the other gives way."""
+        if "rounds" in self.model_fields_set:
+            return StopRule(self.rounds, max(self.rounds, self.max_rounds), self.precision)
+        return StopRule(min(self.rounds, self.max_rounds), self.max_rounds, self.precision)
 
 
 AXES: Final[tuple[str, ...]] = tuple(Axes.model_fields)

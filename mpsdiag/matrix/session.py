@@ -1,0 +1,246 @@
+"""One `mpsdiag bench`: from a matrix and options to a plan, then to a journal, then to an exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpsdiag import environment
+from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.matrix.estimate import estimate
+from mpsdiag.matrix.executor import Executor, LocalExecutor
+from mpsdiag.matrix.expand import Plan, expand, shard
+from mpsdiag.matrix.gate import Gate, Judgement, evaluate, parse_gate, require_words
+from mpsdiag.matrix.interrupt import Stop
+from mpsdiag.matrix.isolation import Isolation, StartMethod, start_method
+from mpsdiag.matrix.job import CELL_FUNCTION, utc_now
+from mpsdiag.matrix.journal import read_journal
+from mpsdiag.matrix.record import Header
+from mpsdiag.matrix.rounds import group_of
+from mpsdiag.matrix.runner import JOURNAL, LOGS, Listener, Outcome, Run, Settings
+from mpsdiag.matrix.spec import MatrixSpec
+from mpsdiag.matrix.writer import set_aside
+from mpsdiag.words import CELL_STATUSES, EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED
+
+if TYPE_CHECKING:
+    from mpsdiag.matrix.cluster import ClusterExecutor
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        spec: The matrix, options applied.
+        out: Folder for journal, logs and report.
+        command: The command line, for the journal.
+        fresh: Set an older journal aside instead of resuming it.
+        retry: Statuses to run again.
+        jobs: Verdicts at once.
+        shard: Which part of how many.
+        cluster: Address of a dask scheduler.
+        gates: Sentences that make exit code 1 if they hold.
+        function: What a cell runs.
+        isolation: How cells are kept apart, if not as this machine does it by default.
+    """
+
+    spec: MatrixSpec
+    out: Path
+    command: Sequence[str] = ()
+    fresh: bool = False
+    retry: frozenset[str] = frozenset()
+    jobs: int = 1
+    shard: tuple[int, int] | None = None
+    cluster: str | None = None
+    gates: Sequence[str] = ()
+    function: str = CELL_FUNCTION
+    isolation: Isolation | None = None
+
+
+@dataclass
+class Session:
+    """A request, checked and planned."""
+
+    request: Request
+    plan: Plan
+    gates: list[Gate]
+    executor: Executor
+    versions: dict[str, str]
+    facts: dict[str, Any]
+    start: StartMethod
+    judgements: list[Judgement] = field(default_factory=list)
+
+    def run(self, listener: Listener, stop: Stop | None = None) -> Outcome:
+        """Run what the journal does not have, then decide the gates.
+
+        Raises:
+            BadInput: The folder cannot be written, or another bench writes its journal.
+            CannotDecide: No cell of the matrix can run here, or the disk is full.
+        """
+        if not self.plan.cells and self.plan.skipped:
+            raise CannotDecide(f"No cell of the matrix can run here: {self.plan.skipped[0].reason}.")
+        request = self.request
+        if request.fresh:
+            kept = set_aside(request.out / JOURNAL)
+            if kept is not None:
+                listener.note(f"the older journal is kept as {kept}")
+        if request.jobs > 1 and request.spec.rule.rounds:
+            listener.note(
+                f"--jobs {request.jobs} is for the verdicts; what is timed runs alone, one cell at a time"
+            )
+        outcome = self._run(listener, stop).run()
+        self.judgements = [evaluate(gate, outcome.records) for gate in self.gates]
+        return outcome
+
+    def exit_code(self, outcome: Outcome) -> int:
+        """The exit code of the contract, gates included: 130, then 1, then 3, then 0."""
+        if outcome.interrupted:
+            return outcome.exit_code
+        if any(one.tripped for one in self.judgements):
+            return EXIT_FOUND
+        undecided = any(one.tripped is None for one in self.judgements)
+        return EXIT_UNDECIDED if undecided and outcome.exit_code == EXIT_OK else outcome.exit_code
+
+    def summary(self, outcome: Outcome) -> dict[str, Any]:
+        """What came of it, for scripts."""
+        return {
+            "out": str(self.request.out),
+            "exit_code": self.exit_code(outcome),
+            "interrupted": outcome.interrupted,
+            "rounds_run_now": outcome.fresh,
+            "rounds_by_status": dict(Counter(record.status for record in outcome.records)),
+            "gates": [
+                {"gate": str(one.gate), "tripped": one.tripped, "sentence": one.sentence}
+                for one in self.judgements
+            ],
+        }
+
+    def closing(self, outcome: Outcome) -> list[str]:
+        """The last sentences: what did not finish, what the gates found, how to go on."""
+        sentences = []
+        if outcome.interrupted:
+            sentences.append(
+                "interrupted; the report is of what finished. Run the same command again: it resumes."
+            )
+        bad = Counter(record.status for record in outcome.unfinished)
+        if bad:
+            counts = ", ".join(f"{number} {status}" for status, number in bad.items())
+            sentences.append(f"not every cell finished: {counts}. --retry {','.join(bad)} runs those again.")
+        words = {True: "gate tripped", False: "gate held", None: "gate undecided"}
+        sentences += [f"{words[one.tripped]}: {one.sentence}" for one in self.judgements]
+        return sentences
+
+    def seconds(self) -> tuple[float, float]:
+        """How long it will take at least and at most, by the journal if there is one."""
+        path = self.request.out / JOURNAL
+        records = read_journal(path).records if path.exists() and not self.request.fresh else []
+        jobs = self.request.jobs
+        return estimate(self.plan.cells, self.request.spec.rule, self.start, records, jobs=jobs)
+
+    def _run(self, listener: Listener, stop: Stop | None) -> Run:
+        spec = self.request.spec
+        grace = "asked to stop: the running cell gets a moment (Ctrl-C again ends it now)"
+        return Run(
+            plan=self.plan,
+            folder=self.request.out,
+            header=Header(
+                mpsdiag=environment.gather().mpsdiag,
+                command=environment.redact(shlex.join(self.request.command)),
+                created=utc_now(),
+                baseline=spec.baseline,
+                environment=self.facts,
+            ),
+            versions=self.versions,
+            executor=self.executor,
+            listener=listener,
+            settings=Settings(
+                rule=spec.rule,
+                warmup=spec.warmup,
+                repeats=spec.repeats,
+                time_limit=spec.time_limit,
+                retry=self.request.retry,
+                threads=_threads(self.request.jobs),
+                function=self.request.function,
+            ),
+            stop=stop or Stop(told=lambda: listener.note(grace)),
+        )
+
+
+def prepare(request: Request, note: Callable[[str], None] = lambda _: None) -> Session:
+    """Check a request and plan it; nothing is written and no cell is run.
+
+    Args:
+        request: What the user asked for.
+        note: Is told what the user should know.
+
+    Raises:
+        BadInput: Anything in it that cannot be: a gate, a shard, a status, data, a model path, too many cells.
+        CannotDecide: No scheduler answers.
+    """
+    gates = [parse_gate(text) for text in request.gates]
+    cluster: ClusterExecutor | None = None
+    if request.cluster is not None:
+        from mpsdiag.matrix.cluster import connect
+
+        cluster = connect(request.cluster, told=note)
+        plan = expand(request.spec, unavailable=cluster.unavailable, resolve=cluster.resolve)
+        facts, versions = cluster.environment, cluster.versions
+    else:
+        _require_inputs(request.spec)
+        plan = expand(request.spec)
+        facts = environment.gather().model_dump(exclude_none=True)
+        versions = environment.versions()
+    start = start_method(cell.device for cell in plan.cells)
+    executor: Executor = cluster or LocalExecutor(
+        request.isolation or Isolation(start), facts, request.out / LOGS, request.jobs
+    )
+    if request.shard is not None:
+        plan = shard(plan, *request.shard, group_of)
+    everything = [*plan.cells, *(skipped.cell for skipped in plan.skipped)]
+    for gate in gates:
+        require_words(gate, everything)
+    return Session(request, plan, gates, executor, versions, facts, start)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read `2/4`: the second of four parts.
+
+    Raises:
+        BadInput: It is not of that form.
+    """
+    index, slash, count = text.partition("/")
+    if not slash or not index.isdigit() or not count.isdigit() or int(count) < 1:
+        raise BadInput(f"--shard '{text}' is not of the form I/N, such as 2/4.")
+    return int(index), int(count)
+
+
+def parse_retry(text: str) -> frozenset[str]:
+    """Read `error,crash`.
+
+    Raises:
+        BadInput: A word that is no status of a cell; the sentence suggests the nearest.
+    """
+    from mpsdiag.errors import one_of
+
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    return frozenset(one_of("status", word, CELL_STATUSES) for word in words)
+
+
+def _require_inputs(spec: MatrixSpec) -> None:
+    """Look at models and data before any cell fails over them."""
+    from mpsdiag.training.data import load_texts
+    from mpsdiag.training.sources import classify
+
+    for model in spec.axes.model:
+        classify("model", model)
+    for dataset in dict.fromkeys(one for one in (spec.dataset, spec.eval_dataset) if one is not None):
+        load_texts(dataset, limit=1)
+
+
+def _threads(jobs: int) -> int | None:
+    return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
