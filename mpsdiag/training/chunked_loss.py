@@ -77,7 +77,7 @@ def cross_entropy(
     Returns:
         The loss, on the CPU: a scalar, or (rows,) for `none`.
     """
-    import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+    import torch.nn.functional as F
 
     labels = labels.to("cpu")
     found = label_log_probabilities(logits, labels, ignore_index, chunk_bytes)

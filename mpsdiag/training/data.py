@@ -12,11 +12,43 @@ from mpsdiag.training.synthetic import synthetic_texts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["encode", "load_records", "load_texts", "synthetic_texts", "text_column_of"]
+__all__ = ["encode", "is_heading", "load_texts", "open_splits", "synthetic_texts", "text_column_of"]
 
 Record = Mapping[str, Any]
+Splits = Mapping[str, Iterable[Record]]
+"""Rows by split. A single file has the split `train` and no other; its rows can be gone through once."""
+
 _SYNTHETIC_LINES: Final = 256
 _TEXT_COLUMNS: Final = ("text", "content", "sentence", "document", "body")
+
+
+def open_splits(
+    dataset: str, *, config: str | None = None, seed: int = 0, lines: int = _SYNTHETIC_LINES
+) -> Splits:
+    """Open a dataset; files are looked into here and read when their rows are gone through.
+
+    Args:
+        dataset: `synthetic`; a local `.txt` (one text a line), `.jsonl`, `.json` or `.parquet` file; a folder that
+            `datasets` saved; or a hub name.
+        config: Configuration of a hub dataset, such as `wikitext-2-raw-v1`.
+        seed: Seed of synthetic text.
+        lines: Number of lines of synthetic text.
+
+    Raises:
+        BadInput: The dataset is missing, empty, binary or unreadable, or there is no network; for a bad row of a file,
+            when it is reached.
+    """
+    kind = classify("dataset", dataset)
+    if kind == "builtin":
+        texts = {name: synthetic_texts(lines, seed=seed, split=name) for name in ("train", "validation")}
+        return {name: [{"text": text} for text in found] for name, found in texts.items()}
+    if kind == "local":
+        from mpsdiag.training.local_data import open_local
+
+        return open_local(dataset)
+    from mpsdiag.training.hub_data import open_hub
+
+    return open_hub(dataset, config)
 
 
 def load_texts(
@@ -31,25 +63,23 @@ def load_texts(
     """Load texts. Blank lines, and headings (` = Title = `) of plain text files, are dropped.
 
     Args:
-        dataset: `synthetic`; a local `.txt` (one text a line), `.jsonl`, `.json` or `.parquet` file; a folder that
-            `datasets` saved; or a hub name.
-        config: Configuration of a hub dataset, such as `wikitext-2-raw-v1`.
+        dataset: As `open_splits`.
+        config: Configuration of a hub dataset.
         split: Which split; a single file has only one and ignores this.
         limit: At most this many texts; all if None.
         text_column: Column of the text; found by name, or as the only column of strings, if None.
         seed: Seed of synthetic text.
 
     Raises:
-        BadInput: The dataset is missing, empty, binary or unreadable; an unknown split or column; no network.
+        BadInput: As `open_splits`; there is no such split or column, or no text.
     """
-    records = load_records(dataset, config=config, split=split, seed=seed)
-    column: str | None = None
+    splits = open_splits(dataset, config=config, seed=seed, lines=max(_SYNTHETIC_LINES, limit or 0))
+    only_one = len(splits) == 1 and "train" in splits
+    if split not in splits and not only_one:
+        raise BadInput(f"The dataset '{dataset}' has no split '{split}'. {nearest(split, splits)}")
     texts: list[str] = []
-    for record in records:
-        column = column or text_column_of(dataset, record, text_column)
-        text = record.get(column)
-        if isinstance(text, str) and text.strip() and not is_heading(text):
-            texts.append(text.rstrip("\r\n"))
+    for text in texts_of(splits["train" if only_one else split], dataset, text_column):
+        texts.append(text)
         if limit is not None and len(texts) >= limit:
             break
     if not texts:
@@ -59,30 +89,28 @@ def load_texts(
     return texts
 
 
-def load_records(
-    dataset: str, *, config: str | None = None, split: str = "train", seed: int = 0
-) -> Iterator[Record]:
-    """Go through the rows of a dataset, each a mapping from column to value; see `load_texts`.
+def texts_of(records: Iterable[Record], dataset: str, text_column: str | None) -> Iterator[str]:
+    """Go through the texts of rows; blank ones and headings are left out.
+
+    Args:
+        records: The rows.
+        dataset: Their name, for the sentence.
+        text_column: The column the user asked for, if any.
 
     Raises:
-        BadInput: As `load_texts`; for files, when the bad row is reached.
+        BadInput: There is no such column, or it cannot be told which is meant.
     """
-    kind = classify("dataset", dataset)
-    if kind == "builtin":
-        return iter([{"text": text} for text in synthetic_texts(_SYNTHETIC_LINES, seed=seed, split=split)])
-    if kind == "local":
-        from mpsdiag.training.local_data import read_local
-
-        return read_local(dataset, split)
-    from mpsdiag.training.hub_data import read_hub
-
-    return read_hub(dataset, config, split)
+    column: str | None = None
+    for record in records:
+        column = column or text_column_of(dataset, record, text_column)
+        text = record.get(column)
+        if isinstance(text, str) and text.strip() and not is_heading(text):
+            yield text.rstrip("\r\n")
 
 
 def is_heading(text: str) -> bool:
     """Say whether a line is a heading of a wikitext file: ` = Title = `, ` = = Section = = `."""
-    stripped = text.strip()
-    return text.startswith(" =") and stripped.endswith("=")
+    return text.startswith(" =") and text.rstrip().endswith("=")
 
 
 def text_column_of(dataset: str, record: Record, wanted: str | None) -> str:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mpsdiag.errors import BadInput
+from mpsdiag.training.hub import offline_if_unreachable
 from mpsdiag.training.sources import explain_missing
 
 
-def read_hub(dataset: str, config: str | None, split: str) -> Iterator[Mapping[str, Any]]:
-    """Go through the rows of a hub dataset.
+def open_hub(dataset: str, config: str | None) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+    """Open a hub dataset, all its splits.
 
     Args:
         dataset: Hub name.
         config: Its configuration, if it has several.
-        split: Which split.
 
     Raises:
-        BadInput: It cannot be found or reached, or has no such configuration or split.
+        BadInput: It cannot be found or reached, or has no such configuration.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        loaded = load_dataset(dataset, config, split=split)
+        with offline_if_unreachable():
+            return dict(load_dataset(dataset, config))
     except (OSError, ValueError, DatasetsError) as problem:
         raise BadInput(explain_missing("dataset", dataset, problem)) from problem
-    return iter(loaded)

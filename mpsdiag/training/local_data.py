@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from mpsdiag.errors import BadInput, nearest
+from mpsdiag.errors import BadInput
 
 _PROBE_BYTES: Final = 8192
 
 
-def read_local(dataset: str, split: str) -> Iterator[Mapping[str, Any]]:
-    """Go through the rows of a file or folder, without holding the file in memory.
+def open_local(dataset: str) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+    """Open a file or folder; the rows of a file are read one after the other, never all at once.
 
     Args:
         dataset: Path that exists.
-        split: Which split of a saved folder; a single file has only one and ignores this.
+
+    Returns:
+        Rows by split; a single file has the split `train`.
 
     Raises:
         BadInput: Empty, binary, unreadable, or of an unknown kind; at once, or when the bad row is reached.
     """
     path = Path(dataset).expanduser()
     if path.is_dir():
-        return _saved_folder(path, split)
+        return _saved_folder(path)
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _parquet(path)
-    if suffix in {".jsonl", ".ndjson", ".json"}:
-        _refuse_binary(path)
-        return _json_lines(path)
+        return {"train": _parquet(path)}
     _refuse_binary(path)
-    return _plain_text(path)
+    if suffix in {".jsonl", ".ndjson", ".json"}:
+        return {"train": _json_lines(path)}
+    return {"train": _plain_text(path)}
 
 
 def _refuse_binary(path: Path) -> None:
@@ -87,7 +88,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         ) from problem
 
 
-def _saved_folder(path: Path, split: str) -> Iterator[Mapping[str, Any]]:
+def _saved_folder(path: Path) -> Mapping[str, Iterable[Mapping[str, Any]]]:
     if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise BadInput(
             f"The folder '{path}' is not a dataset that `datasets` saved (no state.json or dataset_dict.json in it). "
@@ -101,8 +102,4 @@ def _saved_folder(path: Path, split: str) -> Iterator[Mapping[str, Any]]:
         raise BadInput(
             f"The dataset folder '{path}' cannot be read: it is damaged. Save it again."
         ) from problem
-    if isinstance(loaded, DatasetDict):
-        if split not in loaded:
-            raise BadInput(f"The dataset '{path}' has no split '{split}'. {nearest(split, loaded)}")
-        loaded = loaded[split]
-    return iter(loaded)
+    return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpsdiag.errors import BadInput, one_of
+from mpsdiag.training.hub import offline_if_unreachable
 from mpsdiag.training.sources import classify, explain_missing, is_builtin_model
 from mpsdiag.training.tokenizer import BOS_ID, BYTE_VOCABULARY, EOS_ID, PAD_ID
 from mpsdiag.words import ATTENTION_MODES, DTYPES
@@ -133,8 +135,9 @@ def build_model(
         config = builtin_config(name, vocab_size=vocab_size, max_positions=max_positions)
         model = _with_random_weights(config, seed, torch_dtype, at_load)
     else:
-        classify("model", name)
-        model = _load(name, seed, torch_dtype, at_load, vocab_size, from_config, trust_remote_code)
+        on_hub = classify("model", name) == "hub"
+        with offline_if_unreachable() if on_hub else contextlib.nullcontext():
+            model = _load(name, seed, torch_dtype, at_load, vocab_size, from_config, trust_remote_code)
     if getattr(model, "loss_type", "") is None:
         # Of some class names (GPT-2's among them) transformers cannot read the loss; it warns, and takes this one.
         model.loss_type = "ForCausalLM"

@@ -53,15 +53,11 @@ def classify(kind: str, name: str) -> Kind:
         return "local"
     if _looks_like_path(name):
         raise BadInput(
-            f"The {kind} path '{name}' does not exist. Check the spelling; relative paths start at {_here()}."
+            f"The {kind} path '{name}' does not exist. Check the spelling; relative paths start at the current folder."
         )
     if not _HUB_NAME.fullmatch(name):
         raise BadInput(f"'{name}' is neither a path nor a {kind} name. {nearest(name, builtins)}")
     return "hub"
-
-
-def _here() -> str:
-    return "the current folder"
 
 
 def _looks_like_path(name: str) -> bool:
@@ -87,6 +83,6 @@ def explain_missing(what: str, name: str, problem: BaseException) -> str:
         return f"Cannot load the {what} from '{name}': {first}. Give a folder that save_pretrained wrote."
     builtins = BUILTIN_MODELS if what != "dataset" else (BUILTIN_DATASET,)
     return (
-        f"Cannot load the {what} '{name}': {first}. It is no local path, so it was looked for on the hub; "
-        f"without a network give a local path or a built-in name ({', '.join(builtins)})."
+        f"Cannot load the {what} '{name}': {first}. It is no local path, so it was looked for on the hub and in its "
+        f"cache; without a network give a local path or a built-in name. {nearest(name, builtins)}"
     )

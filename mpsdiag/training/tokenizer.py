@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from mpsdiag.errors import BadInput, one_of
-from mpsdiag.training.sources import explain_missing, is_builtin_model
+from mpsdiag.training.hub import offline_if_unreachable
+from mpsdiag.training.sources import classify, explain_missing, is_builtin_model
 from mpsdiag.words import PADDING_SIDES
 
 if TYPE_CHECKING:
@@ -84,9 +86,10 @@ def load_tokenizer(
 
     one_of("padding side", padding_side, PADDING_SIDES)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            name, padding_side=padding_side, trust_remote_code=trust_remote_code
-        )
+        with offline_if_unreachable() if classify("model", name) == "hub" else contextlib.nullcontext():
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                name, padding_side=padding_side, trust_remote_code=trust_remote_code
+            )
     except (OSError, ValueError, KeyError) as problem:
         raise BadInput(explain_missing("tokenizer", name, problem)) from problem
     give_pad_token(tokenizer, name)
