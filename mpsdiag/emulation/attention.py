@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from mpsdiag.emulation.dispatch import takes_operator
 from mpsdiag.emulation.g0_composite import composite_attention
-from mpsdiag.emulation.g0_safe_composite import safe_composite_attention
 from mpsdiag.emulation.operator import run_operator
+from mpsdiag.emulation.refusals import BOTH_MASKS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,10 +40,9 @@ def attention(call: Call, machine: Machine) -> Tensor:
 
 def _composite(call: Call, machine: Machine) -> Tensor:
     if call.is_causal and call.mask is not None:
-        raise RuntimeError("scaled_dot_product_attention: attn_mask must not be set when is_causal=True")
-    plain = machine.release.general == "none" and machine.has("SDPA001")
-    compute = composite_attention if plain else safe_composite_attention
-    return compute(
+        raise RuntimeError(BOTH_MASKS)
+    old = machine.release.general == "none"
+    return composite_attention(
         call.query,
         call.key,
         call.value,
@@ -52,4 +51,6 @@ def _composite(call: Call, machine: Machine) -> Tensor:
         call.scale,
         call.enable_gqa,
         call.dropout_p,
+        zero_dead_rows=not (old and machine.has("SDPA001")),
+        wide_scores=not (old and machine.has("SDPA021")),
     )[0]

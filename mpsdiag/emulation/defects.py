@@ -112,7 +112,7 @@ _ALL = (
         "SDPA021",
         "scores beyond the range of float16 overflow before the softmax",
         "pytorch#160841",
-        between("2.5", "2.9"),
+        between("2.0", "2.9"),
     ),
     Defect("SDPA026", "baddbmm with beta=0 lets NaN through", "pytorch#187521", between("2.0", "2.13")),
     Defect(

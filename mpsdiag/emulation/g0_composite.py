@@ -18,6 +18,7 @@ from mpsdiag.emulation.rounding import (
     product,
     rounded,
     scale_or_default,
+    widen,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ def composite_attention(
     scale: float | None,
     enable_gqa: bool,
     dropout_p: float = 0.0,
+    *,
+    zero_dead_rows: bool = False,
+    wide_scores: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention as torch 2.0 to 2.4 composes it from single operators; differentiable.
 
@@ -47,19 +51,30 @@ def composite_attention(
         scale: Multiplies the scores; `1 / sqrt(D)` if None.
         enable_gqa: Query heads share key and value heads.
         dropout_p: Probability of dropping a weight.
+        zero_dead_rows: The safe softmax: rows whose scores are all -inf give zeros, and finite gradients.
+        wide_scores: Half types are computed in float32 and rounded once, at the end.
 
     Returns:
         The output `(..., Hq, L, Dv)` and the attention weights `(..., Hq, L, S)`, in the dtype of the query.
     """
     dtype = query.dtype
+    steps = torch.float32 if wide_scores and dtype != torch.float64 else dtype
     key, value = expand_heads(key, value, query, enable_gqa)
+    if wide_scores:
+        query, key = widen(query), widen(key)
     root = math.sqrt(scale_or_default(scale, query))
-    scores = rounded(product(query * root, (key * root).mT), dtype)
+    scores = rounded(product(query * root, (key * root).mT), steps)
     if is_causal:
         scores = scores.masked_fill(after_the_query(*scores.shape[-2:]), NEGATIVE_INFINITY)
     elif mask is not None:
-        scores = rounded(scores + additive(mask, dtype), dtype)
-    weights = torch.softmax(scores, dim=-1).to(dtype)
+        scores = rounded(scores + additive(mask, dtype), steps)
+    if zero_dead_rows:
+        dead = (scores == NEGATIVE_INFINITY).all(dim=-1, keepdim=True)
+        # Twice: before, so that softmax and its gradient meet numbers; after, for the zeros.
+        weights = torch.softmax(scores.masked_fill(dead, 0.0), dim=-1).masked_fill(dead, 0.0)
+    else:
+        weights = torch.softmax(scores, dim=-1)
+    weights = weights.to(steps)
     if dropout_p > 0.0:
         weights = torch.dropout(weights, dropout_p, train=True)
-    return product(weights, value).to(dtype), weights
+    return product(weights, value).to(dtype), weights.to(dtype)
