@@ -73,10 +73,10 @@ def in_steps(per_key: Tensor, stride: int, fill: float) -> Tensor:
     return torch.unflatten(per_key, -1, (-1, stride))
 
 
-def _seen_before(happened: Tensor) -> Tensor:
-    """For bool (..., steps, lanes): did it happen in an earlier step of the same lane?"""
-    counts = happened.cumsum(-2)
-    return counts > happened
+def _begun(scores: Tensor, lanes: int) -> Tensor:
+    """For (..., S), bool: is there a score above -inf at this key or at an earlier one of its group?"""
+    live = in_steps(scores > NEVER, lanes, fill=False).cumsum(-2) > 0
+    return live.flatten(-2)[..., : scores.shape[-1]]
 
 
 def drop_leading_nan(scores: Tensor, lanes: int) -> Tensor:
@@ -95,8 +95,7 @@ def drop_leading_nan(scores: Tensor, lanes: int) -> Tensor:
     nan = scores.isnan()
     if not bool(nan.any()):
         return scores
-    begun = _seen_before(in_steps(scores > NEVER, lanes, fill=False)).flatten(-2)[..., : scores.shape[-1]]
-    return scores.masked_fill(nan & ~begun, NEVER)
+    return scores.masked_fill(nan & ~_begun(scores, lanes), NEVER)
 
 
 def spoil_leading_never(scores: Tensor, skipped: Tensor | None, lanes: int) -> Tensor:
@@ -109,8 +108,7 @@ def spoil_leading_never(scores: Tensor, skipped: Tensor | None, lanes: int) -> T
         never = never & ~skipped
     if not bool(never.any()):
         return scores
-    begun = _seen_before(in_steps(scores > NEVER, lanes, fill=False)).flatten(-2)[..., : scores.shape[-1]]
-    return scores.masked_fill(never & ~begun, float("nan"))
+    return scores.masked_fill(never & ~_begun(scores, lanes), float("nan"))
 
 
 def drop_leading_nan_tiles(scores: Tensor, block: int) -> Tensor:
@@ -121,6 +119,6 @@ def drop_leading_nan_tiles(scores: Tensor, block: int) -> Tensor:
     nan = scores.isnan()
     if not bool(nan.any()):
         return scores
-    tile_has = in_steps(scores > NEVER, block, fill=False).any(-1, keepdim=True)
-    begun = (tile_has.cumsum(-2) > 0).expand(*tile_has.shape[:-1], block)
-    return scores.masked_fill(nan & ~begun.flatten(-2)[..., : scores.shape[-1]], NEVER)
+    live = in_steps(scores > NEVER, block, fill=False).any(-1).cumsum(-1) > 0
+    begun = live.repeat_interleave(block, -1)[..., : scores.shape[-1]]
+    return scores.masked_fill(nan & ~begun, NEVER)
