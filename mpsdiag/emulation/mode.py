@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mpsdiag.emulation import backward
 from mpsdiag.emulation.attention import attention
 from mpsdiag.emulation.call import operator_call, public_call
 from mpsdiag.emulation.faults import baddbmm
@@ -64,6 +65,9 @@ class EmulatedMPS(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Answer the intercepted functions, if this is the innermost emulation; pass on everything else."""
+        if func in backward.RUNNING:
+            with backward.kept_through(self):
+                return func(*args, **(kwargs or {}))
         answer = _INTERCEPTED.get(func)
         if answer is None or not _thread.stack or _thread.stack[-1] is not self:
             return func(*args, **(kwargs or {}))
