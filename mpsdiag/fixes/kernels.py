@@ -83,7 +83,9 @@ def eager(
         scores = scores.masked_fill(~square, torch.finfo(scores.dtype).min)
     if attn_mask is not None:
         scores = scores + finite_minimum(attn_mask, scores.dtype).mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    # Half types are summed in float32; float64 stays, for its smallest number is minus infinity in float32.
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
     if dropout_p > 0.0:
         weights = torch.dropout(weights, dropout_p, train=True)
     return torch.matmul(weights, value)

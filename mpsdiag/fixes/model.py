@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
-import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +12,15 @@ from typing import Any
 from torch import nn
 
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import attention
+from mpsdiag.fixes import anatomy, attention
+from mpsdiag.fixes.anatomy import among, set_attention
 from mpsdiag.fixes.catalogue import Mode, mode_named
 from mpsdiag.fixes.handle import Handle
-
-# Modeling code that asks for the exact name treats every other name as something else than SDPA.
-_ASKS_FOR_SDPA = re.compile(r"_attn_implementation\s*(?:==|!=|(?:not\s+)?in\b)[^\n]*[\"']sdpa[\"']")
 
 
 @dataclass
 class _Applied:
-    """A mode on a model: the configs it changed, each with the name it had before."""
+    """A mode on a model: every config of it, with the name it had before."""
 
     name: str
     before: list[tuple[Any, str | None]]
@@ -37,7 +32,8 @@ _APPLIED: weakref.WeakKeyDictionary[nn.Module, list[_Applied]] = weakref.WeakKey
 def apply(model: nn.Module, name: str) -> Handle:
     """Put an attention mode in place for one model, and its sub-models.
 
-    The change is in memory only: a saved and loaded model is back at its default.
+    The change is in memory only: a model that is saved and loaded is back at its default. Sub-models that cannot
+    use SDPA keep their eager attention under the modes that are SDPA.
 
     Args:
         model: A transformers model, or a module that contains some, such as one wrapped by peft.
@@ -51,7 +47,7 @@ def apply(model: nn.Module, name: str) -> Handle:
             let its attention be switched, and then the sentence names the way that works.
     """
     mode = mode_named(name)
-    roots = list(_transformers_models(model))
+    roots = list(anatomy.transformers_models(model)) if isinstance(model, nn.Module) else []
     if not roots:
         raise BadInput(
             f"No transformers model in {type(model).__name__}: its attention has no switch. "
@@ -73,48 +69,32 @@ def apply(model: nn.Module, name: str) -> Handle:
     return Handle(name, remove)
 
 
-def attention_of(model: nn.Module) -> dict[str, str | None]:
-    """Read which attention is set: by model class, for a model and the sub-models that have their own config.
-
-    Args:
-        model: A module with transformers models in it.
-
-    Returns:
-        Such as `{"LlamaForCausalLM": "safe_sdpa"}`; sub-models that share a config are named once.
-    """
-    found: dict[str, str | None] = {}
-    for root in _transformers_models(model):
-        for owner, config in _configs(root):
-            found[owner] = _read(config)
-    return found
-
-
 def _apply(model: Any, mode: Mode) -> Handle:
     repair = mode.repair()
     if repair is not None:
         attention.register(mode.name, repair)
-    configs = list(_configs(model))
-    before = [(config, _read(config)) for _, config in configs]
+    spared = anatomy.without_sdpa(model) if mode.name == "sdpa" or repair is not None else []
+    if among(model.config, spared):
+        raise BadInput(
+            f"{type(model).__name__} cannot use SDPA, so '{mode.name}' cannot be set, and what SDPA does with "
+            "fully masked rows does not concern it."
+        )
+    used = [(owner, config) for owner, config in anatomy.configs_in_use(model) if not among(config, spared)]
+    everything = anatomy.with_parts([config for _, config in used])
+    before = [(config, set_attention(config)) for config in everything]
     try:
         with _quiet():
-            _set(model, mode.name)
+            _set(model, mode.name, spared)
+        _read_back(model, mode, used)
     except (ValueError, ImportError, KeyError) as refusal:
         _restore(before, mode.name)
-        raise BadInput(f"{type(model).__name__} refuses attention mode '{mode.name}': {refusal}") from refusal
-    kept = {owner: _read(config) for owner, config in configs if _read(config) != mode.name}
-    if kept:
+        reason = str(refusal).split(". ", maxsplit=1)[0].rstrip(".")
+        raise BadInput(f"{type(model).__name__} refuses attention mode '{mode.name}': {reason}.") from refusal
+    except BadInput:
         _restore(before, mode.name)
-        raise BadInput(_refusal(model, mode, kept))
-    trap = _asking_for_exact_name(model) if repair is not None else None
-    if trap is not None:
-        _restore(before, mode.name)
-        raise BadInput(
-            f"The code of {type(model).__name__} ({trap}) asks for attention named exactly 'sdpa' and would not "
-            f"take '{mode.name}' for it. Install it process-wide, where the name stays: {_install_hint(mode)}."
-        )
+        raise
     entry = _Applied(mode.name, before)
-    stack = _APPLIED.setdefault(model, [])
-    stack.append(entry)
+    _APPLIED.setdefault(model, []).append(entry)
     held = weakref.ref(model)
 
     def remove() -> None:
@@ -125,8 +105,61 @@ def _apply(model: Any, mode: Mode) -> Handle:
     return Handle(mode.name, remove)
 
 
+def _set(model: Any, name: str, spared: list[Any]) -> None:
+    """Ask transformers to switch; before 4.56 it has no method, and reads the configs at each forward.
+
+    Args:
+        model: A transformers model.
+        name: What to set.
+        spared: Configs of sub-models that keep what they have.
+    """
+    if hasattr(model, "set_attn_implementation"):
+        parts = {key: getattr(model.config, key, None) for key in getattr(model.config, "sub_configs", {})}
+        kept = {key: set_attention(part) for key, part in parts.items() if among(part, spared)}
+        # A part that is not named in a dict keeps what it has, so all others are named.
+        model.set_attn_implementation({"": name, **dict.fromkeys(parts, name), **kept} if kept else name)
+        return
+    for owner in model.modules():
+        if not anatomy.is_transformers(owner) or not anatomy.looks_attention_up(owner):
+            continue
+        config: Any = owner.config
+        if not among(config, spared):
+            config._attn_implementation_internal = name  # noqa: SLF001 - as later versions of transformers do
+
+
+def _read_back(model: Any, mode: Mode, used: list[tuple[str, Any]]) -> None:
+    """Find out whether the mode took: transformers only warns when a class refuses.
+
+    Raises:
+        BadInput: It did not, or the code of the model would not take its name for SDPA.
+    """
+    kept = {owner: set_attention(config) for owner, config in used if set_attention(config) != mode.name}
+    if kept:
+        names = ", ".join(f"{owner} stays at {old}" for owner, old in kept.items())
+        start = f"{type(model).__name__} does not let its attention be switched to '{mode.name}' ({names})"
+        if set(kept.values()) == {"eager"} and not anatomy.calls_sdpa(model):
+            raise BadInput(f"{start}: it has attention of its own that never calls SDPA: not concerned.")
+        raise BadInput(
+            f"{start}: its code does not look its attention up by name. What works: {_install_hint(mode)}, "
+            'or load the model with attn_implementation="eager".'
+        )
+    trap = anatomy.asks_for_exact_name(model) if mode.repair() is not None else None
+    if trap is not None:
+        raise BadInput(
+            f"The code of {type(model).__name__} ({trap}) asks for attention named exactly 'sdpa' and would not "
+            f"take '{mode.name}' for it. Install it process-wide, where the name stays: {_install_hint(mode)}."
+        )
+
+
+def _restore(before: list[tuple[Any, str | None]], name: str) -> None:
+    """Put the names back, except where somebody has set another one since."""
+    for config, old in before:
+        if set_attention(config) == name:
+            config._attn_implementation_internal = old  # noqa: SLF001 - the setter would overwrite sub-configs
+
+
 def _remove(stack: list[_Applied], entry: _Applied) -> None:
-    """Take one entry out of a stack: the last restores the configs, an inner one hands down what it found."""
+    """Take one entry out: the last one restores the configs, an inner one hands down what it found."""
     position = next(i for i, other in enumerate(stack) if other is entry)
     del stack[position]
     if position == len(stack):
@@ -135,89 +168,8 @@ def _remove(stack: list[_Applied], entry: _Applied) -> None:
         stack[position].before = entry.before
 
 
-def _set(model: Any, name: str) -> None:
-    """Ask transformers to switch; before 4.56 it has no method, and reads the configs at each forward."""
-    if hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation(name)
-        return
-    for owner in model.modules():
-        config = getattr(owner, "config", None)
-        if config is not None and "ALL_ATTENTION_FUNCTIONS" in _source(type(owner)):
-            config._attn_implementation_internal = name  # noqa: SLF001 - as later versions of transformers do it
-
-
-def _restore(before: list[tuple[Any, str | None]], name: str) -> None:
-    """Put the names back, except where somebody has set another one since."""
-    for config, old in before:
-        if _read(config) == name:
-            config._attn_implementation_internal = old  # noqa: SLF001 - the public setter would overwrite sub-configs
-
-
-def _read(config: Any) -> str | None:
-    # transformers has no public getter.
-    return getattr(config, "_attn_implementation", None)
-
-
-def _transformers_models(model: nn.Module) -> Iterator[Any]:
-    """The outermost transformers models in a module: itself, or those it wraps."""
-    if _is_transformers(model):
-        yield model
-        return
-    for child in model.children():
-        yield from _transformers_models(child)
-
-
-def _is_transformers(module: nn.Module) -> bool:
-    library = sys.modules.get("transformers.modeling_utils")
-    return library is not None and isinstance(module, library.PreTrainedModel)
-
-
-def _configs(model: Any) -> Iterator[tuple[str, Any]]:
-    """Every config of a model and its sub-models once, with the class name of its first owner."""
-    seen: set[int] = set()
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if _is_transformers(module) and id(config) not in seen:
-            seen.add(id(config))
-            yield type(module).__name__, config
-
-
-def _asking_for_exact_name(model: nn.Module) -> str | None:
-    """The module whose code asks for the attention named exactly "sdpa", if any of the model's does."""
-    kinds = {kind.__module__: kind for kind in map(type, model.modules())}
-    return next((name for name, kind in kinds.items() if _ASKS_FOR_SDPA.search(_source(kind))), None)
-
-
-def _refusal(model: Any, mode: Mode, kept: dict[str, str | None]) -> str:
-    names = ", ".join(f"{owner} stays at {old}" for owner, old in kept.items())
-    start = f"{type(model).__name__} does not let its attention be switched to '{mode.name}' ({names})"
-    if not _calls_sdpa(model):
-        return f"{start}: it has attention of its own that never calls SDPA, so it is not concerned."
-    return (
-        f"{start}: it calls F.scaled_dot_product_attention itself. What works: {_install_hint(mode)}, "
-        'or load the model with attn_implementation="eager".'
-    )
-
-
 def _install_hint(mode: Mode) -> str:
     return f'mpsdiag.install("{mode.name if mode.process_wide else "safe_sdpa"}")'
-
-
-def _calls_sdpa(model: Any) -> bool:
-    return any(
-        "scaled_dot_product_attention(" in _source(kind) for kind in {type(m) for m in model.modules()}
-    )
-
-
-def _source(kind: type) -> str:
-    """The source of the module a class is from; empty for torch's own and for what has no source."""
-    module = sys.modules.get(kind.__module__)
-    if module is None or kind.__module__.split(".")[0] == "torch":
-        return ""
-    try:
-        return inspect.getsource(module)
-    except (OSError, TypeError):
-        return ""
 
 
 def _require_available(mode: Mode, model: nn.Module) -> None:

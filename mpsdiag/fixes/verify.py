@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.fixes.model import attention_of
+from mpsdiag.fixes.anatomy import attention_of
 from mpsdiag.sdpa import count_dead_rows
 
 

@@ -1,0 +1,131 @@
+"""What a model is made of, as far as its attention goes: the transformers models in it, their configs, their code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+# Modeling code that asks for the exact name treats every other name as something else than SDPA.
+_ASKS_FOR_SDPA = re.compile(r"_attn_implementation\s*(?:==|!=|(?:not\s+)?in\b)[^\n]*[\"']sdpa[\"']")
+_HAS_ATTENTION = re.compile(r"^class \w*Attention\w*\(nn\.Module\)", re.MULTILINE)
+
+
+def transformers_models(model: nn.Module) -> Iterator[Any]:
+    """The outermost transformers models in a module: itself, or those it wraps, as peft and compiled models do.
+
+    Args:
+        model: Any module.
+    """
+    if is_transformers(model):
+        yield model
+        return
+    for child in model.children():
+        yield from transformers_models(child)
+
+
+def is_transformers(module: nn.Module) -> bool:
+    """Whether a module is a transformers model (and not a layer of one). Imports nothing."""
+    library = sys.modules.get("transformers.modeling_utils")
+    return library is not None and isinstance(module, library.PreTrainedModel)
+
+
+def configs_in_use(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every config that a module of a model holds, once, with the class name of the first module that does.
+
+    Args:
+        model: A transformers model.
+    """
+    seen: list[Any] = []
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation") and not among(config, seen):
+            seen.append(config)
+            yield type(module).__name__, config
+
+
+def with_parts(configs: Iterable[Any]) -> list[Any]:
+    """The configs and all the configs they are made of, each once.
+
+    Args:
+        configs: Configs of transformers.
+    """
+    found: list[Any] = []
+    waiting = list(configs)
+    while waiting:
+        config = waiting.pop()
+        if config is not None and not among(config, found):
+            found.append(config)
+            waiting += [getattr(config, key, None) for key in getattr(config, "sub_configs", {})]
+    return found
+
+
+def set_attention(config: Any) -> str | None:
+    """The attention set in a config; transformers has no public getter."""
+    return getattr(config, "_attn_implementation", None)
+
+
+def attention_of(model: nn.Module) -> dict[str, str | None]:
+    """Read which attention is set, by class, for a model and the parts of it that have a config of their own.
+
+    Args:
+        model: A module with transformers models in it.
+
+    Returns:
+        Such as `{"LlamaForCausalLM": "safe_sdpa"}`.
+    """
+    return {
+        owner: set_attention(config)
+        for root in transformers_models(model)
+        for owner, config in configs_in_use(root)
+    }
+
+
+def among(config: Any, configs: Iterable[Any]) -> bool:
+    """Whether a config is one of several: the same object, for configs compare by value and are not hashable."""
+    return any(config is other for other in configs)
+
+
+def without_sdpa(model: nn.Module) -> list[Any]:
+    """The configs of a model and its sub-models whose class says that it cannot use SDPA."""
+    return [
+        module.config
+        for module in model.modules()
+        if is_transformers(module) and getattr(module, "_supports_sdpa", True) is False
+    ]
+
+
+def looks_attention_up(model: nn.Module) -> bool:
+    """Whether the code of a model looks its attention up by name at each forward, as transformers decides it."""
+    source = _source(type(model))
+    return bool(source) and (not _HAS_ATTENTION.search(source) or "ALL_ATTENTION_FUNCTIONS" in source)
+
+
+def calls_sdpa(model: nn.Module) -> bool:
+    """Whether the code of a model calls `scaled_dot_product_attention` itself."""
+    return any("scaled_dot_product_attention(" in _source(kind) for kind in _classes(model))
+
+
+def asks_for_exact_name(model: nn.Module) -> str | None:
+    """The Python module of a model whose code asks for the attention named exactly "sdpa", if there is one."""
+    return next((kind.__module__ for kind in _classes(model) if _ASKS_FOR_SDPA.search(_source(kind))), None)
+
+
+def _classes(model: nn.Module) -> list[type]:
+    """One class for each Python module that the classes of a model are from."""
+    return list({kind.__module__: kind for kind in map(type, model.modules())}.values())
+
+
+def _source(kind: type) -> str:
+    """The source of the Python module a class is from; empty for torch's own and for what has no source."""
+    module = sys.modules.get(kind.__module__)
+    if module is None or kind.__module__.split(".", maxsplit=1)[0] == "torch":
+        return ""
+    try:
+        return inspect.getsource(module)
+    except (OSError, TypeError):
+        return ""
