@@ -1,9 +1,23 @@
-"""The `train` command."""
+"""`mpsdiag train`: the training pipeline. Its options are dataclasses, parsed by transformers' own parser."""
 
 from __future__ import annotations
 
 import typer
 
 
+def train(context: typer.Context) -> None:
+    """Train or evaluate a causal language model, with the fix for NaN evaluation losses on MPS.
+
+    All options of transformers' TrainingArguments are taken too; `mpsdiag train --help` lists them.
+    """
+    from mpsdiag.training.pipeline import main
+
+    raise typer.Exit(main(context.args))
+
+
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command to the application. Every word after it, --help too, is the pipeline's."""
+    app.command(
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(train)

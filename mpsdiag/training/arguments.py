@@ -1,0 +1,213 @@
+"""The command line of the pipeline: our own options, and all of transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, NoReturn
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from mpsdiag import device as devices
+from mpsdiag.emulation import Emulation
+from mpsdiag.errors import BadInput, nearest, one_of
+from mpsdiag.fixes import MODES
+from mpsdiag.training.attention_choice import AUTO
+from mpsdiag.training.checkpoints import LATEST
+from mpsdiag.words import BUILTIN_MODELS, DTYPES, PADDING_SIDES
+
+RUN_MODES: Final = ("pretrain", "sft", "evaluate")
+# Where we differ from the defaults of TrainingArguments: no NaN is left out of the means.
+_DEFAULTS: Final = {
+    "output_dir": "runs/train",
+    "report_to": "none",
+    "logging_steps": 10,
+    "logging_nan_inf_filter": False,
+}
+_DEVICE: Final = {"help": "auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu."}
+
+
+def _option(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how it computes."""
+
+    model: str = _option("tiny-gpt2", f"{', '.join(BUILTIN_MODELS)}, a local folder, or a hub name.")
+    mode: str = _option(
+        "pretrain",
+        "pretrain (weights from the config), sft (weights from the checkpoint), or evaluate (no training).",
+    )
+    attn_implementation: str = _option(
+        AUTO, f"auto, {', '.join(MODES)}. On MPS, auto and sdpa become eager unless --disable_mps_fix."
+    )
+    dtype: str = _option("float32", f"Of the weights: {', '.join(DTYPES)}.")
+    disable_mps_fix: bool = _option(False, "On MPS: the standard Trainer, and SDPA left alone.")
+    device: str = field(default="auto", metadata=_DEVICE)
+    emulate: str | None = _option(
+        None, "CPU model of the MPS kernels of that torch release, 2.0 to 2.15. Emulated, not measured."
+    )
+    emulate_macos: int = _option(15, "The macOS the emulation stands on: 13, 14, 15 or 26.")
+    trust_remote_code: bool = _option(False, "Let code that comes with the model run.")
+    json: bool = _option(False, "One JSON document on stdout, the summary, and nothing else.")
+
+
+@dataclass
+class DataArguments:
+    """Which data, and how it becomes batches."""
+
+    dataset: str = _option(
+        "synthetic",
+        "synthetic, a local .txt, .jsonl or .parquet file, a folder saved by datasets, or a hub name.",
+    )
+    dataset_config: str | None = _option(None, "Configuration of a hub dataset, such as wikitext-2-raw-v1.")
+    eval_dataset: str | None = _option(None, "Evaluate on this instead of a validation split.")
+    text_column: str | None = _option(None, "Column of the text, if it is not called text.")
+    validation_fraction: float = _option(
+        0.05, "Cut off the training split where there is no validation split."
+    )
+    max_samples: int | None = _option(None, "Train on at most this many examples.")
+    max_length: int = _option(512, "Longest example, in tokens.")
+    padding_side: str = _option("left", "left or right.")
+    pad_to_multiple_of: int | None = _option(None, "Pad every batch to a multiple of this many tokens.")
+    use_packing: bool = _option(
+        False, "Put texts one after the other and cut them to --max_length: no padding."
+    )
+    eval_max_batches: int | None = _option(None, "Evaluate on at most this many batches.")
+    stop_on_nonfinite: bool = _option(False, "Stop the training at the first loss that is not finite.")
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Everything a run is told, checked."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+    device: str
+    emulation: Emulation | None
+    resume: str | None
+
+
+class _Parser(HfArgumentParser):
+    """Raises the house's one-sentence error instead of printing the usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message[:1].upper()}{message[1:].rstrip('.')}. See mpsdiag train --help.")
+
+
+def make_parser() -> HfArgumentParser:
+    """The parser; its help lists every option of `TrainingArguments` too."""
+    ours: Any = (ModelArguments, DataArguments, TrainingArguments)
+    parser = _Parser(
+        ours,
+        prog="mpsdiag train",
+        description="Train or evaluate a causal language model, with the fix for NaN evaluation losses on MPS.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(**_DEFAULTS)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> RunArguments:
+    """Parse and check a command line.
+
+    Args:
+        arguments: The words after `mpsdiag train`.
+
+    Raises:
+        BadInput: An unknown option or value, a device that does not work here, or a combination that makes no sense.
+        SystemExit: For `--help`, with code 0.
+    """
+    parser = make_parser()
+    namespace, unknown = parser.parse_known_args(with_latest(arguments))
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001 - no public list
+        word = next((word for word in unknown if word.startswith("-")), unknown[0])
+        close = nearest(word.partition("=")[0], known).partition(" Choose")[0]
+        hint = close if close.startswith("Did") else "See mpsdiag train --help."
+        raise BadInput(f"Unknown argument '{word}'. {hint}")
+    given = vars(namespace)
+    model, data = _take(ModelArguments, given), _take(DataArguments, given)
+    _check(model, data)
+    emulation = Emulation(model.emulate, model.emulate_macos) if model.emulate is not None else None
+    device = _device(model, emulation, use_cpu=bool(given.get("use_cpu")))
+    given["use_cpu"] = device == "cpu"
+    resume = given.pop("resume_from_checkpoint", None)
+    if resume is not None and model.mode == "evaluate":
+        raise BadInput(
+            "--resume_from_checkpoint continues a training; to evaluate a checkpoint give it as --model."
+        )
+    try:
+        training = _take(TrainingArguments, given)
+    except (ValueError, ImportError, RuntimeError, TypeError) as problem:
+        raise BadInput(f"These training arguments do not go together: {_in_one_line(problem)}.") from problem
+    return RunArguments(model, data, training, device, emulation, resume)
+
+
+def with_latest(arguments: Sequence[str]) -> list[str]:
+    """A bare `--resume_from_checkpoint` means `latest`."""
+    names = ("--resume_from_checkpoint", "--resume-from-checkpoint")
+    found: list[str] = []
+    for index, word in enumerate(arguments):
+        found.append(word)
+        following = arguments[index + 1] if index + 1 < len(arguments) else "-"
+        if word in names and following.startswith("-"):
+            found.append(LATEST)
+    return found
+
+
+def _take(kind: type[Any], given: dict[str, Any]) -> Any:
+    names = {part.name for part in fields(kind) if part.init}
+    return kind(**{name: value for name, value in given.items() if name in names})
+
+
+def _check(model: ModelArguments, data: DataArguments) -> None:
+    one_of("mode", model.mode, RUN_MODES)
+    one_of("attention mode", model.attn_implementation, (AUTO, *MODES))
+    one_of("dtype", model.dtype, DTYPES)
+    one_of("padding side", data.padding_side, PADDING_SIDES)
+    for name, least in (
+        ("max_length", 2),
+        ("eval_max_batches", 1),
+        ("max_samples", 1),
+        ("pad_to_multiple_of", 1),
+    ):
+        value = getattr(data, name)
+        if value is not None and value < least:
+            raise BadInput(f"--{name} is {value}; give a number from {least} upward.")
+    if not 0 < data.validation_fraction < 1:
+        raise BadInput(f"--validation_fraction is {data.validation_fraction}; give a number between 0 and 1.")
+
+
+def _device(model: ModelArguments, emulation: Emulation | None, *, use_cpu: bool) -> str:
+    """The device of the run; the Trainer takes the first accelerator unless it is told to use the CPU.
+
+    Raises:
+        BadInput: The device does not work here, or cannot be emulated upon.
+    """
+    if emulation is not None:
+        if model.device not in ("auto", "cpu"):
+            raise BadInput(
+                f"--emulate runs on the CPU, not on --device {model.device}. Leave one of them out."
+            )
+        return "cpu"
+    device = "cpu" if use_cpu else devices.resolve(model.device)
+    state = devices.usable(device)
+    if not state.ok:
+        raise BadInput(f"Device '{device}' cannot be used here: {state.reason}. Choose --device cpu.")
+    return device
+
+
+def _in_one_line(problem: BaseException) -> str:
+    return (" ".join(str(problem).split()) or type(problem).__name__).rstrip(".:")
+
+
+def command_line() -> str:
+    """The command this process was started with, for the summary."""
+    return " ".join(sys.argv)

@@ -1,0 +1,155 @@
+"""Checkpoints: which are whole, which to resume from, and no Ctrl-C in the middle of writing one."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from mpsdiag.errors import BadInput
+
+logger = logging.getLogger(__name__)
+
+LATEST: Final = "latest"
+_NAME: Final = re.compile(r"checkpoint-(\d+)")
+_WEIGHTS: Final = ("model.safetensors", "adapter_model.safetensors")
+_INDEX: Final = "model.safetensors.index.json"
+
+
+def what_is_missing(folder: Path) -> str | None:
+    """Say what keeps a folder from being a checkpoint to resume from; None if it is whole.
+
+    The Trainer writes `trainer_state.json` last, so a save that was killed has none, or half of one. Weights are
+    checked by the lengths their headers promise.
+    """
+    if not folder.is_dir():
+        return "it does not exist" if not folder.exists() else "it is not a folder"
+    state = folder / "trainer_state.json"
+    try:
+        step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
+    except OSError:
+        return "it has no trainer_state.json"
+    except (ValueError, AttributeError):
+        return "its trainer_state.json is damaged"
+    if not isinstance(step, int):
+        return "its trainer_state.json names no step"
+    files = _weight_files(folder)
+    if not files:
+        return "it has no weights (model.safetensors)"
+    for file in files:
+        if not _is_whole(file):
+            return f"its {file.name} is missing or cut short"
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if not (folder / name).is_file():
+            return f"it has no {name}"
+    return None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, AttributeError):
+            return []
+        return [folder / name for name in sorted(set(named))]
+    return [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+
+
+def _is_whole(file: Path) -> bool:
+    """Open a safetensors file: opening compares its length with its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def last_whole(output_dir: Path) -> Path | None:
+    """The whole checkpoint of the highest step in a folder; torn ones are named and passed over."""
+    found = [(int(match[1]), path) for path in _folders(output_dir) if (match := _NAME.fullmatch(path.name))]
+    for _, path in sorted(found, reverse=True):
+        missing = what_is_missing(path)
+        if missing is None:
+            return path
+        logger.warning("Checkpoint '%s' is passed over: %s.", path, missing)
+    return None
+
+
+def _folders(output_dir: Path) -> list[Path]:
+    return [path for path in output_dir.iterdir() if path.is_dir()] if output_dir.is_dir() else []
+
+
+def to_resume_from(wanted: str | None, output_dir: Path) -> Path | None:
+    """Resolve `--resume_from_checkpoint`.
+
+    Args:
+        wanted: `latest`, a path, or None.
+        output_dir: Where this run keeps its checkpoints.
+
+    Returns:
+        The checkpoint; None to begin at the beginning, which is said if `latest` was wanted.
+
+    Raises:
+        BadInput: The path is no checkpoint, or not a whole one.
+    """
+    if not wanted:
+        if last_whole(output_dir) is not None:
+            logger.warning(
+                "'%s' holds checkpoints of an earlier run, and this one begins at the beginning. "
+                "Add --resume_from_checkpoint latest to go on from the last of them.",
+                output_dir,
+            )
+        return None
+    if wanted == LATEST:
+        found = last_whole(output_dir)
+        if found is None:
+            logger.warning("No whole checkpoint in '%s' yet: beginning at the beginning.", output_dir)
+        return found
+    folder = Path(wanted).expanduser()
+    missing = what_is_missing(folder)
+    if missing is not None:
+        raise BadInput(
+            f"'{wanted}' is not a checkpoint to resume from: {missing}. "
+            "Give a folder checkpoint-N that the Trainer wrote, or latest."
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Let a Ctrl-C during this block take effect at its end. Does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+def save_undisturbed(trainer: Any) -> None:
+    """Make a Trainer finish writing a checkpoint before a Ctrl-C takes effect."""
+    save: Callable[..., Any] | None = getattr(trainer, "_save_checkpoint", None)
+    if save is None:  # Private to transformers; without it a torn checkpoint is passed over when resuming.
+        return
+
+    @functools.wraps(save)
+    def undisturbed(*args: Any, **kwargs: Any) -> Any:
+        with interrupts_deferred():
+            return save(*args, **kwargs)
+
+    trainer._save_checkpoint = undisturbed  # noqa: SLF001 - see above

@@ -1,0 +1,150 @@
+"""Tokenized examples, held flat in memory, and what is done to them: packing, cutting, counting labels."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from torch.utils.data import Dataset
+
+from mpsdiag.errors import BadInput
+from mpsdiag.training.data import texts_of
+from mpsdiag.training.nonfinite import IGNORED_LABEL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH: Final = 512
+PROMPT_COLUMN: Final = "prompt"
+COMPLETION_COLUMN: Final = "completion"
+
+
+class Examples(Dataset[dict[str, list[int]]]):
+    """Token ids with labels: 5 bytes a token, instead of the tens that lists of Python integers take.
+
+    Each item is a dictionary of lists: `input_ids`, `attention_mask`, and `labels` with -100 where none counts.
+    """
+
+    def __init__(self, ids: array[int], labelled: bytearray, ends: Sequence[int]) -> None:
+        self._ids = ids
+        self._labelled = labelled
+        self._bounds = [0, *ends]
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        index = range(len(self))[index]
+        part = slice(self._bounds[index], self._bounds[index + 1])
+        ids = self._ids[part].tolist()
+        labels = [
+            token if counts else IGNORED_LABEL
+            for token, counts in zip(ids, self._labelled[part], strict=True)
+        ]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all examples."""
+        return self._bounds[-1] - self._bounds[0]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max((end - start for start, end in itertools.pairwise(self._bounds)), default=0)
+
+    def without_label(self) -> int:
+        """Number of examples with no label that counts; the first token of an example is never predicted."""
+        return sum(
+            1 not in self._labelled[start + 1 : end] for start, end in itertools.pairwise(self._bounds)
+        )
+
+    def part(self, start: int, stop: int) -> Examples:
+        """The examples from `start` up to `stop`, sharing the tokens."""
+        found = Examples(self._ids, self._labelled, [])
+        found._bounds = self._bounds[start : stop + 1]
+        return found
+
+    def packed(self, length: int) -> Examples:
+        """The same tokens, one text after the other, cut into examples of `length` without regard to the texts.
+
+        What is left over at the end is dropped, unless it is all there is.
+        """
+        count = self.tokens // length
+        ends = [length * (index + 1) for index in range(count)] or [self.tokens]
+        return Examples(self._ids[: ends[-1]], self._labelled[: ends[-1]], ends)
+
+
+def tokenize(
+    records: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dataset: str,
+    max_length: int | None,
+    text_column: str | None = None,
+    completions: bool = False,
+    limit: int | None = None,
+) -> Examples:
+    """Tokenize the rows of a dataset. Each example ends with the end-of-text token, where there is one and it fits.
+
+    Args:
+        records: The rows.
+        tokenizer: Any tokenizer of transformers.
+        dataset: Their name, for sentences.
+        max_length: Cut each example to this many tokens; None to keep all, for packing.
+        text_column: The column of the text, if the user named one.
+        completions: Rows with the columns `prompt` and `completion` are labelled on the completion only.
+        limit: At most this many examples.
+
+    Raises:
+        BadInput: There is no text, no such column, or a bad row.
+    """
+    rows = iter(records)
+    first = next(rows, None)
+    if first is None:
+        raise BadInput(f"The dataset '{dataset}' has no rows. Give one with at least one text.")
+    rows = itertools.chain([first], rows)
+    paired = completions and text_column is None and {PROMPT_COLUMN, COMPLETION_COLUMN} <= set(first)
+    pairs = _pairs(rows) if paired else ((None, text) for text in texts_of(rows, dataset, text_column))
+    ids, labelled, ends = array("i"), bytearray(), []
+    for prompt, completion in _tokenized(itertools.islice(pairs, limit), tokenizer):
+        tokens = [*prompt, *completion]
+        ids.extend(tokens[:max_length])
+        labelled.extend(([0] * len(prompt) + [1] * len(completion))[:max_length])
+        ends.append(len(ids))
+    if not ends:
+        raise BadInput(
+            f"The dataset '{dataset}' holds no text. Give one with at least one line that is not blank."
+        )
+    return Examples(ids, labelled, ends)
+
+
+def _pairs(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str | None, str]]:
+    for row in rows:
+        prompt, completion = row.get(PROMPT_COLUMN), row.get(COMPLETION_COLUMN)
+        if isinstance(prompt, str) and isinstance(completion, str):
+            yield prompt, completion
+
+
+def _tokenized(
+    pairs: Iterator[tuple[str | None, str]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids of prompt (empty if there is none) and completion, a batch of texts at a time."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    while batch := list(itertools.islice(pairs, _BATCH)):
+        prompted = batch[0][0] is not None
+        prompts = _ids(tokenizer, [prompt or "" for prompt, _ in batch]) if prompted else [[] for _ in batch]
+        answers = _ids(tokenizer, [completion for _, completion in batch], special=not prompted)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            # A prompt must not be closed by the tokenizer, and an answer only once.
+            opened = prompt[:-1] if end and prompt[-1:] == end else prompt
+            yield opened, answer if answer[-1:] == end else [*answer, *end]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool = True) -> list[list[int]]:
+    found = tokenizer(
+        texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False
+    )
+    return list(found["input_ids"])

@@ -1,0 +1,290 @@
+"""The training pipeline: parse, build, train, evaluate, sum up."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import DataCollatorForSeq2Seq, Trainer
+
+from mpsdiag import emulation as emulations
+from mpsdiag.errors import BadInput, MpsdiagError
+from mpsdiag.serialization import dumps
+from mpsdiag.training.arguments import RunArguments, command_line, parse
+from mpsdiag.training.attention_choice import choose_attention, require_available
+from mpsdiag.training.callbacks import NonFiniteCallback
+from mpsdiag.training.checkpoints import last_whole, save_undisturbed, to_resume_from
+from mpsdiag.training.messages import switched_to_eager, trainer_announcement
+from mpsdiag.training.models import build_model
+from mpsdiag.training.mps_safe import MPSSafeTrainer
+from mpsdiag.training.nonfinite import IGNORED_LABEL
+from mpsdiag.training.prepare_data import Prepared, prepare_examples
+from mpsdiag.training.shorten import first_examples
+from mpsdiag.training.sources import is_builtin_model
+from mpsdiag.training.summary import lines_for_people, losses_of, write_summary
+from mpsdiag.training.tokenizer import load_tokenizer
+from mpsdiag.words import EXIT_FOUND, EXIT_INTERRUPTED, EXIT_OK
+
+logger = logging.getLogger(__name__)
+
+TRACEBACK_FILE: Final = "traceback.txt"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the pipeline from a command line and return its exit code.
+
+    0: done. 1: the training failed. 130: interrupted; the last checkpoint is whole.
+
+    Args:
+        arguments: The words after `mpsdiag train`.
+
+    Raises:
+        BadInput: Something the user gave cannot be used (exit code 2).
+        SystemExit: For `--help`.
+    """
+    with _messages_on_stderr():
+        return Run(parse(arguments)).execute()
+
+
+class Run:
+    """One run of the pipeline."""
+
+    def __init__(self, arguments: RunArguments) -> None:
+        self.arguments = arguments
+        self.output_dir = Path(arguments.training.output_dir or ".")
+        self.watcher = NonFiniteCallback(stop_training=arguments.data.stop_on_nonfinite)
+        self.trainer: Trainer | None = None
+        self.facts: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
+        self._started = time.time()
+
+    def execute(self) -> int:
+        """Train and evaluate, write the summary, and return the exit code.
+
+        Raises:
+            BadInput: Something the user gave cannot be used.
+        """
+        emulation = self.arguments.emulation
+        _require_writable(self.output_dir)
+        evaluates = self.arguments.model.mode == "evaluate"
+        checkpoint = None if evaluates else to_resume_from(self.arguments.resume, self.output_dir)
+        status, code = "failed", EXIT_FOUND
+        try:
+            with emulation.enter() if emulation is not None else contextlib.nullcontext():
+                self._build()
+                self.facts["resumed_from"] = checkpoint
+                self._work(checkpoint)
+            status, code = "finished", EXIT_OK
+        except KeyboardInterrupt:
+            status, code = "interrupted", EXIT_INTERRUPTED
+            self._say_interrupted()
+        except BadInput:
+            raise
+        except Exception as problem:  # noqa: BLE001 - whatever fails in training ends in one sentence and exit code 1
+            self._say_failed(problem)
+        self._sum_up(status)
+        return code
+
+    def _build(self) -> None:
+        model_options, data, training = self.arguments.model, self.arguments.data, self.arguments.training
+        on_mps = emulations.in_effect(training.device)
+        fix = on_mps and not model_options.disable_mps_fix
+        mode = choose_attention(
+            model_options.attn_implementation, on_mps=on_mps, fix_disabled=model_options.disable_mps_fix
+        )
+        require_available(
+            mode, self.arguments.device, model_options.dtype, training=model_options.mode != "evaluate"
+        )
+        if mode == "eager" and model_options.attn_implementation != "eager":
+            _say(switched_to_eager(self._device_in_words()))
+        model = build_model(
+            model_options.model,
+            seed=training.seed,
+            dtype=model_options.dtype,
+            attention=mode,
+            from_config=model_options.mode == "pretrain",
+            trust_remote_code=model_options.trust_remote_code,
+        )
+        if model_options.mode != "pretrain" and is_builtin_model(model_options.model):
+            logger.warning("'%s' has no checkpoint: its weights are random, by --seed.", model_options.model)
+        tokenizer: Any = load_tokenizer(
+            model_options.model,
+            padding_side=data.padding_side,
+            trust_remote_code=model_options.trust_remote_code,
+        )
+        length = _fitting_length(model, data.max_length)
+        examples = prepare_examples(
+            data, tokenizer, max_length=length, mode=model_options.mode, seed=training.seed
+        )
+        self._describe(model, mode, examples, length)
+        _say(trainer_announcement(on_mps=on_mps, fix_disabled=not fix))
+        kind: type[Trainer] = MPSSafeTrainer if fix else Trainer
+        evaluation: Any = examples.evaluation
+        if data.eval_max_batches is not None:
+            evaluation = first_examples(evaluation, data.eval_max_batches * training.eval_batch_size)
+        self.trainer = kind(
+            model=model,
+            args=training,
+            train_dataset=examples.train,
+            eval_dataset=evaluation,
+            processing_class=tokenizer,
+            data_collator=DataCollatorForSeq2Seq(
+                tokenizer, label_pad_token_id=IGNORED_LABEL, pad_to_multiple_of=data.pad_to_multiple_of
+            ),
+        )
+        self.watcher.watch(self.trainer)
+        save_undisturbed(self.trainer)
+
+    def _work(self, checkpoint: Path | None) -> None:
+        trainer = self._trainer()
+        # The Trainer prints its log to stdout, which is for data.
+        with contextlib.redirect_stdout(sys.stderr):
+            if self.arguments.model.mode != "evaluate":
+                result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+                self.metrics["train_loss"] = result.training_loss
+                trainer.save_model()
+                trainer.save_state()
+            self.metrics.update(trainer.evaluate())
+
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError("the Trainer has not been built")
+        return self.trainer
+
+    def _device_in_words(self) -> str:
+        emulation = self.arguments.emulation
+        return emulation.describe() if emulation is not None else self.arguments.device.upper()
+
+    def _describe(self, model: Any, mode: str, examples: Prepared, length: int) -> None:
+        self.facts = {
+            "model": self.arguments.model.model,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "attention": mode,
+            "max_length": length,
+            "examples": {
+                "train": None if examples.train is None else len(examples.train),
+                "evaluation": len(examples.evaluation),
+            },
+            "tokens": {
+                "train": None if examples.train is None else examples.train.tokens,
+                "evaluation": examples.evaluation.tokens,
+            },
+        }
+
+    def _say_interrupted(self) -> None:
+        last = last_whole(self.output_dir)
+        step = 0 if self.trainer is None else self.trainer.state.global_step
+        where = f"The last whole checkpoint is '{last}'; go on with --resume_from_checkpoint latest."
+        _say(f"Interrupted at step {step}. {where if last else 'No checkpoint had been written yet.'}")
+
+    def _say_failed(self, problem: BaseException) -> None:
+        text = str(problem).strip() or type(problem).__name__
+        if isinstance(problem, MpsdiagError):
+            _say(f"Training failed: {text}")
+            return
+        path = self.output_dir / TRACEBACK_FILE
+        with contextlib.suppress(OSError):
+            path.write_text("".join(traceback.format_exception(problem)), encoding="utf-8")
+        _say(
+            f"Training failed: {type(problem).__name__}: {text.splitlines()[0]} The traceback is in '{path}'."
+        )
+
+    def _sum_up(self, status: str) -> None:
+        summary = self.summary(status)
+        path = write_summary(self.output_dir, summary)
+        if self.arguments.model.json:
+            sys.stdout.write(dumps(summary) + "\n")
+        else:
+            sys.stdout.write(
+                "".join(f"{line}\n" for line in [*lines_for_people(summary), f"summary = {path}"])
+            )
+        sys.stdout.flush()
+
+    def summary(self, status: str) -> dict[str, Any]:
+        """What `summary.json` says, but for the versions."""
+        trainer, emulation = self.trainer, self.arguments.emulation
+        history = [] if trainer is None else trainer.state.log_history
+        return {
+            "status": status,
+            "command": command_line(),
+            "device": self.arguments.device,
+            "emulated": None if emulation is None else emulation.describe(),
+            "trainer": None if trainer is None else type(trainer).__name__,
+            "mps_fix": isinstance(trainer, MPSSafeTrainer),
+            **self.facts,
+            "steps": 0 if trainer is None else trainer.state.global_step,
+            "train_loss": self.metrics.get("train_loss"),
+            "eval_loss": self.metrics.get("eval_loss"),
+            "losses": losses_of(history),
+            "nonfinite": {
+                "train_batches": self.watcher.train.bad,
+                "grad_norms": self.watcher.grad_norms,
+                "eval_batches": self.metrics.get("eval_nonfinite_batches", self.watcher.evaluation.bad),
+                "eval_batches_seen": self.watcher.evaluation.batches,
+                "eval_on_cpu": self.metrics.get("eval_cpu_forward_batches", 0),
+                "causes": getattr(trainer, "nonfinite_causes", {}),
+            },
+            "last_checkpoint": last_whole(self.output_dir),
+            "seconds": round(time.time() - self._started, 3),
+            "arguments": {
+                "model": asdict(self.arguments.model),
+                "data": asdict(self.arguments.data),
+                "resume_from_checkpoint": self.arguments.resume,
+                "training": self.arguments.training.to_sanitized_dict(),
+            },
+        }
+
+
+def _fitting_length(model: Any, wanted: int) -> int:
+    """The asked length, or the longest the model has positions for, which is said."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and wanted > positions:
+        logger.warning(
+            "--max_length %d is more than the model's %d positions: using %d.", wanted, positions, positions
+        )
+        return positions
+    return wanted
+
+
+def _require_writable(folder: Path) -> None:
+    """Find out before an hour of training.
+
+    Raises:
+        BadInput: The folder cannot be made or written.
+    """
+    probe = folder / ".mpsdiag-write-test"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as problem:
+        raise BadInput(
+            f"Cannot write into '{folder}': {problem.strerror}. Choose an --output_dir you may write to."
+        ) from problem
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _messages_on_stderr() -> Iterator[None]:
+    """Show the house's own log on stderr while the pipeline runs."""
+    house = logging.getLogger("mpsdiag")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    house.addHandler(handler)
+    propagate, house.propagate = house.propagate, False
+    try:
+        yield
+    finally:
+        house.removeHandler(handler)
+        house.propagate = propagate

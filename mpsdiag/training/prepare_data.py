@@ -1,0 +1,132 @@
+"""The training and validation examples of a run: which split they come from, and what is said about them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from mpsdiag.errors import BadInput
+from mpsdiag.training.data import Splits, open_splits
+from mpsdiag.training.examples import Examples, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from mpsdiag.training.arguments import DataArguments
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SPLITS: Final = ("validation", "valid", "val", "dev", "eval", "test")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Examples of a run; `train` is None when it only evaluates."""
+
+    train: Examples | None
+    evaluation: Examples
+
+
+def prepare_examples(
+    data: DataArguments, tokenizer: PreTrainedTokenizerBase, *, max_length: int, mode: str, seed: int
+) -> Prepared:
+    """Load, tokenize, pack and split.
+
+    The validation examples come from `--eval_dataset`, or from the validation split, or are cut off the end of the
+    training split, which is said.
+
+    Args:
+        data: Where the data is.
+        tokenizer: That of the model.
+        max_length: Longest example, in tokens.
+        mode: `pretrain`, `sft` or `evaluate`.
+        seed: Seed of synthetic text.
+
+    Raises:
+        BadInput: A dataset or column is missing or unreadable, too small to cut, or has no label at all.
+    """
+
+    def examples(records: Iterable[Mapping[str, Any]], name: str, limit: int | None = None) -> Examples:
+        found = tokenize(
+            records,
+            tokenizer,
+            dataset=name,
+            max_length=None if data.use_packing else max_length,
+            text_column=data.text_column,
+            completions=mode != "pretrain",
+            limit=limit,
+        )
+        return found.packed(max_length) if data.use_packing else found
+
+    splits = open_splits(data.dataset, config=data.dataset_config, seed=seed)
+    train = (
+        None
+        if mode == "evaluate"
+        else examples(_training_split(splits, data.dataset), data.dataset, data.max_samples)
+    )
+    if data.eval_dataset is not None:
+        others = open_splits(data.eval_dataset, config=data.dataset_config, seed=seed)
+        evaluation = examples(others[_validation_name(others) or _only(others)], data.eval_dataset)
+    elif (name := _validation_name(splits)) is not None:
+        evaluation = examples(splits[name], data.dataset)
+    elif train is None:
+        evaluation = examples(splits[_only(splits)], data.dataset)
+    else:
+        train, evaluation = _cut(train, data)
+    for what, part in (("training", train), ("validation", evaluation)):
+        if part is not None:
+            _check_labels(part, what, max_length)
+    return Prepared(train, evaluation)
+
+
+def _training_split(splits: Splits, dataset: str) -> Iterable[Mapping[str, Any]]:
+    if "train" not in splits:
+        raise BadInput(
+            f"The dataset '{dataset}' has no split 'train', only {', '.join(splits)}. "
+            "Use --mode evaluate, or another dataset."
+        )
+    return splits["train"]
+
+
+def _validation_name(splits: Splits) -> str | None:
+    return next((name for name in VALIDATION_SPLITS if name in splits), None)
+
+
+def _only(splits: Splits) -> str:
+    return "train" if "train" in splits else next(iter(splits))
+
+
+def _cut(train: Examples, data: DataArguments) -> tuple[Examples, Examples]:
+    count = len(train)
+    taken = max(1, round(count * data.validation_fraction))
+    if taken >= count:
+        raise BadInput(
+            f"The dataset '{data.dataset}' has {count} example(s): too few to cut a validation split off. "
+            "Give more text, or --eval_dataset."
+        )
+    logger.warning(
+        "The dataset '%s' has no validation split: the last %d of %d training examples (%.3g %%) are cut off for it. "
+        "Give --eval_dataset to evaluate on other data.",
+        data.dataset,
+        taken,
+        count,
+        100 * taken / count,
+    )
+    return train.part(0, count - taken), train.part(count - taken, count)
+
+
+def _check_labels(examples: Examples, what: str, max_length: int) -> None:
+    """Say what is without labels before it comes out as NaN and is taken for the MPS defect."""
+    without, count = examples.without_label(), len(examples)
+    advice = (
+        f"Such an example's loss is 0/0 on any device; that is not the MPS defect. Prompts longer than --max_length "
+        f"({max_length} tokens) and empty completions leave nothing to predict."
+    )
+    if without == count:
+        raise BadInput(f"All labels of the {count} {what} example(s) are -100. {advice}")
+    if without:
+        logger.warning(
+            "%d of %d %s examples have no label that counts (all are -100). %s", without, count, what, advice
+        )
