@@ -138,5 +138,6 @@ PROBES: Final = (
         bad="an abort",
         good="right values",
         isolated=True,
+        last_macos=15,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, span
+from mpsdiag.probes.declaration import LAST_MINOR, Check, Probe, Remedy, span
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
@@ -28,13 +28,12 @@ def _mask_shape_and_dtype(lab: Lab) -> Iterator[Check]:
     row = lab.randn(1, 1, 1, length, stream=4)
     yield lab.check("first call, mask of one row", q, k, v, row)
     yield lab.check("second call, mask of all rows", q, k, v, lab.randn(1, 1, length, length, stream=5))
-    if lab.on_mps and lab.release >= (2, 5):
-        lab.require_dtype("float16")
-        q, k, v = lab.qkv(MASK_SHAPE, dtype="float16")
-        wide = lab.randn(1, 1, length, length, stream=6)
-        yield lab.check("float16, first call, float32 mask", q, k, v, wide, call=lab.direct)
-        narrow = lab.randn(1, 1, length, length, dtype="float16", stream=7)
-        yield lab.check("float16, second call, float16 mask", q, k, v, narrow, call=lab.direct)
+    lab.require_dtype("float16")
+    q, k, v = lab.qkv(MASK_SHAPE, dtype="float16")
+    wide = lab.randn(1, 1, length, length, stream=6)
+    yield lab.check("float16, first call, float32 mask", q, k, v, wide)
+    narrow = lab.randn(1, 1, length, length, dtype="float16", stream=7)
+    yield lab.check("float16, second call, float16 mask", q, k, v, narrow)
 
 
 PROBES: Final = (
@@ -59,8 +58,8 @@ PROBES: Final = (
         title="Shape or dtype of the mask is missing in the key of the graph cache",
         symptom="A second call with another kind of mask gives an error or the first mask's result.",
         upstream=(),
-        releases=(),
-        fixed="derived from the sources, not confirmed on a Mac",
+        releases=(*span(5, 6), *span(10, LAST_MINOR)),
+        fixed="open; derived from the sources (shape up to 2.6, dtype from 2.10 on), not confirmed on a Mac",
         hits="evaluation",
         remedy=Remedy("Expand the mask to (B, H, L, S) and give it the query's dtype."),
         trigger=_mask_shape_and_dtype,

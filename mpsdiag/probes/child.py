@@ -31,8 +31,7 @@ def main() -> None:
 
 def _run(spec: dict[str, Any], write: Any) -> None:
     from mpsdiag.emulation import Emulation
-    from mpsdiag.probes.catalogue import find
-    from mpsdiag.probes.run import run_mode
+    from mpsdiag.probes.run import run_mode, runnable
 
     given = spec["emulation"]
     defects = None if given is None or given["defects"] is None else tuple(given["defects"])
@@ -40,7 +39,7 @@ def _run(spec: dict[str, Any], write: Any) -> None:
     for name, mode in spec["jobs"]:
         write({"started": [name, mode]})
         begin = time.perf_counter()
-        result = run_mode(find(name), mode, spec["device"], emulation, on_abort="process")
+        result = run_mode(runnable(name), mode, spec["device"], emulation, on_abort="process")
         write({"finished": [name, mode], "result": result, "seconds": time.perf_counter() - begin})
 
 

@@ -49,6 +49,7 @@ class Check:
         mode: Whether gradients were wanted.
         error: Largest absolute difference from the float64 reference, where there is one.
         bound: What the contract allows it to be.
+        at: Where in the sweep it is: dtype, head_dim, queries, keys, mask, layout.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Check:
     mode: Mode = "evaluation"
     error: float | None = None
     bound: float | None = None
+    at: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ class ModeResult:
 
 class Skip(Exception):  # noqa: N818 - not an error: the reason why a trigger cannot run here
     """Raised by a trigger that cannot run here; its text is the reason the user reads."""
+
+
+class Refused(Skip):
+    """The SDPA backend that was forced does not take this call."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class Probe:
         level: The lowest level of `check` that runs it.
         isolated: It may take the process down, so it is run in a child.
         first_macos: The oldest macOS it can happen on, if that matters.
+        last_macos: The newest, likewise.
         training_releases: Where training is hit in other releases than evaluation: those.
         control: The device whose result is the reference.
         explains: Says of a combination of the sweep whether this defect accounts for its failure.
@@ -153,6 +160,7 @@ class Probe:
     level: Literal[1, 2, 3] = 3
     isolated: bool = False
     first_macos: int | None = None
+    last_macos: int | None = None
     training_releases: tuple[str, ...] = ()
     control: str = "cpu"
     explains: Callable[[Mapping[str, Any]], bool] | None = None

@@ -173,6 +173,7 @@ def _mode_result(given: dict[str, Any]) -> ModeResult:
             check["mode"],
             None if check["error"] is None else number(check["error"]),
             None if check["bound"] is None else number(check["bound"]),
+            check["at"],
         )
         for check in given["checks"]
     )

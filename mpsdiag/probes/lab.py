@@ -12,12 +12,11 @@ from torch import Tensor
 
 from mpsdiag import device as devices
 from mpsdiag.emulation import Emulation, suspended
+from mpsdiag.probes.backends import forced
 from mpsdiag.probes.declaration import Check, Mode, Skip
 from mpsdiag.probes.judge import Yardstick, plain_errors
 from mpsdiag.sdpa import reference_attention
 
-GRID = 32
-"""Inputs are multiples of 1/32 up to 4: exact in float32, bfloat16 and float16 alike, so one reference serves all."""
 DIRECT: Final = "_scaled_dot_product_attention_math_for_mps"
 
 
@@ -25,6 +24,17 @@ def release_of(version: str) -> tuple[int, int]:
     """Read the minor release of a torch version: `2.13.0+cpu` is (2, 13)."""
     major, minor, *_ = version.split(".")
     return int(major), int(minor)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on one CPU thread: the inputs are tiny, and on a busy machine threads wait for threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,14 @@ class Lab:
         emulation: The emulated MPS, if there is one.
         mode: Whether gradients are wanted.
         seed: Seed of all inputs.
+        backend: The SDPA backend to force, a name of `torch.nn.attention.SDPBackend`; None leaves it to torch.
     """
 
     device: str
     emulation: Emulation | None = None
     mode: Mode = "evaluation"
     seed: int = 0
+    backend: str | None = None
 
     @property
     def training(self) -> bool:
@@ -87,17 +99,15 @@ class Lab:
             raise Skip(reason)
 
     def randn(self, *shape: int, dtype: str = "float32", stream: int = 0) -> Tensor:
-        """Draw normal values on a grid that every dtype holds exactly, clipped at 4, on the device.
+        """Draw normal values on the device.
 
         Args:
             *shape: Shape of the tensor.
             dtype: Name of its dtype.
-            stream: Tells tensors of one shape apart; the same stream gives the same values in every dtype.
+            stream: Tells tensors of one shape apart; a stream gives the same values, rounded, in every dtype.
         """
         generator = torch.Generator().manual_seed(self.seed * 1000 + stream)
-        values = torch.randn(*shape, generator=generator)
-        values = (values * GRID).round().clamp(-4 * GRID, 4 * GRID) / GRID
-        return values.to(devices.torch_dtype(dtype)).to(self.device)
+        return torch.randn(*shape, generator=generator).to(devices.torch_dtype(dtype)).to(self.device)
 
     def qkv(
         self, query: tuple[int, ...], key: tuple[int, ...] | None = None, *, dtype: str = "float32"
@@ -116,16 +126,17 @@ class Lab:
         """Run `F.scaled_dot_product_attention` in this mode; the output comes back to the CPU, detached.
 
         In training the gradients of query, key and value are left on them, as a training step would.
+
+        Raises:
+            Refused: The backend that was forced does not take this call.
         """
-        if not self.training:
-            with torch.no_grad():
-                output = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, **rest)
-            return output.detach().cpu()
         for tensor in (query, key, value):
-            tensor.requires_grad_()
+            tensor.requires_grad_(self.training)
             tensor.grad = None
-        with torch.enable_grad():
+        with torch.set_grad_enabled(self.training), forced(self.backend):
             output = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, **rest)
+            if not self.training:
+                return output.cpu()
             # Of a scalar: handing over a gradient makes torch import sympy, which takes longer than the probe.
             output.sum().backward()  # type: ignore[no-untyped-call]  # in torch
         return output.detach().cpu()

@@ -22,7 +22,7 @@ def predicted(release: str, macos: int = 15) -> tuple[str, ...]:
 def strikes(probe: Probe, release: str, macos: int = 15, mode: Mode | None = None) -> bool:
     """Say whether a probe should fail on this release and macOS, in one grad mode or in any."""
     minor = minor_of(release)
-    if probe.first_macos is not None and macos < probe.first_macos:
+    if not (probe.first_macos or macos) <= macos <= (probe.last_macos or macos):
         return False
     in_training = minor in (probe.training_releases or (probe.releases if probe.hits != "evaluation" else ()))
     in_evaluation = minor in probe.releases and probe.hits != "training"

@@ -10,16 +10,25 @@ from contextlib import nullcontext
 from mpsdiag.device import kind_of
 from mpsdiag.emulation import EmulatedAbort, Emulation
 from mpsdiag.emulation.aborts import OnAbort
+from mpsdiag.probes.attribution import attribute
+from mpsdiag.probes.backends import BACKENDS
 from mpsdiag.probes.catalogue import CATALOGUE, find
 from mpsdiag.probes.declaration import ABORTS, MODES, Check, Finding, Mode, ModeResult, Probe, Skip
 from mpsdiag.probes.isolation import Job, run_isolated
+from mpsdiag.probes.sweep import SWEEP, SWEEP_PROBE
 from mpsdiag.words import ProbeStatus
 
 WORST_FIRST: tuple[ProbeStatus, ...] = ("fail", "error", "pass", "skip")
 
 
 def run_mode(
-    probe: Probe, mode: Mode, device: str, emulation: Emulation | None, *, on_abort: OnAbort = "raise"
+    probe: Probe,
+    mode: Mode,
+    device: str,
+    emulation: Emulation | None,
+    *,
+    on_abort: OnAbort = "raise",
+    backend: str | None = None,
 ) -> ModeResult:
     """Run a probe's trigger in one grad mode, in this process; whatever it raises becomes a status.
 
@@ -29,15 +38,17 @@ def run_mode(
         device: Where to run it; `cpu` with an emulation.
         emulation: The MPS to emulate, if one.
         on_abort: Whether a modelled abort raises, or really ends this process.
+        backend: The SDPA backend to force, if one.
     """
-    from mpsdiag.probes.lab import Lab
+    from mpsdiag.probes.lab import Lab, one_thread
 
     if probe.trigger is None:
         return ModeResult("skip", reason=probe.never_run or "nothing to run")
     checks: list[Check] = []
     try:
-        with emulation.enter(on_abort) if emulation else nullcontext():
-            checks.extend(probe.trigger(Lab(device, emulation, mode)))
+        with one_thread(), emulation.enter(on_abort) if emulation else nullcontext():
+            for check in probe.trigger(Lab(device, emulation, mode, backend=backend)):
+                checks.append(check)  # noqa: PERF402 - what was judged before an exception is kept
     except Skip as reason:
         return ModeResult(_status(checks), tuple(checks), str(reason))
     except EmulatedAbort as abort:
@@ -47,7 +58,9 @@ def run_mode(
     return ModeResult(_status(checks), tuple(checks))
 
 
-def conclude(probe: Probe, results: Mapping[Mode, ModeResult], seconds: float) -> Finding:
+def conclude(
+    probe: Probe, results: Mapping[Mode, ModeResult], seconds: float, *, backend: str | None = None
+) -> Finding:
     """Put the outcomes of the grad modes together; a skip is never a pass."""
     statuses = {mode: result.status for mode, result in results.items()}
     status: ProbeStatus = next((word for word in WORST_FIRST if word in statuses.values()), "skip")
@@ -67,6 +80,7 @@ def conclude(probe: Probe, results: Mapping[Mode, ModeResult], seconds: float) -
         upstream=probe.upstream,
         seen=seen,
         seconds=seconds,
+        backend=backend,
     )
 
 
@@ -88,15 +102,46 @@ def run_probe(
 
 
 def run_level(level: int, device: str, emulation: Emulation | None = None) -> list[Finding]:
-    """Run every probe of this level and below, in the order of their ids; level 3 on a real GPU all in children."""
+    """Run every probe of this level and below, in the order of their ids.
+
+    Level 3 adds the sweep, whose failures go to the probes that explain them, and, on devices with a choice of
+    attention backends, dead rows and the sweep once more on each. On a real Apple GPU it runs in children.
+
+    Args:
+        level: 1, 2 or 3.
+        device: Where to run; `cpu` with an emulation.
+        emulation: The MPS to emulate, if one.
+    """
     chosen = [probe for probe in CATALOGUE.values() if probe.level <= level]
-    return _run_all(
-        chosen, device, emulation, isolate=True if level >= 3 and kind_of(device) == "mps" else None
-    )
+    if level < 3:
+        return _run_all(chosen, device, emulation)
+    isolate = True if kind_of(device) == "mps" else None
+    *findings, sweep = _run_all([*chosen, SWEEP_PROBE], device, emulation, isolate=isolate)
+    findings = attribute(sweep, findings)
+    if emulation is None:
+        for backend in BACKENDS.get(kind_of(device), ()):
+            findings += run_backend(backend, device)
+    return findings
+
+
+def run_backend(backend: str, device: str) -> list[Finding]:
+    """Run dead rows and the sweep with one of torch's attention backends forced; each finding names it.
+
+    Args:
+        backend: A name of `torch.nn.attention.SDPBackend`.
+        device: Where to run.
+    """
+    *findings, sweep = _run_all([CATALOGUE["SDPA001"], SWEEP_PROBE], device, None, backend=backend)
+    return attribute(sweep, findings)
 
 
 def _run_all(
-    probes: Sequence[Probe], device: str, emulation: Emulation | None, *, isolate: bool | None
+    probes: Sequence[Probe],
+    device: str,
+    emulation: Emulation | None,
+    *,
+    isolate: bool | None = None,
+    backend: str | None = None,
 ) -> list[Finding]:
     """Run probes; those that want a child share one as long as it lives."""
     apart = [probe for probe in probes if probe.trigger and (probe.isolated if isolate is None else isolate)]
@@ -109,10 +154,19 @@ def _run_all(
             seconds = sum(answers[probe.id, mode][1] for mode in MODES)
         else:
             begin = time.perf_counter()
-            results = {mode: run_mode(probe, mode, device, emulation) for mode in MODES}
+            results = {mode: run_mode(probe, mode, device, emulation, backend=backend) for mode in MODES}
             seconds = time.perf_counter() - begin
-        findings.append(conclude(probe, results, seconds))
+        findings.append(conclude(probe, results, seconds, backend=backend))
     return findings
+
+
+def runnable(probe_id: str) -> Probe:
+    """Return a probe of the catalogue, or the sweep.
+
+    Raises:
+        BadInput: Neither has this id.
+    """
+    return SWEEP_PROBE if probe_id == SWEEP else find(probe_id)
 
 
 def _status(checks: Sequence[Check]) -> ProbeStatus:

@@ -57,6 +57,20 @@ def _mask_batch_offset(lab: Lab) -> Iterator[Check]:
     yield lab.check("mask (2, 1, 8, 8) that differs within the batch", q, k, v, mask, call=lab.direct)
 
 
+def _dead_boolean_rows(lab: Lab) -> Iterator[Check]:
+    """Every row of the mask is dead, and it is square, so that no other misreading of it makes a difference."""
+    import torch
+
+    if lab.training:
+        raise Skip("the operation that takes such a mask has no gradient")
+    lab.require_mps("the operation exists on MPS only")
+    if lab.release < (2, 8):
+        raise Skip("torch below 2.8 has no vector kernels")
+    q, k, v = lab.qkv((1, 2, 8, HEAD_DIM))
+    mask = torch.zeros(8, 8, dtype=torch.bool, device=lab.device)
+    yield lab.check("mask of zeros (8, 8)", q, k, v, mask, call=lab.direct)
+
+
 def _explains_query_strides(at: Mapping[str, Any]) -> bool:
     return _vector(at) and at["layout"] == "transposed" and at["queries"] > 1
 
@@ -137,5 +151,18 @@ PROBES: Final = (
         trigger=_mask_batch_offset,
         bad="wrong values",
         good="right values",
+    ),
+    Probe(
+        id="SDPA029",
+        title="The vector kernel gives NaN where a boolean mask hides every key",
+        symptom="Only callers of the MPS operation itself, with up to 8 queries and 1023 keys: NaN in such rows.",
+        upstream=(),
+        releases=span(8, 12),
+        fixed="2.13.0; derived from the kernel, not confirmed on a Mac",
+        hits="evaluation",
+        remedy=Remedy("Call F.scaled_dot_product_attention, which turns boolean masks into additive ones."),
+        trigger=_dead_boolean_rows,
+        bad="NaN",
+        good="zeros",
     ),
 )

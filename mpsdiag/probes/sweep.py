@@ -1,0 +1,166 @@
+"""The sweep: every combination of dtype, head dim, lengths, mask and layout against the float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
+
+from mpsdiag.device import supports_dtype, torch_dtype
+from mpsdiag.probes.dead_rows import additive
+from mpsdiag.probes.declaration import Check, Probe, Refused, Remedy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mpsdiag.probes.judge import Yardstick
+    from mpsdiag.probes.lab import Lab
+
+SWEEP: Final = "SWEEP"
+DTYPES: Final = ("float32", "bfloat16", "float16")
+HEAD_DIMS: Final = (32, 64, 80, 96, 128, 256)
+QUERIES: Final = (1, 4, 8, 9, 16, 128)
+KEYS: Final = (None, 64, 1024, 4096)
+"""None stands for as many keys as queries."""
+LAYOUTS: Final = ("contiguous", "transposed")
+MASKS: Final = ("none", "causal", "bool", "-inf", "finfo.min")
+TRAINED_MASKS: Final = ("none", "bool")
+TRAINED_KEYS: Final = (None, 64)
+"""With gradients every call takes one composite path, so a thin slice says as much as all of them."""
+BATCH: Final = 2
+SMALL: Final = 2**15
+"""Up to so many scores a head there are two heads; beyond there is one, whose layouts are all alike, so one is run."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape of the sweep; (BATCH, heads, queries, head_dim) against (BATCH, heads, keys, head_dim)."""
+
+    head_dim: int
+    queries: int
+    keys: int
+
+    @property
+    def heads(self) -> int:
+        """How many heads."""
+        return 2 if self.queries * self.keys <= SMALL else 1
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """The layouts that differ."""
+        return LAYOUTS if self.heads > 1 else LAYOUTS[:1]
+
+    def mask(self) -> Tensor:
+        """A left-padded batch, (BATCH, 1, queries, keys), True = may attend.
+
+        A quarter of the keys is padding; in the first sample a quarter of the queries, one at least, is dead.
+        """
+        import torch
+
+        visible = (
+            (torch.arange(self.keys) >= self.keys // 4).expand(BATCH, 1, self.queries, self.keys).clone()
+        )
+        visible[0, :, : max(1, self.queries // 4)] = False
+        return visible
+
+
+def shapes(keys: tuple[int | None, ...]) -> Iterator[Shape]:
+    """Give all shapes with these key lengths."""
+    for head_dim, queries, length in product(HEAD_DIMS, QUERIES, keys):
+        yield Shape(head_dim, queries, queries if length is None else length)
+
+
+def size() -> int:
+    """How many outputs the sweep judges in both grad modes together."""
+    evaluated = sum(len(shape.layouts) * len(MASKS) for shape in shapes(KEYS))
+    trained = sum(len(TRAINED_MASKS) for _ in shapes(TRAINED_KEYS))
+    return len(DTYPES) * (evaluated + trained)
+
+
+def _sweep(lab: Lab) -> Iterator[Check]:
+    dtypes = [name for name in DTYPES if supports_dtype(lab.device, name) is None]
+    judged = 0
+    for shape in shapes(TRAINED_KEYS if lab.training else KEYS):
+        for check in _one_shape(lab, shape, dtypes):
+            judged += 1
+            yield check
+    if not judged:
+        raise Refused(f"the backend {lab.backend} takes none of these calls")
+
+
+def _one_shape(lab: Lab, shape: Shape, dtypes: list[str]) -> Iterator[Check]:
+    masks = TRAINED_MASKS if lab.training else MASKS
+    layouts = LAYOUTS[:1] if lab.training else shape.layouts
+    visible = shape.mask()
+    live = visible.any(-1)
+    drawn = lab.qkv(
+        (BATCH, shape.heads, shape.queries, shape.head_dim), (BATCH, shape.heads, shape.keys, shape.head_dim)
+    )
+    for dtype in dtypes:
+        contiguous = tuple(tensor.detach().to(torch_dtype(dtype)) for tensor in drawn)
+        yardsticks = {kind: _yardstick(lab, kind, contiguous, visible) for kind in {_kind(m) for m in masks}}
+        given = {mask: _given(lab, mask, dtype, visible) for mask in masks}
+        for layout in layouts:
+            q, k, v = contiguous if layout == "contiguous" else map(_transposed, contiguous)
+            for mask in masks:
+                at = {"dtype": dtype, "layout": layout, "mask": mask, **vars(shape)}
+                try:
+                    output = lab.attend(q, k, v, given[mask], is_causal=mask == "causal")
+                except Refused:
+                    continue
+                yardstick = yardsticks[_kind(mask)]
+                with lab.control():
+                    ok, seen, error = yardstick.judge(output, live if mask == "finfo.min" else None)
+                yield Check(_name(at), ok, seen, lab.mode, error, yardstick.bound, at)
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    """The same values, laid out as (B, L, H, D) and seen as (B, H, L, D)."""
+    return tensor.detach().transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _kind(mask: str) -> str:
+    """Masks with one float64 result: bool, -inf and, in rows that are not dead, finfo.min."""
+    return mask if mask in {"none", "causal"} else "masked"
+
+
+def _yardstick(lab: Lab, kind: str, inputs: tuple[Tensor, ...], visible: Tensor) -> Yardstick:
+    q, k, v = inputs
+    return lab.yardstick(q, k, v, visible if kind == "masked" else None, is_causal=kind == "causal")
+
+
+def _given(lab: Lab, mask: str, dtype: str, visible: Tensor) -> Tensor | None:
+    import torch
+
+    if mask in {"none", "causal"}:
+        return None
+    if mask == "bool":
+        return visible.to(lab.device)
+    number = torch_dtype(dtype)
+    fill = -torch.inf if mask == "-inf" else torch.finfo(number).min
+    return additive(visible, number, fill).to(lab.device)
+
+
+def _name(at: dict[str, Any]) -> str:
+    return (
+        f"{at['dtype']}, {at['layout']}, head dim {at['head_dim']}, "
+        f"{at['queries']} queries, {at['keys']} keys, mask {at['mask']}"
+    )
+
+
+SWEEP_PROBE: Final = Probe(
+    id=SWEEP,
+    title="Sweep over dtypes, head dims, lengths, masks and layouts: nothing but what the catalogue explains",
+    symptom="Wrong values for some shapes and not for others.",
+    upstream=(),
+    releases=(),
+    fixed="",
+    hits="both",
+    remedy=Remedy(
+        "No known defect explains these: please report them.", ("mpsdiag check --level 3 --markdown",)
+    ),
+    trigger=_sweep,
+    bad="wrong values",
+    good="right values",
+)
