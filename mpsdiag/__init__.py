@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpsdiag.diagnosis import check
+    from mpsdiag.diagnosis import check, trace
     from mpsdiag.emulation import emulate_mps
     from mpsdiag.fixes import apply, install
     from mpsdiag.training import MPSSafeTrainer, NonFiniteCallback
@@ -23,6 +23,7 @@ _HOME = {
     "install": "mpsdiag.fixes",
     "MPSSafeTrainer": "mpsdiag.training",
     "NonFiniteCallback": "mpsdiag.training",
+    "trace": "mpsdiag.diagnosis",
 }
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "check",
     "emulate_mps",
     "install",
+    "trace",
 ]
 
 

@@ -1,5 +1,21 @@
-"""From a machine to a verdict: the scenario through stock transformers, the evidence, what follows from it."""
+"""From a machine to a verdict: scenario through stock transformers, evidence, what follows; and the trace."""
 
-from mpsdiag.diagnosis.examination import check
+from __future__ import annotations
 
-__all__ = ["check"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpsdiag.diagnosis.examination import check
+    from mpsdiag.diagnosis.tracing import Origin, trace
+
+__all__ = ["Origin", "check", "trace"]
+
+_HOME = {"Origin": "tracing", "check": "examination", "trace": "tracing"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load on first use: a check of the kernel alone needs no tracer."""
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,81 @@
+"""The cheap pass: is anything non-finite at all? Sums that stay on the device, read once a step.
+
+A sum is finite exactly when all its terms are, but for an overflow of the sum itself; then the detailed pass finds
+nothing, and nothing is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.diagnosis.observer import decoder_layers, first_tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Flags:
+    """Watches the outputs of the decoder layers and of the model while `watching`.
+
+    Args:
+        model: The model that will run.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._layers = set(decoder_layers(model))
+        self._sums: list[Tensor] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[Flags]:
+        """Watch until the block ends; the hooks are removed whatever happens."""
+        handles = [module.register_forward_hook(self._leave) for module in (*self._layers, self._model)]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def note(self, tensor: Tensor) -> None:
+        """Add one more tensor to those of this step, such as a gradient norm."""
+        if tensor.is_floating_point() and tensor.numel():
+            with torch.no_grad():
+                self._sums.append(
+                    tensor.detach().sum(dtype=torch.float32 if tensor.dtype in _HALF else None).reshape(())
+                )
+
+    def read(self, *extra: Tensor) -> tuple[bool, list[float]]:
+        """End the step: whether something may be non-finite, and the values of `extra` scalars. Waits once.
+
+        Args:
+            *extra: Scalar tensors to be read in the same transfer, such as the loss.
+        """
+        sums, self._sums = self._sums, []
+        scalars = [tensor.detach().float().reshape(()) for tensor in extra]
+        if not sums and not scalars:
+            return False, []
+        place = (sums + scalars)[-1].device
+        values: list[float] = torch.stack([value.float().to(place) for value in sums + scalars]).tolist()
+        suspicious = not all(abs(value) < float("inf") for value in values)
+        return suspicious, values[len(sums) :]
+
+    def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        if module is self._model:
+            self._note_output(output)
+            return
+        hidden = first_tensor(output)
+        if hidden is not None:
+            self.note(hidden)
+
+    def _note_output(self, output: Any) -> None:
+        loss, logits = getattr(output, "loss", None), first_tensor(output)
+        if isinstance(loss, Tensor):
+            self.note(loss)
+        if logits is not None and logits.is_floating_point() and logits.numel():
+            # The greatest value passes NaN on, and leaves out the minus infinities that models rule tokens out with.
+            with torch.no_grad():
+                self._sums.append(logits.detach().amax().reshape(()))

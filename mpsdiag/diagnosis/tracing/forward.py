@@ -1,0 +1,187 @@
+"""The forward of one batch: cheap first, and in detail where something is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mpsdiag.diagnosis.tracing.causes import Birth, Explanation, explain
+from mpsdiag.diagnosis.tracing.causes.given import indices_of_batch
+from mpsdiag.diagnosis.tracing.chain import first_terminal
+from mpsdiag.diagnosis.tracing.events import Call, Pass, Terminal
+from mpsdiag.diagnosis.tracing.flags import Flags
+from mpsdiag.diagnosis.tracing.healing import Healing
+from mpsdiag.diagnosis.tracing.origin import Origin, Phase
+from mpsdiag.diagnosis.tracing.repeat import Repeat, in_mode
+from mpsdiag.diagnosis.tracing.tensors import bad_rows, facts
+from mpsdiag.diagnosis.tracing.tracer import Tracer
+from mpsdiag.errors import CannotDecide
+
+ROUNDS = 8
+"""At most this many faults behind each other are brought to light."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What the trace of one batch gave: its loss, the origin if it is not finite, the call the value was born in."""
+
+    loss: float | None
+    origin: Origin | None
+    call: Call | None = None
+
+
+def trace_forward(
+    model: nn.Module, batch: Mapping[str, Any], *, training: bool = False, grad: bool = False
+) -> Traced:
+    """Run a batch, and find where its first non-finite value was born.
+
+    Args:
+        model: Any module that takes the batch as keyword arguments.
+        batch: Checked, and on the model's device.
+        training: Run it in training mode.
+        grad: With gradients wanted, as in training.
+
+    Raises:
+        CannotDecide: The forward itself fails.
+    """
+    outside = indices_of_batch(model, dict(batch))
+    if outside is not None:
+        module, operation, explanation = outside
+        return Traced(None, _data_origin(module, operation, explanation))
+    repeat, flags = Repeat(model), Flags(model)
+    with in_mode(model, training=training, grad=grad):
+        try:
+            with flags.watching():
+                output = model(**batch)
+            loss = getattr(output, "loss", None)
+            suspicious, values = flags.read(*([loss] if isinstance(loss, Tensor) else []))
+        except IndexError:
+            suspicious, values = True, []
+        except RuntimeError as problem:
+            raise CannotDecide(_failed(problem)) from problem
+        value = values[0] if values else None
+        if not suspicious:
+            return Traced(value, None)
+        origin, call = explain_forward(model, batch, repeat, grad=grad)
+    return Traced(value, origin, call)
+
+
+def explain_forward(
+    model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, *, grad: bool
+) -> tuple[Origin | None, Call | None]:
+    """Run a batch in detail, as often as faults come to light; the modes are those in effect.
+
+    Returns:
+        The first origin with the others in `also`, and the call it was born in; None if all came out finite.
+    """
+    origins: list[Origin] = []
+    first_call: Call | None = None
+    healing = Healing()
+    for _ in range(ROUNDS):
+        seen = detailed_pass(model, batch, repeat, healing)
+        terminal = first_terminal(seen)
+        if terminal is None:
+            break
+        birth = Birth(terminal, seen, batch, model, grad)
+        explanations = explain(birth)
+        if not origins:
+            first_call = birth.call
+        spread = _spread(seen) if not origins else []
+        for explanation in explanations:
+            if explanation.cause not in {origin.cause for origin in origins}:
+                origins.append(_origin(birth, explanation, spread))
+        if terminal.kind == "error":
+            break
+        healing = _heal(healing, terminal, {explanation.cause for explanation in explanations})
+    if not origins:
+        return None, None
+    return origins[0].model_copy(update={"also": origins[1:]}), first_call
+
+
+def detailed_pass(
+    model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, healing: Healing | None = None
+) -> Pass:
+    """One detailed pass; an operation that raises ends it and is its last event.
+
+    Raises:
+        CannotDecide: The forward fails with something else than an index out of range.
+    """
+    repeat.again()
+    tracer = Tracer(model, batch, healing)
+    try:
+        with tracer.watching():
+            model(**batch)
+    except IndexError:
+        if not tracer.seen.events or tracer.seen.events[-1].error is None:
+            raise
+    except RuntimeError as problem:
+        raise CannotDecide(_failed(problem)) from problem
+    return tracer.seen
+
+
+def _heal(healing: Healing, terminal: Terminal, causes: set[str]) -> Healing:
+    if terminal.kind in ("weight", "batch"):
+        return Healing(healing.outputs, healing.attention, given=True)
+    if causes & {"dead_rows"} or (causes == {"bad_mask"} and terminal.kind == "nan"):
+        healing = Healing(healing.outputs, attention=True, given=healing.given)
+    return healing.also_output(terminal.event.index)
+
+
+def _origin(birth: Birth, explanation: Explanation, spread: list[dict[str, Any]]) -> Origin:
+    event, phase = birth.event, "data" if explanation.cause in ("bad_inputs", "no_labels") else "forward"
+    evidence = dict(explanation.evidence)
+    output = birth.output
+    if output is not None:
+        evidence["output"] = facts(output, event.operation) | {"non_finite": bad_rows(output)}
+    if birth.inputs:
+        evidence["inputs"] = [facts(tensor, name) for name, tensor in birth.inputs]
+    if spread:
+        evidence["spread"] = spread
+    return Origin(
+        cause=explanation.cause,
+        layer=event.layer,
+        module=event.module,
+        operation=event.operation,
+        phase=_phase(phase),
+        summary=explanation.summary,
+        evidence=evidence,
+        remedy=explanation.remedy,
+    )
+
+
+def _phase(name: str) -> Phase:
+    return "data" if name == "data" else "forward"
+
+
+def _spread(seen: Pass) -> list[dict[str, Any]]:
+    """Per decoder layer: in how many sequences, and at how many positions, its output is not finite."""
+    return [
+        {
+            "layer": rows.layer,
+            "sequences": int(rows.bad.any(-1).sum()),
+            "positions": int(rows.bad.sum()),
+            "of": rows.bad.numel(),
+        }
+        for rows in seen.layers
+    ]
+
+
+def _data_origin(module: str, operation: str, explanation: Explanation) -> Origin:
+    return Origin(
+        cause=explanation.cause,
+        layer=None,
+        module=module,
+        operation=operation,
+        phase="data",
+        summary=explanation.summary,
+        evidence=explanation.evidence,
+        remedy=explanation.remedy,
+    )
+
+
+def _failed(problem: BaseException) -> str:
+    first = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300].rstrip(".")
+    return f"The forward itself fails, so nothing can be traced: {first}."

@@ -1,0 +1,101 @@
+"""Healing: run a pass again with the faults found so far made finite, so that those behind them come to light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpsdiag.diagnosis.tracing.operations import SDPA, SOFTMAX
+from mpsdiag.diagnosis.tracing.tensors import impurity, rebuilt
+from mpsdiag.sdpa import dead_rows
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What is made finite in a pass.
+
+    Attributes:
+        outputs: Running numbers of operations whose non-finite outputs become 0.
+        attention: Rows of attention over nothing become 0, in every layer.
+        given: Non-finite weights and inputs become 0 where they are used.
+    """
+
+    outputs: frozenset[int] = frozenset()
+    attention: bool = False
+    given: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs) or self.attention or self.given
+
+    def also_output(self, index: int) -> Healing:
+        """With one more operation healed."""
+        return replace(self, outputs=self.outputs | {index})
+
+    def apply(
+        self, index: int, operation: str, named: Mapping[str, Any], result: Any, *, in_place: bool
+    ) -> Any:
+        """The result of an operation, made finite where that is wanted.
+
+        Args:
+            index: Running number of the operation.
+            operation: Its name.
+            named: Its arguments.
+            result: What it gave.
+            in_place: Write into the tensors themselves.
+        """
+        if index in self.outputs:
+            return healed(result, in_place=in_place)
+        if self.attention and operation in (SDPA, *SOFTMAX) and isinstance(result, Tensor):
+            dead = rows_over_nothing(operation, named, result)
+            if dead is not None:
+                return torch.where(dead.unsqueeze(-1), torch.nan_to_num(result, nan=0.0), result)
+        return result
+
+
+def rows_over_nothing(operation: str, named: Mapping[str, Any], result: Tensor) -> Tensor | None:
+    """Bool, of the shape of the result without its last dimension: the mask leaves this row no key.
+
+    A row of the lowest finite number of float16 counts too: with a negative score it is minus infinity.
+
+    Args:
+        operation: SDPA or a softmax over the last dimension.
+        named: Its arguments.
+        result: What it gave, `(..., queries, channels or keys)`.
+    """
+    if operation == SDPA:
+        mask = named.get("attn_mask")
+        if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+            return None
+        dead = dead_rows(mask)
+        if mask.dtype == torch.float16:
+            dead = dead | (mask <= torch.finfo(mask.dtype).min).all(-1)
+        return dead.expand(result.shape[:-1])
+    scores = next((value for value in named.values() if isinstance(value, Tensor)), None)
+    if scores is None or scores.shape != result.shape:
+        return None
+    return (scores == float("-inf")).all(-1)
+
+
+def healed(value: Any, *, in_place: bool = False) -> Any:
+    """The same value with zeros for what is not finite, nested tensors included.
+
+    Args:
+        value: A tensor, or tuples, lists and mappings of tensors.
+        in_place: Write into the tensors themselves.
+    """
+    if isinstance(value, Tensor):
+        if not impurity(value):
+            return value
+        if in_place:
+            with torch.no_grad():
+                return value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
+    if isinstance(value, tuple | list):
+        return rebuilt(value, [healed(item, in_place=in_place) for item in value])
+    if isinstance(value, dict):
+        return {key: healed(item, in_place=in_place) for key, item in value.items()}
+    return value

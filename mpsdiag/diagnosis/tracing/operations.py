@@ -1,0 +1,97 @@
+"""Torch operations by the names people know: what `__iadd__` is, which arguments are which, what writes in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+SDPA: Final = "scaled_dot_product_attention"
+SOFTMAX: Final = ("softmax", "log_softmax")
+LOSSES: Final = ("cross_entropy", "nll_loss")
+
+_ALIASES: Final = {
+    "radd": "add",
+    "iadd": "add",
+    "rsub": "sub",
+    "isub": "sub",
+    "rmul": "mul",
+    "imul": "mul",
+    "multiply": "mul",
+    "truediv": "div",
+    "rtruediv": "div",
+    "rdiv": "div",
+    "itruediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+    "rmatmul": "matmul",
+    "imatmul": "matmul",
+    "rpow": "pow",
+    "ipow": "pow",
+    "scaled_dot_product_attention_math_for_mps": SDPA,
+}
+_WRITING_DUNDERS: Final = (
+    "__setitem__",
+    "__iadd__",
+    "__isub__",
+    "__imul__",
+    "__itruediv__",
+    "__ipow__",
+    "__imatmul__",
+)
+
+# The arguments of operations that C code parses, and inspect cannot read.
+PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
+    SDPA: ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
+    "linear": ("input", "weight", "bias"),
+    "embedding": ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "addmm": ("bias", "input", "weight"),
+    "cross_entropy": ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"),
+    "nll_loss": ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"),
+    "matmul": ("input", "other"),
+    "bmm": ("input", "other"),
+    "add": ("input", "other"),
+    "sub": ("input", "other"),
+    "mul": ("input", "other"),
+    "div": ("input", "other"),
+}
+
+
+def operation_name(func: Callable[..., Any]) -> str:
+    """The public name of what a TorchFunctionMode sees: `add` for `Tensor.__iadd__`, `mul_` and `mul.Tensor`."""
+    name = str(getattr(func, "__name__", "") or func)
+    name = name.partition(".")[0].strip("_") or name
+    return _ALIASES.get(name, name)
+
+
+def writes_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the operation changes its first argument, or one it was given as `out`."""
+    name = str(getattr(func, "__name__", "")).partition(".")[0]
+    if name in _WRITING_DUNDERS or kwargs.get("out") is not None or kwargs.get("inplace") is True:
+        return True
+    return name.endswith("_") and not name.endswith("__")
+
+
+def arguments(operation: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name; those whose names nobody knows are called `argument 0`, `argument 1`, ..."""
+    names = PARAMETERS.get(operation, ())
+    named = {names[i] if i < len(names) else f"argument {i}": value for i, value in enumerate(args)}
+    return {**named, **kwargs}
+
+
+def has_infinite_scalar(value: Any) -> bool:
+    """Whether a plain infinite number is among the arguments, as in `masked_fill(mask, float("-inf"))`."""
+    return any(math.isinf(number) for number in _floats(value))
+
+
+def _floats(value: Any, depth: int = 3) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif depth and isinstance(value, tuple | list):
+        for item in value:
+            yield from _floats(item, depth - 1)
+    elif depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from _floats(item, depth - 1)

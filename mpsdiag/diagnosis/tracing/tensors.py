@@ -1,0 +1,146 @@
+"""What a trace says about tensors: which non-finite values they hold, their finite range, which rows are bad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LISTED = 16
+"""At most this many sequences, heads or positions are listed one by one."""
+
+
+@dataclass(frozen=True)
+class Impurity:
+    """Which non-finite values a tensor holds."""
+
+    nan: bool = False
+    positive: bool = False
+    negative: bool = False
+
+    def __bool__(self) -> bool:
+        return self.nan or self.infinite
+
+    @property
+    def infinite(self) -> bool:
+        """Plus or minus infinity is in it."""
+        return self.positive or self.negative
+
+
+PURE = Impurity()
+
+
+def impurity(tensor: Tensor) -> Impurity:
+    """Look through a tensor of any dtype. Waits for the device; integers and complex numbers are pure."""
+    if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+        return PURE
+    values = tensor.detach()
+    if bool(torch.isfinite(values).all()):
+        return PURE
+    return Impurity(
+        nan=bool(torch.isnan(values).any()),
+        positive=bool(torch.isposinf(values).any()),
+        negative=bool(torch.isneginf(values).any()),
+    )
+
+
+def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested tuples, lists and mappings, with a name made from the way to it."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            yield from tensors_in(item, f"{name}[{index}]" if name else str(index))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensors_in(item, f"{name}.{key}" if name else str(key))
+
+
+def rebuilt(value: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
+    """A sequence of the same type with other items; named tuples and torch's own result types too."""
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    return type(value)(items)
+
+
+def facts(tensor: Tensor, name: str = "") -> dict[str, Any]:
+    """Shape, dtype, finite range and counts of non-finite values, for the evidence.
+
+    Args:
+        tensor: Any tensor; booleans are counted.
+        name: What it is to the operation, such as `query`.
+    """
+    values = tensor.detach()
+    found: dict[str, Any] = {
+        "name": name,
+        "shape": list(values.shape),
+        "dtype": str(values.dtype).removeprefix("torch."),
+    }
+    if values.numel() == 0 or values.is_complex():
+        return found
+    if values.dtype == torch.bool:
+        return {**found, "true": int(values.sum()), "of": values.numel()}
+    if not values.is_floating_point():
+        return {**found, "min": int(values.min()), "max": int(values.max())}
+    finite = values[torch.isfinite(values)]
+    if finite.numel():
+        found |= {"min": float(finite.min()), "max": float(finite.max())}
+    for key, count in (
+        ("nan", torch.isnan(values).sum()),
+        ("inf", torch.isposinf(values).sum()),
+        ("-inf", torch.isneginf(values).sum()),
+    ):
+        if int(count):
+            found[key] = int(count)
+    return found
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest finite magnitude in a tensor; 0.0 if there is none."""
+    values = tensor.detach()
+    finite = values[torch.isfinite(values)].double().abs() if values.is_floating_point() else values[:0]
+    return float(finite.max()) if finite.numel() else 0.0
+
+
+def bad_rows(tensor: Tensor) -> dict[str, Any]:
+    """Which rows of an output are non-finite, by what the dimensions of a language model mean.
+
+    Args:
+        tensor: `(sequences, heads, positions, channels)`, `(sequences, positions, channels)`, or any other shape, of
+            which only the count is told.
+    """
+    bad = ~torch.isfinite(tensor.detach())
+    told: dict[str, Any] = {"values": int(bad.sum()), "of": tensor.numel()}
+    if tensor.dim() == 4:
+        rows = bad.any(-1)
+        told |= {
+            "rows": int(rows.sum()),
+            "sequences": listed(rows.any(2).any(1)),
+            "heads": listed(rows.any(2).any(0)),
+            "positions": listed(rows.any(1).any(0)),
+        }
+    elif tensor.dim() == 3:
+        rows = bad.any(-1)
+        told |= {
+            "rows": int(rows.sum()),
+            "sequences": listed(rows.any(1)),
+            "positions": listed(rows.any(0)),
+        }
+    return told
+
+
+def listed(flags: Tensor) -> str:
+    """Indices of the true flags, runs written as `3-7`; cut with how many more there are."""
+    indices: list[int] = flags.nonzero().flatten().tolist()
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][1] == index - 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
+    return ", ".join(words[:LISTED]) + more
