@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +61,7 @@ class LocalExecutor:
         waiting = iter(jobs)
         with concurrent.futures.ThreadPoolExecutor(together, thread_name_prefix="cell") as threads:
             running = {
-                threads.submit(self._run, job, stop): job
-                for job, _ in zip(waiting, range(together), strict=False)
+                threads.submit(self._run, job, stop): job for job in itertools.islice(waiting, together)
             }
             while running:
                 done, _ = concurrent.futures.wait(

@@ -94,8 +94,7 @@ class Isolation:
         log.unlink(missing_ok=True)
         kills = self.kills()
         started, clock = utc_now(), time.perf_counter()
-        with _may_have_children(), _without_main():
-            future, child = self._launch(job)
+        future, child = self._start(job)
         try:
             ended = _await(future, stop or Stop())
         finally:
@@ -116,6 +115,14 @@ class Isolation:
             measured=None if isinstance(ended, tuple) else ended.measured,
             timing=None if isinstance(ended, tuple) else ended.timing,
         )
+
+    def _start(self, job: Job) -> tuple[concurrent.futures.Future[str], Any]:
+        """Launch a job; a fork server that was itself killed is started anew, once."""
+        with _may_have_children(), _without_main():
+            try:
+                return self._launch(job)
+            except (OSError, EOFError):
+                return self._launch(job)
 
     def _launch(self, job: Job) -> tuple[concurrent.futures.Future[str], Any]:
         context: Any = multiprocessing.get_context(self.start)

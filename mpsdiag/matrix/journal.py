@@ -110,6 +110,9 @@ def _take(line: bytes, where: str, records: dict[tuple[str, int], Record], warni
     except ValueError as problem:
         warnings.append(f"{where} is not a record and was left out ({problem}).")
         return False
+    last = next(reversed(records.values()), None)
+    if last is not None and last.environment == record.environment:
+        record.environment = last.environment  # one object for all: a long journal is mostly environments
     # A later record of the same round replaces the earlier one (a retry), and takes its place in the order.
     records.pop((record.key, record.round), None)
     records[record.key, record.round] = record

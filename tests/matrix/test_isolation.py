@@ -1,0 +1,192 @@
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mpsdiag.matrix import isolation as isolation_module
+from mpsdiag.matrix.interrupt import Interruptible, Stop
+from mpsdiag.matrix.isolation import LIGHT, Isolation, log_tail, memory_kills, start_method
+from mpsdiag.matrix.job import Job
+from mpsdiag.matrix.record import Cell
+
+
+@pytest.fixture
+def job(tmp_path):
+    def make(function, **fields):
+        name = function if ":" in function else f"fake_cells:{function}"
+        fields = {"time_limit": 30.0, **fields}
+        return Job(key="k", cell=Cell(), function=name, log=str(tmp_path / "logs" / "cell.log"), **fields)
+
+    return make
+
+
+def test_an_answer_comes_back_with_its_numbers(light, job):
+    ended = light.run(job("quick"))
+    assert (ended.status, ended.signal, ended.measured.eval_losses[0]) == ("ok", None, 1.0)
+    assert ended.measured.eval_losses[1] != ended.measured.eval_losses[1]
+    assert 0 < ended.seconds < 30
+    assert light.run(job("quick", round=1, repeats=3)).timing.eval_step == [0.1] * 3
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "name", "reason"),
+    [
+        ("abort", "crash", "SIGABRT", "ended by SIGABRT"),
+        ("segfault", "crash", "SIGSEGV", "ended by SIGSEGV"),
+        ("killed", "crash", "SIGKILL", "ended by SIGKILL"),
+        ("silent", "crash", None, "without an answer (exit code 0)"),
+        ("memory", "oom", None, "MemoryError"),
+        ("out_of_memory_words", "oom", None, "MPS backend out of memory"),
+        ("raises", "error", None, "ValueError: first line"),
+        ("leaves", "error", None, "SystemExit: 5"),
+        ("answers_nonsense", "error", None, "returned dict, not an Answer"),
+        ("no_such_function", "error", None, "AttributeError"),
+        ("no_such_module:cell", "error", None, "ModuleNotFoundError"),
+    ],
+)
+def test_every_end_has_its_status(light, job, function, status, name, reason):
+    ended = light.run(job(function))
+    assert (ended.status, ended.signal) == (status, name)
+    assert reason in ended.reason
+
+
+def test_the_log_says_where_it_crashed(light, job):
+    assert "fake_cells.py" in light.run(job("abort")).log_tail
+    assert "ValueError: first line\nsecond line" in light.run(job("raises")).log_tail
+
+
+def test_the_kernels_memory_killer_is_told_from_a_kill(job):
+    strikes = iter([7, 8])
+    ended = Isolation(preload=LIGHT, kills=lambda: next(strikes)).run(job("killed"))
+    assert (ended.status, ended.signal) == ("oom", "SIGKILL")
+    assert "out of memory" in ended.reason
+    if sys.platform == "linux":
+        assert memory_kills() >= 0
+
+
+def test_a_hang_is_ended_with_all_it_started_and_its_place_is_in_the_log(light, job):
+    ended = light.run(job("hang", time_limit=1.5))
+    assert ended.status == "timeout"
+    assert "in hang" in ended.log_tail
+    grandchild = int(ended.log_tail.split()[0])
+    _until(lambda: not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie")
+
+
+def test_a_megabyte_of_output_stays_out_of_the_way(light, job, capfd):
+    ended = light.run(job("megabyte"))
+    assert ended.status == "ok"
+    assert ended.log_tail.endswith("the end of the log\n")
+    assert len(ended.log_tail) <= isolation_module.TAIL_BYTES
+    assert capfd.readouterr() == ("", "")
+    assert Path(job("megabyte").log).stat().st_size > 2**20
+
+
+def test_log_tail_of_nothing_is_empty(tmp_path):
+    assert log_tail(tmp_path / "none.log") == ""
+
+
+def test_stopping_gives_the_cell_its_moment_and_then_ends_it(light, job):
+    stop = Stop(grace=0.5)
+    threading.Timer(0.5, stop.ask).start()
+    begun = time.monotonic()
+    ended = light.run(job("sleeps"), stop)
+    assert ended.status == "interrupted"
+    assert time.monotonic() - begun < 10
+
+    stop = Stop(grace=20.0)
+    stop.ask()
+    assert light.run(job("quick"), stop).status == "ok"  # it finished within its moment
+
+
+def test_asking_twice_ends_the_moment():
+    now = [0.0]
+    told = []
+    stop = Stop(grace=5.0, told=lambda: told.append(1), clock=lambda: now[0])
+    assert not stop.asked
+    stop.ask()
+    now[0] = 4.9
+    assert (stop.asked, stop.due) == (True, False)
+    stop.ask()
+    assert (stop.due, told) == (True, [1])
+
+
+def test_ctrl_c_asks_and_the_old_handler_comes_back():
+    stop = Stop()
+    before = signal.getsignal(signal.SIGINT)
+    with Interruptible(stop):
+        signal.raise_signal(signal.SIGINT)
+    assert stop.asked
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "method"),
+    [
+        ("linux", ["cpu"], "forkserver"),
+        ("linux", [], "forkserver"),
+        ("linux", ["cpu", "cuda:0"], "spawn"),
+        ("linux", ["xpu"], "spawn"),
+        ("darwin", ["cpu"], "spawn"),
+        ("darwin", ["mps"], "spawn"),
+    ],
+)
+def test_start_method(monkeypatch, platform, devices, method):
+    monkeypatch.setattr(sys, "platform", platform)
+    assert start_method(devices) == method
+
+
+def test_a_fresh_interpreter_works_too(job):
+    assert Isolation("spawn").run(job("quick")).status == "ok"
+
+
+def test_a_script_without_a_main_guard_is_not_run_again(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        from mpsdiag.matrix.isolation import LIGHT, Isolation
+        from mpsdiag.matrix.job import Job
+        from mpsdiag.matrix.record import Cell
+        print("run")
+        job = Job(key="k", cell=Cell(), function="mpsdiag.matrix.child:nothing", log={str(tmp_path / "log")!r})
+        for start in ("forkserver", "spawn"):
+            print(Isolation(start, LIGHT).run(job).status)
+        """)
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["run", "ok", "ok"]
+
+
+def test_the_cell_ends_when_its_bench_is_killed(tmp_path):
+    script = tmp_path / "bench.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from mpsdiag.matrix.isolation import LIGHT, Isolation
+        from mpsdiag.matrix.job import Job
+        from mpsdiag.matrix.record import Cell
+        log = {str(tmp_path / "log")!r}
+        Isolation(preload=LIGHT).run(Job(key="k", cell=Cell(), function="fake_cells:tells_and_sleeps", log=log))
+        """)
+    )
+    bench = subprocess.Popen([sys.executable, script])
+    log = tmp_path / "log"
+    _until(lambda: log.exists() and log.read_text().strip())
+    cell = psutil.Process(int(log.read_text()))
+    bench.kill()
+    bench.wait()
+    _until(lambda: not cell.is_running() or cell.status() == psutil.STATUS_ZOMBIE)
+
+
+def _until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
