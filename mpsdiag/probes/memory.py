@@ -79,11 +79,11 @@ def _huge_scores(lab: Lab) -> Iterator[Check]:
     """Judge a few rows of the last head: the first whose scores start beyond 2**32."""
     import torch
 
-    if lab.training:
-        raise Skip("the gradients of so long a sequence need more memory than most machines have")
     lab.require_real_mps(
         "the addresses that overflow are MPSGraph's, and the CPU would need minutes and 18 GB"
     )
+    if lab.training:
+        raise Skip("the gradients of so long a sequence need more memory than most machines have")
     available = torch.mps.recommended_max_memory()
     if available < HUGE_BYTES:
         raise Skip(f"needs 64 GiB of GPU memory, this machine offers {available / 2**30:.0f}")

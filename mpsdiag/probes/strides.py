@@ -34,11 +34,21 @@ def _batch_strides(lab: Lab) -> Iterator[Check]:
     yield lab.check("permuted, batch of 4, 3 queries", *_transposed(lab, 4, 3, 3))
 
 
+def _require_operator(lab: Lab) -> None:
+    """Go on only where the MPS operation itself can be called.
+
+    Raises:
+        Skip: Not on MPS, or with gradients.
+    """
+    lab.require_mps("the operation exists on MPS only")
+    if lab.training:
+        raise Skip("the operation that takes such a mask has no gradient")
+
+
 def _mask_strides(lab: Lab) -> Iterator[Check]:
     import torch
 
-    if lab.training:
-        raise Skip("the operation that takes such a mask has no gradient")
+    _require_operator(lab)
     q, k, v = lab.qkv((1, 1, 8, HEAD_DIM), (1, 1, 512, HEAD_DIM))
     ones = torch.ones(8, 512, dtype=torch.bool, device=lab.device)
     striped = ones & (torch.arange(512, device=lab.device) % 3 > 0)
@@ -49,8 +59,7 @@ def _mask_strides(lab: Lab) -> Iterator[Check]:
 def _mask_batch_offset(lab: Lab) -> Iterator[Check]:
     import torch
 
-    if lab.training:
-        raise Skip("the operation that takes such a mask has no gradient")
+    _require_operator(lab)
     q, k, v = lab.qkv((2, 4, 8, HEAD_DIM))
     lower = torch.ones(8, 8, dtype=torch.bool, device=lab.device).tril()
     mask = torch.stack([lower, lower.flip(1).flip(0)])[:, None]
@@ -61,9 +70,7 @@ def _dead_boolean_rows(lab: Lab) -> Iterator[Check]:
     """Every row of the mask is dead, and it is square, so that no other misreading of it makes a difference."""
     import torch
 
-    if lab.training:
-        raise Skip("the operation that takes such a mask has no gradient")
-    lab.require_mps("the operation exists on MPS only")
+    _require_operator(lab)
     if lab.release < (2, 8):
         raise Skip("torch below 2.8 has no vector kernels")
     q, k, v = lab.qkv((1, 2, 8, HEAD_DIM))

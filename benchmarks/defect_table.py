@@ -1,0 +1,189 @@
+"""Run the catalogue and the sweep under the emulation of every release, and write the table release x defect.
+
+    python benchmarks/defect_table.py [--output reports/defects] [--macos 15] [--no-sweep] [RELEASE ...]
+
+Everything in it is emulated. A frame marks what the facts predict for that release.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.patches import Rectangle
+
+from mpsdiag.emulation import RELEASES, Emulation
+from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe
+from mpsdiag.report.escape import md_cell
+from mpsdiag.report.plot_style import Theme, draw, figure, label
+from mpsdiag.serialization import write_atomically
+
+Table = Mapping[str, Sequence[Finding]]
+COLUMNS = (
+    "release",
+    "id",
+    "title",
+    "status",
+    "training",
+    "evaluation",
+    "predicted",
+    "cases",
+    "seen",
+    "detail",
+)
+OUTCOMES = {
+    "fails, training too": ("#b3131f", "B"),
+    "fails in evaluation": ("#e8786f", "E"),
+    "passes": ("#d9efdc", ""),
+    "skipped": ("#eceff2", "–"),
+    "broke": ("#6e3fc7", "!"),
+}
+
+
+def outcome(finding: Finding) -> str:
+    """One of the outcomes of the legend."""
+    if finding.status == "fail":
+        return "fails, training too" if finding.training == "fail" else "fails in evaluation"
+    return {"pass": "passes", "skip": "skipped", "error": "broke"}[finding.status]
+
+
+def run(releases: Sequence[str], macos: int, *, sweep: bool) -> dict[str, list[Finding]]:
+    """Run the catalogue under each release, with the sweep or without it."""
+    table = {}
+    for release in releases:
+        begin = time.perf_counter()
+        emulation = Emulation(release, macos)
+        if sweep:
+            table[release] = run_level(3, "cpu", emulation)
+        else:
+            table[release] = [run_probe(name, device="cpu", emulation=emulation) for name in CATALOGUE]
+        failed = [finding.id for finding in table[release] if finding.status == "fail"]
+        print(f"{release}: {time.perf_counter() - begin:.0f} s, fails: {', '.join(failed)}", file=sys.stderr)
+    return table
+
+
+def differences(table: Table, macos: int) -> list[str]:
+    """Sentences for every cell where the run and the prediction differ; a skip is named as what it is."""
+    found = []
+    for release, findings in table.items():
+        expected = predicted(release, macos)
+        for finding in findings:
+            if (finding.status == "fail") == (finding.id in expected):
+                continue
+            should = "should fail" if finding.id in expected else "should not fail"
+            found.append(
+                f"{finding.id} under {release} {should} and is `{finding.status}`: {finding.detail}."
+            )
+    return found
+
+
+def as_csv(table: Table, macos: int) -> str:
+    """One line for a release and a probe."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for release, findings in table.items():
+        expected = predicted(release, macos)
+        for finding in findings:
+            row: dict[str, Any] = vars(finding) | {"release": release}
+            row["predicted"] = "fail" if finding.id in expected else ""
+            writer.writerow([row[column] for column in COLUMNS])
+    return stream.getvalue()
+
+
+def as_markdown(table: Table, macos: int, command: str) -> str:
+    """The table for people, with what was skipped and where prediction and run differ."""
+    releases = list(table)
+    by_id = {release: {finding.id: finding for finding in findings} for release, findings in table.items()}
+    ids = list(by_id[releases[0]])
+    lines = [
+        "# Which release has which defect",
+        "",
+        f"Emulated MPS of torch {releases[0]} to {releases[-1]} on macOS {macos}, run on a CPU: nothing here was",
+        "measured on a Mac. Each cell is a run of the probe under the emulation of that release with all its known",
+        "defects, the sweep included; the frames in the picture are what the facts predict.",
+        "",
+        f"Made by `{command}`. The numbers are in `defects.csv`.",
+        "",
+        "![release x defect](defects.svg)",
+        "",
+        "**E** fails in evaluation (`no_grad`) only, **B** in training too, a dot passes, `–` is skipped, `!` broke.",
+        "",
+        "| probe | what | " + " | ".join(releases) + " |",
+        "|---|---|" + ":-:|" * len(releases),
+    ]
+    for name in ids:
+        marks = [OUTCOMES[outcome(by_id[release][name])][1] or "·" for release in releases]
+        lines.append(f"| {name} | {md_cell(by_id[releases[0]][name].title)} | " + " | ".join(marks) + " |")
+    lines += ["", "## Skipped everywhere, and why", ""]
+    for name in ids:
+        if all(by_id[release][name].status == "skip" for release in releases):
+            lines.append(f"- {name}: {by_id[releases[-1]][name].detail}.")
+    lines += ["", "## Where the run and the prediction differ", ""]
+    lines += [f"- {sentence}" for sentence in differences(table, macos)] or ["Nowhere."]
+    return "\n".join(lines) + "\n"
+
+
+def as_svg(table: Table, macos: int) -> str:
+    """The heat-map: one row a probe, one column a release."""
+    releases = list(table)
+    ids = [finding.id for finding in table[releases[0]]]
+
+    def make(theme: Theme) -> Any:
+        made, axes = figure(theme, 11.5, 0.29 * len(ids) + 1.6)
+        for x, release in enumerate(releases):
+            expected = predicted(release, macos)
+            for y, finding in enumerate(table[release]):
+                colour, mark = OUTCOMES[outcome(finding)]
+                axes.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, color=colour, linewidth=0))
+                dark = finding.status in {"fail", "error"} and colour != OUTCOMES["fails in evaluation"][0]
+                axes.text(x, y, mark, ha="center", va="center", size=8, color="white" if dark else theme.text)
+                if finding.id in expected:
+                    frame = Rectangle(
+                        (x - 0.46, y - 0.42), 0.92, 0.84, fill=False, edgecolor=theme.text, linewidth=1
+                    )
+                    axes.add_patch(frame)
+        axes.set_xlim(-0.55, len(releases) - 0.45)
+        axes.set_ylim(len(ids) - 0.45, -0.55)
+        axes.set_xticks(range(len(releases)), releases)
+        axes.xaxis.tick_top()
+        titles = [f"{finding.id}  {label(finding.title, 62)}" for finding in table[releases[0]]]
+        axes.set_yticks(range(len(ids)), titles, size=8)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.set_title(f"Emulated MPS on macOS {macos}: torch release x known defect", pad=24)
+        handles = [
+            Rectangle((0, 0), 1, 1, color=colour, label=f"{mark}  {words}".strip())
+            for words, (colour, mark) in OUTCOMES.items()
+        ]
+        handles.append(Rectangle((0, 0), 1, 1, fill=False, edgecolor=theme.text, label="predicted to fail"))
+        made.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+        return made
+
+    return draw(make).light
+
+
+def main() -> None:
+    """Run, and write README.md, defects.csv and defects.svg."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("releases", nargs="*", default=list(RELEASES))
+    parser.add_argument("--output", type=Path, default=Path("reports/defects"))
+    parser.add_argument("--macos", type=int, default=15)
+    parser.add_argument("--no-sweep", action="store_true")
+    chosen = parser.parse_args()
+    table = run(chosen.releases, chosen.macos, sweep=not chosen.no_sweep)
+    command = " ".join(["python benchmarks/defect_table.py", *sys.argv[1:]])
+    write_atomically(chosen.output / "README.md", as_markdown(table, chosen.macos, command))
+    write_atomically(chosen.output / "defects.csv", as_csv(table, chosen.macos))
+    write_atomically(chosen.output / "defects.svg", as_svg(table, chosen.macos))
+
+
+if __name__ == "__main__":
+    main()
