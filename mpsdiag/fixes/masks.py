@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # The layers of a model share the work on one mask, here as in `safe_scaled_dot_product_attention` itself.
-from mpsdiag.sdpa.safe import open_dead_rows
+from mpsdiag.sdpa.safe import open_dead_rows, zero_rows
 
 
 class Repaired(NamedTuple):
@@ -40,10 +40,9 @@ def safe(mask: Tensor, dtype: torch.dtype) -> Repaired:
 
     Args:
         mask: Attention mask as SDPA takes it, (..., L, S): boolean (True = attend) or additive.
-        dtype: Unused; every repair has this signature.
+        dtype: The dtype of the query, in which the layers share an additive mask.
     """
-    del dtype
-    return Repaired(*open_dead_rows(mask))
+    return Repaired(*open_dead_rows(mask, dtype))
 
 
 def unmask(mask: Tensor, dtype: torch.dtype) -> Repaired:
@@ -77,8 +76,4 @@ def zeroed(output: Tensor, zero: Tensor | None) -> Tensor:
         output: Fresh from attention: written in place where no gradient is recorded.
         zero: Broadcastable to `output`, or None for nothing.
     """
-    if zero is None:
-        return output
-    if output.requires_grad:
-        return torch.where(zero, 0.0, output)
-    return output.masked_fill_(zero, 0.0)
+    return output if zero is None else zero_rows(output, zero)

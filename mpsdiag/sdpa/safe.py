@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MEMORY = "_mpsdiag_unmasked"
+_SAME_SIZE = {
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
 
 
 @dataclass
@@ -63,17 +69,14 @@ def safe_scaled_dot_product_attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more
         )
-    unmasked, dead = open_dead_rows(attn_mask)
+    opened, dead = open_dead_rows(attn_mask, query.dtype)
     output = F.scaled_dot_product_attention(
-        query, key, value, unmasked, dropout_p, is_causal, scale=scale, **more
+        query, key, value, opened, dropout_p, is_causal, scale=scale, **more
     )
-    if output.requires_grad:
-        # `where` keeps the strides of the output, `masked_fill` would not; dead rows get no gradient either.
-        return torch.where(dead, 0.0, output)
-    return output.masked_fill_(dead, 0.0)
+    return zero_rows(output, dead)
 
 
-def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+def open_dead_rows(attn_mask: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """Let the dead rows of a mask attend to every key, and say which they are.
 
     The result is remembered with the mask, for this version of its contents and this view of it, and goes
@@ -81,6 +84,8 @@ def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         attn_mask: Bool or floating, `(..., L, S)`.
+        dtype: Dtype of the query, if a bool mask may come back as 0 and -inf in it. The stock function would
+            convert it in every layer; a mask that is remembered is converted once.
 
     Returns:
         The opened mask, and the dead rows as bool `(..., L, 1)`.
@@ -89,15 +94,39 @@ def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
         return _open(attn_mask)
     # Older transformers hand every layer a fresh slice of one mask: remember with the tensor that was sliced.
     owner = attn_mask if attn_mask._base is None else attn_mask._base  # noqa: SLF001 - no public name for it
-    view = (attn_mask.shape, attn_mask.stride(), attn_mask.storage_offset(), attn_mask.dtype)
+    view = (attn_mask.shape, attn_mask.stride(), attn_mask.storage_offset(), attn_mask.dtype, dtype)
     version = attn_mask._version  # noqa: SLF001 - as autograd itself tells an edited tensor
     memory: _Memory | None = getattr(owner, _MEMORY, None)
     if memory is None or memory.version != version:
         memory = _Memory(version)
         setattr(owner, _MEMORY, memory)
     if view not in memory.known:
-        memory.known[view] = _open(attn_mask)
+        opened, dead = _open(attn_mask)
+        if dtype is not None and opened.dtype == torch.bool:
+            opened = torch.zeros_like(opened, dtype=dtype).masked_fill_(~opened, float("-inf"))
+        memory.known[view] = opened, dead
     return memory.known[view]
+
+
+def zero_rows(output: Tensor, dead: Tensor) -> Tensor:
+    """Replace rows by zeros, whatever is in them; in place where no gradient is recorded.
+
+    Args:
+        output: `(..., L, Dv)`, fresh from attention.
+        dead: Bool `(..., L, 1)`, True for the rows to replace; they get no gradient either.
+
+    Returns:
+        `output` with zeros; with gradients a new tensor of the same strides.
+    """
+    if output.requires_grad:
+        return torch.where(dead, 0.0, output)
+    whole = _SAME_SIZE.get(output.dtype)
+    if whole is not None and output.device.type == "cpu" and not _traced_or_transformed():
+        # Clearing bits, as NaN times 0 is NaN; vectorized on the CPU, where masked_fill_ takes ten times as
+        # long.
+        output.view(whole).bitwise_and_(dead.to(whole) - 1)
+        return output
+    return output.masked_fill_(dead, 0.0)
 
 
 def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,12 +139,19 @@ def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
 def _may_remember(attn_mask: Tensor) -> bool:
     """Whether results may outlive the call: not while tracing, transforming or capturing."""
     return not (
-        torch.compiler.is_compiling()
+        _traced_or_transformed()
         or type(attn_mask) is not torch.Tensor
         or attn_mask.requires_grad
         or attn_mask.is_inference()
         or torch.is_inference_mode_enabled()
+        or (attn_mask.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def _traced_or_transformed() -> bool:
+    """Whether the call is being compiled or traced, or runs under vmap, grad or another function transform."""
+    return (
+        torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None  # noqa: SLF001 - what torch.jit.is_tracing asks
         or torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public name for it
-        or (attn_mask.is_cuda and torch.cuda.is_current_stream_capturing())
     )

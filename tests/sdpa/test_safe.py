@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mpsdiag.sdpa import reference_attention, safe_scaled_dot_product_attention
 from mpsdiag.sdpa import safe as safe_module
+from mpsdiag.sdpa.safe import zero_rows
 
 NEVER = float("-inf")
 # CPU attention gives zeros in dead rows, and finite gradients, from 2.5 on.
@@ -138,6 +139,29 @@ def test_non_finite_values_do_not_reach_dead_rows():
     assert got[..., 1, :].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_zeroed_rows_are_plain_zeros_whatever_was_in_them(dtype):
+    rows = torch.tensor([[float("nan"), 1.0], [float("inf"), -1.0], [-2.0, -0.0], [3.0, 4.0]], dtype=dtype)
+    dead = torch.tensor([[True], [True], [True], [False]])
+    output = rows.clone()
+    assert zero_rows(output, dead) is output
+    assert torch.equal(output[:3], torch.zeros(3, 2, dtype=dtype))
+    assert not torch.signbit(output[:3]).any()
+    assert torch.equal(output[3], rows[3])
+    graded = zero_rows(rows.clone().requires_grad_(), dead)
+    graded.sum().backward()
+    assert torch.equal(graded.detach(), output)
+
+
+def test_zeroing_broadcasts_over_heads_and_keeps_the_layout():
+    output = torch.randn(2, 5, 3, 4).transpose(1, 2)
+    dead = torch.rand(2, 1, 5, 1) < 0.5
+    want = output.masked_fill(dead, 0.0)
+    stride = output.stride()
+    assert torch.equal(zero_rows(output, dead), want)
+    assert output.stride() == stride
+
+
 def test_integer_masks_are_left_to_torch():
     q = torch.randn(1, 1, 3, 4)
     with pytest.raises(RuntimeError, match=r"(?i)mask"):
@@ -197,6 +221,13 @@ class TestMemory:
         for _ in range(4):
             safe_scaled_dot_product_attention(*qkv, mask)
         assert len(worked_out) == 1
+
+    def test_each_dtype_of_the_query_gets_its_own(self, qkv):
+        mask = left_padded()
+        for dtype in (torch.float32, torch.bfloat16, torch.float32):
+            call = [x.to(dtype) for x in qkv]
+            got = safe_scaled_dot_product_attention(*call, mask)
+            assert torch.equal(got, scaled_dot_product_attention(*call, mask))
 
     def test_slices_of_one_mask_share_it_too(self, qkv, worked_out):
         mask = torch.cat([left_padded(), torch.zeros(2, 1, 6, 2, dtype=torch.bool)], dim=-1)
