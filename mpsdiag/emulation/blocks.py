@@ -34,20 +34,24 @@ def in_blocks(
         Output `(B, H, L, Dv)` and weights `(B, H, L, S)` or None, in the dtype of the query.
     """
     batch, heads = (max(x.size(dim) for x in (query, key, value)) for dim in (0, 1))
-    query, key, value = (x.expand(batch, heads, *x.shape[2:]) for x in (query, key, value))
+    if not query.shape[:2] == key.shape[:2] == value.shape[:2]:
+        query, key, value = (x.expand(batch, heads, *x.shape[2:]) for x in (query, key, value))
     rows, columns = query.size(2), key.size(2)
     if mask is not None:
         mask = mask.expand(batch, heads, rows, columns)
+    if batch * heads * rows * columns <= SCORES_IN_A_BLOCK:
+        output, weights = kernel(query, key, value, mask)
+        return output, weights.to(query.dtype) if want_weights else None
     output = query.new_empty(batch, heads, rows, value.size(3))
-    weights = query.new_empty(batch, heads, rows, columns) if want_weights else None
+    kept = query.new_empty(batch, heads, rows, columns) if want_weights else None
     for block in _blocks(batch, heads, rows * columns):
         part, part_weights = kernel(
             query[block], key[block], value[block], None if mask is None else mask[block]
         )
         output[block] = part
-        if weights is not None:
-            weights[block] = part_weights
-    return output, weights
+        if kept is not None:
+            kept[block] = part_weights
+    return output, kept
 
 
 def _blocks(batch: int, heads: int, scores: int) -> Iterator[tuple[slice, slice]]:

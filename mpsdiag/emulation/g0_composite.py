@@ -14,6 +14,7 @@ from mpsdiag.emulation.rounding import (
     NEGATIVE_INFINITY,
     additive,
     after_the_query,
+    all_minus_infinity,
     expand_heads,
     product,
     rounded,
@@ -69,7 +70,7 @@ def composite_attention(
     elif mask is not None:
         scores = rounded(scores + additive(mask, dtype), steps)
     if zero_dead_rows:
-        dead = (scores == NEGATIVE_INFINITY).all(dim=-1, keepdim=True)
+        dead = all_minus_infinity(scores.detach())
         # Twice: before, so that softmax and its gradient meet numbers; after, for the zeros.
         weights = torch.softmax(scores.masked_fill(dead, 0.0), dim=-1).masked_fill(dead, 0.0)
     else:

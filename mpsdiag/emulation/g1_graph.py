@@ -9,9 +9,9 @@ import torch
 
 from mpsdiag.emulation.blocks import in_blocks
 from mpsdiag.emulation.rounding import (
-    NEGATIVE_INFINITY,
     additive,
     after_the_query,
+    all_minus_infinity,
     expand_heads,
     product,
     rounded,
@@ -94,5 +94,5 @@ def _block(
         scores = rounded(scores.add_(additive(mask, query.dtype).to(dtype)), dtype)
     weights = rounded(torch.softmax(scores, dim=-1), dtype)
     if zero_dead_rows:
-        weights.masked_fill_((scores == NEGATIVE_INFINITY).all(dim=-1, keepdim=True), 0.0)
+        weights.masked_fill_(all_minus_infinity(scores), 0.0)
     return product(weights, value).to(query.dtype), weights

@@ -16,8 +16,8 @@ import torch
 from mpsdiag.emulation.blocks import in_blocks
 from mpsdiag.emulation.g1_graph import CAUSAL_FILL
 from mpsdiag.emulation.rounding import (
-    NEGATIVE_INFINITY,
     additive,
+    all_minus_infinity,
     expand_heads,
     product,
     scale_or_default,
@@ -78,6 +78,6 @@ def _block(
         scores.masked_fill_(hidden, CAUSAL_FILL)
     elif mask is not None:
         scores += widen(additive(mask, dtype))
-    dead = (scores == NEGATIVE_INFINITY).all(dim=-1, keepdim=True)
+    dead = all_minus_infinity(scores)
     weights = torch.softmax(scores, dim=-1).masked_fill_(dead, 0.0)
     return (weights @ widen(value)).to(dtype), weights

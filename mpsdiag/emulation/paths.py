@@ -52,9 +52,10 @@ def general(call: Call, machine: Machine, *, want_weights: bool) -> tuple[Tensor
         EmulatedAbort: Where the real thing ends the process.
     """
     refuse_general(call, machine)
-    if machine.release.expands_mask:
+    if call.mask is not None and machine.release.expands_mask:
         call = replace(call, mask=_expanded(call))
-    call = as_the_cached_graph_runs_it(call, machine)
+    if machine.has("SDPA015") or machine.has("SDPA016"):
+        call = as_the_cached_graph_runs_it(call, machine)
     shared = call.key.size(1) != call.query.size(1) and (call.enable_gqa or machine.release.shares_heads)
     arguments = (call.query, call.key, call.value, call.mask, call.is_causal, call.scale, shared)
     if machine.release.general == "G3":

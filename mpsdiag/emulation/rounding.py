@@ -59,3 +59,10 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, NEGATIVE_INFINITY)
+
+
+def all_minus_infinity(scores: Tensor) -> Tensor:
+    """Bool `(..., L, 1)`: True for the rows `(..., L, S)` in which every score is -inf; NaN is none."""
+    if not scores.size(-1):
+        return torch.ones(*scores.shape[:-1], 1, dtype=torch.bool)
+    return scores.amax(dim=-1, keepdim=True) == NEGATIVE_INFINITY
