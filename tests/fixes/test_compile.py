@@ -1,6 +1,6 @@
-"""Compiled models: no graph break more than stock SDPA has, and the same numbers.
+"""Compiled models: one whole graph with the fix as without it, and the same numbers.
 
-One layer each: tracing is slow, and every layer is traced alike.
+One layer each: tracing is slow, and every layer is traced alike. `fullgraph=True` makes any graph break an error.
 """
 
 from __future__ import annotations
@@ -11,42 +11,32 @@ import torch
 import mpsdiag
 
 
-def _explained(model, inputs):
-    torch._dynamo.reset()
-    with torch.no_grad():
-        found = torch._dynamo.explain(model)(**inputs)
-    return found.graph_count, found.graph_break_count
-
-
 @pytest.mark.parametrize("name", ["llama_one_layer", "falcon_one_layer"])
-def test_no_graph_break_is_added(name, build, in_place):
+def test_a_compiled_model_is_one_graph_with_the_same_logits(name, build, logits, in_place):
     model, inputs = build(name)
-    stock = _explained(model, inputs)
-    with in_place(model):
-        assert _explained(model, inputs) == stock
-    with mpsdiag.install("safe_sdpa"):
-        assert _explained(model, inputs) == stock
-
-
-def test_a_compiled_model_gives_the_same_logits(build, logits, in_place):
-    model, inputs = build("llama_one_layer")
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     stock = logits(compiled, inputs)
     assert torch.equal(stock, logits(model, inputs))
     with in_place(model):
         assert torch.equal(logits(compiled, inputs), stock)
-    with mpsdiag.install("safe_sdpa"):
-        assert torch.equal(logits(compiled, inputs), stock)
+    if name != "falcon_one_layer":  # for Falcon that was the way in place already
+        with mpsdiag.install("safe_sdpa"):
+            assert torch.equal(logits(compiled, inputs), stock)
 
 
-def test_a_compiled_model_follows_install_and_remove(build, logits):
-    model, inputs = build("llama_one_layer")
+def test_compiled_code_follows_install_and_remove():
+    query = torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(4, 4, dtype=torch.bool).tril(-1)
+
+    def attend():
+        return torch.nn.functional.scaled_dot_product_attention(query, query, query, mask)
+
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager")
-    stock = logits(compiled, inputs)
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    stock = compiled()
+    assert (stock[:, :, 0] == 0).all()
     with mpsdiag.install("unmask_sdpa"):
-        changed = logits(compiled, inputs)
-        assert torch.equal(changed, logits(model, inputs))
-    assert not torch.equal(changed, stock)
-    assert torch.equal(logits(compiled, inputs), stock)
+        assert torch.equal(compiled(), attend())
+        assert (compiled()[:, :, 0] != 0).all()
+    assert torch.equal(compiled(), stock)

@@ -1,0 +1,107 @@
+"""What `mpsdiag run` works out before it becomes the script's process."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from mpsdiag.errors import BadInput
+from mpsdiag.fixes.script import prepare
+from mpsdiag.fixes.startup import FOLDER, Wish, wish_of
+
+
+def _prepare(target, *arguments, as_module=False, fix="safe_sdpa", emulate=None, macos=15, environ=None):
+    return prepare(
+        str(target),
+        arguments,
+        as_module=as_module,
+        fix=fix,
+        emulate=emulate,
+        macos=macos,
+        environ=environ or {},
+    )
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "train me.py"
+    path.write_text("")
+    return path
+
+
+@pytest.mark.parametrize("wish", [Wish("eager"), Wish("sdpa", "2.8", 14)])
+def test_a_wish_survives_the_environment(wish):
+    assert wish_of(wish.environment({"OTHER": "1"})) == wish
+    assert wish_of({"OTHER": "1"}) is None
+
+
+def test_an_older_wish_is_replaced_whole():
+    outer = Wish("eager", "2.8", 14).environment({"PYTHONPATH": "/mine"})
+    inner = Wish("safe_sdpa").environment(outer)
+    assert wish_of(inner) == Wish("safe_sdpa")
+    assert inner["PYTHONPATH"].split(os.pathsep) == [str(FOLDER), "/mine"]
+
+
+def test_the_current_folder_does_not_slip_into_the_path():
+    assert Wish("eager").environment({})["PYTHONPATH"] == str(FOLDER)
+    assert Wish("eager").environment({"PYTHONPATH": ""})["PYTHONPATH"] == str(FOLDER)
+
+
+def test_the_command_is_pythons_own(script):
+    launch = _prepare(script, "--lr", "1", "--", "-x", emulate="2.8.0", environ={"HOME": "/h"})
+    assert launch.command == (sys.executable, str(script), "--lr", "1", "--", "-x")
+    assert launch.environment["HOME"] == "/h"
+    assert wish_of(launch.environment) == Wish("safe_sdpa", "2.8", 15)
+    assert "emulated MPS of torch 2.8 on macOS 15" in launch.note
+    assert "stock attention" in _prepare(script, fix="sdpa").note
+    assert _prepare("json.tool", "a", as_module=True).command == (sys.executable, "-m", "json.tool", "a")
+
+
+def test_a_folder_with_a_main_is_a_script(tmp_path):
+    with pytest.raises(BadInput, match=r"without a __main__\.py"):
+        _prepare(tmp_path)
+    (tmp_path / "__main__.py").write_text("")
+    assert _prepare(tmp_path).command[1] == str(tmp_path)
+
+
+def test_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=f"No module named mine.train .*{tmp_path.name}"):
+        _prepare("mine.train", as_module=True)
+    (tmp_path / "mine").mkdir()
+    assert _prepare("mine.train", as_module=True).command[1:] == ("-m", "mine.train")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"fix": "safe_spda"}, "Did you mean 'safe_sdpa'"),
+        ({"fix": "flex_attention"}, 'mpsdiag.apply(model, "flex_attention")'),
+        ({"emulate": "1.9"}, "Unknown torch release '1.9'"),
+        ({"emulate": "2.8", "macos": 16}, "macOS 16"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, words, script):
+    with pytest.raises(BadInput) as problem:
+        _prepare(script, **options)
+    assert words in str(problem.value)
+
+
+def test_a_script_that_is_not_there(tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match="no such file"):
+        _prepare(tmp_path / "nowhere.py")
+    command = tmp_path / "launcher"
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match=f"mpsdiag run {command}"):
+        _prepare("launcher")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="everything is readable to root")
+def test_a_script_that_may_not_be_read(script):
+    script.chmod(0)
+    with pytest.raises(BadInput, match="permission denied"):
+        _prepare(script)
