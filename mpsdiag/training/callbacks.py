@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from mpsdiag import emulation
-from mpsdiag.training.forward_watch import Count, Counter, judge_loss, no_label_counts, watch_forward
-from mpsdiag.training.nonfinite import SENTENCES, Cause, weights_are_finite
+from mpsdiag.training.forward_watch import Count, Counter, judge_loss, watch_forward
+from mpsdiag.training.nonfinite import SENTENCES, Cause, no_label_counts, weights_are_finite
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -59,9 +59,9 @@ class LossesOnCPU(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "cross_entropy":
-            return _on_cpu(lambda: self._cross_entropy(func, args, kwargs), args)
+            return _on_cpu(lambda: self._cross_entropy(func, args, kwargs), (*args, *kwargs.values()))
         if name in _OTHER_LOSSES:
-            return _on_cpu(lambda: func(*to_cpu(args), **to_cpu(kwargs)), args)
+            return _on_cpu(lambda: func(*to_cpu(args), **to_cpu(kwargs)), (*args, *kwargs.values()))
         return func(*args, **kwargs)
 
     def _cross_entropy(
@@ -103,8 +103,8 @@ def _as_autocast_would(logits: Tensor) -> Tensor:
     return logits
 
 
-def _on_cpu(compute: Callable[[], Any], args: tuple[Any, ...]) -> Any:
-    device = next((value.device for value in args if isinstance(value, Tensor)), torch.device("cpu"))
+def _on_cpu(compute: Callable[[], Any], arguments: tuple[Any, ...]) -> Any:
+    device = next((value.device for value in arguments if isinstance(value, Tensor)), torch.device("cpu"))
     with emulation.suspended():
         return move(compute(), device)
 

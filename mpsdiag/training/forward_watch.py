@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpsdiag.training.cpu_copy import mark_watcher
-from mpsdiag.training.nonfinite import IGNORED_LABEL
+from mpsdiag.training.nonfinite import no_label_counts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,14 +78,6 @@ def judge_output(output: Any) -> Tensor | None:
     if isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.numel():
         return torch.isnan(logits.detach().amax())
     return None
-
-
-def no_label_counts(inputs: Mapping[str, Any]) -> Tensor | None:
-    """Scalar bool: every label of the batch is -100. None if it has no labels."""
-    labels = inputs.get("shift_labels", inputs.get("labels"))
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
-        return None
-    return ~labels.ne(IGNORED_LABEL).any()
 
 
 Note = Callable[[bool, "Tensor", "Tensor | None"], None]

@@ -45,24 +45,20 @@ class NonFiniteLogitsError(MpsdiagError):
     exit_code = EXIT_FOUND
 
 
-def has_labels(labels: Any, *, shifted: bool = True) -> bool | None:
-    """Say whether any label counts; None where there are no labels to look at.
+def no_label_counts(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Say whether every label of a batch is -100: a scalar bool on their device; None if it has no class labels.
 
-    Args:
-        labels: (batch, length) int64, or None.
-        shifted: The first label of every sequence is never predicted, as in a causal language model.
+    `shift_labels` are taken as they are; of `labels` (batch, length) the first of a sequence does not count, because
+    a causal language model does not predict it.
     """
-    if labels is None or not hasattr(labels, "ne") or labels.is_floating_point():
+    import torch
+
+    shifted, labels = inputs.get("shift_labels"), inputs.get("labels")
+    found = shifted if shifted is not None else labels
+    if not isinstance(found, torch.Tensor) or found.is_floating_point():
         return None
-    counted = labels[..., 1:] if shifted and labels.dim() > 1 else labels
-    return bool(counted.ne(IGNORED_LABEL).any())
-
-
-def labels_count(inputs: Mapping[str, Any]) -> bool | None:
-    """Say whether any label of a batch counts, by `shift_labels` or else by `labels`; None if it has neither."""
-    if inputs.get("shift_labels") is not None:
-        return has_labels(inputs["shift_labels"], shifted=False)
-    return has_labels(inputs.get("labels"), shifted=False)
+    counted = found[..., 1:] if shifted is None and found.dim() > 1 and found.shape[-1] > 1 else found
+    return ~counted.ne(IGNORED_LABEL).any()
 
 
 def weights_are_finite(model: nn.Module) -> bool:
@@ -95,7 +91,8 @@ def contains_nan(value: Any) -> bool:
 
 def explain_cause(inputs: Mapping[str, Any], model: nn.Module) -> Cause:
     """The cause of a non-finite loss that shows without running the model again; `unknown` otherwise."""
-    if labels_count(inputs) is False:
+    unlabelled = no_label_counts(inputs)
+    if unlabelled is not None and bool(unlabelled):
         return "no_labels"
     if not weights_are_finite(model):
         return "bad_weights"

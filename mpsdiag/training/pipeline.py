@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from mpsdiag.training.arguments import RunArguments, command_line, parse
 from mpsdiag.training.attention_choice import choose_attention, require_available
 from mpsdiag.training.callbacks import NonFiniteCallback
 from mpsdiag.training.checkpoints import last_whole, save_undisturbed, to_resume_from
+from mpsdiag.training.console import messages_on_stderr, require_writable, say
 from mpsdiag.training.messages import switched_to_eager, trainer_announcement
 from mpsdiag.training.models import build_model
 from mpsdiag.training.mps_safe import MPSSafeTrainer
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         BadInput: Something the user gave cannot be used (exit code 2).
         SystemExit: For `--help`.
     """
-    with _messages_on_stderr():
+    with messages_on_stderr():
         return Run(parse(arguments)).execute()
 
 
@@ -72,7 +73,7 @@ class Run:
             BadInput: Something the user gave cannot be used.
         """
         emulation = self.arguments.emulation
-        _require_writable(self.output_dir)
+        require_writable(self.output_dir)
         evaluates = self.arguments.model.mode == "evaluate"
         checkpoint = None if evaluates else to_resume_from(self.arguments.resume, self.output_dir)
         status, code = "failed", EXIT_FOUND
@@ -103,7 +104,7 @@ class Run:
             mode, self.arguments.device, model_options.dtype, training=model_options.mode != "evaluate"
         )
         if mode == "eager" and model_options.attn_implementation != "eager":
-            _say(switched_to_eager(self._device_in_words()))
+            say(switched_to_eager(self._device_in_words()))
         model = build_model(
             model_options.model,
             seed=training.seed,
@@ -124,7 +125,7 @@ class Run:
             data, tokenizer, max_length=length, mode=model_options.mode, seed=training.seed
         )
         self._describe(model, mode, examples, length)
-        _say(trainer_announcement(on_mps=on_mps, fix_disabled=not fix))
+        say(trainer_announcement(on_mps=on_mps, fix_disabled=not fix))
         kind: type[Trainer] = MPSSafeTrainer if fix else Trainer
         evaluation: Any = examples.evaluation
         if data.eval_max_batches is not None:
@@ -147,7 +148,7 @@ class Run:
         # The Trainer prints its log to stdout, which is for data.
         with contextlib.redirect_stdout(sys.stderr):
             if self.arguments.model.mode != "evaluate":
-                result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+                result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
                 self.metrics["train_loss"] = result.training_loss
                 trainer.save_model()
                 trainer.save_state()
@@ -182,17 +183,17 @@ class Run:
         last = last_whole(self.output_dir)
         step = 0 if self.trainer is None else self.trainer.state.global_step
         where = f"The last whole checkpoint is '{last}'; go on with --resume_from_checkpoint latest."
-        _say(f"Interrupted at step {step}. {where if last else 'No checkpoint had been written yet.'}")
+        say(f"Interrupted at step {step}. {where if last else 'No checkpoint had been written yet.'}")
 
     def _say_failed(self, problem: BaseException) -> None:
         text = str(problem).strip() or type(problem).__name__
         if isinstance(problem, MpsdiagError):
-            _say(f"Training failed: {text}")
+            say(f"Training failed: {text}")
             return
         path = self.output_dir / TRACEBACK_FILE
         with contextlib.suppress(OSError):
             path.write_text("".join(traceback.format_exception(problem)), encoding="utf-8")
-        _say(
+        say(
             f"Training failed: {type(problem).__name__}: {text.splitlines()[0]} The traceback is in '{path}'."
         )
 
@@ -251,40 +252,3 @@ def _fitting_length(model: Any, wanted: int) -> int:
         )
         return positions
     return wanted
-
-
-def _require_writable(folder: Path) -> None:
-    """Find out before an hour of training.
-
-    Raises:
-        BadInput: The folder cannot be made or written.
-    """
-    probe = folder / ".mpsdiag-write-test"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as problem:
-        raise BadInput(
-            f"Cannot write into '{folder}': {problem.strerror}. Choose an --output_dir you may write to."
-        ) from problem
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-@contextlib.contextmanager
-def _messages_on_stderr() -> Iterator[None]:
-    """Show the house's own log on stderr while the pipeline runs."""
-    house = logging.getLogger("mpsdiag")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    house.addHandler(handler)
-    propagate, house.propagate = house.propagate, False
-    try:
-        yield
-    finally:
-        house.removeHandler(handler)
-        house.propagate = propagate
