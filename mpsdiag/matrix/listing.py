@@ -30,12 +30,9 @@ def as_text(session: Session) -> str:
     least, most = session.seconds()
     time = in_words(least) if in_words(least) == in_words(most) else f"{in_words(least)} to {in_words(most)}"
     rule = session.request.spec.rule
-    rounds = (
-        "verdicts only"
-        if rule.rounds == 0
-        else f"a verdict and {rule.rounds} to {rule.most} timing rounds each"
-    )
-    lines.append(f"{len(plan.cells)} cells, {len(plan.skipped)} skipped; {rounds}; about {time}.")
+    rounds = f"{rule.rounds}" if rule.rounds == rule.most else f"{rule.rounds} to {rule.most}"
+    legs = f"a verdict and {rounds} timing rounds each" if rule.rounds else "verdicts only"
+    lines.append(f"{len(plan.cells)} cells, {len(plan.skipped)} skipped; {legs}; about {time}.")
     return "\n".join(lines)
 
 

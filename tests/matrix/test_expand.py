@@ -1,0 +1,133 @@
+import pytest
+
+from mpsdiag.errors import BadInput
+from mpsdiag.matrix.availability import unavailable
+from mpsdiag.matrix.expand import Plan, expand, shard
+from mpsdiag.matrix.matrix_file import parse_matrix
+from mpsdiag.matrix.record import Cell
+from mpsdiag.matrix.rounds import group_of
+from mpsdiag.matrix.spec import MatrixSpec
+
+
+def plan(text="", *, reason=lambda cell: None, resolve=lambda word: "cpu" if word == "auto" else word):
+    return expand(parse_matrix(text, "m"), unavailable=reason, resolve=resolve)
+
+
+def test_the_default_matrix_is_that_of_the_contract():
+    cells = expand(MatrixSpec(), resolve=lambda word: "cpu").cells
+    assert {(c.attention, c.trainer, c.padding) for c in cells} == {
+        (a, t, p)
+        for a in ("sdpa", "eager", "safe_sdpa")
+        for t in ("standard", "mps_safe", "cpu_loss")
+        for p in ("left", "right")
+    }
+    assert len(cells) == 18
+
+
+def test_cells_are_the_product_less_what_is_excluded_plus_what_is_included():
+    cells = plan(
+        """
+        [axes]
+        attention = ["sdpa", "eager"]
+        padding = ["left", "right"]
+        trainer = "standard"
+        [[exclude]]
+        attention = "eager"
+        padding = "right"
+        [[include]]
+        attention = ["safe_sdpa"]
+        model = ["tiny-llama"]
+        [[include]]
+        attention = ["sdpa"]
+        """
+    ).cells
+    assert [(c.model, c.attention, c.padding) for c in cells] == [
+        ("tiny-gpt2", "sdpa", "left"),
+        ("tiny-gpt2", "eager", "left"),
+        ("tiny-gpt2", "sdpa", "right"),
+        ("tiny-llama", "safe_sdpa", "left"),
+    ]
+
+
+def test_the_device_is_resolved_and_an_emulation_stands_on_the_cpu():
+    cells = plan("[axes]\nemulate = ['none', '2.8']\nattention = 'sdpa'", resolve=lambda word: "mps").cells
+    assert {(c.emulate, c.device, c.emulate_macos) for c in cells} == {
+        (None, "mps", None),
+        ("2.8", "cpu", 15),
+    }
+
+
+def test_one_cell_a_key_however_often_it_is_named():
+    cells = plan(
+        "[axes]\nemulate = 'none'\nemulate_macos = [14, 15]\ntrainer='standard'\nattention='sdpa'"
+    ).cells
+    assert len(cells) == len(set(cells)) == 2  # left and right; the macOS of no emulation is none
+
+
+def test_a_macos_that_cannot_be_emulated_is_refused():
+    with pytest.raises(BadInput, match="no macOS 12"):
+        plan("[axes]\nemulate = '2.8'\nemulate_macos = 12")
+
+
+def test_cells_that_cannot_be_are_skipped_with_the_reason():
+    made = expand(
+        parse_matrix(
+            "[axes]\nattention = ['sdpa', 'flash_attention_2']\ndevice = 'cpu'\npadding = 'left'", "m"
+        )
+    )
+    assert [cell.attention for cell in made.cells] == ["sdpa"] * 3
+    assert {skip.reason for skip in made.skipped} == {
+        "flash_attention_2 needs a CUDA or XPU device, this is cpu"
+    }
+
+
+def test_an_emulation_on_a_real_device_is_skipped():
+    assert "cannot run on mps" in unavailable(Cell(emulate="2.8", device="mps"))
+
+
+def test_a_device_that_is_not_there_is_a_reason(monkeypatch):
+    assert unavailable(Cell(device="cuda:7")) is not None
+    assert unavailable(Cell()) is None
+
+
+def test_too_many_cells_and_none_at_all():
+    with pytest.raises(BadInput, match=r"has 18 cells, more than --max-cells 17"):
+        plan("max_cells = 17")
+    with pytest.raises(BadInput, match="has no cells"):
+        plan("[[exclude]]\npadding = ['left', 'right']")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_shards_cover_everything_once_and_keep_together_what_is_compared(count):
+    whole = plan("[axes]\nmodel = ['a', 'b', 'c']\nseed = [0, 1]")
+    parts = [shard(whole, number, count, group_of) for number in range(1, count + 1)]
+    cells = [cell for part in parts for cell in part.cells]
+    assert sorted(map(repr, cells)) == sorted(map(repr, whole.cells))
+    for part in parts:
+        others = [cell for other in parts if other is not part for cell in other.cells]
+        assert not {group_of(cell) for cell in part.cells} & {group_of(cell) for cell in others}
+
+
+@pytest.mark.parametrize(("index", "count"), [(0, 2), (3, 2), (1, 0)])
+def test_shards_that_are_not_there(index, count):
+    with pytest.raises(BadInput, match="--shard"):
+        shard(Plan(()), index, count, group_of)
+
+
+def test_a_key_depends_on_every_axis_and_on_the_versions():
+    versions = {"torch": "2.8.0", "transformers": "5.23.0"}
+    cell = Cell()
+    others = [
+        Cell(seed=1),
+        Cell(attention="eager"),
+        Cell(device="mps"),
+        Cell(emulate="2.8"),
+        Cell(dataset="x"),
+    ]
+    keys = {
+        cell.key(versions),
+        *(one.key(versions) for one in others),
+        cell.key({**versions, "torch": "2.9.0"}),
+    }
+    assert len(keys) == 7
+    assert Cell().key(dict(reversed(versions.items()))) == cell.key(versions)
