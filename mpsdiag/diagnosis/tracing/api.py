@@ -8,24 +8,42 @@ from typing import Any
 from torch import nn
 
 from mpsdiag.diagnosis.tracing.batch import prepare_batch
-from mpsdiag.diagnosis.tracing.forward import trace_forward
+from mpsdiag.diagnosis.tracing.compare import find_difference, worth_comparing
+from mpsdiag.diagnosis.tracing.forward import Traced, trace_forward
 from mpsdiag.diagnosis.tracing.origin import Origin
+from mpsdiag.diagnosis.tracing.repeat import in_mode
 
 
-def trace(model: nn.Module, batch: Mapping[str, Any]) -> Origin | None:
-    """Find the first non-finite value of an evaluation of one batch.
+def trace(model: nn.Module, batch: Mapping[str, Any], *, compare: bool | None = None) -> Origin | None:
+    """Find the first non-finite value of an evaluation of one batch; or, if all are finite, where they go wrong.
 
     The model is run as it is, on its device, in evaluation mode without gradients, and left as it was.
 
     Args:
         model: A transformers model, or any module that takes the batch as keyword arguments.
         batch: Such as `input_ids`, `attention_mask`, `labels`, each (sequences, positions); moved to its device.
+        compare: Compare finite results with float64 on the CPU. None: unless the model runs on a plain CPU itself.
 
     Returns:
-        Where, in which operation and why; None if everything is finite.
+        Where, in which operation and why; None if everything is finite, and as right as the CPU where compared.
 
     Raises:
         BadInput: The batch does not fit the model.
         CannotDecide: The forward itself fails.
     """
-    return trace_forward(model, prepare_batch(model, batch)).origin
+    return trace_evaluation(model, prepare_batch(model, batch), compare=compare).origin
+
+
+def trace_evaluation(model: nn.Module, batch: Mapping[str, Any], *, compare: bool | None = None) -> Traced:
+    """As `trace`, for a batch that is prepared; with its loss, and the call that is to blame.
+
+    Raises:
+        CannotDecide: The forward itself fails.
+    """
+    traced = trace_forward(model, batch)
+    if traced.origin is None and (worth_comparing(model) if compare is None else compare):
+        with in_mode(model, training=False, grad=False):
+            found = find_difference(model, batch)
+        if found is not None:
+            return Traced(traced.loss, *found)
+    return traced

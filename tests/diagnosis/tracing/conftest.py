@@ -105,6 +105,17 @@ class Plants:
         cls.attention(model, layer).register_forward_pre_hook(hook, with_kwargs=True)
 
     @classmethod
+    def explicit_causal_mask(cls, model, layer, length):
+        """The attention of this layer gets a float mask instead of `is_causal`, in the dtype it runs in."""
+
+        def hook(module, args, kwargs):
+            dtype = next(module.parameters()).dtype
+            mask = torch.full((1, 1, length, length), torch.finfo(dtype).min, dtype=dtype).triu(1)
+            return args, {**kwargs, "attention_mask": mask}
+
+        cls.attention(model, layer).register_forward_pre_hook(hook, with_kwargs=True)
+
+    @classmethod
     def dead_rows_from(cls, model, layer):
         """Dead rows reach no attention before this layer."""
         for earlier in range(layer):

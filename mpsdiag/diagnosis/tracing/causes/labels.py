@@ -8,7 +8,7 @@ from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
 from mpsdiag.diagnosis.tracing.operations import LOSSES
 from mpsdiag.diagnosis.tracing.tensors import impurity
-from mpsdiag.training.nonfinite import IGNORED_LABEL, has_labels
+from mpsdiag.training.nonfinite import IGNORED_LABEL
 
 REMEDY = Advice(
     text="This is the data, not the device: every label of the batch is -100. Look at the truncation length (prompts "
@@ -30,9 +30,22 @@ def no_labels(birth: Birth) -> Explanation | None:
     if operation == "div":
         below = named.get("other")
         labels = birth.batch.get("labels")
-        if has_labels(labels) is False and (below == 0 if not isinstance(below, Tensor) else _zero(below)):
-            return _explain(0 if labels is None else int(labels.numel()))
+        if (
+            isinstance(labels, Tensor)
+            and not label_counts(labels)
+            and (below == 0 if not isinstance(below, Tensor) else _zero(below))
+        ):
+            return _explain(int(labels.numel()))
     return None
+
+
+def label_counts(labels: Tensor) -> bool:
+    """Whether any label is counted in the loss of a causal language model, which never predicts the first one.
+
+    Args:
+        labels: (sequences, positions).
+    """
+    return bool(labels[..., 1:].ne(IGNORED_LABEL).any())
 
 
 def _zero(tensor: Tensor) -> bool:

@@ -1,0 +1,161 @@
+"""A device that gives finite but wrong numbers: the first layer, and in it the operation, that leaves the reference.
+
+The reference is float64 on the CPU. A tensor is wrong when it is further from it, at real positions, than twice what
+eager attention and stock attention on the CPU are in the same dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag import emulation
+from mpsdiag.diagnosis.diagnosis import Advice
+from mpsdiag.diagnosis.observer import decoder_layers, first_tensor
+from mpsdiag.diagnosis.tracing.events import Call
+from mpsdiag.diagnosis.tracing.judge import Judge
+from mpsdiag.diagnosis.tracing.origin import Origin
+from mpsdiag.emulation import suspended
+from mpsdiag.errors import BadInput
+from mpsdiag.fixes import apply
+from mpsdiag.training.cpu_copy import copy_to_cpu
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one tensor is from float64 at real positions, and how far it may be; `layer` None: the logits."""
+
+    layer: int | None
+    distance: float
+    bound: float
+
+    @property
+    def wrong(self) -> bool:
+        """Further than it may be; a NaN is infinitely far."""
+        return not self.distance <= self.bound
+
+
+def worth_comparing(model: nn.Module) -> bool:
+    """Whether the model runs on something else than a plain CPU."""
+    weight = next(model.parameters(), None)
+    if weight is None:
+        return emulation.active() is not None
+    return weight.device.type != "cpu" or emulation.in_effect(weight.device)
+
+
+def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin, Call | None] | None:
+    """Compare an evaluation of a batch with the CPU; the modes are those in effect.
+
+    Args:
+        model: On its device; it is copied to the CPU, not changed.
+        batch: On the model's device.
+
+    Returns:
+        Where it leaves the reference, and the call that does; None if the logits are right.
+    """
+    differences = _differences(model, batch)
+    if not differences or not differences[-1].wrong:
+        return None
+    first = next(difference for difference in differences if difference.wrong)
+    layers = decoder_layers(model)
+    inside = layers[first.layer] if first.layer is not None else model
+    judge = Judge(model, inside, leave_out=layers if first.layer is None else ())
+    with judge.watching():
+        model(**batch)
+    names = {module: name for name, module in model.named_modules()}
+    worst = judge.worst
+    weight = next(model.parameters(), None)
+    active = emulation.active()
+    device = active.describe() if active is not None else str(getattr(weight, "device", "cpu"))
+    module = worst.module if worst else names[inside]
+    operation = worst.operation if worst else type(inside).__name__
+    where = f"layer {first.layer}" if first.layer is not None else "no layer, but what follows them,"
+    origin = Origin(
+        cause="wrong_device",
+        layer=first.layer,
+        module=module,
+        operation=operation,
+        summary=f"all values are finite, and wrong on {device}: {where} is the first to leave the float64 reference, by "
+        f"{first.distance:.3g} where {first.bound:.3g} is allowed; {operation} is the operation in it that differs most",
+        evidence={
+            "device": device,
+            "logits": {"difference": differences[-1].distance, "bound": differences[-1].bound},
+            "layers": [
+                {"layer": d.layer, "difference": d.distance, "bound": d.bound} for d in differences[:-1]
+            ],
+            "operation": None if worst is None else worst.evidence(),
+        },
+        remedy=Advice(
+            text="A defect of this device's kernels: find out which, evaluate on the CPU or with eager attention "
+            "meanwhile, and report it with a script that stands alone.",
+            commands=["mpsdiag check --level 3", "mpsdiag trace ... --repro repro.py"],
+        ),
+    )
+    return origin, None if worst is None else worst.call
+
+
+def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]:
+    """Of every layer, and last of the logits."""
+    mine = _hidden(model, batch)
+    with suspended(), torch.no_grad():
+        twin = copy_to_cpu(model)
+        given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in batch.items()}
+        plain = _with_attention(twin, "sdpa", given)
+        eager = _with_attention(twin, "eager", given)
+        wide = {
+            name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in given.items()
+        }
+        exact = _with_attention(twin.double(), "sdpa", wide)
+    positions = _real(batch)
+    count = min(len(mine), len(exact), len(eager), len(plain))
+    return [
+        Difference(
+            layer=index if index < count - 1 else None,
+            distance=_distance(mine[index], exact[index], positions),
+            bound=2 * max(_distance(other[index], exact[index], positions) for other in (eager, plain)),
+        )
+        for index in range(count)
+    ]
+
+
+def _with_attention(model: nn.Module, attention: str, batch: Mapping[str, Any]) -> list[Tensor]:
+    try:
+        with apply(model, attention):
+            return _hidden(model, batch)
+    except BadInput:  # No transformers model, or one whose attention cannot be switched: as it is.
+        return _hidden(model, batch)
+
+
+def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
+    """What the decoder layers give, in order, and the logits, on the CPU."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        hidden = first_tensor(output)
+        if hidden is not None:
+            found.append(hidden.detach().cpu())
+
+    handles = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
+    try:
+        logits = first_tensor(model(**batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [*found, *([logits.detach().cpu()] if logits is not None else [])]
+
+
+def _real(batch: Mapping[str, Any]) -> Tensor | None:
+    mask = batch.get("attention_mask")
+    return mask.bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _distance(mine: Tensor, exact: Tensor, positions: Tensor | None) -> float:
+    difference = (mine.double() - exact).abs()
+    if positions is not None and positions.shape == difference.shape[:2]:
+        difference = difference[positions]
+    return float(difference.max()) if difference.numel() else 0.0

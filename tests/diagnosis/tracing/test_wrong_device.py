@@ -1,0 +1,65 @@
+"""Finite but wrong: the first layer that leaves float64, and the operation in it."""
+
+import pytest
+import torch
+
+from mpsdiag import emulate_mps, trace
+from mpsdiag.diagnosis.tracing.judge import Judge
+from mpsdiag.emulation import EmulatedMPS, Emulation, active
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_causal_leak_of_half_precision(build, batch_of, plants, name, dtype, layer):
+    """Up to the layer that is to be named, an explicit mask keeps the leak out."""
+    model = build(name, dtype)
+    for earlier in range(layer):
+        plants.explicit_causal_mask(model, earlier, 4)
+    with emulate_mps("2.11"):
+        origin = trace(model, batch_of((0, 0), length=4))
+    assert (origin.cause, origin.layer) == ("wrong_device", layer)
+    assert origin.operation == "scaled_dot_product_attention"
+    assert origin.module == plants.path(model, plants.attention(model, layer))
+    for step in origin.evidence["layers"]:
+        assert (step["difference"] > step["bound"]) == (step["layer"] >= layer)
+
+
+def test_float32_does_not_leak(build, batch_of, name):
+    with emulate_mps("2.11"):
+        assert trace(build(name), batch_of((0, 0), length=9)) is None
+
+
+def test_comparing_can_be_left_out(build, batch_of):
+    with emulate_mps("2.11"):
+        assert trace(build("tiny-llama", "bfloat16"), batch_of((0, 0)), compare=False) is None
+
+
+def test_a_plain_cpu_is_compared_on_request_only(build, batch_of, plants):
+    model = build("tiny-llama")
+    assert trace(model, batch_of(), compare=True) is None
+
+
+def test_nan_that_only_the_device_makes_is_the_devices(build, batch_of):
+    """A kernel that writes NaN into rows that may attend: not the mask's fault."""
+
+    class Broken(EmulatedMPS):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = super().__torch_function__(func, types, args, kwargs)
+            if active() is not None and getattr(func, "__name__", "") == "scaled_dot_product_attention":
+                result = result.clone()
+                result[0, 1, 6] = float("nan")
+            return result
+
+    with Broken(Emulation("2.9")):
+        origin = trace(build("tiny-gpt2"), batch_of())
+    assert (origin.cause, origin.layer) == ("wrong_device", 0)
+    assert origin.operation == "scaled_dot_product_attention"
+    assert origin.evidence["output"]["non_finite"]["positions"] == "6"
+
+
+def test_the_judge_names_the_operation_that_is_off(build, batch_of):
+    model, batch = build("tiny-llama"), batch_of()
+    judge = Judge(model, model.model.layers[1])
+    with judge.watching(), torch.no_grad():
+        model(**batch)
+    assert judge.worst is None
