@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from mpsdiag.diagnosis.tracing.batch import prepare_batch
-from mpsdiag.diagnosis.tracing.compare import find_difference, worth_comparing
+from mpsdiag.diagnosis.tracing.compare import find_difference
 from mpsdiag.diagnosis.tracing.forward import Traced, trace_forward
 from mpsdiag.diagnosis.tracing.origin import Origin
+from mpsdiag.diagnosis.tracing.place import is_plain_cpu
 from mpsdiag.diagnosis.tracing.repeat import in_mode
 
 
@@ -41,7 +42,7 @@ def trace_evaluation(model: nn.Module, batch: Mapping[str, Any], *, compare: boo
         CannotDecide: The forward itself fails.
     """
     traced = trace_forward(model, batch)
-    if traced.origin is None and (worth_comparing(model) if compare is None else compare):
+    if traced.origin is None and (not is_plain_cpu(model) if compare is None else compare):
         with in_mode(model, training=False, grad=False):
             found = find_difference(model, batch)
         if found is not None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from mpsdiag.diagnosis.tracing.place import device_of
 from mpsdiag.errors import BadInput, nearest
 
 Batch = dict[str, Any]
@@ -51,7 +52,7 @@ def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> Batch:
     tensors = {str(name): _tensor(str(name), value) for name, value in batch.items()}
     _check_keys(model, tensors)
     _check_lengths(tensors)
-    device = _device(model)
+    device = device_of(model)
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in tensors.items()}
 
 
@@ -126,8 +127,3 @@ def _misfit(name: str, tensor: Tensor, ids: Tensor) -> str:
         f"'{name}' of the batch has the shape {tuple(tensor.shape)} and 'input_ids' {tuple(ids.shape)}: "
         "they have to be of one shape, (sequences, positions)."
     )
-
-
-def _device(model: nn.Module) -> torch.device:
-    weight = next(model.parameters(), None)
-    return torch.device("cpu") if weight is None else weight.device

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag import emulation
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.observer import decoder_layers, first_tensor
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.judge import Judge
 from mpsdiag.diagnosis.tracing.origin import Origin
+from mpsdiag.diagnosis.tracing.place import described
 from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
@@ -37,14 +37,6 @@ class Difference:
     def wrong(self) -> bool:
         """Further than it may be; a NaN is infinitely far."""
         return not self.distance <= self.bound
-
-
-def worth_comparing(model: nn.Module) -> bool:
-    """Whether the model runs on something else than a plain CPU."""
-    weight = next(model.parameters(), None)
-    if weight is None:
-        return emulation.active() is not None
-    return weight.device.type != "cpu" or emulation.in_effect(weight.device)
 
 
 def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin, Call | None] | None:
@@ -68,9 +60,7 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin,
         model(**batch)
     names = {module: name for name, module in model.named_modules()}
     worst = judge.worst
-    weight = next(model.parameters(), None)
-    active = emulation.active()
-    device = active.describe() if active is not None else str(getattr(weight, "device", "cpu"))
+    device = described(model)
     module = worst.module if worst else names[inside]
     operation = worst.operation if worst else type(inside).__name__
     where = f"layer {first.layer}" if first.layer is not None else "no layer, but what follows them,"
@@ -79,8 +69,8 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin,
         layer=first.layer,
         module=module,
         operation=operation,
-        summary=f"all values are finite, and wrong on {device}: {where} is the first to leave the float64 reference, by "
-        f"{first.distance:.3g} where {first.bound:.3g} is allowed; {operation} is the operation in it that differs most",
+        summary=f"all values are finite, and wrong on {device}: {where} is the first to leave the float64 reference, "
+        f"by {first.distance:.3g} where {first.bound:.3g} is allowed; {operation} differs most in it",
         evidence={
             "device": device,
             "logits": {"difference": differences[-1].distance, "bound": differences[-1].bound},

@@ -78,10 +78,14 @@ class Judge(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        looked_at = self._inside in self._path and not any(module in self._leave_out for module in self._path)
+        # What writes in place has lost its inputs.
+        looked_at = (
+            self._inside in self._path
+            and not any(module in self._leave_out for module in self._path)
+            and not writes_in_place(func, kwargs)
+        )
         if looked_at and isinstance(result, Tensor) and result.is_floating_point():
-            if not writes_in_place(func, kwargs):  # Its inputs are gone.
-                self._judge(Call(func, args, kwargs, result), result)
+            self._judge(Call(func, args, kwargs, result), result)
         return result
 
     def _judge(self, call: Call, result: Tensor) -> None:

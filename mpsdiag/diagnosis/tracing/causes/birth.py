@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag import emulation
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.events import Call, Event, Pass, Terminal
 from mpsdiag.diagnosis.tracing.operations import arguments
 from mpsdiag.diagnosis.tracing.origin import Cause
+from mpsdiag.diagnosis.tracing.place import described
 from mpsdiag.diagnosis.tracing.tensors import tensors_in
 
 
@@ -68,11 +68,7 @@ class Birth:
     @property
     def device(self) -> str:
         """Where it ran, in words: an emulation is called one."""
-        active = emulation.active()
-        if active is not None:
-            return active.describe()
-        weight = next(self.model.parameters(), None)
-        return "cpu" if weight is None else str(weight.device)
+        return described(self.model)
 
 
 @dataclass(frozen=True)
