@@ -48,30 +48,37 @@ def report(
     Exit code: 0, 1 a --fail-if gate tripped, 2 bad usage or input.
     """
     chosen = _format(form, out, json=json)
+    from mpsdiag.report.memory import collector_paused
+
+    with collector_paused():
+        journals = _journals(results)
+        gates = _gates(fail_if or [], journals)
+        _render(journals, _journals(against or []), chosen, out)
+        tripped = _tripped(gates, journals)
+    raise typer.Exit(EXIT_FOUND if tripped else EXIT_OK)
+
+
+def _render(
+    journals: Sequence[Journal], against: Sequence[Journal], form: str | None, out: Path | None
+) -> None:
+    from mpsdiag.report.export import text_of, write_folder
     from mpsdiag.report.story import tell
 
-    journals = _journals(results)
-    gates = _gates(fail_if or [], journals)
-    story = tell(journals, _journals(against or []))
+    story = tell(journals, against)
     for note in story.notes:
         _say(note)
-    if out is not None and chosen is None:
-        from mpsdiag.report.export import write_folder
-
+    if out is not None and form is None:
         for path in write_folder(story, out):
             _say(f"Wrote {path}")
-    else:
-        from mpsdiag.report.export import text_of
+        return
+    text = text_of(story, form or "terminal", width=_width(), color=out is None and _color(), beside=out)
+    if out is None:
+        _print(text, plain=form == "terminal")
+        return
+    from mpsdiag.serialization import write_atomically
 
-        text = text_of(story, chosen or "terminal", width=_width(), color=_color(), beside=out)
-        if out is None:
-            _print(text, plain=chosen in {None, "terminal"})
-        else:
-            from mpsdiag.serialization import write_atomically
-
-            write_atomically(out, text)
-            _say(f"Wrote {out}")
-    raise typer.Exit(EXIT_FOUND if _tripped(gates, journals) else EXIT_OK)
+    write_atomically(out, text)
+    _say(f"Wrote {out}")
 
 
 def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:

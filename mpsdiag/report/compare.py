@@ -10,7 +10,7 @@ from typing import Final, Literal, get_args
 from mpsdiag.matrix.record import Cell
 from mpsdiag.matrix.statistics import mann_whitney
 from mpsdiag.report import figures
-from mpsdiag.report.cost import INTERVALS_FOR, Estimate, ratio
+from mpsdiag.report.cost import Budget, Estimate, ratio
 from mpsdiag.report.pool import Place, Pool, Result
 
 Change = Literal["newly_bad", "newly_fixed", "still_bad", "worse", "improved", "same", "only_new", "only_old"]
@@ -78,7 +78,7 @@ class Comparison:
         return f"Against the older results, of {figures.count(len(self.rows), 'cell')}: {', '.join(words)}."
 
 
-def compare(new: Pool, old: Pool) -> Comparison:
+def compare(new: Pool, old: Pool, budget: Budget) -> Comparison:
     """Hold the cells of two pools against each other: the same spec, whatever the versions.
 
     With several environments on a side, each new one is held against each old one that has cells in common.
@@ -86,6 +86,7 @@ def compare(new: Pool, old: Pool) -> Comparison:
     Args:
         new: What is judged.
         old: What it is judged by.
+        budget: Pays for the intervals.
     """
     ours, theirs = _by_place(new), _by_place(old)
     pairs: list[Pair] = []
@@ -98,7 +99,7 @@ def compare(new: Pool, old: Pool) -> Comparison:
             if common:
                 pairs.append(_pair(new.places[here], old.places[there]))
             for cell in common:
-                rows.append(_row(mine[cell], others[cell], full=len(rows) < INTERVALS_FOR))
+                rows.append(_row(mine[cell], others[cell], budget))
                 met_new.add((here, cell))
                 met_old.add((there, cell))
     rows += _alone(ours, met_new, is_new=True)
@@ -138,9 +139,10 @@ def _pair(new: Place, old: Place) -> Pair:
     )
 
 
-def _row(new: Result, old: Result, *, full: bool) -> Row:
+def _row(new: Result, old: Result, budget: Budget) -> Row:
     if not (new.correct and old.correct):
         return Row(_status_change(new, old), new.cell, new, old)
+    full = budget.take(new, old)
     eval_ratio = ratio(new.eval_rounds, old.eval_rounds, full=full)
     train_ratio = ratio(new.train_rounds, old.train_rounds, full=full)
     eval_p = mann_whitney(new.eval_step, old.eval_step)

@@ -18,8 +18,10 @@ from mpsdiag.report.marks import Mark, mark, severity
 from mpsdiag.report.pool import Result
 from mpsdiag.words import PADDING_SIDES, TRAINER_VARIANTS
 
-# Intervals are resampled, which takes time: beyond this many cells there are medians only, which a note says.
-INTERVALS_FOR = 2000
+# Intervals are resampled, at about 0.1 ms a sample: this many samples are, in some 2 s, and a note tells the rest.
+INTERVALS_FOR = 20_000
+# What a cell costs however few samples it has, in samples.
+_OVERHEAD = 40
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,17 @@ class CostTable:
 
 
 class Budget:
-    """How many more cells get intervals; it remembers how many went without."""
+    """How many more samples are resampled for intervals; it remembers how many cells went without."""
 
-    def __init__(self, cells: int = INTERVALS_FOR) -> None:
-        self._left = cells
+    def __init__(self) -> None:
+        self._left = INTERVALS_FOR
         self._without = 0
 
-    def take(self) -> bool:
-        """Whether one more cell may have its intervals computed."""
+    def take(self, *cells: Result) -> bool:
+        """Whether the intervals of these cells may be computed."""
+        samples = sum(len(values) for one in cells for values in (one.eval_step, one.train_step))
         if self._left > 0:
-            self._left -= 1
+            self._left -= _OVERHEAD + samples
             return True
         self._without += 1
         return False
@@ -82,11 +85,8 @@ class Budget:
         """Say how many cells went without, if any did."""
         if not self._without:
             return ()
-        text = (
-            f"{self._without:,} cells are given without intervals: they are computed for the first"
-            f" {INTERVALS_FOR:,}. Report fewer journals, or narrower ones, to see them."
-        )
-        return (text,)
+        cells = "1 cell is" if self._without == 1 else f"{self._without:,} cells are"
+        return (f"{cells} given without intervals, to save time. Report fewer cells at once to see them.",)
 
 
 def tables(results: Sequence[Result], baseline: str, budget: Budget) -> tuple[CostTable, ...]:
@@ -119,7 +119,7 @@ def _table(side: str, timed: Sequence[Result], baseline: str, budget: Budget) ->
     order = sorted(timed, key=lambda one: (not one.correct, severity(one.status), _speed(one)))
     rows = []
     for number, one in enumerate(order, start=1):
-        full = budget.take()
+        full = budget.take(one)
         rows.append(
             CostRow(
                 result=one,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.report.escape import cap, one_line
@@ -14,6 +17,31 @@ if TYPE_CHECKING:
     from mpsdiag.report.cost import CostRow
     from mpsdiag.report.pool import Result
 
+# Rows that are made into text at a time: a table of all of them would be as large as the journal again.
+CHUNK = 5000
+
+# The other texts are words of ours.
+_FREE_TEXTS = (
+    "model",
+    "dataset",
+    "eval_dataset",
+    "device",
+    "emulate",
+    "emulated",
+    "key",
+    "reason",
+    "timed_on",
+)
+_COUNTS = (
+    "emulate_macos",
+    "pad_to_multiple_of",
+    "eval_batches_run",
+    "nonfinite_batches",
+    "dead_rows",
+    "rank",
+    "peak_memory",
+)
+
 # A spreadsheet takes a text that begins so for a formula, and runs it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -24,30 +52,46 @@ def render(story: Story) -> str:
     Args:
         story: What to write.
     """
-    return str(frame(story).to_csv(index=False, lineterminator="\n"))
+    rows = _rows(story)
+    texts: list[str] = []
+    while part := list(islice(rows, CHUNK)):
+        texts.append(_table(part).to_csv(index=False, header=not texts, lineterminator="\n"))
+    return "".join(texts)
 
 
 def frame(story: Story) -> pd.DataFrame:
     """Make the table of all cells, in the order of the report: scene by scene, panel by panel."""
+    return _table(list(_rows(story)))
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    rows = [
-        _row(scene, result, costs.get(id(result)))
-        for scene in story.scenes
-        for panel in scene.panels
-        for costs in [{id(row.result): row for table in panel.costs for row in table.rows}]
-        for result in panel.results
-    ]
     table = pd.DataFrame(rows)
-    for column in table.select_dtypes(include=["object", "string"]):
-        table[column] = table[column].map(lambda value: safe(value) if isinstance(value, str) else value)
-    return table
+    # A number that is missing somewhere would make a whole column of counts a column of fractions.
+    return table.astype({name: "Int64" for name in _COUNTS if name in table})
+
+
+def _rows(story: Story) -> Iterator[dict[str, Any]]:
+    for scene in story.scenes:
+        for panel in scene.panels:
+            costs = {id(row.result): row for table in panel.costs for row in table.rows}
+            for result in panel.results:
+                yield _row(scene, result, costs.get(id(result)))
 
 
 def safe(text: str) -> str:
     """Put a text on one line and stop a spreadsheet from running it."""
+    # Names repeat from row to row; a megabyte of error text does not, and is not worth keeping.
+    return _remembered(text) if len(text) < 300 else _clean(text)
+
+
+def _clean(text: str) -> str:
     text = one_line(text, 1000)
     return cap(f"'{text}", 1000) if text.startswith(_FORMULA) else text
+
+
+_remembered = lru_cache(maxsize=1000)(_clean)
 
 
 def _row(scene: Scene, result: Result, cost: CostRow | None) -> dict[str, Any]:
@@ -55,7 +99,7 @@ def _row(scene: Scene, result: Result, cost: CostRow | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "environment": result.place.letter,
         "emulated": scene.emulated or "",
-        **result.cell.model_dump(),
+        **vars(result.cell),
         "key": result.key,
         "status": result.status,
         "mark": mark([result]).text,
@@ -76,6 +120,9 @@ def _row(scene: Scene, result: Result, cost: CostRow | None) -> dict[str, Any]:
         "tokens_per_second": None if cost is None else cost.tokens_per_second,
         "peak_memory": result.peak_memory,
     }
+    for name in _FREE_TEXTS:
+        if row[name] is not None:
+            row[name] = safe(row[name])
     for name in ("eval_step", "train_step", "eval_ratio", "train_ratio"):
         estimate = None if cost is None else getattr(cost, name)
         # A ratio is a claim about a fix: a cell that is not right makes none.

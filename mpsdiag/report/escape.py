@@ -61,6 +61,8 @@ def terminal_text(text: str) -> str:
 
     A lone surrogate, which no encoding can write, becomes a replacement character.
     """
+    if text.isascii() and text.isprintable():
+        return text
     text = text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
     text = _CONTROL.sub("", _SEQUENCE.sub("", text))
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from mpsdiag.report.compare import Comparison
@@ -9,18 +10,42 @@ from mpsdiag.report.cost import CostRow, Estimate
 from mpsdiag.report.marks import mark
 from mpsdiag.report.pool import Result
 from mpsdiag.report.story import Panel, Scene, Story
-from mpsdiag.serialization import dumps
+from mpsdiag.serialization import dumps, jsonable
 
 SCHEMA = 1
 
 
 def render(story: Story) -> str:
     """Write the document; durations in seconds, memory in bytes, losses in nats, NaN as the string "nan"."""
-    return dumps(document(story), indent=1) + "\n"
+    rest = document(story, cells=False)
+    scenes = rest.pop("scenes")
+    # One line a cell, joined once: a large document is never there twice.
+    parts = [_text(rest)[:-1], ', "scenes": [']
+    for scene, seen in zip(scenes, story.scenes, strict=True):
+        parts += ["" if seen is story.scenes[0] else ",", "\n", _text(scene)[:-1], ', "cells": [']
+        for number, cell in enumerate(cell for panel in seen.panels for cell in _cells(panel)):
+            parts += [",\n" if number else "\n", _text(cell)]
+        parts.append("\n]}")
+    parts.append("]}\n")
+    return "".join(parts)
 
 
-def document(story: Story) -> dict[str, Any]:
-    """Make the document as plain data."""
+def _text(value: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=jsonable)
+    except ValueError:  # a NaN somewhere
+        text = dumps(value)
+    # Half a character, which no file can hold, is spelled as JSON spells it.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def document(story: Story, *, cells: bool = True) -> dict[str, Any]:
+    """Make the document as plain data.
+
+    Args:
+        story: What to write.
+        cells: Whether the scenes have their cells.
+    """
     return {
         "schema": SCHEMA,
         "headline": story.headline,
@@ -29,7 +54,7 @@ def document(story: Story) -> dict[str, Any]:
         "baseline": {"attention": story.baseline, "trainer": "standard"},
         "commands": story.commands,
         "statuses": story.statuses,
-        "scenes": [_scene(scene) for scene in story.scenes],
+        "scenes": [_scene(scene, cells=cells) for scene in story.scenes],
         "environments": {place.letter: dict(place.facts) for place in story.places},
         "notes": story.notes,
         "comparison": None if story.comparison is None else _comparison(story.comparison),
@@ -59,8 +84,8 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _scene(scene: Scene) -> dict[str, Any]:
-    return {
+def _scene(scene: Scene, *, cells: bool) -> dict[str, Any]:
+    made: dict[str, Any] = {
         "environment": scene.place.letter,
         "device": scene.device,
         "emulated": scene.emulated,
@@ -68,8 +93,10 @@ def _scene(scene: Scene) -> dict[str, Any]:
         "sentence": scene.verdict.sentence,
         "recommendation": scene.verdict.recommendation,
         "fixes": scene.verdict.fixes,
-        "cells": [cell for panel in scene.panels for cell in _cells(panel)],
     }
+    if cells:
+        made["cells"] = [cell for panel in scene.panels for cell in _cells(panel)]
+    return made
 
 
 def _cells(panel: Panel) -> list[dict[str, Any]]:
@@ -80,13 +107,13 @@ def _cells(panel: Panel) -> list[dict[str, Any]]:
 def _cell(result: Result, cost: CostRow | None) -> dict[str, Any]:
     return {
         "key": result.key,
-        "cell": result.cell,
+        "cell": result.cell.model_dump(),
         "status": result.status,
         "mark": mark([result]).text,
         "reason": result.reason,
         "rounds": result.rounds,
         "setbacks": result.setbacks,
-        "measured": result.measured,
+        "measured": None if result.measured is None else result.measured.model_dump(),
         "timing": None if cost is None else _timing(result, cost),
         "peak_memory": result.peak_memory,
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from mpsdiag.matrix.record import Cell
 from mpsdiag.report import cost, verdict
 from mpsdiag.report.compare import Comparison, compare
 from mpsdiag.report.marks import Mark, mark
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 # The axes a grid shows; all others tell the panels of a scene apart.
 _GRID_AXES = frozenset({"attention", "trainer", "padding"})
 _SCENE_AXES = frozenset({"device", "emulate", "emulate_macos"})
+_panel_key = attrgetter(*(axis for axis in Cell.model_fields if axis not in _GRID_AXES))
 _AXIS_WORDS = {
     "dataset": "data",
     "eval_dataset": "evaluated on",
@@ -114,7 +117,7 @@ def tell(journals: Sequence[Journal], against: Sequence[Journal] = ()) -> Story:
     budget = cost.Budget()
     scenes = tuple(_scenes(pooled, baseline, varying, budget))
     judged = [(scene.emulated is not None, scene.verdict) for scene in scenes]
-    comparison = compare(pooled, pool(against)) if against else None
+    comparison = compare(pooled, pool(against), budget) if against else None
     return Story(
         headline=" ".join([*([comparison.sentence] if comparison else []), verdict.headline(judged)]),
         comparison=comparison,
@@ -141,11 +144,14 @@ def name(result: Result, varying: frozenset[str] = frozenset()) -> str:
 
 
 def _varying(results: Sequence[Result]) -> frozenset[str]:
-    seen: dict[str, set[Any]] = {}
+    if not results:
+        return frozenset()
+    first = vars(results[0].cell)
+    same = set(first)
     for result in results:
-        for axis, value in result.cell:
-            seen.setdefault(axis, set()).add(value)
-    return frozenset(axis for axis, values in seen.items() if len(values) > 1)
+        axes = vars(result.cell)
+        same -= {axis for axis in same if axes[axis] != first[axis]}
+    return frozenset(first) - same
 
 
 def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: cost.Budget) -> list[Scene]:
@@ -181,7 +187,7 @@ def _panels(
 ) -> tuple[Panel, ...]:
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
-        key = tuple(value for axis, value in result.cell if axis not in _GRID_AXES)
+        key = _panel_key(result.cell)
         groups.setdefault(key, []).append(result)
     return tuple(
         Panel(

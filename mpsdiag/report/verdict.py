@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 
 from mpsdiag.report import figures
-from mpsdiag.report.cost import CostTable, reference_trainer
+from mpsdiag.report.cost import CostTable, Estimate, reference_trainer
 from mpsdiag.report.marks import exact, moved_by
 from mpsdiag.report.pool import Result
 from mpsdiag.words import Verdict as Word
@@ -149,15 +149,23 @@ def _fixes(
     stock: tuple[str, str],
     costs: Sequence[Sequence[CostTable]],
 ) -> tuple[Fix, ...]:
-    pairs = dict.fromkeys(pair for spot in spots.values() for pair in spot if pair != stock)
+    pairs: dict[tuple[str, str], list[Result]] = {}
+    for spot in spots.values():
+        for pair, one in spot.items():
+            pairs.setdefault(pair, []).append(one)
+    pairs.pop(stock, None)
+    ratios: dict[tuple[str, str], list[Estimate]] = {}
+    for table in (table for tables in costs for table in tables):
+        for row in table.rows:
+            if row.eval_ratio is not None:
+                pair = (row.result.cell.attention, row.result.cell.trainer)
+                ratios.setdefault(pair, []).append(row.eval_ratio)
     fixes = []
-    for attention, trainer in pairs:
-        met = [spot[attention, trainer] for spot in spots.values() if (attention, trainer) in spot]
-        needed = all((attention, trainer) in spots[key] for key in trouble)
-        if needed and all(one.correct for one in met if one.status not in {"skip", "interrupted"}):
-            if any(not spots[key][attention, trainer].correct for key in trouble):
-                continue
-            fixes.append(_fix(attention, trainer, met, costs))
+    for pair, met in pairs.items():
+        answered = [one for one in met if one.status not in {"skip", "interrupted"}]
+        needed = [spots[key].get(pair) for key in trouble]
+        if all(one.correct for one in answered) and all(one is not None and one.correct for one in needed):
+            fixes.append(_fix(*pair, met, ratios.get(pair, [])))
     return tuple(
         sorted(
             fixes,
@@ -172,16 +180,9 @@ def _fixes(
     )
 
 
-def _fix(attention: str, trainer: str, met: Sequence[Result], costs: Sequence[Sequence[CostTable]]) -> Fix:
+def _fix(attention: str, trainer: str, met: Sequence[Result], rows: Sequence[Estimate]) -> Fix:
     shifts = [moved_by(one) for one in met if one.correct]
     known = [shift for shift in shifts if shift is not None]
-    rows = [
-        row.eval_ratio
-        for tables in costs
-        for table in tables
-        for row in table.rows
-        if (row.result.cell.attention, row.result.cell.trainer) == (attention, trainer) and row.eval_ratio
-    ]
     values = [row.value for row in rows if row.value > 0]
     spread = None
     if len(rows) == 1 and rows[0].low is not None and rows[0].high is not None:
