@@ -35,6 +35,7 @@ class _InForce:
 
     kernel: Kernel | None = None
     repair: Repair | None = None
+    layer: _Function | None = None  # our last one on F.scaled_dot_product_attention
 
 
 _LOCK: Final = threading.RLock()
@@ -102,7 +103,8 @@ def _put_layers() -> None:
         return
     function = torch.nn.functional.scaled_dot_product_attention
     if function not in _LAYERS:
-        torch.nn.functional.scaled_dot_product_attention = _sdpa_layer(function)
+        function = torch.nn.functional.scaled_dot_product_attention = _sdpa_layer(function)
+    _IN_FORCE.layer = function
     interface = _attention_interface()
     if interface is not None:
         entry = interface._global_mapping["sdpa"]  # noqa: SLF001 - the public view may be shadowed by an instance
@@ -143,6 +145,10 @@ def _sdpa_layer(previous: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _attention_layer(previous: Callable[..., Any]) -> Callable[..., Any]:
+    # What transformers has there calls torch's function by its public name: our layer on that does the work once.
+    # Another library's entry may hold a function of its own, and another library may have replaced the public name.
+    by_name = getattr(previous, "__module__", None) == "transformers.integrations.sdpa_attention"
+
     @functools.wraps(previous, updated=())
     def sdpa_attention_forward(
         module: nn.Module,
@@ -154,7 +160,8 @@ def _attention_layer(previous: Callable[..., Any]) -> Callable[..., Any]:
         **options: Any,
     ) -> Any:
         repair = _IN_FORCE.repair
-        if repair is None:
+        done_there = by_name and torch.nn.functional.scaled_dot_product_attention is _IN_FORCE.layer
+        if repair is None or done_there:
             return previous(module, query, key, value, attention_mask, *rest, **options)
         return repaired_attention(
             previous, repair, module, query, key, value, attention_mask, *rest, **options

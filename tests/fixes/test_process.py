@@ -205,3 +205,19 @@ def test_modes_with_masks_of_another_kind_are_refused(mode):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(BadInput, match="Did you mean 'eager'"):
         mpsdiag.install("eagre")
+
+
+def test_models_are_reached_when_somebody_replaces_torchs_name_after_us(build, logits):
+    def theirs(*args, **kwargs):
+        return STOCK(*args, **kwargs)
+
+    model, inputs = build("llama")
+    stock = logits(model, inputs)
+    with mpsdiag.install("safe_sdpa"):
+        ours, F.scaled_dot_product_attention = F.scaled_dot_product_attention, theirs
+        try:
+            with mpsdiag.emulate_mps("2.8"):
+                assert logits(model, inputs).isfinite().all()
+            assert torch.equal(logits(model, inputs), stock)
+        finally:
+            F.scaled_dot_product_attention = ours
