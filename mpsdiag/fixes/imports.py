@@ -15,7 +15,7 @@ def when_imported(module: str, action: Callable[[], None]) -> None:
 
     Args:
         module: Full name, such as `transformers.modeling_utils`.
-        action: Called once, also when it is asked for twice, in the thread of the import. What it raises, the import raises.
+        action: Called once, even if asked for twice, in the thread of the import. What it raises, the import raises.
     """
     loaded = sys.modules.get(module)
     if loaded is not None and not getattr(loaded.__spec__, "_initializing", False):
