@@ -140,7 +140,10 @@ def bench(
             ),
             progress.note,
         )
-        outcome = None if dry_run else session.run(progress)
+        try:
+            outcome = None if dry_run else session.run(progress)
+        finally:
+            session.close()
     if outcome is None:
         _list_cells(session, as_json=json)
         raise typer.Exit(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class ClusterExecutor:
     preload: tuple[str, ...] | None = None
     told: Callable[[str], None] = lambda _: None
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _news: threading.Event = field(default_factory=threading.Event, init=False)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -91,6 +93,10 @@ class ClusterExecutor:
                 self.told("No worker is left at the scheduler; waiting for one (Ctrl-C stops).")
                 quiet = 0.0
 
+    def close(self) -> None:
+        """Leave the scheduler; its workers stay."""
+        self.client.close()
+
     def _ask(self, question: str, argument: str) -> Any:
         return self.client.submit(answer, question, argument, pure=False).result()
 
@@ -118,13 +124,15 @@ class ClusterExecutor:
         request = json.dumps(
             {"job": job.model_dump(mode="json"), "preload": self.preload, "token": self.token}
         )
-        return self.client.submit(run_job, request, **options)
+        future = self.client.submit(run_job, request, **options)
+        future.add_done_callback(lambda _: self._news.set())
+        return future
 
     def _finished(self, futures: list[Any]) -> list[Any]:
-        try:
-            return list(_distributed().wait(futures, timeout=POLL, return_when="FIRST_COMPLETED").done)
-        except TimeoutError:
-            return []
+        """Those that ended, after a moment at most."""
+        self._news.wait(POLL)
+        self._news.clear()
+        return [future for future in futures if future.done()]
 
     def _forget_waiting(self, futures: dict[Any, Job]) -> None:
         """Take back what no worker has begun."""

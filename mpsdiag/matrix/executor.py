@@ -21,6 +21,9 @@ class Executor(Protocol):
     def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Job, Ended]]:
         """Run jobs; no further one is begun before the last one handed out was taken, nor once asked to stop."""
 
+    def close(self) -> None:
+        """Let go of what it holds."""
+
 
 @dataclass
 class LocalExecutor:
@@ -56,6 +59,9 @@ class LocalExecutor:
                 yield job, self._run(job, stop)
             return
         yield from self._run_together(jobs, stop, together)
+
+    def close(self) -> None:
+        """Nothing is held: a fork server ends with this process."""
 
     def _run_together(self, jobs: Sequence[Job], stop: Stop, together: int) -> Iterator[tuple[Job, Ended]]:
         waiting = iter(jobs)

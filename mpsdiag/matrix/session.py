@@ -97,6 +97,10 @@ class Session:
         self.judgements = [evaluate(gate, outcome.records) for gate in self.gates]
         return outcome
 
+    def close(self) -> None:
+        """Let go of the cluster, if there is one."""
+        self.executor.close()
+
     def exit_code(self, outcome: Outcome) -> int:
         """The exit code of the contract, gates included: 130, then 1, then 3, then 0."""
         if outcome.interrupted:
@@ -188,6 +192,8 @@ def prepare(request: Request, note: Callable[[str], None] = lambda _: None) -> S
         from mpsdiag.matrix.cluster import connect
 
         cluster = connect(request.cluster, told=note)
+        if request.isolation is not None:
+            cluster.preload = request.isolation.preload
         plan = expand(request.spec, unavailable=cluster.unavailable, resolve=cluster.resolve)
         facts, versions = cluster.environment, cluster.versions
     else:

@@ -1,0 +1,162 @@
+"""`mpsdiag bench` as its users meet it: a process, its exit code, its two streams, its folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mpsdiag.cli import main
+from mpsdiag.matrix.journal import read_journal
+
+MATRICES = Path(__file__).resolve().parents[2] / "benchmarks"
+SMALL = [
+    *("--attention", "sdpa", "--attention", "safe_sdpa", "--trainer", "standard", "--padding", "left"),
+    *("--device", "cpu", "--emulate", "2.8", "--sequence-length", "96", "--train-steps", "1"),
+    *("--eval-batches", "2", "--batch-size", "2", "--rounds", "1", "--max-rounds", "1", "--repeats", "2"),
+]
+
+
+COMMAND = [sys.executable, "-c", "from mpsdiag.cli import main; main()", "bench"]
+
+
+def bench(*words):
+    return subprocess.run(
+        [*COMMAND, *map(str, words)], capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+@pytest.fixture
+def here(capsys):
+    """The same in this process: exit code, stdout, stderr."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as caught:
+            main(["bench", *map(str, words)])
+        return caught.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench") / "out"
+    gates = ["--fail-if", "any nan in safe_sdpa", "--fail-if", "any nan in sdpa"]
+    return bench(*SMALL, *gates, "--out", out, "--json"), out
+
+
+def test_a_small_bench_finds_the_nan_and_the_fix(done):
+    process, out = done
+    assert process.returncode == 1, process.stderr  # the second gate
+    records = {(r.cell.attention, r.round): r for r in read_journal(out).records}
+    assert {place: r.status for place, r in records.items()} == {
+        ("sdpa", 0): "nan",
+        ("safe_sdpa", 0): "ok",
+        ("sdpa", 1): "ok",
+        ("safe_sdpa", 1): "ok",
+    }
+    assert records["safe_sdpa", 1].timing.device == "cpu"
+    assert (out / "report.md").read_text().startswith("# ")
+    assert sorted(path.name for path in (out / "logs").glob("*-0.log"))
+
+
+def test_stdout_is_one_json_document_and_stderr_the_rest(done):
+    process, out = done
+    document = json.loads(process.stdout)
+    assert document["bench"]["exit_code"] == 1
+    assert [gate["tripped"] for gate in document["bench"]["gates"]] == [False, True]
+    assert "gate tripped: any nan in sdpa" in process.stderr
+    assert f"wrote {out}" in process.stderr
+
+
+def test_running_it_again_resumes(done, here):
+    _, out = done
+    before = (out / "journal.jsonl").read_bytes()
+    code, text, err = here(*SMALL, "--out", out)
+    assert code == 0, err
+    assert (out / "journal.jsonl").read_bytes() == before
+    assert "emulated MPS of torch 2.8" in text
+
+
+@pytest.mark.parametrize(("name", "cells"), [("demo", 18), ("default", 150)])
+def test_the_ready_matrices_can_be_listed(here, name, cells):
+    code, out, err = here(MATRICES / f"{name}.toml", "--dry-run", "--emulate", "2.8", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["cells"]) == cells
+
+
+def test_a_dry_run_writes_nothing(here, tmp_path):
+    code, out, _ = here("--device", "cpu", "--dry-run", "--out", tmp_path / "out")
+    assert (code, (tmp_path / "out").exists()) == (0, False)
+    assert "18 cells, 0 skipped" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--attention", "egar"], "Did you mean 'eager'?"),
+        (["no-such.toml"], "There is no matrix file no-such.toml"),
+        (["--emulate", "1.9"], "there is no emulation of torch '1.9'"),
+        (["--dataset", "no/such/file.txt"], "does not exist"),
+        (["--fail-if", "nonsense"], "is no gate"),
+        (["--retry", "timout"], "Did you mean 'timeout'?"),
+        (["--shard", "5/4"], "no such part"),
+        (["--max-cells", "3"], "more than --max-cells 3"),
+        (["--out", "FILE/deeper"], "Choose another folder with --out"),
+    ],
+)
+def test_bad_usage_is_a_sentence_and_exit_code_2(here, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("")
+    code, out, err = here("--device", "cpu", "--rounds", "0", *words)
+    assert (code, out) == (2, "")
+    assert sentence in err
+
+
+def test_a_device_that_is_not_there_is_undecided(here, tmp_path):
+    code, _, err = here("--device", "xpu", "--out", tmp_path, "--rounds", "0")
+    assert code == 3
+    assert "No cell of the matrix can run here" in err
+
+
+def test_ctrl_c_ends_with_130_and_a_report_of_what_finished(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, *SMALL, "--seed", "0", "--seed", "1", "--out", tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    journal = tmp_path / "journal.jsonl"
+    end = time.monotonic() + 120
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "it resumes" in err
+    assert out
+    assert (tmp_path / "report.md").exists()
+    assert 1 <= len(read_journal(tmp_path).records) < 8
+
+
+def test_help_names_every_axis(here):
+    code, out, _ = here("--help")
+    assert code == 0
+    for option in (
+        "--model",
+        "--attention",
+        "--trainer",
+        "--padding",
+        "--dtype",
+        "--fail-if",
+        "--shard",
+        "--cluster",
+    ):
+        assert option in out
