@@ -60,6 +60,16 @@ class Call:
         same = all(x.dtype == q.dtype and x.dim() >= 2 for x in self.tensors)
         return same and (self.mask is None or self.mask.dtype in {torch.bool, torch.float32, q.dtype})
 
+    def as_autocast(self, dtype: torch.dtype) -> Call:
+        """The call with its tensors in the dtype of an autocast region, which this function is subject to."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
+            return tensor.to(dtype) if narrow else tensor
+
+        mask = None if self.mask is None else cast(self.mask)
+        return replace(self, query=cast(self.query), key=cast(self.key), value=cast(self.value), mask=mask)
+
     def with_additive_mask(self) -> Call:
         """The call with a bool mask turned into 0 and -inf in the query's dtype, as the public function does first."""
         if self.mask is None or self.mask.dtype != torch.bool:

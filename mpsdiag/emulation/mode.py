@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,22 +65,28 @@ class EmulatedMPS(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Answer the intercepted functions, if this is the innermost emulation; pass on everything else."""
+        kwargs = kwargs or {}
+        if not _thread.stack or _thread.stack[-1] is not self:
+            return func(*args, **kwargs)
         if func in backward.RUNNING:
             with backward.kept_through(self):
-                return func(*args, **(kwargs or {}))
+                return func(*args, **kwargs)
         answer = _INTERCEPTED.get(func)
-        if answer is None or not _thread.stack or _thread.stack[-1] is not self:
-            return func(*args, **(kwargs or {}))
+        if answer is None:
+            return func(*args, **kwargs)
         with suspended():
-            return answer(self.machine, func, args, kwargs or {})
+            return answer(self.machine, func, args, kwargs)
 
 
 def _public(machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = public_call(args, kwargs)
+    if torch.is_autocast_enabled("cpu"):
+        call = call.as_autocast(torch.get_autocast_dtype("cpu"))
     refused = machine.release.dropout == "refused"  # these releases have words of their own for integers
     if not (call.on_cpu and call.well_formed and (refused or call.query.is_floating_point())):
         return func(*args, **kwargs)  # not ours, or malformed: torch says what is wrong
-    return attention(call, machine)
+    with _without_autocast():
+        return attention(call, machine)
 
 
 def _operator(
@@ -89,7 +95,8 @@ def _operator(
     call = operator_call(args, kwargs)
     if not call.on_cpu or machine.release.general == "none":
         return func(*args, **kwargs)
-    return run_operator(call, machine, want_weights=True)
+    with _without_autocast():
+        return run_operator(call, machine, want_weights=True)
 
 
 def _baddbmm(
@@ -102,6 +109,13 @@ def _baddbmm(
 
 
 _math_for_mps = getattr(torch.ops.aten, "_scaled_dot_product_attention_math_for_mps", None)
+
+
+def _without_autocast() -> AbstractContextManager[Any]:
+    """What a kernel rounds, it rounds itself: its steps are not subject to an autocast region."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+
+
 _INTERCEPTED: dict[Any, Callable[..., Any]] = {
     # torch's own function: the public name may hold a fix by the time this is imported.
     torch._C._nn.scaled_dot_product_attention: _public,  # noqa: SLF001

@@ -432,6 +432,16 @@ class TestFiguresFromMacs:
         call = [torch.randn(1, 4, 64, 64) for _ in range(3)]
         assert round(self.error(release, macos, call, torch.bfloat16, is_causal=True), digits) == printed
 
+    @pytest.mark.parametrize("release", ["2.5", "2.6", "2.7", "2.8"])
+    def test_pytorch_156707_dead_row_with_grad_mode_on(self, release):
+        q, k, v = (torch.randn(1, 1, 2, 4) for _ in range(3))
+        mask = torch.tensor([[[[False, False], [True, True]]]])
+        assert torch.is_grad_enabled()
+        with emulate_mps(release):
+            output = scaled_dot_product_attention(q, k, v, mask)
+        assert output[0, 0, 0].isnan().all()
+        assert output[0, 0, 1].isfinite().all()
+
     def test_pytorch_181133_batch_stride(self):
         torch.manual_seed(0)
         call = [torch.randn(84, 3, 3, 64).permute(0, 2, 1, 3) for _ in range(3)]

@@ -233,3 +233,43 @@ def test_results_of_the_operator_carry_no_gradient(release):
         assert scaled_dot_product_attention(q.requires_grad_(), q, q).requires_grad
         with torch.no_grad():
             assert not scaled_dot_product_attention(q, q, q).requires_grad
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_autocast_narrows_the_call_and_nothing_inside_it(grad):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 16, 64, requires_grad=grad) for _ in range(3))
+    mask = torch.ones(16, 16, dtype=torch.bool).tril()
+    narrow = [x.detach().bfloat16().requires_grad_(grad) for x in (q, k, v)]
+    with emulate_mps("2.12"):
+        want = scaled_dot_product_attention(*narrow, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            for own_mask in (mask, torch.zeros(16, 16).masked_fill(~mask, float("-inf"))):
+                got = scaled_dot_product_attention(q, k, v, own_mask)
+                assert got.dtype == torch.bfloat16
+                assert torch.equal(got, want)
+            direct = torch.ops.aten._scaled_dot_product_attention_math_for_mps(q, k, v, mask)[0]
+    assert direct.dtype == torch.float32
+    torch.testing.assert_close(direct.double(), reference_attention(q, k, v, mask), atol=1e-5, rtol=0)
+
+
+def test_suspended_holds_through_a_backward_pass(dead_row_call):
+    q, k, v, mask = dead_row_call
+    q = q.clone().requires_grad_()
+    seen = []
+
+    class Attend(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            seen.append((active(), bool(scaled_dot_product_attention(q.detach(), k, v, mask).isnan().any())))
+            return upstream
+
+    with emulate_mps("2.8"):
+        Attend.apply(q).sum().backward()
+        with suspended():
+            Attend.apply(q).sum().backward()
+    assert seen == [(Emulation("2.8"), True), (None, False)]

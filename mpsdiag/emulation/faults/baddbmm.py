@@ -25,6 +25,7 @@ def baddbmm_reading_its_input(func: Callable[..., Any], args: tuple[Any, ...], k
     if kwargs.get("beta", 1) != 0:
         return func(*args, **kwargs)
     before = args[0] if args else kwargs["input"]
-    zeros = before.detach() * 0
+    spoilt = before.clone() if func is torch.Tensor.baddbmm_ else before
     result = func(*args, **kwargs)
+    zeros = spoilt.detach().to(result.dtype) * 0
     return result.add_(zeros) if func is torch.Tensor.baddbmm_ or "out" in kwargs else result + zeros
