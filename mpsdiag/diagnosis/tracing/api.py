@@ -13,16 +13,20 @@ from mpsdiag.diagnosis.tracing.forward import Traced, trace_forward
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.place import is_plain_cpu
 from mpsdiag.diagnosis.tracing.repeat import in_mode
+from mpsdiag.diagnosis.tracing.training import trace_training
 
 
-def trace(model: nn.Module, batch: Mapping[str, Any], *, compare: bool | None = None) -> Origin | None:
+def trace(
+    model: nn.Module, batch: Mapping[str, Any], *, train: bool = False, compare: bool | None = None
+) -> Origin | None:
     """Find the first non-finite value of an evaluation of one batch; or, if all are finite, where they go wrong.
 
-    The model is run as it is, on its device, in evaluation mode without gradients, and left as it was.
+    The model is run as it is, on its device, in evaluation mode without gradients (unless `train`), and left as it was.
 
     Args:
         model: A transformers model, or any module that takes the batch as keyword arguments.
         batch: Such as `input_ids`, `attention_mask`, `labels`, each (sequences, positions); moved to its device.
+        train: Trace a training step instead: forward with gradients, backward, AdamW. The weights are put back.
         compare: Compare finite results with float64 on the CPU. None: unless the model runs on a plain CPU itself.
 
     Returns:
@@ -32,7 +36,10 @@ def trace(model: nn.Module, batch: Mapping[str, Any], *, compare: bool | None = 
         BadInput: The batch does not fit the model.
         CannotDecide: The forward itself fails.
     """
-    return trace_evaluation(model, prepare_batch(model, batch), compare=compare).origin
+    prepared = prepare_batch(model, batch)
+    if train:
+        return trace_training(model, [prepared]).origin
+    return trace_evaluation(model, prepared, compare=compare).origin
 
 
 def trace_evaluation(model: nn.Module, batch: Mapping[str, Any], *, compare: bool | None = None) -> Traced:

@@ -50,7 +50,7 @@ def trace_forward(
     outside = indices_of_batch(model, dict(batch))
     if outside is not None:
         module, operation, explanation = outside
-        return Traced(None, _data_origin(module, operation, explanation))
+        return Traced(None, data_origin(module, operation, explanation))
     repeat, flags = Repeat(model), Flags(model)
     with in_mode(model, training=training, grad=grad):
         try:
@@ -61,7 +61,7 @@ def trace_forward(
         except IndexError:
             suspicious, values = True, []
         except RuntimeError as problem:
-            raise CannotDecide(_failed(problem)) from problem
+            raise CannotDecide(failed(problem)) from problem
         value = values[0] if values else None
         if not suspicious:
             return Traced(value, None)
@@ -118,7 +118,7 @@ def detailed_pass(
         if not tracer.seen.events or tracer.seen.events[-1].error is None:
             raise
     except RuntimeError as problem:
-        raise CannotDecide(_failed(problem)) from problem
+        raise CannotDecide(failed(problem)) from problem
     return tracer.seen
 
 
@@ -169,7 +169,8 @@ def _spread(seen: Pass) -> list[dict[str, Any]]:
     ]
 
 
-def _data_origin(module: str, operation: str, explanation: Explanation) -> Origin:
+def data_origin(module: str, operation: str, explanation: Explanation) -> Origin:
+    """The origin of what is wrong with a batch before anything runs."""
     return Origin(
         cause=explanation.cause,
         layer=None,
@@ -182,6 +183,7 @@ def _data_origin(module: str, operation: str, explanation: Explanation) -> Origi
     )
 
 
-def _failed(problem: BaseException) -> str:
+def failed(problem: BaseException) -> str:
+    """One sentence for a forward that raises."""
     first = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300].rstrip(".")
     return f"The forward itself fails, so nothing can be traced: {first}."

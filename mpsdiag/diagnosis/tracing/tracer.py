@@ -37,8 +37,8 @@ class Tracer(TorchFunctionMode):
         model: The model that will run.
         batch: Its keyword arguments, as they will be given.
         healing: What is made finite on the way.
-        claim: Called with (event number, module, layer, operation, output) for every finite or non-finite tensor that
-            autograd follows; the trace of a backward is built from that.
+        claim: Called with (module, layer, operation, output) after every operation, and with None for the operation
+            when a module is left; the trace of a backward is built from that.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Tracer(TorchFunctionMode):
         model: nn.Module,
         batch: Mapping[str, Any],
         healing: Healing | None = None,
-        claim: Callable[[int, str, int | None, str, Any], None] | None = None,
+        claim: Callable[[str, int | None, str | None, Any], None] | None = None,
     ) -> None:
         super().__init__()
         self.seen = Pass()
@@ -116,7 +116,7 @@ class Tracer(TorchFunctionMode):
             self._remember(written, source, in_place=in_place)
         if self._claim is not None:
             module, layer = self._place()
-            self._claim(index, module, layer, name, result)
+            self._claim(module, layer, name, result)
         self.seen.operations += 1
         return result
 
@@ -198,6 +198,8 @@ class Tracer(TorchFunctionMode):
                 self._watch_layer(module, hidden)
         if module is self._model and output is not None:
             self._watch_output(output)
+        if self._claim is not None:  # What no torch function made, such as an autograd.Function.
+            self._claim(*self._place(), None, output)
         self._path.pop()
 
     def _watch_layer(self, module: nn.Module, hidden: Tensor) -> None:

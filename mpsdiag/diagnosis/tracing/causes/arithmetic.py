@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
 from mpsdiag.diagnosis.tracing.causes.replay import replay
+from mpsdiag.diagnosis.tracing.causes.scores import scores_of
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.operations import SDPA
 from mpsdiag.diagnosis.tracing.tensors import largest
@@ -29,7 +28,8 @@ def overflow(birth: Birth) -> Explanation | None:
     if birth.event.operation in _CASTS and _largest_input(birth) > bound:
         return _overflowed(birth, output, _largest_input(birth))
     if birth.event.operation == SDPA:
-        score = largest_score(birth.named)
+        scores = scores_of(birth.named)
+        score = 0.0 if scores is None else largest(scores)
         if score > torch.finfo(birth.named["query"].dtype).max:
             return _overflowed(birth, output, score, "a score of query and key")
     return _replayed_overflow(birth, birth.call, output)
@@ -78,17 +78,6 @@ def device_only(birth: Birth) -> Explanation | None:
         ),
         {"device": birth.device, "cpu_largest": largest(plain)},
     )
-
-
-def largest_score(named: dict[str, Any]) -> float:
-    """The largest |q . k| of an attention, before it is scaled, in float64."""
-    query, key = named.get("query"), named.get("key")
-    if not isinstance(query, Tensor) or not isinstance(key, Tensor):
-        return 0.0
-    q, k = (tensor.detach().cpu().double() for tensor in (query, key))
-    if q.dim() >= 3 and q.shape[-3] != k.shape[-3] and q.shape[-3] % k.shape[-3] == 0:
-        k = k.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3)
-    return largest(q @ k.mT)
 
 
 def _largest_input(birth: Birth) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
+from mpsdiag.diagnosis.tracing.causes.scores import scores_of
 from mpsdiag.diagnosis.tracing.healing import rows_over_nothing
 from mpsdiag.diagnosis.tracing.operations import SDPA, SOFTMAX
 from mpsdiag.diagnosis.tracing.tensors import facts, listed
@@ -80,7 +81,13 @@ def _dead_and_bad(birth: Birth) -> Rows | None:
     dead = rows_over_nothing(birth.event.operation, birth.named, result)
     if dead is None:
         return None
-    found = (dead & ~torch.isfinite(result).all(-1)).any(1)
+    dead = dead & ~torch.isfinite(result).all(-1)
+    if birth.event.operation == SDPA:
+        # Where the scores of a row overflow, the mask is not the reason: infinity plus minus infinity is NaN.
+        scores = scores_of(birth.named)
+        if scores is not None and scores.shape[:-1] == dead.shape:
+            dead = dead & (scores.amax(-1) <= torch.finfo(birth.named["query"].dtype).max).to(dead.device)
+    found = dead.any(1)
     return sort_rows(found, birth.batch.get("attention_mask")) if bool(found.any()) else None
 
 

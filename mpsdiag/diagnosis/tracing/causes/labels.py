@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from mpsdiag.diagnosis.diagnosis import Advice
@@ -30,11 +32,7 @@ def no_labels(birth: Birth) -> Explanation | None:
     if operation == "div":
         below = named.get("other")
         labels = birth.batch.get("labels")
-        if (
-            isinstance(labels, Tensor)
-            and not label_counts(labels)
-            and (below == 0 if not isinstance(below, Tensor) else _zero(below))
-        ):
+        if isinstance(labels, Tensor) and not label_counts(labels) and _zero(below):
             return _explain(int(labels.numel()))
     return None
 
@@ -48,8 +46,10 @@ def label_counts(labels: Tensor) -> bool:
     return bool(labels[..., 1:].ne(IGNORED_LABEL).any())
 
 
-def _zero(tensor: Tensor) -> bool:
-    return tensor.numel() == 1 and not impurity(tensor) and float(tensor) == 0.0
+def _zero(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not impurity(value) and float(value) == 0.0
+    return bool(value == 0)
 
 
 def _explain(labels: int) -> Explanation:
