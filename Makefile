@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-browser lint bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,7 +22,11 @@ demo: $(READY)
 	$(BIN)/mpsdiag bench benchmarks/demo.toml --out reports/demo --fresh
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not browser"
+
+## The HTML report in a real Chromium; skipped with the reason where there is none (Debian: chromium chromium-driver).
+test-browser: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -32,6 +36,7 @@ lint: $(READY)
 ## Figures about mpsdiag itself, as ratios; see benchmarks/README.md.
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/report_speed.py
 
 clean:
 	rm -rf $(VENV) reports/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mpsdiag.report.escape import cap, one_line
 from mpsdiag.report.marks import mark
 from mpsdiag.report.story import Scene, Story
+from mpsdiag.serialization import jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,4 +135,9 @@ def _row(scene: Scene, result: Result, cost: CostRow | None) -> dict[str, Any]:
         row[f"{name}_high"] = None if estimate is None else estimate.high
         if name.endswith("step"):
             row[f"{name}_n"] = 0 if estimate is None else estimate.n
-    return row
+    return {name: _spelled(value) for name, value in row.items()}
+
+
+def _spelled(value: Any) -> Any:
+    """A loss that is NaN is a finding, and not the empty field of a number that was not measured."""
+    return jsonable(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,7 +15,7 @@ _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"
     r"\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
-# Characters with a meaning in GitHub's Markdown or in HTML; @ and # would call people and link other issues.
+# Characters with a meaning in GitHub's Markdown or in HTML.
 _MARKDOWN = {
     "\\": "\\\\",
     "|": "&#124;",
@@ -28,12 +28,11 @@ _MARKDOWN = {
     "&": "&amp;",
     "<": "&lt;",
     ">": "&gt;",
-    "@": "&#64;",
-    "#": "&#35;",
 }
 _SPECIAL = re.compile("[" + re.escape("".join(_MARKDOWN)) + "]")
 # An underscore inside a word emphasizes nothing in GitHub's Markdown; elsewhere it may.
 _UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_CALL = re.compile(r"(?<!&)[@#](?=\w)")
 _AUTOLINK = re.compile(r"(?i)\b(https?|ftp)://|\bwww\.")
 
 
@@ -84,17 +83,19 @@ def log_text(text: str, limit: int = LOG_LIMIT) -> str:
 
 
 def md_text(text: str, limit: int = 2000) -> str:
-    """Escape a sentence for GitHub's Markdown, on one line."""
-    escaped = _SPECIAL.sub(lambda found: _MARKDOWN[found.group()], one_line(text, limit))
-    escaped = _UNDERSCORE.sub(r"\\_", escaped)
-    escaped = _AUTOLINK.sub(lambda found: found.group().replace(":", "&#58;").replace(".", "&#46;"), escaped)
-    escaped = re.sub(r"^([-+=])", r"\\\1", escaped)
+    """Escape a sentence for GitHub's Markdown, on one line; it begins no list, heading or quotation."""
+    escaped = md_cell(text, limit)
+    escaped = re.sub(r"^([-+=#])", r"\\\1", escaped)
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)
 
 
 def md_cell(text: str, limit: int = CELL_LIMIT) -> str:
     """Escape a text for a cell of a Markdown table: one line, no pipe, no markup, `limit` characters at most."""
-    return md_text(text, limit)
+    escaped = _SPECIAL.sub(lambda found: _MARKDOWN[found.group()], one_line(text, limit))
+    escaped = _UNDERSCORE.sub(r"\\_", escaped)
+    # These would call people, link other issues, link addresses.
+    escaped = _CALL.sub(lambda found: f"&#{ord(found.group())};", escaped)
+    return _AUTOLINK.sub(lambda found: found.group().replace(":", "&#58;").replace(".", "&#46;"), escaped)
 
 
 def md_block(text: str, limit: int = LOG_LIMIT) -> str:

@@ -35,6 +35,14 @@ def test_a_cell_that_is_not_right_has_no_rank_and_no_ratio(stories):
             assert row["eval_step"] != ""
 
 
+def test_a_nan_is_written_as_one_and_not_as_nothing(stories):
+    found = {row["attention"]: row for row in rows(stories["every_end"]) if row["trainer"] == "standard"}
+    assert found["unmask_sdpa"]["eval_loss"] == ""
+    stock = next(row for row in rows(stories["every_end"]) if row["status"] == "nan")
+    assert stock["eval_loss"] == "nan"
+    assert stock["stock_eval_loss"] == "5.52"
+
+
 def test_a_spreadsheet_runs_nothing(hostile):
     for row in rows(hostile("formula")):
         for value in row.values():

@@ -74,6 +74,7 @@ def test_plain_names_stay_readable():
         ("\\|", "\\\\&#124;"),
         ("_x_", "\\_x\\_"),
         ("@team #1", "&#64;team &#35;1"),
+        ("# title", "\\# title"),
         ("- item", "\\- item"),
         ("1. item", "1\\. item"),
         ("http://x.example", "http&#58;//x.example"),
