@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.emulation import EmulatedAbort
 from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def _other_ranks(lab: Lab) -> Iterator[Check]:
 
 def _tolerant(lab: Lab, name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Check:
     """Judge a call that other devices accept; here raising is a failure of the call, not of the probe."""
+    from mpsdiag.emulation import EmulatedAbort
+
     try:
         return lab.check(name, q, k, v, mask)
     except EmulatedAbort:
@@ -77,6 +78,8 @@ def spared_machine() -> Iterator[None]:
     """
     import psutil
     from torch.utils._python_dispatch import TorchDispatchMode
+
+    from mpsdiag.emulation import EmulatedAbort
 
     without_abort = (
         "no abort; to compute it on a CPU would take minutes and 4 GiB, so nothing is said of its values"

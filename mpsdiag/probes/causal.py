@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.emulation import EmulatedAbort
 from mpsdiag.probes.declaration import Check, Probe, Remedy, span
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ def _future_keys(lab: Lab) -> Iterator[Check]:
 def _causal_with_mask(lab: Lab) -> Iterator[Check]:
     """Refusing is right, and so is combining the two; only taking the process down is not."""
     import torch
+
+    from mpsdiag.emulation import EmulatedAbort
 
     q, k, v = lab.qkv((1, 2, 16, 64))
     mask = torch.zeros(1, 1, 16, 16, device=q.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,10 +82,11 @@ def plain_errors(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> list[float]:
-    """Measure the finite errors of plain attention in the inputs' dtype, in its two ways of scaling.
+    """Measure the finite errors of plain attention in the inputs' dtype, in each of its ways.
 
-    Two ways, because a single one is sometimes right by luck, and because float16 overflows in the first where it
-    does not in the second.
+    Several ways, because a single one is sometimes right by luck: scaled before or after the product (float16
+    overflows in one where it does not in the other), and in float32 with contiguous heads or transposed ones, where
+    the CPU sums in blocks or one after the other, as GPUs do.
 
     Args:
         reference: (..., L, Dv), float64.
@@ -96,12 +98,19 @@ def plain_errors(
         is_causal: Likewise.
         scale: Likewise.
     """
-    outputs = (
-        composite_attention(query, key, value, attn_mask, is_causal=is_causal, scale=scale, scaled=way)
-        for way in get_args(Scaling)
-    )
-    errors = [largest_error(output, reference, rows) for output in outputs]
+    layouts = [tuple(tensor.contiguous() for tensor in (query, key, value))]
+    if query.dtype == torch.float32 and query.dim() == 4:
+        layouts.append(tuple(transposed(tensor) for tensor in (query, key, value)))
+    errors = []
+    for (q, k, v), way in itertools.product(layouts, get_args(Scaling)):
+        output = composite_attention(q, k, v, attn_mask, is_causal=is_causal, scale=scale, scaled=way)
+        errors.append(largest_error(output, reference, rows))
     return [error for error in errors if math.isfinite(error)]
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """Give the same (B, H, L, D) values, laid out in memory as (B, L, H, D), as models hand them over."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def largest_error(output: Tensor, reference: Tensor, rows: Tensor | None = None) -> float:
