@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.errors import BadInput, CannotDecide, one_of
@@ -149,6 +150,11 @@ def reset_peak_memory(device: str | torch.device) -> None:
 
 def process_peak_memory() -> int:
     """Highest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # On Linux ru_maxrss begins with the size of the parent that started this process.
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 

@@ -7,6 +7,7 @@ the label). Only the order of a sum could make a difference, and it is the same.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,27 +15,63 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK_BYTES: Final = 32 * 2**20
-"""Default size of a chunk of logits. At its peak one chunk of logits and one of log-probabilities are alive."""
+"""Default size of a chunk. One of logits (none if they are on the CPU already) and one of log-probabilities live."""
 
 
 def rows_per_chunk(classes: int, bytes_per_value: int, chunk_bytes: int) -> int:
-    """How many rows of logits fit a chunk: at least 2.
-
-    A sum over one single row may be split over threads in another way than the same row among others.
-    """
-    return max(2, chunk_bytes // max(1, classes * bytes_per_value))
+    """How many rows of logits fit a chunk: at least 3, so that `chunks` can leave no row alone."""
+    return max(3, chunk_bytes // max(1, classes * bytes_per_value))
 
 
 def chunks(rows: int, per_chunk: int) -> list[slice]:
-    """Cut `rows` rows into slices of `per_chunk`; a last slice of one row joins the one before it."""
-    starts = list(range(0, max(rows, 1), per_chunk))
-    if len(starts) > 1 and rows - starts[-1] == 1:
-        starts.pop()
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], rows], strict=True)]
+    """Cut `rows` rows into slices of at most `per_chunk`, the first one the longest, none of one row if there are more.
+
+    A sum over one single row may be split over threads in another way than the same row among others.
+    """
+    ends = list(range(per_chunk, rows, per_chunk))
+    if ends and rows - ends[-1] == 1:
+        ends[-1] -= 1
+    return [slice(start, end) for start, end in itertools.pairwise([0, *ends, rows])]
+
+
+def is_on_cpu(tensor: Tensor) -> bool:
+    """Say whether a tensor need not be copied to be read on the CPU."""
+    return tensor.device.type == "cpu"
+
+
+class _Desk:
+    """Room for one chunk of logits on the CPU and one of log-probabilities, used again for every chunk.
+
+    Allocating anew for every chunk costs time (pages are faulted in again) and, by fragmentation, several chunks.
+    """
+
+    def __init__(self) -> None:
+        self._copy: Tensor | None = None
+        self._result: Tensor | None = None
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """Log-softmax over the last axis of (rows, classes) logits from any device; overwritten by the next call."""
+        import torch
+
+        here = logits if is_on_cpu(logits) else self._bring(logits)
+        result = self._result
+        if (
+            result is None or len(result) < len(here) or result.dtype != here.dtype
+        ):  # autocast changes the dtype
+            self._result = result = torch.log_softmax(here, dim=-1)
+            return result
+        return torch.log_softmax(here, dim=-1, out=result[: len(here)])
+
+    def _bring(self, logits: Tensor) -> Tensor:
+        import torch
+
+        if self._copy is None or len(self._copy) < len(logits):
+            self._copy = torch.empty(logits.shape, dtype=logits.dtype)
+        return self._copy[: len(logits)].copy_(logits)
 
 
 def label_log_probabilities(logits: Tensor, labels: Tensor, ignore_index: int, chunk_bytes: int) -> Tensor:
-    """Log-probability of each row's label, on the CPU.
+    """Log-probability of each row's label, on the CPU, without gradient.
 
     Args:
         logits: (rows, classes), floating point, on any device.
@@ -49,12 +86,11 @@ def label_log_probabilities(logits: Tensor, labels: Tensor, ignore_index: int, c
 
     rows, classes = logits.shape
     safe = labels.masked_fill(labels == ignore_index, 0).unsqueeze(-1)
-    found = []
-    for part in chunks(rows, rows_per_chunk(classes, logits.element_size(), chunk_bytes)):
-        log_probabilities = torch.log_softmax(logits[part].to("cpu"), dim=-1)
-        found.append(log_probabilities.gather(-1, safe[part]).squeeze(-1))
-        del log_probabilities
-    return torch.cat(found)
+    desk = _Desk()
+    with torch.no_grad():
+        parts = chunks(rows, rows_per_chunk(classes, logits.element_size(), chunk_bytes))
+        found = [desk.log_softmax(logits[part]).gather(-1, safe[part]) for part in parts]
+    return torch.cat(found).squeeze(-1)
 
 
 def cross_entropy(
@@ -116,13 +152,13 @@ def smoothed_loss(
     ignored = labels.eq(ignore_index)
     classes = logits.shape[-1]
     flat_labels = torch.clamp(labels, min=0).reshape(-1, 1)
-    likelihood, spread, start = [], [], 0
-    for rows in _cpu_rows(logits, rows_per_chunk(classes, logits.element_size(), chunk_bytes)):
-        negative = -torch.log_softmax(rows, dim=-1)
-        likelihood.append(negative.gather(-1, flat_labels[start : start + len(rows)]))
-        spread.append(negative.sum(dim=-1, keepdim=True, dtype=torch.float32))
-        start += len(rows)
-        del rows, negative
+    desk, likelihood, spread, start = _Desk(), [], [], 0
+    with torch.no_grad():
+        for rows in _row_blocks(logits, rows_per_chunk(classes, logits.element_size(), chunk_bytes)):
+            negative = desk.log_softmax(rows).neg_()
+            likelihood.append(negative.gather(-1, flat_labels[start : start + len(rows)]))
+            spread.append(negative.sum(dim=-1, keepdim=True, dtype=torch.float32))
+            start += len(rows)
     nll = torch.cat(likelihood).view(labels.shape).masked_fill_(ignored, 0.0)
     smooth = torch.cat(spread).view(labels.shape).masked_fill_(ignored, 0.0)
     if num_items_in_batch is None:
@@ -135,8 +171,8 @@ def smoothed_loss(
     return loss
 
 
-def _cpu_rows(logits: Tensor, per_chunk: int) -> Iterator[Tensor]:
-    """Rows of (..., classes) logits in order, on the CPU, (rows, classes) at a time.
+def _row_blocks(logits: Tensor, per_chunk: int) -> Iterator[Tensor]:
+    """Rows of (..., classes) logits in order, (rows, classes) at a time, on their device.
 
     Shifted logits are not contiguous over the batch: short sequences travel several at a time, long ones in parts, and
     the whole is never copied.
@@ -145,12 +181,12 @@ def _cpu_rows(logits: Tensor, per_chunk: int) -> Iterator[Tensor]:
     if logits.dim() == 2 or logits.is_contiguous():
         flat = logits.view(-1, classes)
         for part in chunks(len(flat), per_chunk):
-            yield flat[part].to("cpu")
+            yield flat[part]
         return
     rows = logits[0].shape[:-1].numel()
     if rows > per_chunk:
         for sequence in logits:
-            yield from _cpu_rows(sequence, per_chunk)
+            yield from _row_blocks(sequence, per_chunk)
         return
-    for part in chunks(len(logits), max(2, per_chunk // max(1, rows))):
-        yield logits[part].to("cpu").reshape(-1, classes)
+    for part in chunks(len(logits), max(3, per_chunk // max(1, rows))):
+        yield logits[part].reshape(-1, classes)
