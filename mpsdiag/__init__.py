@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpsdiag.diagnosis import check, trace
+    from mpsdiag.diagnosis import BadBatchRecorder, check, trace
     from mpsdiag.emulation import emulate_mps
     from mpsdiag.fixes import apply, install
     from mpsdiag.training import MPSSafeTrainer, NonFiniteCallback
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BadBatchRecorder": "mpsdiag.diagnosis",
     "check": "mpsdiag.diagnosis",
     "emulate_mps": "mpsdiag.emulation",
     "apply": "mpsdiag.fixes",
@@ -27,6 +28,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BadBatchRecorder",
     "MPSSafeTrainer",
     "NonFiniteCallback",
     "__version__",

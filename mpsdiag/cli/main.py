@@ -9,7 +9,7 @@ from typing import Any
 import typer
 import typer.core
 
-from mpsdiag.cli import bench, check, env, report, run, train
+from mpsdiag.cli import bench, check, env, report, run, trace, train
 from mpsdiag.errors import MpsdiagError
 from mpsdiag.words import EXIT_INTERRUPTED
 
@@ -35,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (check, bench, report, train, run, env):
+for command in (check, trace, bench, report, train, run, env):
     command.register(app)
 
 

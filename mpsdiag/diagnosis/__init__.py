@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpsdiag.diagnosis.examination import check
     from mpsdiag.diagnosis.tracing import Origin, trace
+    from mpsdiag.diagnosis.tracing.recorder import BadBatchRecorder
 
-__all__ = ["Origin", "check", "trace"]
+__all__ = ["BadBatchRecorder", "Origin", "check", "trace"]
 
-_HOME = {"Origin": "tracing", "check": "examination", "trace": "tracing"}
+_HOME = {
+    "BadBatchRecorder": "tracing.recorder",
+    "Origin": "tracing",
+    "check": "examination",
+    "trace": "tracing",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,16 +42,30 @@ def trace(
     return trace_evaluation(model, prepared, compare=compare).origin
 
 
-def trace_evaluation(model: nn.Module, batch: Mapping[str, Any], *, compare: bool | None = None) -> Traced:
+def trace_evaluation(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    compare: bool | None = None,
+    grad: bool = False,
+    in_detail: bool = True,
+) -> Traced:
     """As `trace`, for a batch that is prepared; with its loss, and the call that is to blame.
+
+    Args:
+        model: On its device.
+        batch: Prepared.
+        compare: As for `trace`.
+        grad: With gradients wanted.
+        in_detail: Look for the origin; without it only whether there is one.
 
     Raises:
         CannotDecide: The forward itself fails.
     """
-    traced = trace_forward(model, batch)
-    if traced.origin is None and (not is_plain_cpu(model) if compare is None else compare):
-        with in_mode(model, training=False, grad=False):
+    traced = trace_forward(model, batch, grad=grad, in_detail=in_detail)
+    if in_detail and traced.origin is None and (not is_plain_cpu(model) if compare is None else compare):
+        with in_mode(model, training=False, grad=grad):
             found = find_difference(model, batch)
         if found is not None:
-            return Traced(traced.loss, *found)
+            return Traced(traced.loss, *found, suspicious=True)
     return traced

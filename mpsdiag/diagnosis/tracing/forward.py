@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +27,24 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class Traced:
-    """What the trace of one batch gave: its loss, the origin if it is not finite, the call the value was born in."""
+    """What the trace of one batch gave: its loss, the origin if it is not finite, the call the value was born in.
+
+    `suspicious`: not finite, explained or not.
+    """
 
     loss: float | None
     origin: Origin | None
     call: Call | None = None
+    suspicious: bool = False
 
 
 def trace_forward(
-    model: nn.Module, batch: Mapping[str, Any], *, training: bool = False, grad: bool = False
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    training: bool = False,
+    grad: bool = False,
+    in_detail: bool = True,
 ) -> Traced:
     """Run a batch, and find where its first non-finite value was born.
 
@@ -43,6 +53,7 @@ def trace_forward(
         batch: Checked, and on the model's device.
         training: Run it in training mode.
         grad: With gradients wanted, as in training.
+        in_detail: Look at a suspicious batch in detail; without it only the loss is told, and `suspicious`.
 
     Raises:
         CannotDecide: The forward itself fails.
@@ -65,8 +76,10 @@ def trace_forward(
         value = values[0] if values else None
         if not suspicious:
             return Traced(value, None)
+        if not in_detail:
+            return Traced(value, None, suspicious=value is None or not math.isfinite(value))
         origin, call = explain_forward(model, batch, repeat, grad=grad)
-    return Traced(value, origin, call)
+    return Traced(value, origin, call, suspicious=origin is not None)
 
 
 def explain_forward(

@@ -1,0 +1,135 @@
+"""`mpsdiag trace`: where the first NaN is born, and of which kind it is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpsdiag.cli import options
+from mpsdiag.errors import BadInput
+
+OptionalDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE", help="auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu."
+    ),
+]
+OptionalDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", metavar="DTYPE", help="float32, bfloat16 or float16. [float32; recorded: its own]"
+    ),
+]
+
+
+def trace(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="A case that BadBatchRecorder wrote.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Built-in, local folder or hub name. [tiny-gpt2]")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="synthetic, a local file or folder, or a hub name. [synthetic]"),
+    ] = None,
+    batch: Annotated[
+        Path | None, typer.Option("--batch", metavar="FILE", help="A batch saved as .safetensors.")
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Trace training steps: forward, backward, optimizer.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps. [10]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", min=0.0, help="Of the training steps. [5e-5]")
+    ] = None,
+    padding: Annotated[str, typer.Option("--padding", help="left or right.")] = "left",
+    attention: Annotated[
+        str | None,
+        typer.Option("--attention", help="An attention mode, such as sdpa, eager, safe_sdpa. [sdpa]"),
+    ] = None,
+    device: OptionalDevice = None,
+    dtype: OptionalDtype = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", min=2, help="Longest sequence, in tokens. [128; own data: 512]"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in a batch.")] = 4,
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Batches to look at.")] = 4,
+    pad_to_multiple_of: Annotated[
+        int | None, typer.Option("--pad-to-multiple-of", min=1, help="As for transformers' collators.")
+    ] = None,
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoints", metavar="FOLDER", help="Find out since which one weights are bad."),
+    ] = None,
+    compare: Annotated[
+        bool | None,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Compare finite results with float64 on the CPU. [unless on the plain CPU]",
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    emulate: options.Emulate = None,
+    emulate_macos: options.EmulateMacos = 15,
+    json: options.Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The block to paste into an issue.")] = False,
+) -> None:
+    """Find where the first non-finite value is born, in which operation, and which of ten causes it is.
+
+    Exit code: 0 all finite, 1 something found, 2 bad usage or input, 3 undecided, 130 interrupted.
+    """
+    if json and markdown:
+        raise BadInput("--json and --markdown exclude each other: choose one.")
+    from mpsdiag.cli.progress import told
+    from mpsdiag.diagnosis.tracing.investigation import investigate
+    from mpsdiag.diagnosis.tracing.sources import Request
+
+    request = Request(
+        folder=folder,
+        batch_file=batch,
+        model=model,
+        dataset=dataset,
+        train=train,
+        steps=steps,
+        learning_rate=learning_rate,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        padding_side=padding,
+        max_length=max_length,
+        batch_size=batch_size,
+        batches=batches,
+        pad_to_multiple_of=pad_to_multiple_of,
+        seed=seed,
+        compare=compare,
+        emulate=emulate,
+        emulate_macos=emulate_macos,
+        checkpoints=tuple(checkpoints or ()),
+    )
+    with told() as progress:
+        report, _ = investigate(request, progress=progress)
+    if json:
+        from mpsdiag.serialization import dumps
+
+        sys.stdout.write(dumps(report.document(), indent=2) + "\n")
+    elif markdown:
+        from mpsdiag.report.trace_markdown import render
+
+        sys.stdout.write(render(report))
+    else:
+        from rich.console import Console
+
+        from mpsdiag.report.trace_terminal import show
+
+        show(report, Console())
+    raise typer.Exit(report.exit_code)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(trace)

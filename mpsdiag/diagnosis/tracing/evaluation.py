@@ -1,0 +1,127 @@
+"""An evaluation of several batches: each cheaply, the first bad ones in detail, and what the Trainer would print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from mpsdiag.diagnosis.diagnosis import Advice
+from mpsdiag.diagnosis.tracing.api import trace_evaluation
+from mpsdiag.diagnosis.tracing.events import Call
+from mpsdiag.diagnosis.tracing.origin import Origin
+
+EXPLAINED = 4
+"""At most this many bad batches are looked at in detail: another batch may be bad for another reason."""
+
+
+@dataclass
+class TracedBatches:
+    """What an evaluation gave.
+
+    Attributes:
+        losses: Of each batch, in nats; NaN where a batch could not be run to its loss.
+        bad: Numbers of the batches with a finding.
+        eval_loss: Mean of the losses over sequences, as a Trainer that leaves nothing out would print it.
+        stock_eval_loss: The mean that transformers 5.23 prints by default: non-finite losses are left out.
+        origin: The first finding.
+        call: The call it was born in.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)
+    eval_loss: float | None = None
+    stock_eval_loss: float | None = None
+    origin: Origin | None = None
+    call: Call | None = None
+
+
+def trace_batches(
+    model: nn.Module,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    compare: bool | None = None,
+    grad: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TracedBatches:
+    """Trace an evaluation. The origin of the first bad batch comes first, others with other causes are in its `also`.
+
+    Args:
+        model: On its device.
+        batches: Prepared.
+        compare: As for `trace`.
+        grad: With gradients wanted.
+        progress: Told the batch.
+
+    Raises:
+        CannotDecide: A forward itself fails.
+    """
+    found, origins = TracedBatches(), list[Origin]()
+    for number, batch in enumerate(batches):
+        progress(f"batch {number + 1} of {len(batches)}")
+        traced = trace_evaluation(
+            model, batch, compare=compare, grad=grad, in_detail=len(found.bad) < EXPLAINED
+        )
+        found.losses.append(math.nan if traced.loss is None else traced.loss)
+        if traced.origin is None and not traced.suspicious:
+            continue
+        found.bad.append(number)
+        if traced.origin is None:
+            continue
+        for origin in (traced.origin, *traced.origin.also):
+            if origin.cause not in {other.cause for other in origins}:
+                alone = {"also": [], "evidence": {"batch": number, **origin.evidence}}
+                origins.append(origin.model_copy(update=alone))
+        found.call = found.call or traced.call
+    if any("labels" in batch for batch in batches):
+        sizes = [sequences(batch) for batch in batches]
+        found.eval_loss = mean(found.losses, sizes)
+        kept = [(loss, size) for loss, size in zip(found.losses, sizes, strict=True) if math.isfinite(loss)]
+        found.stock_eval_loss = mean(*map(list, zip(*kept, strict=True))) if kept else found.eval_loss
+        hidden = hidden_by_filter(found)
+        if hidden is not None:
+            origins.append(hidden)
+    if origins:
+        found.origin = origins[0].model_copy(update={"also": origins[1:]})
+    return found
+
+
+def hidden_by_filter(found: TracedBatches) -> Origin | None:
+    """The eval_loss that is printed is finite only because batches are left out of it."""
+    dropped = [number for number, loss in enumerate(found.losses) if not math.isfinite(loss)]
+    if not dropped or found.stock_eval_loss is None or not math.isfinite(found.stock_eval_loss):
+        return None
+    return Origin(
+        cause="hidden_by_filter",
+        layer=None,
+        module="",
+        operation="evaluation_loop",
+        phase="evaluation",
+        summary=f"transformers 5.23 and later print eval_loss {found.stock_eval_loss:.4f} here: {len(dropped)} of "
+        f"{len(found.losses)} batches have a loss that is not finite, and logging_nan_inf_filter leaves them out",
+        evidence={
+            "stock_eval_loss": found.stock_eval_loss,
+            "eval_loss": found.eval_loss,
+            "dropped_batches": dropped,
+            "batches": len(found.losses),
+        },
+        remedy=Advice(
+            text="Turn the filter off while you look for the cause; it hides a bias, not only a warning.",
+            commands=["TrainingArguments(logging_nan_inf_filter=False)"],
+        ),
+    )
+
+
+def sequences(batch: Mapping[str, Any]) -> int:
+    """How many sequences a batch has."""
+    return next(
+        (int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor) and value.dim()), 1
+    )
+
+
+def mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
+    """The mean of batch losses over sequences, as the Trainer takes it."""
+    return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)

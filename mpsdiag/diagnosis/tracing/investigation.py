@@ -1,0 +1,156 @@
+"""`mpsdiag trace` without its command line: load a case, trace it, and put the answer into one document. Schema 1."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mpsdiag import device as devices
+from mpsdiag import environment
+from mpsdiag.diagnosis.diagnosis import Emulated
+from mpsdiag.diagnosis.tracing.checkpoints import bad_since, find_checkpoints
+from mpsdiag.diagnosis.tracing.evaluation import trace_batches
+from mpsdiag.diagnosis.tracing.events import Call
+from mpsdiag.diagnosis.tracing.origin import Origin
+from mpsdiag.diagnosis.tracing.sources import Case, Request, load_case, with_model
+from mpsdiag.diagnosis.tracing.training import LEARNING_RATE, Recipe, trace_training
+from mpsdiag.environment import Environment
+from mpsdiag.words import EXIT_FOUND, EXIT_OK
+
+SCHEMA = 1
+TRAINING_STEPS = 10
+
+
+class Report(BaseModel):
+    """What a trace found. Losses are means over tokens, in nats; `origin` None: everything came out finite.
+
+    Attributes:
+        mode: What was run.
+        device: Where.
+        emulated: Under which model of the MPS kernels; nothing was measured on MPS then.
+        case: Model, data, dtype, attention.
+        losses: Of every batch or step that ran.
+        grad_norms: Of every training step that ran.
+        bad_batches: Numbers of the evaluation batches with a finding.
+        eval_loss: Mean of all batches.
+        stock_eval_loss: What transformers 5.23 prints by default, non-finite batches left out.
+        origin: The first finding; others in its `also`.
+        repro: Where the script that shows it alone was written.
+        repro_note: What running it showed, or why there is none.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    mode: Literal["evaluation", "training"]
+    device: str
+    emulated: Emulated | None
+    environment: Environment
+    case: dict[str, Any]
+    losses: list[float] = Field(default_factory=list)
+    grad_norms: list[float] = Field(default_factory=list)
+    bad_batches: list[int] = Field(default_factory=list)
+    eval_loss: float | None = None
+    stock_eval_loss: float | None = None
+    origin: Origin | None = None
+    repro: str | None = None
+    repro_note: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 everything finite, 1 something was found."""
+        return EXIT_OK if self.origin is None else EXIT_FOUND
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document, with `schema` first."""
+        return self.model_dump(by_alias=True)
+
+
+def investigate(
+    request: Request, *, progress: Callable[[str], None] = lambda _: None
+) -> tuple[Report, Call | None]:
+    """Trace what was asked for.
+
+    Args:
+        request: The case.
+        progress: Told what is being done.
+
+    Returns:
+        The report, and the call that the first finding was born in, for a script that shows it alone.
+
+    Raises:
+        BadInput: Something cannot be used as given.
+        CannotDecide: The device cannot be used, or the forward itself fails.
+    """
+    checkpoints = find_checkpoints(request.checkpoints)
+    if checkpoints and request.model is None and request.folder is None:
+        request = with_model(request, str(checkpoints[-1]))
+    # What the libraries would warn of is what is being found out here.
+    logging.getLogger("mpsdiag.training").setLevel(logging.ERROR)
+    with load_case(request, progress) as case:
+        report, call = _train(request, case, progress) if case.train else _evaluate(request, case, progress)
+    if checkpoints and report.origin is not None:
+        report.origin = _with_history(report.origin, checkpoints)
+    return report, call
+
+
+def _evaluate(request: Request, case: Case, progress: Callable[[str], None]) -> tuple[Report, Call | None]:
+    found = trace_batches(
+        case.model, case.batches, compare=request.compare, grad=case.grad, progress=progress
+    )
+    report = _report(case, "evaluation")
+    return (
+        report.model_copy(
+            update={
+                "losses": found.losses if found.eval_loss is not None else [],
+                "bad_batches": found.bad,
+                "eval_loss": found.eval_loss,
+                "stock_eval_loss": found.stock_eval_loss,
+                "origin": found.origin,
+            }
+        ),
+        found.call,
+    )
+
+
+def _train(request: Request, case: Case, progress: Callable[[str], None]) -> tuple[Report, Call | None]:
+    rate = LEARNING_RATE if case.learning_rate is None else case.learning_rate
+    steps = request.steps or (1 if request.folder is not None else TRAINING_STEPS)
+    found = trace_training(case.model, case.batches, Recipe(rate), steps=steps, progress=progress)
+    report = _report(case, "training")
+    report.case |= {"learning_rate": rate, "steps": steps}
+    return (
+        report.model_copy(
+            update={"losses": found.losses, "grad_norms": found.grad_norms, "origin": found.origin}
+        ),
+        found.call,
+    )
+
+
+def _report(case: Case, mode: Literal["evaluation", "training"]) -> Report:
+    emulation = case.emulation
+    return Report(
+        mode=mode,
+        device=case.device,
+        emulated=None if emulation is None else Emulated(release=emulation.release, macos=emulation.macos),
+        environment=environment.gather(devices.accelerators(probe=False)),
+        case=case.told,
+    )
+
+
+def _with_history(origin: Origin, checkpoints: list[Any]) -> Origin:
+    """Add since when to every finding about weights."""
+    if origin.cause == "bad_weights":
+        names = [weight["name"] for weight in origin.evidence.get("weights", [])]
+        history = bad_since(checkpoints, names)
+        since = history["bad_since"]
+        said = f"; since {since}" if since else ""
+        if since and history["last_finite"]:
+            said += f", {history['last_finite']} is the last that is finite"
+        origin = origin.model_copy(
+            update={"summary": origin.summary + said, "evidence": {**origin.evidence, "history": history}}
+        )
+    return origin.model_copy(update={"also": [_with_history(other, checkpoints) for other in origin.also]})
