@@ -85,6 +85,8 @@ def prepare(case: Case) -> Iterator[Prepared]:
         stack.enter_context(apply(model, case.attention))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpsdiag-"))
         prepared = Prepared(case, model, tokenizer, None, [], [])
+        # The cell is about that trainer: it acts on every device, not only where it is needed.
+        more: dict[str, Any] = {"always": True} if case.trainer == "mps_safe" else {}
         prepared.trainer = _recording(TRAINERS[case.trainer], prepared.losses)(
             model=model,
             args=_arguments(case, Path(scratch)),
@@ -93,8 +95,7 @@ def prepare(case: Case) -> Iterator[Prepared]:
             ),
             train_dataset=train_rows,
             eval_dataset=eval_rows,
-            # The cell is about that trainer: it acts on every device, not only where it is needed.
-            **({"always": True} if case.trainer == "mps_safe" else {}),
+            **more,
         )
         prepared.trainer.remove_callback(PrinterCallback)
         prepared.train_batches = _batches(prepared.trainer, prepared.trainer.get_train_dataloader())

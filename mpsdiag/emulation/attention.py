@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from mpsdiag.emulation.dispatch import takes_operator
 from mpsdiag.emulation.g0_composite import composite_attention
 from mpsdiag.emulation.operator import run_operator
@@ -52,5 +54,5 @@ def _composite(call: Call, machine: Machine) -> Tensor:
         call.enable_gqa,
         call.dropout_p,
         zero_dead_rows=not (old and machine.has("SDPA001")),
-        wide_scores=not (old and machine.has("SDPA021")),
+        wide_scores=not old or (call.query.dtype == torch.float16 and not machine.has("SDPA021")),
     )[0]

@@ -41,7 +41,8 @@ def composite_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention as torch 2.0 to 2.4 composes it from single operators; differentiable.
 
-    Every intermediate is rounded to the dtype of the query; both factors are scaled by `sqrt(scale)`.
+    Every intermediate is rounded to the dtype of the query; both factors are scaled by `sqrt(scale)`,
+    of a negative scale by that of its amount, with the sign on the query.
 
     Args:
         query: `(..., Hq, L, D)`.
@@ -63,8 +64,9 @@ def composite_attention(
     key, value = expand_heads(key, value, query, enable_gqa)
     if wide_scores:
         query, key = widen(query), widen(key)
-    root = math.sqrt(scale_or_default(scale, query))
-    scores = rounded(product(query * root, (key * root).mT), steps)
+    factor = scale_or_default(scale, query)
+    root = math.sqrt(abs(factor))
+    scores = rounded(product(query * math.copysign(root, factor), (key * root).mT), steps)
     if is_causal:
         scores = scores.masked_fill(after_the_query(*scores.shape[-2:]), NEGATIVE_INFINITY)
     elif mask is not None:

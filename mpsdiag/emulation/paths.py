@@ -67,7 +67,7 @@ def general(call: Call, machine: Machine, *, want_weights: bool) -> tuple[Tensor
         output, weights = graph_attention(
             *arguments,
             zero_dead_rows=not machine.has("SDPA001"),
-            wide_scores=not machine.has("SDPA021"),
+            wide_scores=call.query.dtype == torch.float16 and not machine.has("SDPA021"),
             shift=TINY_SHIFT if machine.release.tiny_shift and machine.macos >= 15 else 0.0,
             want_weights=want_weights,
         )
@@ -127,7 +127,7 @@ def prefill_kernel(call: Call, machine: Machine, *, mpp: bool) -> Tensor:
     """
     mask = _expanded(call)
     if mask is not None and mask.dtype != torch.bool and machine.has("SDPA007"):
-        mask = mask / LOG2E  # the kernel multiplies it by that again
+        mask = mask.float() / LOG2E  # the kernel multiplies it by that again
     kernel = prefill_mpp if mpp else prefill
     return kernel(
         call.query, call.key, call.value, mask, call.is_causal, scale_or_default(call.scale, call.query)

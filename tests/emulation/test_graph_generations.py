@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpsdiag.emulation import emulate_mps
 from mpsdiag.emulation.g0_composite import composite_attention
 from mpsdiag.emulation.g0_safe_composite import safe_composite_attention
 from mpsdiag.emulation.g1_graph import graph_attention
@@ -256,3 +258,25 @@ def test_dropout_drops_and_rescales(function):
     dropped = weights == 0
     assert 0.4 < dropped.float().mean() < 0.6
     torch.testing.assert_close(weights[~dropped], 2 * kept[~dropped])
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+@pytest.mark.parametrize("release", ["2.4", "2.8"])
+def test_negative_scales_are_those_of_stock_attention(release, scale):
+    query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(1)).unbind(0)
+    with emulate_mps(release, defects=()):
+        emulated = F.scaled_dot_product_attention(query.requires_grad_(), key, value, scale=scale)
+    stock = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    torch.testing.assert_close(emulated, stock)
+
+
+def test_each_scale_has_its_own_graph_where_it_is_part_of_the_key():
+    query = torch.randn(1, 1, 12, 33, generator=torch.Generator().manual_seed(2)).half()
+    mask = torch.randn(12, 12, generator=torch.Generator().manual_seed(3)).half()
+    with emulate_mps("2.13", defects=("SDPA016",)), torch.no_grad():
+        F.scaled_dot_product_attention(query, query, query, mask.float(), scale=1.0)
+        second = F.scaled_dot_product_attention(query, query, query, mask, scale=0.1)
+        same_key = F.scaled_dot_product_attention(query, query, query, mask, scale=1.0)
+    stock = F.scaled_dot_product_attention(query, query, query, mask, scale=0.1)
+    torch.testing.assert_close(second, stock, atol=2e-3, rtol=2e-3)
+    assert not torch.allclose(same_key, F.scaled_dot_product_attention(query, query, query, mask, scale=1.0))

@@ -29,7 +29,8 @@ def as_the_cached_graph_runs_it(call: Call, machine: Machine) -> Call:
     """
     scale = scale_or_default(call.scale, call.query)
     signature = tuple((tuple(x.shape), x.dtype) for x in call.tensors)
-    key = (signature, call.is_causal, call.mask is not None)
+    # Where the scale is no longer baked in (2.13), it is part of the key.
+    key = (signature, call.is_causal, call.mask is not None, None if machine.has("SDPA015") else scale)
     placeholder = None if call.mask is None else (tuple(call.mask.shape), call.mask.dtype)
     first_scale, first_placeholder = machine.graphs.setdefault(key, (scale, placeholder))
     if machine.has("SDPA015"):
