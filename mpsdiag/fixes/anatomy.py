@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from mpsdiag.fixes.layers import MARK
+
 # Modeling code that asks for the exact name treats every other name as something else than SDPA.
 _ASKS_FOR_SDPA = re.compile(r"_attn_implementation\s*(?:==|!=|(?:not\s+)?in\b)[^\n]*[\"']sdpa[\"']")
 _HAS_ATTENTION = re.compile(r"^class \w*Attention\w*\(nn\.Module\)", re.MULTILINE)
@@ -34,8 +36,10 @@ def is_transformers(module: nn.Module) -> bool:
     return library is not None and isinstance(module, library.PreTrainedModel)
 
 
-def configs_in_use(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every config that a module of a model holds, once, with the class name of the first module that does.
+def configs_in_use(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """Every config that attention is looked up in, once, with the first module that holds it.
+
+    These are the configs of models, and those of attention modules, should they have copies of their own.
 
     Args:
         model: A transformers model.
@@ -43,9 +47,10 @@ def configs_in_use(model: nn.Module) -> Iterator[tuple[str, Any]]:
     seen: list[Any] = []
     for module in model.modules():
         config = getattr(module, "config", None)
-        if hasattr(config, "_attn_implementation") and not among(config, seen):
+        asks = is_transformers(module) or "Attention" in type(module).__name__
+        if asks and hasattr(config, "_attn_implementation") and not among(config, seen):
             seen.append(config)
-            yield type(module).__name__, config
+            yield module, config
 
 
 def with_parts(configs: Iterable[Any]) -> list[Any]:
@@ -78,11 +83,31 @@ def attention_of(model: nn.Module) -> dict[str, str | None]:
     Returns:
         Such as `{"LlamaForCausalLM": "safe_sdpa"}`.
     """
-    return {
-        owner: set_attention(config)
-        for root in transformers_models(model)
-        for owner, config in configs_in_use(root)
-    }
+    found: dict[str, str | None] = {}
+    for root in transformers_models(model):
+        for owner, config in configs_in_use(root):
+            name = set_attention(config)
+            found[type(owner).__name__] = (mark_of(owner) or name) if name == "sdpa" else name
+    return found
+
+
+def mark_of(module: nn.Module) -> str | None:
+    """The mode a module has under the name "sdpa", if it was given one."""
+    return getattr(module, MARK, None)
+
+
+def mark(model: nn.Module, mode: str | None) -> None:
+    """Give all modules of a model a mode under the name "sdpa", or take it away.
+
+    Args:
+        model: A transformers model.
+        mode: The name of a mode that repairs masks, or None.
+    """
+    for module in model.modules():
+        if mode is None:
+            module.__dict__.pop(MARK, None)
+        else:
+            setattr(module, MARK, mode)
 
 
 def among(config: Any, configs: Iterable[Any]) -> bool:
@@ -106,13 +131,13 @@ def looks_attention_up(model: nn.Module) -> bool:
 
 
 def calls_sdpa(model: nn.Module) -> bool:
-    """Whether the code of a model calls `scaled_dot_product_attention` itself."""
+    """Whether the code of a model calls `scaled_dot_product_attention` itself, somewhere."""
     return any("scaled_dot_product_attention(" in _source(kind) for kind in _classes(model))
 
 
-def asks_for_exact_name(model: nn.Module) -> str | None:
-    """The Python module of a model whose code asks for the attention named exactly "sdpa", if there is one."""
-    return next((kind.__module__ for kind in _classes(model) if _ASKS_FOR_SDPA.search(_source(kind))), None)
+def asks_for_exact_name(model: nn.Module) -> bool:
+    """Whether the code of a model asks somewhere for the attention named exactly "sdpa"."""
+    return any(_ASKS_FOR_SDPA.search(_source(kind)) for kind in _classes(model))
 
 
 def _classes(model: nn.Module) -> list[type]:

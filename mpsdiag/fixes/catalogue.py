@@ -50,13 +50,9 @@ class Mode:
 
     def repair(self) -> Repair | None:
         """What the mode does to the mask before SDPA, or None if it does something else."""
-        from mpsdiag.fixes import masks
+        from mpsdiag.fixes.masks import REPAIRS
 
-        return {
-            "safe_sdpa": masks.safe,
-            "unmask_sdpa": masks.unmask,
-            "min_mask_sdpa": masks.finite_minimum,
-        }.get(self.name)
+        return REPAIRS.get(self.name)
 
     def kernel(self) -> Kernel | None:
         """What the mode runs in place of `F.scaled_dot_product_attention`; None is that function itself."""

@@ -5,8 +5,9 @@ Pure; no synchronization with the device, no branch on data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +68,12 @@ def finite_minimum(mask: Tensor, dtype: torch.dtype) -> Repaired:
         zeros = torch.zeros((), dtype=dtype, device=mask.device)
         return Repaired(torch.where(mask, zeros, torch.finfo(dtype).min), None)
     return Repaired(mask.clamp(min=torch.finfo(mask.dtype).min), None)
+
+
+REPAIRS: Final[Mapping[str, Repair]] = MappingProxyType(
+    {"safe_sdpa": safe, "unmask_sdpa": unmask, "min_mask_sdpa": finite_minimum}
+)
+"""What each mode that repairs masks does, by its name."""
 
 
 def zeroed(output: Tensor, zero: Tensor | None) -> Tensor:

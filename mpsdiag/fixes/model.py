@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import anatomy, attention
+from mpsdiag.fixes import anatomy, attention, layers
 from mpsdiag.fixes.anatomy import among, set_attention
 from mpsdiag.fixes.catalogue import Mode, mode_named
 from mpsdiag.fixes.handle import Handle
@@ -20,10 +20,11 @@ from mpsdiag.fixes.handle import Handle
 
 @dataclass
 class _Applied:
-    """A mode on a model: every config of it, with the name it had before."""
+    """A mode on a model: what was set, and what every config and the mark said before."""
 
-    name: str
+    key: str
     before: list[tuple[Any, str | None]]
+    mark_before: str | None
 
 
 _APPLIED: weakref.WeakKeyDictionary[nn.Module, list[_Applied]] = weakref.WeakKeyDictionary()
@@ -71,36 +72,43 @@ def apply(model: nn.Module, name: str) -> Handle:
 
 def _apply(model: Any, mode: Mode) -> Handle:
     repair = mode.repair()
-    if repair is not None:
-        attention.register(mode.name, repair)
     spared = anatomy.without_sdpa(model) if mode.name == "sdpa" or repair is not None else []
     if among(model.config, spared):
         raise BadInput(
             f"{type(model).__name__} cannot use SDPA, so '{mode.name}' cannot be set, and what SDPA does with "
             "fully masked rows does not concern it."
         )
+    # Code that asks for the exact name takes any other for something else than SDPA: there the name stays "sdpa",
+    # the modules are marked, and the layer on the entry of that name does the rest.
+    marked = repair is not None and anatomy.asks_for_exact_name(model)
+    key = "sdpa" if marked else mode.name
+    if repair is not None:
+        attention.register(mode.name, repair)
     used = [(owner, config) for owner, config in anatomy.configs_in_use(model) if not among(config, spared)]
     everything = anatomy.with_parts([config for _, config in used])
-    before = [(config, set_attention(config)) for config in everything]
+    entry = _Applied(key, [(config, set_attention(config)) for config in everything], anatomy.mark_of(model))
     try:
         with _quiet():
-            _set(model, mode.name, spared)
-        _read_back(model, mode, used)
+            _set(model, key, spared)
+        _read_back(model, mode, key, used)
     except (ValueError, ImportError, KeyError) as refusal:
-        _restore(before, mode.name)
+        _restore(entry)
         reason = str(refusal).split(". ", maxsplit=1)[0].rstrip(".")
         raise BadInput(f"{type(model).__name__} refuses attention mode '{mode.name}': {reason}.") from refusal
     except BadInput:
-        _restore(before, mode.name)
+        _restore(entry)
         raise
-    entry = _Applied(mode.name, before)
+    release = layers.hold(function=False) if marked else None
+    anatomy.mark(model, mode.name if marked else None)
     _APPLIED.setdefault(model, []).append(entry)
     held = weakref.ref(model)
 
     def remove() -> None:
         alive = held()
         if alive is not None:
-            _remove(_APPLIED[alive], entry)
+            _remove(alive, entry)
+        if release is not None:
+            release()
 
     return Handle(mode.name, remove)
 
@@ -127,45 +135,51 @@ def _set(model: Any, name: str, spared: list[Any]) -> None:
             config._attn_implementation_internal = name  # noqa: SLF001 - as later versions of transformers do
 
 
-def _read_back(model: Any, mode: Mode, used: list[tuple[str, Any]]) -> None:
+def _read_back(model: Any, mode: Mode, key: str, used: list[tuple[nn.Module, Any]]) -> None:
     """Find out whether the mode took: transformers only warns when a class refuses.
 
+    Args:
+        model: A transformers model.
+        mode: What is wanted.
+        key: The name that was set for it.
+        used: The configs that count, with the first module that holds each.
+
     Raises:
-        BadInput: It did not, or the code of the model would not take its name for SDPA.
+        BadInput: It did not, or not everywhere. The sentence says which way works.
     """
-    kept = {owner: set_attention(config) for owner, config in used if set_attention(config) != mode.name}
+    start = f"{type(model).__name__} does not let its attention be switched to '{mode.name}'"
+    way = f'What works: {_install_hint(mode)}, or load the model with attn_implementation="eager".'
+    kept = {
+        type(owner).__name__: set_attention(config) for owner, config in used if set_attention(config) != key
+    }
     if kept:
         names = ", ".join(f"{owner} stays at {old}" for owner, old in kept.items())
-        start = f"{type(model).__name__} does not let its attention be switched to '{mode.name}' ({names})"
         if set(kept.values()) == {"eager"} and not anatomy.calls_sdpa(model):
-            raise BadInput(f"{start}: it has attention of its own that never calls SDPA: not concerned.")
-        raise BadInput(
-            f"{start}: its code does not look its attention up by name. What works: {_install_hint(mode)}, "
-            'or load the model with attn_implementation="eager".'
-        )
-    trap = anatomy.asks_for_exact_name(model) if mode.repair() is not None else None
-    if trap is not None:
-        raise BadInput(
-            f"The code of {type(model).__name__} ({trap}) asks for attention named exactly 'sdpa' and would not "
-            f"take '{mode.name}' for it. Install it process-wide, where the name stays: {_install_hint(mode)}."
-        )
+            raise BadInput(
+                f"{start} ({names}): it has attention of its own that never calls SDPA: not concerned."
+            )
+        raise BadInput(f"{start} ({names}): its code does not look its attention up by name. {way}")
+    if mode.repair() is not None and anatomy.calls_sdpa(model):
+        raise BadInput(f"{start} everywhere: its code calls F.scaled_dot_product_attention itself. {way}")
 
 
-def _restore(before: list[tuple[Any, str | None]], name: str) -> None:
+def _restore(entry: _Applied) -> None:
     """Put the names back, except where somebody has set another one since."""
-    for config, old in before:
-        if set_attention(config) == name:
+    for config, old in entry.before:
+        if set_attention(config) == entry.key:
             config._attn_implementation_internal = old  # noqa: SLF001 - the setter would overwrite sub-configs
 
 
-def _remove(stack: list[_Applied], entry: _Applied) -> None:
-    """Take one entry out: the last one restores the configs, an inner one hands down what it found."""
+def _remove(model: nn.Module, entry: _Applied) -> None:
+    """Take one entry out: the last one restores configs and mark, an inner one hands down what it found."""
+    stack = _APPLIED[model]
     position = next(i for i, other in enumerate(stack) if other is entry)
     del stack[position]
     if position == len(stack):
-        _restore(entry.before, entry.name)
+        _restore(entry)
+        anatomy.mark(model, entry.mark_before)
     else:
-        stack[position].before = entry.before
+        stack[position].before, stack[position].mark_before = entry.before, entry.mark_before
 
 
 def _install_hint(mode: Mode) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 import mpsdiag
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.anatomy import attention_of
+from mpsdiag.fixes.verify import verify
 
 
 def test_it_sets_and_restores(build):
@@ -105,7 +106,6 @@ def test_nothing_stays_changed_when_one_of_several_refuses(build):
         ("falcon", "safe_sdpa", ['mpsdiag.install("safe_sdpa")', 'attn_implementation="eager"']),
         ("falcon", "eager", ['mpsdiag.install("eager")', 'attn_implementation="eager"']),
         ("falcon", "flex_attention", ['mpsdiag.install("safe_sdpa")']),
-        ("gemma4", "safe_sdpa", ["exactly 'sdpa'", 'mpsdiag.install("safe_sdpa")']),
         ("gemma2", "safe_sdpa", ["cannot use SDPA", "does not concern it"]),
         ("gptj", "safe_sdpa", ["cannot use SDPA", "does not concern it"]),
         ("gptj", "flex_attention", ["flex_attention"]),
@@ -132,15 +132,46 @@ def test_what_holds_no_model_is_refused(thing):
         mpsdiag.apply(thing, "safe_sdpa")
 
 
-def test_gemma4_is_reached_by_install(build, logits):
+def test_code_that_asks_for_the_exact_name_keeps_it(build, logits):
+    """Gemma 4 guards causality where attention is named exactly "sdpa", and only there."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    entry = ALL_ATTENTION_FUNCTIONS["sdpa"]
     model, inputs = build("gemma4")
-    stock = logits(model, inputs)
+    other, other_inputs = build("llama")
+    stock, other_stock = logits(model, inputs), logits(other, other_inputs)
     with mpsdiag.emulate_mps("2.8"):
         assert logits(model, inputs).isnan().any()
-    with mpsdiag.install("safe_sdpa"):
+    with mpsdiag.apply(model, "safe_sdpa"):
+        assert model.config._attn_implementation == "sdpa"
+        assert attention_of(model) == {"Gemma4ForCausalLM": "safe_sdpa"}
         assert torch.equal(logits(model, inputs), stock)
+        assert verify(model, inputs).ok
         with mpsdiag.emulate_mps("2.8"):
             assert logits(model, inputs).isfinite().all()
+        # It is this model's alone.
+        assert verify(other, other_inputs).dead_rows > 0
+        inner = mpsdiag.apply(model, "unmask_sdpa")
+        assert not torch.equal(logits(model, inputs), stock)
+        with mpsdiag.apply(model, "sdpa"):
+            assert verify(model, inputs).dead_rows > 0
+        assert attention_of(model) == {"Gemma4ForCausalLM": "unmask_sdpa"}
+        inner.remove()
+        assert torch.equal(logits(model, inputs), stock)
+        assert verify(model, inputs).ok
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is entry
+    assert verify(model, inputs).dead_rows > 0
+    assert attention_of(model) == {"Gemma4ForCausalLM": "sdpa"}
+    assert torch.equal(logits(other, other_inputs), other_stock)
+
+
+def test_a_model_with_its_own_mode_under_an_installed_one(build, logits):
+    model, inputs = build("gemma4")
+    stock = logits(model, inputs)
+    with mpsdiag.install("unmask_sdpa"):
+        assert not torch.equal(logits(model, inputs), stock)
+        with mpsdiag.apply(model, "safe_sdpa"):
+            assert torch.equal(logits(model, inputs), stock)
 
 
 def test_a_transformers_without_the_switch_has_its_configs_set(build, logits, monkeypatch):

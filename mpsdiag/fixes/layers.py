@@ -1,0 +1,151 @@
+"""The layers in front of `F.scaled_dot_product_attention` and of transformers' "sdpa" entry.
+
+A layer stands before what its name held, and asks at each call what is in force; with nothing in force it passes
+the call on. So modes can be removed in any order, and a layer that another library has wrapped meanwhile stays where
+it is and does nothing. Each name gets its layer when the first user comes, and loses it with the last one.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.fixes.attention import repaired_attention
+from mpsdiag.fixes.imports import when_imported
+from mpsdiag.fixes.kernels import Kernel
+from mpsdiag.fixes.masks import REPAIRS, Repair
+
+_Function = Callable[..., Any]
+
+MARK: Final = "_mpsdiag_mode"
+"""Attribute of a module whose own mode is looked up in `REPAIRS`: for code that wants the name "sdpa" kept."""
+
+
+@dataclass
+class InForce:
+    """What the layers do for everyone; a plain object, so that compiled code guards on it.
+
+    Attributes:
+        kernel: What runs in place of `F.scaled_dot_product_attention`.
+        repair: What is done to masks at the entry of transformers, where torch's function is not reached by name.
+        layer: Our layer on `F.scaled_dot_product_attention` that was made last.
+    """
+
+    kernel: Kernel | None = None
+    repair: Repair | None = None
+    layer: _Function | None = None
+
+
+IN_FORCE: Final = InForce()
+LOCK: Final = threading.RLock()
+# Each layer that was made, with what it stands before. By identity: a wrapper may copy attributes of ours.
+_LAYERS: Final[weakref.WeakKeyDictionary[_Function, _Function]] = weakref.WeakKeyDictionary()
+_USERS: Final = {"function": 0, "entry": 0}
+
+
+def hold(*, function: bool) -> Callable[[], None]:
+    """Ask for the layers, and keep them until the returned function is called.
+
+    The entry of transformers gets its layer as soon as transformers has been imported.
+
+    Args:
+        function: Whether the layer on torch's function is wanted too, and not only the one on the entry.
+    """
+    names = ("function", "entry") if function else ("entry",)
+    with LOCK:
+        for name in names:
+            _USERS[name] += 1
+        _put()
+    when_imported("transformers.modeling_utils", _put)
+
+    def release() -> None:
+        with LOCK:
+            for name in names:
+                _USERS[name] -= 1
+            _take_away()
+
+    return release
+
+
+def _put() -> None:
+    """Stand in front of what is wanted, unless the outermost function there is a layer already."""
+    with LOCK:
+        if _USERS["function"]:
+            function = torch.nn.functional.scaled_dot_product_attention
+            if function not in _LAYERS:
+                function = torch.nn.functional.scaled_dot_product_attention = _sdpa_layer(function)
+            IN_FORCE.layer = function
+        interface = _interface()
+        if _USERS["entry"] and interface is not None and _entry(interface) not in _LAYERS:
+            interface.register("sdpa", _entry_layer(_entry(interface)))
+
+
+def _take_away() -> None:
+    """Restore what an unused name held where the layer is outermost; a wrapped one stays and passes calls on."""
+    function = torch.nn.functional.scaled_dot_product_attention
+    if not _USERS["function"] and function in _LAYERS:
+        torch.nn.functional.scaled_dot_product_attention = _LAYERS[function]
+    interface = _interface()
+    if not _USERS["entry"] and interface is not None and _entry(interface) in _LAYERS:
+        interface.register("sdpa", _LAYERS[_entry(interface)])
+
+
+def _interface() -> Any:
+    library = sys.modules.get("transformers.modeling_utils")
+    return getattr(library, "AttentionInterface", None)
+
+
+def _entry(interface: Any) -> _Function:
+    entry: _Function = interface._global_mapping["sdpa"]  # noqa: SLF001 - an instance may shadow the public view
+    return entry
+
+
+def _sdpa_layer(previous: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # wraps: whoever compares names still reads 'scaled_dot_product_attention'.
+    @functools.wraps(previous, updated=())
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
+    ) -> Tensor:
+        kernel = IN_FORCE.kernel
+        if kernel is None:
+            return previous(query, key, value, attn_mask, *rest, **options)
+        return kernel(previous, query, key, value, attn_mask, *rest, **options)
+
+    _LAYERS[scaled_dot_product_attention] = previous
+    return scaled_dot_product_attention
+
+
+def _entry_layer(previous: _Function) -> _Function:
+    # What transformers has there calls torch's function by its public name: our layer on that does the work once.
+    # Another library's entry may hold a function of its own, and another library may have replaced the public name.
+    by_name = getattr(previous, "__module__", None) == "transformers.integrations.sdpa_attention"
+
+    @functools.wraps(previous, updated=())
+    def sdpa_attention_forward(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        own = getattr(module, MARK, None)
+        repair = IN_FORCE.repair if own is None else REPAIRS[own]
+        done_there = by_name and torch.nn.functional.scaled_dot_product_attention is IN_FORCE.layer
+        if repair is None or (own is None and done_there):
+            return previous(module, query, key, value, attention_mask, *rest, **options)
+        return repaired_attention(
+            previous, repair, module, query, key, value, attention_mask, *rest, **options
+        )
+
+    _LAYERS[sdpa_attention_forward] = previous
+    return sdpa_attention_forward
