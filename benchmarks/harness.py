@@ -44,7 +44,7 @@ def isolation(folder: Path) -> float:
 
 def overhead() -> float:
     """How much longer the timed steps of a cell take than bare ones; the two take turns, so that drift cancels."""
-    from mpsdiag.diagnosis.scenario import prepare
+    from mpsdiag.diagnosis.preparation import prepare
     from mpsdiag.matrix.cell import case_of, timing
 
     cell = Cell(sequence_length=256, batch_size=8, train_steps=0)

@@ -81,6 +81,10 @@ def bench(
     ] = None,
     warmup: Annotated[int | None, _amount("--warmup", "Untimed steps at the start of a round.")] = None,
     repeats: Annotated[int | None, _amount("--repeats", "Timed steps of each kind in a round.")] = None,
+    threads: Annotated[
+        int | None,
+        _amount("--threads", "CPU threads of torch in a cell [built-in models: 1; else torch's choice]."),
+    ] = None,
     time_limit: Annotated[
         float | None, _amount("--time-limit", "Seconds that a round of a cell may take [300].")
     ] = None,

@@ -56,6 +56,8 @@ def timing(cell: Cell, warmup: int, repeats: int, clock: Callable[[], float] = t
         repeats: Steps of each kind that are.
         clock: Seconds.
     """
+    import torch
+
     from mpsdiag import device as devices
     from mpsdiag.diagnosis.preparation import prepare
 
@@ -86,6 +88,7 @@ def timing(cell: Cell, warmup: int, repeats: int, clock: Callable[[], float] = t
     result = Timing(
         device=cell.device,
         warmup=warmup,
+        threads=torch.get_num_threads(),
         train_step=samples_of.get("train_step", []),
         eval_step=samples_of["eval_step"],
         train_tokens=_tokens(train),

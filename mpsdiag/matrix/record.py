@@ -59,6 +59,8 @@ class Timing(BaseModel):
 
     device: str
     warmup: int
+    threads: int | None = None
+    """CPU threads that torch used."""
     train_step: list[Number] = Field(default_factory=list)
     eval_step: list[Number] = Field(default_factory=list)
     train_tokens: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from mpsdiag.matrix.job import BAD_ENDS, CELL_FUNCTION, Ended, Job, utc_now
 from mpsdiag.matrix.journal import JournalWriter, read_journal
 from mpsdiag.matrix.record import Cell, Header, Record, Timing
 from mpsdiag.matrix.rounds import StopRule, baselines, wanted
-from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED
+from mpsdiag.words import BUILTIN_MODELS, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED
 
 JOURNAL = "journal.jsonl"
 LOGS = "logs"
@@ -32,7 +33,8 @@ class Settings:
         repeats: Timed steps of each kind in a round.
         time_limit: Seconds for one round of one cell.
         retry: Statuses of earlier rounds that are run again.
-        threads: Threads of torch in a verdict leg; torch's choice if None, and always for timings.
+        threads: CPU threads of torch in a cell, if the user says.
+        jobs: Verdicts at once, which share the cores.
         function: What a cell runs, `module:function`.
     """
 
@@ -42,6 +44,7 @@ class Settings:
     time_limit: float = 300.0
     retry: frozenset[str] = frozenset()
     threads: int | None = None
+    jobs: int = 1
     function: str = CELL_FUNCTION
 
 
@@ -209,8 +212,21 @@ class Run:
             repeats=self.settings.repeats,
             time_limit=self.settings.time_limit,
             log=str(self.folder / LOGS / f"{key}-{number}.log"),
-            threads=self.settings.threads if number == 0 else None,
+            threads=self._threads(cell, number),
         )
+
+    def _threads(self, cell: Cell, number: int) -> int | None:
+        """How many threads; None leaves it to torch.
+
+        The built-in models are so small that a second thread gains nothing, and waiting for one that a busy machine
+        has put aside can cost a hundred times the work.
+        """
+        if self.settings.threads is not None:
+            return self.settings.threads
+        if cell.model in BUILTIN_MODELS:
+            return 1
+        shared = self.settings.jobs > 1 and number == 0
+        return max(1, (os.cpu_count() or 1) // self.settings.jobs) if shared else None
 
     def _key(self, cell: Cell) -> str:
         return cell.key(self.versions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -168,7 +167,8 @@ class Session:
                 repeats=spec.repeats,
                 time_limit=spec.time_limit,
                 retry=self.request.retry,
-                threads=_threads(self.request.jobs),
+                threads=spec.threads,
+                jobs=self.request.jobs,
                 function=self.request.function,
             ),
             stop=stop or Stop(told=lambda: listener.note(grace)),
@@ -246,7 +246,3 @@ def _require_inputs(spec: MatrixSpec) -> None:
         classify("model", model)
     for dataset in dict.fromkeys(one for one in (spec.dataset, spec.eval_dataset) if one is not None):
         load_texts(dataset, limit=1)
-
-
-def _threads(jobs: int) -> int | None:
-    return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)

@@ -138,6 +138,8 @@ class MatrixSpec(_Strict):
     warmup: Whole = 2
     repeats: Count = 5
     """Timed steps of each kind in a round."""
+    threads: Count | None = None
+    """CPU threads of torch in a cell; if not given, one for the built-in models and torch's own choice else."""
     time_limit: Annotated[float, Field(gt=0)] = 300.0
     """Seconds that one round of one cell may take."""
     max_cells: Count = 1000

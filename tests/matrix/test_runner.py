@@ -143,3 +143,20 @@ def test_logs_are_named_by_the_key_alone(start_run, executor, tmp_path):
     spy.before_each = lambda job: logs.append(job.log)
     start_run([Cell(model="../../etc/passwd")], spy, **VERDICTS)
     assert [str(tmp_path / "logs") in log and ".." not in log for log in logs] == [True]
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "verdict", "timing"),
+    [
+        ("tiny-gpt2", {}, 1, 1),
+        ("tiny-gpt2", {"threads": 3}, 3, 3),
+        ("some/model", {}, None, None),
+        ("some/model", {"jobs": 10**6}, 1, None),  # timings run alone
+    ],
+)
+def test_threads(start_run, executor, model, settings, verdict, timing):
+    threads = []
+    spy = executor()
+    spy.before_each = lambda job: threads.append(job.threads)
+    start_run([Cell(model=model)], spy, rule=StopRule(1, 1), **settings)
+    assert threads == [verdict, timing]

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.matrix import session as session_module
 from mpsdiag.matrix.estimate import estimate, in_words
 from mpsdiag.matrix.isolation import LIGHT, Isolation
 from mpsdiag.matrix.journal import read_journal
@@ -153,5 +152,3 @@ def test_words_of_options():
             parse_shard(text)
     with pytest.raises(BadInput, match="Did you mean 'timeout'"):
         parse_retry("timout")
-    assert session_module._threads(1) is None
-    assert session_module._threads(10**6) == 1
