@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CHUNK_BYTES: Final = 32 * 2**20
@@ -45,7 +46,8 @@ class _Desk:
     Allocating anew for every chunk costs time (pages are faulted in again) and, by fragmentation, several chunks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._copy: Tensor | None = None
         self._result: Tensor | None = None
 
@@ -53,7 +55,7 @@ class _Desk:
         """Log-softmax over the last axis of (rows, classes) logits from any device; overwritten by the next call."""
         import torch
 
-        here = logits if is_on_cpu(logits) else self._bring(logits)
+        here = logits if is_on_cpu(logits) and logits.dtype == self._dtype else self._bring(logits)
         result = self._result
         if (
             result is None or len(result) < len(here) or result.dtype != here.dtype
@@ -66,11 +68,13 @@ class _Desk:
         import torch
 
         if self._copy is None or len(self._copy) < len(logits):
-            self._copy = torch.empty(logits.shape, dtype=logits.dtype)
+            self._copy = torch.empty(logits.shape, dtype=self._dtype)
         return self._copy[: len(logits)].copy_(logits)
 
 
-def label_log_probabilities(logits: Tensor, labels: Tensor, ignore_index: int, chunk_bytes: int) -> Tensor:
+def label_log_probabilities(
+    logits: Tensor, labels: Tensor, ignore_index: int, chunk_bytes: int, dtype: torch.dtype | None = None
+) -> Tensor:
     """Log-probability of each row's label, on the CPU, without gradient.
 
     Args:
@@ -78,6 +82,7 @@ def label_log_probabilities(logits: Tensor, labels: Tensor, ignore_index: int, c
         labels: (rows,), int64, on the CPU; ignored rows get the log-probability of class 0.
         ignore_index: The label that means "no label".
         chunk_bytes: Size of a chunk of logits.
+        dtype: Convert the logits to it on the way; their own if None.
 
     Returns:
         (rows,), in the dtype log-softmax has on the CPU.
@@ -85,10 +90,11 @@ def label_log_probabilities(logits: Tensor, labels: Tensor, ignore_index: int, c
     import torch
 
     rows, classes = logits.shape
+    dtype = dtype or logits.dtype
     safe = labels.masked_fill(labels == ignore_index, 0).unsqueeze(-1)
-    desk = _Desk()
+    desk = _Desk(dtype)
     with torch.no_grad():
-        parts = chunks(rows, rows_per_chunk(classes, logits.element_size(), chunk_bytes))
+        parts = chunks(rows, rows_per_chunk(classes, dtype.itemsize, chunk_bytes))
         found = [desk.log_softmax(logits[part]).gather(-1, safe[part]) for part in parts]
     return torch.cat(found).squeeze(-1)
 
@@ -100,6 +106,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     chunk_bytes: int = CHUNK_BYTES,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`torch.nn.functional.cross_entropy` without weights, on the CPU, in chunks of rows; bit-equal to it.
 
@@ -109,6 +116,7 @@ def cross_entropy(
         ignore_index: The label that means "no label".
         reduction: `mean`, `sum` or `none`.
         chunk_bytes: Size of a chunk of logits.
+        dtype: Convert the logits to it on the way, as autocast would; their own if None.
 
     Returns:
         The loss, on the CPU: a scalar, or (rows,) for `none`.
@@ -116,7 +124,7 @@ def cross_entropy(
     import torch.nn.functional as F
 
     labels = labels.to("cpu")
-    found = label_log_probabilities(logits, labels, ignore_index, chunk_bytes)
+    found = label_log_probabilities(logits, labels, ignore_index, chunk_bytes, dtype)
     # One class: every labelled row points at column 0, every other row at an index that is ignored.
     only_class = (labels == ignore_index).long().neg()
     return F.nll_loss(found.unsqueeze(-1), only_class, ignore_index=-1, reduction=reduction)
@@ -152,7 +160,7 @@ def smoothed_loss(
     ignored = labels.eq(ignore_index)
     classes = logits.shape[-1]
     flat_labels = torch.clamp(labels, min=0).reshape(-1, 1)
-    desk, likelihood, spread, start = _Desk(), [], [], 0
+    desk, likelihood, spread, start = _Desk(logits.dtype), [], [], 0
     with torch.no_grad():
         for rows in _row_blocks(logits, rows_per_chunk(classes, logits.element_size(), chunk_bytes)):
             negative = desk.log_softmax(rows).neg_()

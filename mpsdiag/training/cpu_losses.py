@@ -81,11 +81,12 @@ class LossesOnCPU(TorchFunctionMode):
         if not usual:
             return func(*to_cpu(args), **to_cpu(kwargs))
         return chunked_loss.cross_entropy(
-            _as_autocast_would(logits),
+            logits,
             labels,
             ignore_index=options.get("ignore_index", -100),
             reduction=options.get("reduction", "mean"),
             chunk_bytes=self.chunk_bytes,
+            dtype=_dtype_under_autocast(logits),
         )
 
 
@@ -95,12 +96,11 @@ def _leading(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Ten
     return logits, labels
 
 
-def _as_autocast_would(logits: Tensor) -> Tensor:
-    """Under autocast of another device its losses would run in float32; on the CPU autocast decides by itself."""
-    kind = logits.device.type
-    if kind != "cpu" and logits.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(kind):
-        return logits.float()
-    return logits
+def _dtype_under_autocast(logits: Tensor) -> torch.dtype:
+    """Autocast of every device, the CPU included, runs cross-entropy in float32."""
+    if logits.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(logits.device.type):
+        return torch.float32
+    return logits.dtype
 
 
 def _on_cpu(compute: Callable[[], Any], arguments: tuple[Any, ...]) -> Any:

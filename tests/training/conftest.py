@@ -13,6 +13,16 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def no_precision_left_over(monkeypatch):
+    """Older transformers pass bf16 on to every later Trainer of the process, through accelerate."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def arguments(tmp_path_factory):
     """Make quiet TrainingArguments on the CPU."""
