@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mpsdiag
+from mpsdiag.fixes import anatomy
 
 
 @pytest.mark.parametrize("name", ["llama_one_layer", "falcon_one_layer"])
@@ -23,6 +24,18 @@ def test_a_compiled_model_is_one_graph_with_the_same_logits(name, build, logits,
     if name != "falcon_one_layer":  # for Falcon that was the way in place already
         with mpsdiag.install("safe_sdpa"):
             assert torch.equal(logits(compiled, inputs), stock)
+
+
+def test_a_model_that_keeps_the_name_sdpa_is_one_graph_too(build, logits, monkeypatch):
+    monkeypatch.setattr(anatomy, "asks_for_exact_name", lambda model: True)
+    model, inputs = build("llama_one_layer")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with mpsdiag.apply(model, "unmask_sdpa"):
+        assert model.config._attn_implementation == "sdpa"
+        changed = logits(model, inputs)
+        assert torch.equal(logits(compiled, inputs), changed)
+    assert not torch.equal(logits(compiled, inputs), changed)
 
 
 def test_compiled_code_follows_install_and_remove():
