@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mpsdiag.diagnosis.diagnosis import Exposure
 from mpsdiag.emulation import Emulation
 
 CaseStatus = Literal["ok", "nan", "wrong"]
@@ -61,6 +62,7 @@ class Outcome:
     dead_rows_in_data: int = 0
     sdpa_calls: int = 0
     noncontiguous_dead_calls: int = 0
+    exposure: Exposure | None = None
     first_nonfinite: FirstNonfinite | None = None
     nonfinite_rows: list[list[int]] = field(default_factory=list)
     max_abs_logit_diff: float | None = None

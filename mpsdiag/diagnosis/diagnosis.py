@@ -67,6 +67,31 @@ class FirstNonfinitePlace(_Part):
     rows: int
 
 
+class LayerExposure(_Part):
+    """Dead rows in the layers of one kind: `full`, `sliding` or `chunked`; `width` in tokens."""
+
+    kind: str
+    width: int | None
+    layers: int
+    rows: int
+
+
+class Exposure(_Part):
+    """Where dead rows will arise, predicted from config, padding and attention, without running on the device."""
+
+    rows: int
+    """(sequence, query) rows that may attend to nothing, each counted once a forward."""
+    sequences: int
+    """Sequences with such a row; where the kernel gives NaN for one, the whole sequence is lost."""
+    of_sequences: int
+    reasons: dict[str, int] = Field(default_factory=dict)
+    """Rows by where they come from."""
+    layers: list[LayerExposure] = Field(default_factory=list)
+    reach_sdpa: bool = True
+    """The attention hands them to F.scaled_dot_product_attention."""
+    notes: list[str] = Field(default_factory=list)
+
+
 class ScenarioResult(Judged):
     """A few training steps and an evaluation through HF Trainer. Losses are means over tokens, in nats."""
 
@@ -89,6 +114,8 @@ class ScenarioResult(Judged):
     sdpa_calls: int
     real_tokens: int
     pad_tokens: int
+    exposure: Exposure | None = None
+    """The prediction, to be read beside `dead_rows`, which is what was observed."""
     first_nonfinite: FirstNonfinitePlace | None
     max_abs_logit_diff: float | None
     bound: float | None

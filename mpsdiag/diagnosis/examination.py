@@ -252,6 +252,7 @@ def _scenario_result(case: Case, outcome: Outcome, judged: Judged) -> ScenarioRe
         sdpa_calls=outcome.sdpa_calls,
         real_tokens=outcome.real_tokens,
         pad_tokens=outcome.pad_tokens,
+        exposure=outcome.exposure,
         first_nonfinite=None if first is None else FirstNonfinitePlace(**vars(first)),
         max_abs_logit_diff=outcome.max_abs_logit_diff,
         bound=outcome.bound,

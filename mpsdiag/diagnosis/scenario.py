@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from mpsdiag.diagnosis.case import Case, FirstNonfinite, Outcome
+from mpsdiag.diagnosis.exposure import predict
+from mpsdiag.diagnosis.gradient_paths import training_notes
 from mpsdiag.diagnosis.observer import Observer, Sighting, first_tensor
 from mpsdiag.diagnosis.preparation import Prepared, prepare
 from mpsdiag.diagnosis.reference import (
@@ -39,6 +41,12 @@ def run_case(case: Case) -> Outcome:
         if case.emulation is not None:
             stack.enter_context(case.emulation.enter())
         prepared = stack.enter_context(prepare(case))
+        exposure = predict(
+            prepared.model.config,
+            prepared.eval_batches,
+            attention=case.attention,
+            notes=training_notes(prepared.model),
+        )
         first_loss = _first_train_loss_on_cpu(prepared)
         train_losses, grad_norms = _train(prepared)
         truth = reference(prepared.model, prepared.eval_batches, prepared.trainer)
@@ -59,6 +67,7 @@ def run_case(case: Case) -> Outcome:
         reference_first_train_loss=first_loss,
         # From the batches: the Trainer's own mean is rounded to float32.
         loss_moved_by=_mean(losses, sizes) - _mean(truth.losses, sizes),
+        exposure=exposure,
         nonfinite_batches=sum(not math.isfinite(loss) for loss in losses),
         real_tokens=sum(real),
         pad_tokens=sum(batch["input_ids"].numel() for batch in prepared.eval_batches) - sum(real),

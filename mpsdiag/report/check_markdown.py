@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from mpsdiag.diagnosis.diagnosis import Diagnosis
 from mpsdiag.environment import to_markdown
-from mpsdiag.report.check_words import fix_mark, headline, number, place, subtitle
+from mpsdiag.report.check_words import fix_mark, headline, number, place, predicted, subtitle
 from mpsdiag.report.escape import md_cell
 
 
@@ -35,6 +35,7 @@ def render(diagnosis: Diagnosis) -> str:
                 ("stock transformers 5.23 prints", number(s.stock_eval_loss)),
                 ("non-finite batches", f"{s.nonfinite_batches} of {s.eval_batches}"),
                 ("fully masked rows at F.sdpa", str(s.dead_rows)),
+                ("predicted from config and data", predicted(s)),
                 ("first non-finite value", place(s.first_nonfinite)),
             ),
         )

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpsdiag.diagnosis.diagnosis import Advice, Diagnosis, FixResult, ProbeResult, ScenarioResult
-from mpsdiag.report.check_words import fix_mark, headline, number, place, subtitle
+from mpsdiag.report.check_words import fix_mark, headline, number, place, predicted, subtitle
 from mpsdiag.report.escape import terminal_text
 
 STYLES = {
@@ -90,9 +90,12 @@ def _scenario(scenario: ScenarioResult) -> Table:
         ("stock transformers 5.23 prints", number(scenario.stock_eval_loss)),
         ("non-finite batches", f"{scenario.nonfinite_batches} of {scenario.eval_batches}"),
         ("fully masked rows at F.sdpa", str(scenario.dead_rows)),
+        ("predicted from config and data", predicted(scenario)),
         ("first non-finite value", place(scenario.first_nonfinite)),
     ):
         table.add_row(name, Text(_clean(text)))
+    for note in scenario.exposure.notes if scenario.exposure else ():
+        table.add_row("", Text(_clean(note)))
     return table
 
 

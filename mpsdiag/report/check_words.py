@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mpsdiag.diagnosis.diagnosis import Diagnosis, FirstNonfinitePlace, FixResult
+from mpsdiag.diagnosis.diagnosis import Diagnosis, FirstNonfinitePlace, FixResult, ScenarioResult
 
 
 def headline(diagnosis: Diagnosis) -> str:
@@ -42,6 +42,18 @@ def place(first: FirstNonfinitePlace | None) -> str:
         return "none"
     layer = "outside the layers" if first.layer is None else f"layer {first.layer}"
     return f"{layer}, {first.module or 'model'}, {first.operation}, {first.rows} rows (batch {first.batch})"
+
+
+def predicted(scenario: ScenarioResult) -> str:
+    """Dead rows as predicted from config and data, and where they come from."""
+    exposure = scenario.exposure
+    if exposure is None:
+        return "-"
+    if not exposure.rows:
+        return "0"
+    why = "; ".join(f"{count} from {reason}" for reason, count in exposure.reasons.items())
+    kept = "" if exposure.reach_sdpa else f"; attention '{scenario.attention}' hands none to F.sdpa"
+    return f"{exposure.rows}, in {exposure.sequences} of {exposure.of_sequences} sequences ({why}{kept})"
 
 
 def fix_mark(fix: FixResult) -> str:

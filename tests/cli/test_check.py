@@ -62,6 +62,8 @@ def test_torch_2_8_is_affected_in_evaluation_only(found_2_8):
     assert found["scenario"]["eval_loss"] == "nan"
     assert math.isfinite(found["scenario"]["train_loss"])
     assert found["scenario"]["dead_rows"] > 0
+    assert found["scenario"]["exposure"]["rows"] == found["scenario"]["dead_rows"]
+    assert set(found["scenario"]["exposure"]["reasons"]) == {"padding on the left"}
     assert found["scenario"]["first_nonfinite"]["layer"] == 0
     assert (found["probes"][0]["training"], found["probes"][0]["evaluation"]) == ("pass", "fail")
 
@@ -132,7 +134,7 @@ def test_real_text_shows_what_the_filter_hides(run, wikitext):
 def test_right_padding_does_not_show_it(run):
     _, out, _ = run("--emulate", "2.8", "--padding", "right", "--json")
     found = document(out)
-    assert found["scenario"]["dead_rows"] == 0
+    assert found["scenario"]["dead_rows"] == found["scenario"]["exposure"]["rows"] == 0
     assert found["scenario"]["verdict"] == "not_affected"
     assert found["kernel"]["verdict"] == "affected"
     assert "padding on the left" in found["advice"][0]["text"]
