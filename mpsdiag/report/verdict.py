@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import geometric_mean
 
 from mpsdiag.report import figures
 from mpsdiag.report.cost import CostTable, Estimate, reference_trainer
-from mpsdiag.report.marks import exact, moved_by
 from mpsdiag.report.pool import Result
+from mpsdiag.report.remedies import Fix, find, recommend
 from mpsdiag.words import Verdict as Word
 
 # A baseline that crashes is affected as well; one that ran out of time or memory has not answered.
 _TROUBLE = frozenset({"nan", "wrong", "crash"})
 _SYMPTOM = {"nan": "a NaN evaluation loss", "wrong": "wrong numbers", "crash": "a crash"}
-
-
-@dataclass(frozen=True)
-class Fix:
-    """A pair of attention mode and trainer, right wherever it was run, and run wherever it is needed.
-
-    `exact`: known to equal stock SDPA on the CPU everywhere.
-    `moved`: greatest shift of the evaluation loss in nats, None if not measured everywhere.
-    `eval_ratio`: evaluation step against the baseline's, geometric mean over the panels, None if not timed.
-    """
-
-    attention: str
-    trainer: str
-    exact: bool
-    moved: float | None
-    eval_ratio: float | None
-    spread: tuple[float, float] | None
-    """Interval of the ratio where there is one panel, else least and greatest ratio."""
-    panels: int
-
-    def changes(self, stock: tuple[str, str]) -> int:
-        """How many things it changes of the baseline's attention and trainer."""
-        return (self.attention != stock[0]) + (self.trainer != stock[1])
-
-    def words(self, stock: tuple[str, str]) -> str:
-        """What to use, in words."""
-        parts = []
-        if self.attention != stock[0]:
-            parts.append(f"{self.attention} attention")
-        if self.trainer != stock[1]:
-            parts.append(f"the {self.trainer} trainer")
-        return " with ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -91,8 +57,9 @@ def decide(
     trouble = {key for key, one in reference.items() if one.status in _TROUBLE}
     if trouble:
         sentence = f"Affected{where}: {_symptom(reference, stock)}."
-        fixes = _fixes(spots, trouble, stock, costs)
-        return Verdict("affected", sentence, _recommend(fixes, stock, emulated, costs), fixes)
+        fixes = find(spots, trouble, stock, _ratios(costs, trouble))
+        timed_on = _timed_on(costs) if emulated else ""
+        return Verdict("affected", sentence, recommend(fixes, stock, timed_on), fixes)
     return _without_trouble(everything, list(reference.values()), stock, where)
 
 
@@ -127,6 +94,24 @@ def _common_fix(verdicts: Sequence[Verdict]) -> str | None:
     return None
 
 
+def _ratios(
+    costs: Sequence[Sequence[CostTable]], trouble: set[tuple[int, str]]
+) -> dict[tuple[str, str], list[Estimate]]:
+    """Ratios of the evaluation step where the baseline fails, by attention and trainer."""
+    ratios: dict[tuple[str, str], list[Estimate]] = {}
+    for number, tables in enumerate(costs):
+        for row in (row for table in tables if (number, table.padding) in trouble for row in table.rows):
+            if row.eval_ratio is not None:
+                pair = (row.result.cell.attention, row.result.cell.trainer)
+                ratios.setdefault(pair, []).append(row.eval_ratio)
+    return ratios
+
+
+def _timed_on(costs: Sequence[Sequence[CostTable]]) -> str:
+    devices = sorted({device for tables in costs for table in tables for device in table.timed_on})
+    return f", timed on {' and '.join(devices)} without emulation"
+
+
 def _symptom(reference: dict[tuple[int, str], Result], stock: tuple[str, str]) -> str:
     """Say what the baseline suffers from, a clause for each kind."""
     clauses = []
@@ -141,95 +126,6 @@ def _symptom(reference: dict[tuple[int, str], Result], stock: tuple[str, str]) -
         if sides:
             clauses.append(f"{symptom} with {' and '.join(sides)}")
     return f"{stock[0]} attention with the {stock[1]} trainer gives {', and '.join(clauses)}"
-
-
-def _fixes(
-    spots: dict[tuple[int, str], dict[tuple[str, str], Result]],
-    trouble: set[tuple[int, str]],
-    stock: tuple[str, str],
-    costs: Sequence[Sequence[CostTable]],
-) -> tuple[Fix, ...]:
-    pairs: dict[tuple[str, str], list[Result]] = {}
-    for spot in spots.values():
-        for pair, one in spot.items():
-            pairs.setdefault(pair, []).append(one)
-    pairs.pop(stock, None)
-    ratios: dict[tuple[str, str], list[Estimate]] = {}
-    for table in (table for tables in costs for table in tables):
-        for row in table.rows:
-            if row.eval_ratio is not None:
-                pair = (row.result.cell.attention, row.result.cell.trainer)
-                ratios.setdefault(pair, []).append(row.eval_ratio)
-    fixes = []
-    for pair, met in pairs.items():
-        answered = [one for one in met if one.status not in {"skip", "interrupted"}]
-        needed = [spots[key].get(pair) for key in trouble]
-        if all(one.correct for one in answered) and all(one is not None and one.correct for one in needed):
-            fixes.append(_fix(*pair, met, ratios.get(pair, [])))
-    return tuple(
-        sorted(
-            fixes,
-            key=lambda fix: (
-                not fix.exact,
-                fix.changes(stock),
-                # Another attention mends the cause, another trainer goes round it.
-                fix.trainer != stock[1],
-                math.inf if fix.eval_ratio is None else fix.eval_ratio,
-            ),
-        )
-    )
-
-
-def _fix(attention: str, trainer: str, met: Sequence[Result], rows: Sequence[Estimate]) -> Fix:
-    shifts = [moved_by(one) for one in met if one.correct]
-    known = [shift for shift in shifts if shift is not None]
-    values = [row.value for row in rows if row.value > 0]
-    spread = None
-    if len(rows) == 1 and rows[0].low is not None and rows[0].high is not None:
-        spread = (rows[0].low, rows[0].high)
-    elif len(values) > 1:
-        spread = (min(values), max(values))
-    return Fix(
-        attention=attention,
-        trainer=trainer,
-        exact=all(exact(one) for one in met if one.correct),
-        moved=max(known, key=abs) if known and len(known) == len(shifts) else None,
-        eval_ratio=geometric_mean(values) if values else None,
-        spread=spread,
-        panels=len(rows),
-    )
-
-
-def _recommend(
-    fixes: Sequence[Fix], stock: tuple[str, str], emulated: str | None, costs: Sequence[Sequence[CostTable]]
-) -> str:
-    if not fixes:
-        return "No fix that was run resolves it everywhere."
-    best = fixes[0]
-    if best.exact:
-        quality = "it resolves it and is exact"
-    elif not best.moved:
-        quality = "it resolves it"
-    else:
-        quality = f"it resolves it, the loss moves by {figures.moved(best.moved)}"
-    price = ""
-    if best.eval_ratio is not None:
-        on = sorted({device for tables in costs for table in tables for device in table.timed_on})
-        timed = f", timed on {' and '.join(on)} without emulation" if emulated else ""
-        low, high = best.spread or (None, None)
-        price = (
-            f"; an evaluation step takes {figures.ratio(best.eval_ratio, low, high)} the baseline's{timed}"
-        )
-    return f"Use {best.words(stock)}: {quality}{price}."
-
-
-def _price(fix: Fix) -> str:
-    if fix.panels == 1:
-        return f"{figures.ratio(fix.eval_ratio, *(fix.spread or (None, None)))} the baseline's"
-    low, high = fix.spread or (fix.eval_ratio, fix.eval_ratio)
-    return (
-        f"{figures.ratio(fix.eval_ratio)} the baseline's ({low:.2f} to {high:.2f} over {fix.panels} settings)"
-    )
 
 
 def _without_trouble(

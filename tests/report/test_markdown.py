@@ -97,3 +97,28 @@ def test_pictures_are_linked_for_both_themes(stories):
     assert '<source media="(prefers-color-scheme: dark)" srcset="x.dark.svg">' in text
     assert 'src="a%20b%22/x.light.svg"' in text
     assert "losses-1-1" not in text
+
+
+OURS = re.compile(r"</?(details|summary|picture)>|<source [^>]*>|<img [^>]*>")
+
+
+def test_an_independent_parser_sees_the_same_tables_and_no_foreign_html(nasty):
+    from markdown_it import MarkdownIt
+
+    text = markdown.render(nasty)
+    widths = []
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        for one in (token, *(token.children or ())):
+            assert one.type not in {"link_open", "image", "code_inline"}
+            if one.type.startswith("html"):
+                assert "<" not in OURS.sub("", one.content).replace("&lt;", ""), one.content
+        if token.type == "tr_open":
+            widths.append(0)
+        widths[-1:] = [widths[-1] + (token.type in {"th_open", "td_open"})] if widths else []
+        if token.type == "table_close":
+            assert len(set(widths)) == 1
+            widths = []
+    # Every table that we wrote is one to the parser as well.
+    assert text.count("\n|---") == sum(
+        token.type == "table_open" for token in MarkdownIt("commonmark").enable("table").parse(text)
+    )

@@ -37,7 +37,7 @@ def test_the_headline_has_verdict_fix_and_price(stories):
     text = stories["every_end"].headline
     assert text.startswith("Affected: sdpa attention with the standard trainer gives a NaN evaluation loss")
     assert "Use safe_sdpa attention: it resolves it and is exact" in text
-    assert "1.03×" in text
+    assert "takes 1.02× [1.00, 1.05] the baseline's." in text
 
 
 def test_the_exact_fix_goes_before_a_faster_one_that_moves_the_loss(record, journal_of):
@@ -154,3 +154,24 @@ def test_beyond_the_budget_cells_go_without_intervals_and_it_says_so(record, jou
     rows = story.scenes[0].panels[0].costs[0].rows
     assert [row.eval_step.low is None for row in rows] == [False, True]
     assert any("without intervals" in note for note in story.notes)
+
+
+def test_the_price_is_that_of_the_side_where_the_baseline_fails(record, journal_of):
+    cells = []
+    for side, status, factor in (("left", "nan", 2.0), ("right", "ok", 9.0)):
+        cells += [record(status, padding=side), record(number=1, padding=side, samples=(1.0, 1.0, 1.0))]
+        cells += [record(padding=side, attention="safe_sdpa")]
+        cells += [record(number=1, padding=side, attention="safe_sdpa", samples=(factor,) * 3)]
+    assert "takes 2.00× [2.00, 2.00] the baseline's." in tell([journal_of(*cells)]).headline
+
+
+def test_several_settings_give_their_range_and_a_noisy_one_a_warning(record, journal_of):
+    cells = []
+    for model, factor in (("tiny-gpt2", 1.0), ("tiny-llama", 4.0)):
+        cells += [record("nan", model=model), record(number=1, model=model, samples=(1.0, 1.0))]
+        cells += [record(model=model, attention="safe_sdpa")]
+        cells += [record(number=1, model=model, attention="safe_sdpa", samples=(factor,) * 2)]
+    assert "takes 2.00× the baseline's (1.00 to 4.00 in 2 settings)" in tell([journal_of(*cells)]).headline
+    noisy = [record("nan"), record(number=1, samples=(1.0, 9.0, 2.0))]
+    noisy += [record(attention="safe_sdpa"), record(number=1, attention="safe_sdpa", samples=(1.0, 7.0, 3.0))]
+    assert "noisy machine" in tell([journal_of(*noisy)]).headline
