@@ -69,18 +69,18 @@ def run(releases: Sequence[str], macos: int, *, sweep: bool) -> dict[str, list[F
 
 
 def differences(table: Table, macos: int) -> list[str]:
-    """Sentences for every cell where the run and the prediction differ; a skip is named as what it is."""
-    found = []
+    """Sentences for the cells where the run and the prediction differ; a skip is named as what it is."""
+    where: dict[tuple[str, str, str, str], list[str]] = {}
     for release, findings in table.items():
         expected = predicted(release, macos)
         for finding in findings:
-            if (finding.status == "fail") == (finding.id in expected):
-                continue
-            should = "should fail" if finding.id in expected else "should not fail"
-            found.append(
-                f"{finding.id} under {release} {should} and is `{finding.status}`: {finding.detail}."
-            )
-    return found
+            if (finding.status == "fail") != (finding.id in expected):
+                should = "should fail" if finding.id in expected else "should not fail"
+                where.setdefault((finding.id, should, finding.status, finding.detail), []).append(release)
+    return [
+        f"{name} {should} under {', '.join(releases)} and is `{status}`: {detail}."
+        for (name, should, status, detail), releases in where.items()
+    ]
 
 
 def as_csv(table: Table, macos: int) -> str:
@@ -153,7 +153,7 @@ def as_svg(table: Table, macos: int) -> str:
         axes.set_ylim(len(ids) - 0.45, -0.55)
         axes.set_xticks(range(len(releases)), releases)
         axes.xaxis.tick_top()
-        titles = [f"{finding.id}  {label(finding.title, 62)}" for finding in table[releases[0]]]
+        titles = [f"{finding.id}  {label(finding.title, 84)}" for finding in table[releases[0]]]
         axes.set_yticks(range(len(ids)), titles, size=8)
         axes.tick_params(length=0)
         for spine in axes.spines.values():

@@ -20,7 +20,7 @@ from mpsdiag.serialization import dumps, number
 if TYPE_CHECKING:
     from mpsdiag.emulation import Emulation
 
-SECONDS: Final = 120.0
+SECONDS: Final = 300.0
 """What one job may take, the child's start included, before it counts as hanging."""
 POLL_SECONDS: Final = 0.02
 CRASHES: Final = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGTRAP", "SIGFPE"})

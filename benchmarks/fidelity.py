@@ -1,0 +1,167 @@
+"""Run the published observations of Macs again under emulation, and write docs/fidelity.md.
+
+    python benchmarks/fidelity.py [--output docs/fidelity.md] [--check]
+
+With --check nothing is written; the exit code is 1 if the file would change or a match is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mac_runs
+
+from mpsdiag.emulation import Emulation
+from mpsdiag.report.escape import md_cell
+from mpsdiag.serialization import write_atomically
+
+DATA = Path(__file__).with_name("mac_observations.json")
+BELOW = "error below"
+STATES = {
+    "matched": "same outcome, and every printed figure within its printed digits",
+    "outcome only": "same outcome; a figure cannot be compared or differs, for the reason given",
+    "differs": "another outcome than on the Mac, or another figure without a known reason",
+    "not run": "cannot be run again here, for the reason given",
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One observation beside its re-runs.
+
+    Attributes:
+        observation: The entry of the file.
+        where: Which emulation, in words.
+        runs: What each release gave.
+        state: One of `STATES`.
+        remark: What was assumed, or why it is not matched or not run.
+    """
+
+    observation: dict[str, Any]
+    where: str
+    runs: tuple[mac_runs.Run, ...]
+    state: str
+    remark: str
+
+
+def observations() -> list[dict[str, Any]]:
+    """All observations, in the order of the file."""
+    found: list[dict[str, Any]] = json.loads(DATA.read_text(encoding="utf-8"))
+    return found
+
+
+def emulations(observation: dict[str, Any]) -> list[Emulation]:
+    """The releases and the macOS to emulate: those stated, or those assumed."""
+    assumed = observation.get("assumed")
+    if assumed:
+        defects = tuple(assumed["defects"]) if "defects" in assumed else None
+        return [Emulation(release, assumed["macos"], defects) for release in assumed["releases"]]
+    return [
+        Emulation(".".join(observation["release"].split(".")[:2]), int(observation["macos"].split(".")[0]))
+    ]
+
+
+def compare(observation: dict[str, Any]) -> Compared:
+    """Run one observation again and set it beside what was printed."""
+    remark = "; ".join(
+        text
+        for text in (
+            observation.get("assumed", {}).get("why", ""),
+            observation.get("not_matched", ""),
+            observation.get("not_rerun", ""),
+        )
+        if text
+    )
+    if "not_rerun" in observation:
+        return Compared(observation, "", (), "not run", remark)
+    chosen = emulations(observation)
+    runs = []
+    for emulation in chosen:
+        with emulation.enter():
+            runs.append(mac_runs.RUNS[observation["id"]]())
+    names = ", ".join(emulation.release for emulation in chosen)
+    return Compared(
+        observation, f"{names}, macOS {chosen[0].macos}", tuple(runs), _state(observation, runs), remark
+    )
+
+
+def _state(observation: dict[str, Any], runs: Sequence[mac_runs.Run]) -> str:
+    if any(run.outcome != observation["outcome"] for run in runs):
+        return "differs"
+    figures = observation.get("figures", {})
+    exact = all(figure_agrees(name, printed, run) for run in runs for name, printed in figures.items())
+    if "not_matched" in observation:
+        return "outcome only"
+    return "matched" if exact else "differs"
+
+
+def figure_agrees(name: str, printed: str, run: mac_runs.Run) -> bool:
+    """Whether a run has the figure that was printed; of a bound that was printed, whether it keeps it."""
+    if name == BELOW:
+        return bool(run.figures[name] < float(printed))
+    return mac_runs.agrees(printed, run.figures[name])
+
+
+def as_markdown(compared: Sequence[Compared]) -> str:
+    """The document."""
+    counts = Counter(one.state for one in compared)
+    lines = [
+        "# The emulator beside published runs on real Macs",
+        "",
+        "Nothing here was run on a Mac by us. Owners of Macs published what they saw; each observation whose",
+        "inputs are clear enough is run again on a CPU under the emulation of its release and macOS, with that",
+        "release's defects. A figure is matched if it is the printed one when rounded to the printed digits.",
+        "",
+        "Made by `python benchmarks/fidelity.py` from `benchmarks/mac_observations.json`. Where a Mac disagrees,",
+        "the Mac is right: please open an issue with the output of `mpsdiag check --level 3 --markdown`.",
+        "",
+        *(f"- {counts[state]} {state}: {meaning}." for state, meaning in STATES.items()),
+        "",
+        "| observation | thread | torch, macOS | what was run | the Mac | emulated as | the emulation | state |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in compared:
+        seen = one.observation
+        said = "; ".join(dict.fromkeys(run.said for run in one.runs))
+        cells = [
+            seen["id"],
+            seen["thread"],
+            f"{seen['release'] or 'not given'}, {seen['macos'] or 'not given'}",
+            seen["setup"],
+            seen["printed"],
+            one.where or "–",
+            said or "–",
+            one.state,
+        ]
+        lines.append("| " + " | ".join(md_cell(cell, 400) for cell in cells) + " |")
+    lines += ["", "## What was assumed, and why some are not matched or not run", ""]
+    lines += [f"- **{one.observation['id']}** ({one.state}): {one.remark}." for one in compared if one.remark]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the document, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("docs/fidelity.md"))
+    parser.add_argument("--check", action="store_true")
+    chosen = parser.parse_args()
+    compared = [compare(observation) for observation in observations()]
+    for one in compared:
+        print(f"{one.state:13} {one.observation['id']}", file=sys.stderr)
+    text = as_markdown(compared)
+    lost = [one.observation["id"] for one in compared if one.state == "differs"]
+    if chosen.check:
+        sys.exit(1 if lost or chosen.output.read_text(encoding="utf-8") != text else 0)
+    write_atomically(chosen.output, text)
+    sys.exit(1 if lost else 0)
+
+
+if __name__ == "__main__":
+    main()
