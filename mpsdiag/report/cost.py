@@ -18,8 +18,8 @@ from mpsdiag.report.marks import Mark, mark, severity
 from mpsdiag.report.pool import Result
 from mpsdiag.words import PADDING_SIDES, TRAINER_VARIANTS
 
-# Intervals are resampled, at about 0.1 ms a sample: this many samples are, in some 2 s, and a note tells the rest.
-INTERVALS_FOR = 20_000
+# Intervals are resampled, at about 0.1 ms a sample: this many samples are, in some 1.5 s; a note tells the rest.
+INTERVALS_FOR = 15_000
 # What a cell costs however few samples it has, in samples.
 _OVERHEAD = 40
 

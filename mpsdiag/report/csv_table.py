@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from mpsdiag.matrix.record import Measured
 from mpsdiag.report.escape import cap, one_line
 from mpsdiag.report.marks import mark
 from mpsdiag.report.story import Scene, Story
@@ -16,7 +17,7 @@ from mpsdiag.serialization import jsonable
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mpsdiag.report.cost import CostRow
+    from mpsdiag.report.cost import CostRow, Estimate
     from mpsdiag.report.pool import Result
 
 # Rows that are made into text at a time: a table of all of them would be as large as the journal again.
@@ -42,6 +43,8 @@ _COUNTS = (
     "dead_rows",
     "rank",
     "peak_memory",
+    "eval_step_n",
+    "train_step_n",
 )
 
 # A spreadsheet takes a text that begins so for a formula, and runs it.
@@ -97,7 +100,6 @@ _remembered = lru_cache(maxsize=1000)(_clean)
 
 
 def _row(scene: Scene, result: Result, cost: CostRow | None) -> dict[str, Any]:
-    measured = result.measured
     row: dict[str, Any] = {
         "environment": result.place.letter,
         "emulated": scene.emulated or "",
@@ -108,36 +110,63 @@ def _row(scene: Scene, result: Result, cost: CostRow | None) -> dict[str, Any]:
         "reason": result.reason or "",
         "rounds": result.rounds,
         "rounds_not_finished": len(result.setbacks),
-        "eval_loss": None if measured is None else measured.eval_loss,
-        "stock_eval_loss": None if measured is None else measured.stock_eval_loss,
-        "loss_moved_by": None if measured is None else measured.loss_moved_by,
-        "last_train_loss": measured.train_losses[-1] if measured and measured.train_losses else None,
-        "eval_batches_run": None if measured is None else len(measured.eval_losses),
-        "nonfinite_batches": None if measured is None else measured.nonfinite_batches,
-        "dead_rows": None if measured is None else measured.dead_rows,
-        "max_abs_logit_diff": None if measured is None else measured.max_abs_logit_diff,
-        "bound": None if measured is None else measured.bound,
+        **(_NOT_MEASURED if result.measured is None else _measured(result.measured)),
         "timed_on": result.timed_on or "",
-        "rank": None if cost is None else cost.rank,
-        "tokens_per_second": None if cost is None else cost.tokens_per_second,
         "peak_memory": result.peak_memory,
+        **(_NOT_TIMED if cost is None else _timed(cost)),
     }
     for name in _FREE_TEXTS:
-        if row[name] is not None:
+        if row[name]:
             row[name] = safe(row[name])
-    for name in ("eval_step", "train_step", "eval_ratio", "train_ratio"):
-        estimate = None if cost is None else getattr(cost, name)
-        # A ratio is a claim about a fix: a cell that is not right makes none.
-        if name.endswith("ratio") and cost is not None and cost.rank is None:
-            estimate = None
-        row[name] = None if estimate is None else estimate.value
-        row[f"{name}_low"] = None if estimate is None else estimate.low
-        row[f"{name}_high"] = None if estimate is None else estimate.high
-        if name.endswith("step"):
-            row[f"{name}_n"] = 0 if estimate is None else estimate.n
-    return {name: _spelled(value) for name, value in row.items()}
+    return row
 
 
-def _spelled(value: Any) -> Any:
+def _measured(measured: Measured) -> dict[str, Any]:
+    return {
+        "eval_loss": _loss(measured.eval_loss),
+        "stock_eval_loss": _loss(measured.stock_eval_loss),
+        "loss_moved_by": _loss(measured.loss_moved_by),
+        "last_train_loss": _loss(measured.train_losses[-1] if measured.train_losses else None),
+        "eval_batches_run": len(measured.eval_losses),
+        "nonfinite_batches": measured.nonfinite_batches,
+        "dead_rows": measured.dead_rows,
+        "max_abs_logit_diff": _loss(measured.max_abs_logit_diff),
+        "bound": _loss(measured.bound),
+    }
+
+
+def _loss(value: float | None) -> Any:
     """A loss that is NaN is a finding, and not the empty field of a number that was not measured."""
-    return jsonable(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return value if value is None or math.isfinite(value) else jsonable(value)
+
+
+def _timed(cost: CostRow) -> dict[str, Any]:
+    # A ratio is a claim about a fix: a cell that is not right makes none.
+    claims = cost.rank is not None
+    return {
+        "rank": cost.rank,
+        "tokens_per_second": cost.tokens_per_second,
+        **_estimate("eval_step", cost.eval_step),
+        "eval_step_n": cost.eval_step.n if cost.eval_step else 0,
+        **_estimate("train_step", cost.train_step),
+        "train_step_n": cost.train_step.n if cost.train_step else 0,
+        **_estimate("eval_ratio", cost.eval_ratio if claims else None),
+        **_estimate("train_ratio", cost.train_ratio if claims else None),
+    }
+
+
+def _estimate(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    if estimate is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+_NOT_MEASURED = dict.fromkeys(_measured(Measured()))
+_NOT_TIMED = dict.fromkeys(
+    (
+        "rank",
+        "tokens_per_second",
+        *(f"{step}{part}" for step in ("eval_step", "train_step") for part in ("", "_low", "_high", "_n")),
+        *(f"{ratio}{part}" for ratio in ("eval_ratio", "train_ratio") for part in ("", "_low", "_high")),
+    )
+)
