@@ -6,13 +6,21 @@ Importing starts no thread pools and touches no accelerator; forking after it is
 from __future__ import annotations
 
 import gc
+import importlib
 
-import mpsdiag.diagnosis.scenario
-import mpsdiag.fixes
-import mpsdiag.matrix.cell
-import mpsdiag.training.models
-import mpsdiag.training.tokenizer
-import mpsdiag.training.trainers  # noqa: F401 - imported for the effect
+MODULES = (
+    "mpsdiag.matrix.cell",
+    "mpsdiag.diagnosis.scenario",
+    "mpsdiag.fixes.model",
+    "mpsdiag.training.trainers",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.mistral.modeling_mistral",
+    "transformers.models.qwen2.modeling_qwen2",
+)
+
+for name in MODULES:
+    importlib.import_module(name)
 
 # What is here stays: the collector of a child need not walk it, which would copy every page it touches.
 gc.collect()

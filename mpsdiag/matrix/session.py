@@ -134,6 +134,11 @@ class Session:
         if bad:
             counts = ", ".join(f"{number} {status}" for status, number in bad.items())
             sentences.append(f"not every cell finished: {counts}. --retry {','.join(bad)} runs those again.")
+        if _without_padding(outcome):
+            sentences.append(
+                "no evaluation batch has any padding, so no row can be fully masked: the texts fill --sequence-length. "
+                "Raise it, or give shorter texts, to see what padding does."
+            )
         words = {True: "gate tripped", False: "gate held", None: "gate undecided"}
         sentences += [f"{words[one.tripped]}: {one.sentence}" for one in self.judgements]
         return sentences
@@ -235,6 +240,11 @@ def parse_retry(text: str) -> frozenset[str]:
 
     words = [word.strip() for word in text.split(",") if word.strip()]
     return frozenset(one_of("status", word, CELL_STATUSES) for word in words)
+
+
+def _without_padding(outcome: Outcome) -> bool:
+    found = [one.measured for one in outcome.records if one.round == 0 and one.measured is not None]
+    return bool(found) and all(one.real_tokens > 0 and one.pad_tokens == 0 for one in found)
 
 
 def _require_inputs(spec: MatrixSpec) -> None:

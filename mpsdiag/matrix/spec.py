@@ -79,7 +79,7 @@ class Axes(_Strict):
     device: Values[Device] = ["auto"]
     emulate: Values[Release] = [None]
     emulate_macos: Values[int] = [15]
-    sequence_length: Values[Length] = [128]
+    sequence_length: Values[Length] = [512]
     batch_size: Values[Count] = [4]
     pad_to_multiple_of: Values[Multiple] = [None]
     seed: Values[Whole] = [0]

@@ -94,5 +94,16 @@ def start_run(tmp_path, header, quiet):
 
 
 @pytest.fixture
+def executor_answers():
+    """An executor all of whose verdicts found the same."""
+
+    def make(measured):
+        ended = Ended(status="ok", started=NOW, seconds=0.5, measured=measured)
+        return FakeExecutor({(seed, 0): ended for seed in range(100)})
+
+    return make
+
+
+@pytest.fixture
 def seeds():
     return lambda number, **fields: [Cell(seed=seed, **fields) for seed in range(number)]

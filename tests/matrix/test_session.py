@@ -7,7 +7,7 @@ from mpsdiag.matrix.estimate import estimate, in_words
 from mpsdiag.matrix.isolation import LIGHT, Isolation
 from mpsdiag.matrix.journal import read_journal
 from mpsdiag.matrix.listing import as_document, as_text
-from mpsdiag.matrix.record import Cell
+from mpsdiag.matrix.record import Cell, Measured
 from mpsdiag.matrix.rounds import StopRule
 from mpsdiag.matrix.session import Request, parse_retry, parse_shard, prepare
 from mpsdiag.matrix.spec import MatrixSpec, changed
@@ -141,6 +141,17 @@ def test_an_estimate_prefers_what_was_measured(start_run, seeds):
         > estimate([Cell()], StopRule(0, 0), "forkserver")[0] - 5.0
     )
     assert [in_words(seconds) for seconds in (40.2, 200, 9000)] == ["40 s", "3 min", "2.5 h"]
+
+
+@pytest.mark.parametrize(("pads", "said"), [(0, True), (3, False)])
+def test_data_without_padding_is_mentioned(start_run, seeds, request_for, executor_answers, pads, said):
+    outcome, _ = start_run(
+        seeds(2), executor_answers(Measured(real_tokens=9, pad_tokens=pads)), rule=StopRule(0)
+    )
+    assert (
+        any("no evaluation batch has any padding" in one for one in prepare(request_for()).closing(outcome))
+        is said
+    )
 
 
 def test_words_of_options():
