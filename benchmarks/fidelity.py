@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mac_runs
+import mac_bench
+import mac_runs  # noqa: F401 - registers the runs
 
 from mpsdiag.emulation import Emulation
 from mpsdiag.report.escape import md_cell
@@ -46,7 +47,7 @@ class Compared:
 
     observation: dict[str, Any]
     where: str
-    runs: tuple[mac_runs.Run, ...]
+    runs: tuple[mac_bench.Run, ...]
     state: str
     remark: str
 
@@ -85,14 +86,14 @@ def compare(observation: dict[str, Any]) -> Compared:
     runs = []
     for emulation in chosen:
         with emulation.enter():
-            runs.append(mac_runs.RUNS[observation["id"]]())
+            runs.append(mac_bench.RUNS[observation["id"]]())
     names = ", ".join(emulation.release for emulation in chosen)
     return Compared(
         observation, f"{names}, macOS {chosen[0].macos}", tuple(runs), _state(observation, runs), remark
     )
 
 
-def _state(observation: dict[str, Any], runs: Sequence[mac_runs.Run]) -> str:
+def _state(observation: dict[str, Any], runs: Sequence[mac_bench.Run]) -> str:
     if any(run.outcome != observation["outcome"] for run in runs):
         return "differs"
     figures = observation.get("figures", {})
@@ -102,11 +103,11 @@ def _state(observation: dict[str, Any], runs: Sequence[mac_runs.Run]) -> str:
     return "matched" if exact else "differs"
 
 
-def figure_agrees(name: str, printed: str, run: mac_runs.Run) -> bool:
+def figure_agrees(name: str, printed: str, run: mac_bench.Run) -> bool:
     """Whether a run has the figure that was printed; of a bound that was printed, whether it keeps it."""
     if name == BELOW:
         return bool(run.figures[name] < float(printed))
-    return mac_runs.agrees(printed, run.figures[name])
+    return mac_bench.agrees(printed, run.figures[name])
 
 
 def as_markdown(compared: Sequence[Compared]) -> str:

@@ -2,86 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from mac_bench import Run, attempt, direct, drawn, finite, off_by, plain, rerun
 from torch import Tensor
 
-from mpsdiag.emulation import EmulatedAbort, suspended
 from mpsdiag.sdpa import reference_attention
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the emulation gave.
-
-    Attributes:
-        outcome: ok, nan, wrong, leak, raises or aborts.
-        said: One phrase for the table.
-        figures: Values to compare with what was printed, by name.
-    """
-
-    outcome: str
-    said: str
-    figures: dict[str, Any] = field(default_factory=dict)
-
-
-RUNS: dict[str, Callable[[], Run]] = {}
-"""The re-runs by id; each runs inside the emulation."""
-
-
-def rerun(*ids: str) -> Callable[[Callable[[], Run]], Callable[[], Run]]:
-    """Register a function for these observations."""
-
-    def register(function: Callable[[], Run]) -> Callable[[], Run]:
-        RUNS.update(dict.fromkeys(ids, function))
-        return function
-
-    return register
-
-
-def direct(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **rest: Any) -> Tensor:
-    """The MPS operator itself."""
-    operator = torch.ops.aten._scaled_dot_product_attention_math_for_mps  # noqa: SLF001 - what the threads call
-    return operator(query, key, value, mask, **rest)[0]
-
-
-def plain(*args: Any, **rest: Any) -> Tensor:
-    """Attention of the real CPU, the threads' own yardstick."""
-    with suspended():
-        return F.scaled_dot_product_attention(*args, **rest)
-
-
-def drawn(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
-    """Normal float32 tensors, one after the other from one seed, as the threads' scripts draw them."""
-    torch.manual_seed(seed)
-    return [torch.randn(shape) for shape in shapes]
-
-
-def off_by(output: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference."""
-    return float((output.double() - expected.double()).abs().max())
-
-
-def finite(output: Tensor) -> str:
-    """`ok` or `nan`."""
-    return "nan" if bool(output.isnan().any()) else "ok"
-
-
-def attempt(call: Callable[[], Tensor]) -> Run:
-    """Run what may raise or abort."""
-    try:
-        call()
-    except EmulatedAbort as abort:
-        return Run("aborts", f"aborts: {str(abort).partition(' (')[0]}")
-    except (RuntimeError, IndexError) as problem:
-        message = str(problem).splitlines()[0]
-        return Run("raises", f"{type(problem).__name__}: {message}", {"message": message})
-    return Run("ok", "runs without an error")
 
 
 @rerun("pt156707_bool_row", "pt157727_fixed_zero_rows")
@@ -388,16 +314,3 @@ def loud_scores() -> Run:
     q = torch.full((1, 2, 16, 64), 256.0, dtype=torch.float16)
     output = F.scaled_dot_product_attention(q, q, q)
     return Run(finite(output), "no NaN" if finite(output) == "ok" else "NaN")
-
-
-def agrees(printed: str, value: Any) -> bool:
-    """Whether a value, rounded to the digits that were printed, is what was printed.
-
-    Args:
-        printed: As it stands in the thread.
-        value: What the emulation gave; text is compared as text.
-    """
-    if isinstance(value, str):
-        return printed == value
-    digits = len(printed.partition(".")[2])
-    return math.isfinite(value) and f"{value:.{digits}f}" == printed

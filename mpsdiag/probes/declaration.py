@@ -166,3 +166,16 @@ class Probe:
     explains: Callable[[Mapping[str, Any]], bool] | None = None
     note: Callable[[Sequence[Check]], str] | None = None
     never_run: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The releases in words: `2.5 to 2.6, 2.10 to 2.15`, `none released`, or `not established`."""
+        if not self.releases:
+            return "none released" if self.never_run else "not established"
+        runs: list[list[int]] = []
+        for minor in (int(release.partition(".")[2]) for release in self.releases):
+            if runs and minor == runs[-1][-1] + 1:
+                runs[-1].append(minor)
+            else:
+                runs.append([minor])
+        return ", ".join(f"2.{run[0]}" if len(run) == 1 else f"2.{run[0]} to 2.{run[-1]}" for run in runs)

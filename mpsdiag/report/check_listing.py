@@ -36,11 +36,5 @@ def show_catalogue(*, as_json: bool) -> None:
     for column in ("probe", "level", "hits", "torch on MPS", "what it is"):
         table.add_column(column, overflow="fold", no_wrap=column in ("probe", "level", "hits"))
     for probe in CATALOGUE.values():
-        table.add_row(probe.id, str(probe.level), probe.hits, Text(_span(probe.releases)), Text(probe.title))
+        table.add_row(probe.id, str(probe.level), probe.hits, Text(probe.where), Text(probe.title))
     Console().print(table)
-
-
-def _span(releases: tuple[str, ...]) -> str:
-    if not releases:
-        return "none released"
-    return releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"

@@ -36,6 +36,20 @@ def test_what_a_release_has_says_in_which_it_is_fixed():
         assert probe.fixed, probe.id
 
 
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        ("SDPA001", "2.0 to 2.8"),
+        ("SDPA008", "2.12"),
+        ("SDPA016", "2.5 to 2.6, 2.10 to 2.15"),
+        ("SDPA007", "none released"),
+        ("SDPA025", "not established"),
+    ],
+)
+def test_the_releases_in_words(probe, words):
+    assert CATALOGUE[probe].where == words
+
+
 def test_level_one_is_the_dead_row_alone():
     assert [probe.id for probe in CATALOGUE.values() if probe.level == 1] == ["SDPA001"]
 

@@ -11,7 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 fidelity = importlib.import_module("fidelity")
-mac_runs = importlib.import_module("mac_runs")
+mac_bench = importlib.import_module("mac_bench")
 sys.path.remove(str(BENCHMARKS))
 
 OBSERVATIONS = {observation["id"]: observation for observation in fidelity.observations()}
@@ -20,7 +20,7 @@ DOCUMENT = (BENCHMARKS.parent / "docs" / "fidelity.md").read_text(encoding="utf-
 
 
 def test_what_is_run_again_and_what_has_a_run_are_the_same():
-    assert set(RERUN) == set(mac_runs.RUNS)
+    assert set(RERUN) == set(mac_bench.RUNS)
     assert len(RERUN) >= 33
     assert all(observation.get("not_rerun", "a reason") for observation in OBSERVATIONS.values())
 
@@ -58,18 +58,18 @@ def test_another_release_does_not_match(name, release):
 @pytest.mark.parametrize("name", RERUN)
 def test_a_figure_that_is_not_the_printed_one_is_a_difference(name):
     observation = OBSERVATIONS[name]
-    run = mac_runs.Run(observation["outcome"], "", dict.fromkeys(observation.get("figures", {}), 12345.678))
+    run = mac_bench.Run(observation["outcome"], "", dict.fromkeys(observation.get("figures", {}), 12345.678))
     for figure, printed in observation.get("figures", {}).items():
         assert not fidelity.figure_agrees(figure, printed, run)
 
 
 def test_figures_are_compared_in_their_printed_digits():
-    assert mac_runs.agrees("4.14", 4.1389)
-    assert not mac_runs.agrees("4.14", 4.1451)
-    assert mac_runs.agrees("0.000", 2e-7)
-    assert mac_runs.agrees("32", "32")
-    assert not mac_runs.agrees("32", "24")
-    assert not mac_runs.agrees("0.1", float("nan"))
+    assert mac_bench.agrees("4.14", 4.1389)
+    assert not mac_bench.agrees("4.14", 4.1451)
+    assert mac_bench.agrees("0.000", 2e-7)
+    assert mac_bench.agrees("32", "32")
+    assert not mac_bench.agrees("32", "24")
+    assert not mac_bench.agrees("0.1", float("nan"))
 
 
 def test_what_is_not_run_stays_in_the_document_with_its_reason():
