@@ -81,6 +81,8 @@ def explain_missing(what: str, name: str, problem: BaseException) -> str:
     first = first[:200].rstrip(".")
     if Path(name).expanduser().exists():
         return f"Cannot load the {what} from '{name}': {first}. Give a folder that save_pretrained wrote."
+    if not isinstance(problem, OSError):  # It was found, and is not what it should be.
+        return f"Cannot load the {what} '{name}': {first}."
     builtins = BUILTIN_MODELS if what != "dataset" else (BUILTIN_DATASET,)
     return (
         f"Cannot load the {what} '{name}': {first}. It is no local path, so it was looked for on the hub and in its "

@@ -68,7 +68,7 @@ def lines_for_people(summary: Mapping[str, Any]) -> list[str]:
     for name in ("train_loss", "eval_loss"):
         value = summary.get(name)
         if value is not None:
-            found.append(f"{name} = {value:.6f}")
+            found.append(f"{name} = {value:.4f}")
     loss = summary.get("eval_loss")
     if loss is not None and math.isfinite(loss):
         found.append(f"eval_perplexity = {math.exp(min(loss, 700.0)):.4f}")

@@ -1,5 +1,7 @@
 """A small padded dataset, and Trainers on it that print nothing."""
 
+import os
+
 import pytest
 import torch
 
@@ -14,10 +16,12 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def no_precision_left_over(monkeypatch):
-    """Older transformers pass bf16 on to every later Trainer of the process, through accelerate."""
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+def nothing_left_over():
+    """Older transformers pass bf16 and torch_compile on to every later Trainer of the process, through accelerate."""
+    before = dict(os.environ)
     yield
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in before]:
+        del os.environ[name]
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()

@@ -77,6 +77,19 @@ def test_a_hub_dataset_by_its_splits(monkeypatch):
     assert asked == [("wikitext", "wikitext-2-raw-v1")]
 
 
+def test_a_configuration_that_the_hub_does_not_have(monkeypatch):
+    import datasets
+
+    def load(_name, _config):
+        raise ValueError("BuilderConfig 'x' not found. Available: ['a', 'b']")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(BadInput) as caught:
+        load_texts("some/thing", config="x")
+    assert "Available: ['a', 'b']" in str(caught.value)
+    assert "network" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

@@ -218,6 +218,20 @@ def test_what_overflows_on_the_cpu_too_is_not_blamed_on_the_device(trainer_of):
     assert metrics["eval_nonfinite_batches"] == 3
 
 
+@pytest.mark.mps
+def test_on_a_real_mps_device(trainer_of):
+    """Whatever this torch release does there, the losses come out as on the CPU."""
+    reference = trainer_of(Trainer).evaluate()["eval_loss"]
+    for variant in VARIANTS.values():
+        options = {**variant.get("options", {}), "use_cpu": False}
+        trainer = trainer_of(MPSSafeTrainer, **{**variant, "options": options})
+        assert trainer.acts()
+        metrics = trainer.evaluate()
+        assert metrics["eval_nonfinite_batches"] == 0
+        if not variant:
+            assert metrics["eval_loss"] == pytest.approx(reference, rel=1e-4)
+
+
 # Its own arguments.
 
 
