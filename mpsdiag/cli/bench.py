@@ -186,10 +186,21 @@ def _report(session: Session, outcome: Outcome, *, as_json: bool) -> None:
     if as_json:
         typer.echo(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))
     else:
-        typer.echo(text_of(story, "terminal", color=sys.stdout.isatty()), nl=False)
+        typer.echo(_encodable(text_of(story, "terminal", color=sys.stdout.isatty())), nl=False)
     for sentence in session.closing(outcome):
         typer.echo(f"mpsdiag: {sentence}", err=True)
     typer.echo(f"mpsdiag: wrote {', '.join(str(path) for path in written)}", err=True)
+
+
+def _encodable(text: str) -> str:
+    """The text as the terminal can show it: with plain marks where its encoding has no others."""
+    from mpsdiag.report.escape import ascii_text
+
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return "\n".join(ascii_text(line) for line in text.split("\n"))
+    return text
 
 
 def register(app: typer.Typer) -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,9 @@ from pebble.concurrent import process as pebble_process
 from mpsdiag.matrix.child import run_in_child
 from mpsdiag.matrix.interrupt import Stop
 from mpsdiag.matrix.job import Answer, Ended, Job, utc_now
+
+_launching = threading.Lock()
+"""What a launch changes for its moment belongs to the whole process."""
 
 StartMethod = Literal["forkserver", "spawn"]
 
@@ -100,6 +104,9 @@ class Isolation:
         finally:
             _end(child)
         status, reason, name = ended if isinstance(ended, tuple) else (ended.status, ended.reason, None)
+        if status == "crash" and stop is not None and stop.asked:
+            # Ctrl-C reaches a child that has not left the terminal's group yet.
+            status, reason, name = "interrupted", "ended together with the bench", None
         if name == "SIGKILL" and status == "crash" and _more(kills, self.kills()):
             status, reason = (
                 "oom",
@@ -118,7 +125,7 @@ class Isolation:
 
     def _start(self, job: Job) -> tuple[concurrent.futures.Future[str], Any]:
         """Launch a job; a fork server that was itself killed is started anew, once."""
-        with _may_have_children(), _without_main():
+        with _launching, _may_have_children(), _without_main():
             try:
                 return self._launch(job)
             except (OSError, EOFError):

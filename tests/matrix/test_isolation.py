@@ -1,9 +1,11 @@
+import multiprocessing
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -102,6 +104,23 @@ def test_stopping_gives_the_cell_its_moment_and_then_ends_it(light, job):
     stop = Stop(grace=20.0)
     stop.ask()
     assert light.run(job("quick"), stop).status == "ok"  # it finished within its moment
+
+
+def test_a_cell_that_ends_while_the_user_stops_is_interrupted_not_crashed(light, job):
+    stop = Stop(grace=20.0)
+    stop.ask()
+    assert light.run(job("silent"), stop).status == "interrupted"
+
+
+def test_launches_from_many_threads_leave_the_process_as_it_was(light, job, tmp_path):
+    main = sys.modules["__main__"]
+    jobs = [
+        job("quick").model_copy(update={"key": f"k{n}", "log": str(tmp_path / f"{n}.log")}) for n in range(8)
+    ]
+    with ThreadPoolExecutor(8) as threads:
+        assert {ended.status for ended in threads.map(light.run, jobs)} == {"ok"}
+    assert sys.modules["__main__"] is main
+    assert not multiprocessing.current_process().daemon
 
 
 def test_asking_twice_ends_the_moment():
