@@ -73,6 +73,12 @@ def trace(
             help="Compare finite results with float64 on the CPU. [unless on the plain CPU]",
         ),
     ] = None,
+    repro: Annotated[
+        Path | None,
+        typer.Option(
+            "--repro", metavar="FILE.py", help="Write a script that shows it alone, with torch only."
+        ),
+    ] = None,
     seed: options.Seed = 0,
     emulate: options.Emulate = None,
     emulate_macos: options.EmulateMacos = 15,
@@ -112,7 +118,7 @@ def trace(
         checkpoints=tuple(checkpoints or ()),
     )
     with told() as progress:
-        report, _ = investigate(request, progress=progress)
+        report = investigate(request, repro=repro, progress=progress)
     if json:
         from mpsdiag.serialization import dumps
 

@@ -104,6 +104,20 @@ def test_training(run):
     assert "training steps" in out
 
 
+def test_a_script_is_written_beside_the_report(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mpsdiag.diagnosis.tracing.repro._run", lambda text, emulation: "1 of 1 values")
+    path = tmp_path / "repro.py"
+    code, out, _ = run("--emulate", "2.8", "--batches", 1, "--repro", path, "--json")
+    found = document(out)
+    assert code == 1
+    assert found["repro"] == str(path)
+    assert "it shows the fault" in found["repro_note"]
+    compile(path.read_text(), "repro", "exec")
+    code, _, err = run("--repro", tmp_path / "x.txt")
+    assert code == 2
+    assert "does not end in .py" in err
+
+
 def test_real_text(run, wikitext):
     code, out, _ = run("--emulate", "2.8", "--dataset", wikitext / "test.txt", "--batches", 2, "--json")
     found = document(out)

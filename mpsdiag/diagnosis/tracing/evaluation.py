@@ -71,11 +71,12 @@ def trace_batches(
         found.bad.append(number)
         if traced.origin is None:
             continue
+        if not origins:
+            found.call = traced.call
         for origin in (traced.origin, *traced.origin.also):
             if origin.cause not in {other.cause for other in origins}:
                 alone = {"also": [], "evidence": {"batch": number, **origin.evidence}}
                 origins.append(origin.model_copy(update=alone))
-        found.call = found.call or traced.call
     if any("labels" in batch for batch in batches):
         sizes = [sequences(batch) for batch in batches]
         found.eval_loss = mean(found.losses, sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +16,7 @@ from mpsdiag.diagnosis.tracing.checkpoints import bad_since, find_checkpoints
 from mpsdiag.diagnosis.tracing.evaluation import trace_batches
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.origin import Origin
+from mpsdiag.diagnosis.tracing.repro import check_target, write_repro
 from mpsdiag.diagnosis.tracing.sources import Case, Request, load_case, with_model
 from mpsdiag.diagnosis.tracing.training import LEARNING_RATE, Recipe, trace_training
 from mpsdiag.environment import Environment
@@ -70,21 +72,21 @@ class Report(BaseModel):
 
 
 def investigate(
-    request: Request, *, progress: Callable[[str], None] = lambda _: None
-) -> tuple[Report, Call | None]:
+    request: Request, *, repro: Path | None = None, progress: Callable[[str], None] = lambda _: None
+) -> Report:
     """Trace what was asked for.
 
     Args:
         request: The case.
+        repro: Where to write a script that shows the first finding alone.
         progress: Told what is being done.
-
-    Returns:
-        The report, and the call that the first finding was born in, for a script that shows it alone.
 
     Raises:
         BadInput: Something cannot be used as given.
         CannotDecide: The device cannot be used, or the forward itself fails.
     """
+    if repro is not None:
+        check_target(repro)
     checkpoints = find_checkpoints(request.checkpoints)
     if checkpoints and request.model is None and request.folder is None:
         request = with_model(request, str(checkpoints[-1]))
@@ -94,7 +96,18 @@ def investigate(
         report, call = _train(request, case, progress) if case.train else _evaluate(request, case, progress)
     if checkpoints and report.origin is not None:
         report.origin = _with_history(report.origin, checkpoints)
-    return report, call
+    if repro is not None:
+        progress("reducing it to a script")
+        outcome = write_repro(
+            repro,
+            report.origin,
+            call,
+            report.environment,
+            grad=case.train or case.grad,
+            emulation=case.emulation,
+        )
+        report.repro, report.repro_note = (str(repro) if outcome.written else None), outcome.note
+    return report
 
 
 def _evaluate(request: Request, case: Case, progress: Callable[[str], None]) -> tuple[Report, Call | None]:
