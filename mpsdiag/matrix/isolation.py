@@ -33,7 +33,7 @@ PRELOAD = (*LIGHT, "mpsdiag.matrix.preload")
 TAIL_BYTES = 4000
 POLL = 0.1
 END_SECONDS = 10.0
-BOOT_SECONDS = 120.0
+BOOT_SECONDS = 600.0
 
 
 def start_method(devices: Iterable[str]) -> StartMethod:
