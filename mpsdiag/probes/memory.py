@@ -24,6 +24,8 @@ ROWS: Final = 16
 def grown(call: Callable[[int], Tensor], device: str) -> int:
     """Measure by how many bytes this process and the device grew over `CALLS` calls, after as many to warm up.
 
+    To be trusted in a young process only: in an old one, freed memory takes in what leaks, and nothing grows.
+
     Args:
         call: Given the number of the call.
         device: Where it runs.
@@ -111,6 +113,7 @@ PROBES: Final = (
         bad="growing memory",
         good="steady memory",
         first_macos=15,
+        isolated=True,
     ),
     Probe(
         id="SDPA013",
@@ -128,6 +131,7 @@ PROBES: Final = (
         trigger=_varying_lengths,
         bad="growing memory",
         good="steady memory",
+        isolated=True,
     ),
     Probe(
         id="SDPA018",

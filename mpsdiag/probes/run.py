@@ -144,7 +144,11 @@ def _run_all(
     backend: str | None = None,
 ) -> list[Finding]:
     """Run probes; those that want a child share one as long as it lives."""
-    apart = [probe for probe in probes if probe.trigger and (probe.isolated if isolate is None else isolate)]
+    apart = [
+        probe
+        for probe in probes
+        if probe.trigger and (_needs_child(probe, device) if isolate is None else isolate)
+    ]
     jobs: list[Job] = [(probe.id, mode) for probe in apart for mode in MODES]
     answers = run_isolated(jobs, device, emulation) if jobs else {}
     findings = []
@@ -158,6 +162,11 @@ def _run_all(
             seconds = time.perf_counter() - begin
         findings.append(conclude(probe, results, seconds, backend=backend))
     return findings
+
+
+def _needs_child(probe: Probe, device: str) -> bool:
+    """Whether it may take the process down: on a real Apple GPU whatever is more than the everyday call."""
+    return probe.isolated or (kind_of(device) == "mps" and probe.level >= 3)
 
 
 def runnable(probe_id: str) -> Probe:

@@ -177,3 +177,6 @@ def test_a_real_apple_gpu_is_probed_in_children_at_level_three(monkeypatch):
     findings = run_level(3, "mps", None)
     assert set(asked) == {probe.id for probe in CATALOGUE.values() if probe.trigger} | {"SWEEP"}
     assert {finding.status for finding in findings} == {"skip"}
+    asked.clear()
+    run_probe("SDPA003", device="mps")
+    assert asked == ["SDPA003", "SDPA003"]
