@@ -72,7 +72,7 @@ def frame(story: Story) -> pd.DataFrame:
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame({name: [row[name] for row in rows] for name in (rows[0] if rows else ())})
     # A number that is missing somewhere would make a whole column of counts a column of fractions.
     return table.astype({name: "Int64" for name in _COUNTS if name in table})
 
