@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.api import trace_evaluation
 from mpsdiag.diagnosis.tracing.events import Call
+from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.origin import Origin
 
 EXPLAINED = 4
@@ -60,23 +61,17 @@ def trace_batches(
         CannotDecide: A forward itself fails.
     """
     found, origins = TracedBatches(), list[Origin]()
-    for number, batch in enumerate(batches):
-        progress(f"batch {number + 1} of {len(batches)}")
-        traced = trace_evaluation(
-            model, batch, compare=compare, grad=grad, in_detail=len(found.bad) < EXPLAINED
-        )
-        found.losses.append(math.nan if traced.loss is None else traced.loss)
-        if traced.origin is None and not traced.suspicious:
-            continue
-        found.bad.append(number)
-        if traced.origin is None:
-            continue
-        if not origins:
-            found.call = traced.call
-        for origin in (traced.origin, *traced.origin.also):
-            if origin.cause not in {other.cause for other in origins}:
-                alone = {"also": [], "evidence": {"batch": number, **origin.evidence}}
-                origins.append(origin.model_copy(update=alone))
+    with ForwardTrace(model, grad=grad).ready() as forward:
+        for number, batch in enumerate(batches):
+            progress(f"batch {number + 1} of {len(batches)}")
+            in_detail = len(found.bad) < EXPLAINED
+            traced = trace_evaluation(forward, model, batch, compare=compare, in_detail=in_detail)
+            found.losses.append(math.nan if traced.loss is None else traced.loss)
+            if traced.suspicious:
+                found.bad.append(number)
+            if traced.origin is not None:
+                found.call = found.call if origins else traced.call
+                _add(origins, traced.origin, number)
     if any("labels" in batch for batch in batches):
         sizes = [sequences(batch) for batch in batches]
         found.eval_loss = mean(found.losses, sizes)
@@ -88,6 +83,14 @@ def trace_batches(
     if origins:
         found.origin = origins[0].model_copy(update={"also": origins[1:]})
     return found
+
+
+def _add(origins: list[Origin], found: Origin, batch: int) -> None:
+    """Add an origin and those behind it, if their causes are new."""
+    for origin in (found, *found.also):
+        if origin.cause not in {other.cause for other in origins}:
+            alone = {"also": [], "evidence": {"batch": batch, **origin.evidence}}
+            origins.append(origin.model_copy(update=alone))
 
 
 def hidden_by_filter(found: TracedBatches) -> Origin | None:

@@ -29,6 +29,16 @@ class Flags:
         self._model = model
         self._layers = set(decoder_layers(model))
         self._sums: list[Tensor] = []
+        self._paused = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away until the block ends."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     @contextmanager
     def watching(self) -> Iterator[Flags]:
@@ -64,6 +74,8 @@ class Flags:
         return suspicious, values[len(sums) :]
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        if self._paused:
+            return
         if module is self._model:
             self._note_output(output)
             return

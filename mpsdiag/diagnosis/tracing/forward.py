@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.tracing.causes import Birth, Explanation, explain
-from mpsdiag.diagnosis.tracing.causes.given import indices_of_batch
 from mpsdiag.diagnosis.tracing.chain import first_terminal
 from mpsdiag.diagnosis.tracing.events import Call, Pass, Terminal
 from mpsdiag.diagnosis.tracing.flags import Flags
 from mpsdiag.diagnosis.tracing.healing import Healing
+from mpsdiag.diagnosis.tracing.indices import Indices
 from mpsdiag.diagnosis.tracing.origin import Origin, Phase
+from mpsdiag.diagnosis.tracing.place import device_of
 from mpsdiag.diagnosis.tracing.repeat import Repeat, in_mode
 from mpsdiag.diagnosis.tracing.tensors import bad_rows, facts
 from mpsdiag.diagnosis.tracing.tracer import Tracer
@@ -38,48 +40,70 @@ class Traced:
     suspicious: bool = False
 
 
-def trace_forward(
-    model: nn.Module,
-    batch: Mapping[str, Any],
-    *,
-    training: bool = False,
-    grad: bool = False,
-    in_detail: bool = True,
-) -> Traced:
-    """Run a batch, and find where its first non-finite value was born.
+class ForwardTrace:
+    """Traces forwards of one model: set up once, used for many batches inside `ready`.
 
     Args:
-        model: Any module that takes the batch as keyword arguments.
-        batch: Checked, and on the model's device.
+        model: Any module that takes a batch as keyword arguments.
         training: Run it in training mode.
         grad: With gradients wanted, as in training.
-        in_detail: Look at a suspicious batch in detail; without it only the loss is told, and `suspicious`.
-
-    Raises:
-        CannotDecide: The forward itself fails.
     """
-    outside = indices_of_batch(model, dict(batch))
-    if outside is not None:
-        module, operation, explanation = outside
-        return Traced(None, data_origin(module, operation, explanation))
-    repeat, flags = Repeat(model), Flags(model)
-    with in_mode(model, training=training, grad=grad):
-        try:
-            with flags.watching():
-                output = model(**batch)
-            loss = getattr(output, "loss", None)
-            suspicious, values = flags.read(*([loss] if isinstance(loss, Tensor) else []))
-        except IndexError:
-            suspicious, values = True, []
-        except RuntimeError as problem:
-            raise CannotDecide(failed(problem)) from problem
-        value = values[0] if values else None
+
+    def __init__(self, model: nn.Module, *, training: bool = False, grad: bool = False) -> None:
+        self._model, self._training, self._grad = model, training, grad
+        self._flags, self._indices, self._repeat = Flags(model), Indices(model), Repeat(model)
+        # There an index out of range ends all work on the device: it has to be found before the forward.
+        self._check_first = device_of(model).type == "cuda"
+
+    @contextmanager
+    def ready(self) -> Iterator[ForwardTrace]:
+        """Set the modes and watch, until the block ends; everything is put back then."""
+        with in_mode(self._model, training=self._training, grad=self._grad), self._flags.watching():
+            yield self
+
+    def looking_away(self) -> AbstractContextManager[None]:
+        """A block in which the model may run unwatched."""
+        return self._flags.paused()
+
+    def run(self, batch: Mapping[str, Any], *, in_detail: bool = True) -> Traced:
+        """Run a batch, and find where its first non-finite value was born.
+
+        Args:
+            batch: Checked, and on the model's device.
+            in_detail: Look at a suspicious batch in detail; without it only the loss is told, and `suspicious`.
+
+        Raises:
+            CannotDecide: The forward itself fails.
+        """
+        if self._check_first and (outside := self._indices.explain(batch)) is not None:
+            return Traced(None, outside, suspicious=True)
+        self._repeat.take()
+        value, suspicious = self._cheaply(batch)
         if not suspicious:
             return Traced(value, None)
         if not in_detail:
             return Traced(value, None, suspicious=value is None or not math.isfinite(value))
-        origin, call = explain_forward(model, batch, repeat, grad=grad)
-    return Traced(value, origin, call, suspicious=origin is not None)
+        outside = self._indices.explain(batch)
+        if outside is not None:
+            return Traced(None, outside, suspicious=True)
+        with self._flags.paused():
+            origin, call = explain_forward(self._model, batch, self._repeat, grad=self._grad)
+        return Traced(value, origin, call, suspicious=origin is not None)
+
+    def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, bool]:
+        """The loss, and whether anything may be wrong."""
+        try:
+            output = self._model(**batch)
+        except IndexError:
+            self._flags.read()
+            return None, True
+        except RuntimeError as problem:
+            raise CannotDecide(failed(problem)) from problem
+        loss = getattr(output, "loss", None)
+        losses = [loss] if isinstance(loss, Tensor) else []
+        suspicious, values = self._flags.read(*losses, *self._indices.extremes(batch))
+        value = values[0] if losses else None
+        return value, suspicious or not self._indices.fit(batch, values[len(losses) :])
 
 
 def explain_forward(
@@ -180,20 +204,6 @@ def _spread(seen: Pass) -> list[dict[str, Any]]:
         }
         for rows in seen.layers
     ]
-
-
-def data_origin(module: str, operation: str, explanation: Explanation) -> Origin:
-    """The origin of what is wrong with a batch before anything runs."""
-    return Origin(
-        cause=explanation.cause,
-        layer=None,
-        module=module,
-        operation=operation,
-        phase="data",
-        summary=explanation.summary,
-        evidence=explanation.evidence,
-        remedy=explanation.remedy,
-    )
 
 
 def failed(problem: BaseException) -> str:

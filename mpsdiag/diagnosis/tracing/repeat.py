@@ -13,7 +13,7 @@ from mpsdiag import device as devices
 
 
 class Repeat:
-    """The state of the generators and of a model's buffers, taken when made; `again` puts it back.
+    """The state of the generators and of a model's buffers, taken when made and by `take`; `again` puts it back.
 
     Args:
         model: Its buffers (such as running means) are kept; its weights are not.
@@ -22,10 +22,14 @@ class Repeat:
     def __init__(self, model: nn.Module) -> None:
         weight = next(model.parameters(), None)
         self._kind = "cpu" if weight is None else devices.kind_of(weight.device)
-        self._model = model
+        self._buffers = list(model.buffers())
+        self.take()
+
+    def take(self) -> None:
+        """Take the state as it is now."""
         self._random = torch.get_rng_state()
         self._device_random = None if self._kind == "cpu" else _module(self._kind).get_rng_state()
-        self._buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+        self._kept = [buffer.detach().clone() for buffer in self._buffers]
 
     def again(self) -> None:
         """Put random numbers and buffers back."""
@@ -33,9 +37,9 @@ class Repeat:
         if self._device_random is not None:
             _module(self._kind).set_rng_state(self._device_random)
         with torch.no_grad():
-            for name, buffer in self._model.named_buffers():
-                if name in self._buffers and self._buffers[name].shape == buffer.shape:
-                    buffer.copy_(self._buffers[name])
+            for buffer, kept in zip(self._buffers, self._kept, strict=True):
+                if buffer.shape == kept.shape:
+                    buffer.copy_(kept)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.tracing.backward import backward, explain_backward
-from mpsdiag.diagnosis.tracing.causes.given import indices_of_batch
 from mpsdiag.diagnosis.tracing.divergence import (
     Trajectory,
     after_the_optimizer,
@@ -22,7 +21,8 @@ from mpsdiag.diagnosis.tracing.divergence import (
 )
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.flags import Flags
-from mpsdiag.diagnosis.tracing.forward import data_origin, explain_forward, failed
+from mpsdiag.diagnosis.tracing.forward import explain_forward, failed
+from mpsdiag.diagnosis.tracing.indices import Indices
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.repeat import Repeat, in_mode
 from mpsdiag.errors import BadInput, CannotDecide
@@ -83,10 +83,10 @@ def trace_training(
         raise BadInput(
             "No weight of the model wants a gradient, so there is nothing to train. Unfreeze some."
         )
+    indices = Indices(model)
     for batch in batches:
-        outside = indices_of_batch(model, dict(batch))
-        if outside is not None:
-            return TracedTraining(origin=data_origin(*outside))
+        if (outside := indices.explain(batch)) is not None:
+            return TracedTraining(origin=outside)
     trajectory = Trajectory(recipe.learning_rate)
     with _weights_put_back(model) as initial, in_mode(model, training=True, grad=True):
         flags, optimizer = Flags(model), recipe.make(trained)

@@ -14,6 +14,7 @@ from mpsdiag import emulate_mps, environment
 from mpsdiag.diagnosis.tracing import repro
 from mpsdiag.diagnosis.tracing.api import trace_evaluation
 from mpsdiag.diagnosis.tracing.events import Call
+from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.reduce import plainest, smallest
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
@@ -38,8 +39,9 @@ def here(monkeypatch, tmp_path):
 
 def write(tmp_path, model, batch, release=None):
     emulation = None if release is None else Emulation(release)
-    with contextlib.nullcontext() if release is None else emulate_mps(release):
-        traced = trace_evaluation(model, batch)
+    context = contextlib.nullcontext() if release is None else emulate_mps(release)
+    with context, ForwardTrace(model).ready() as forward:
+        traced = trace_evaluation(forward, model, batch)
     path = tmp_path / "repro.py"
     outcome = repro.write_repro(
         path, traced.origin, traced.call, environment.gather(), grad=False, emulation=emulation

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
-from mpsdiag.diagnosis.tracing.tensors import facts, listed
+from mpsdiag.diagnosis.tracing.tensors import facts
 
 LISTED_WEIGHTS = 16
 
@@ -20,6 +20,13 @@ WEIGHTS_REMEDY = Advice(
         "mpsdiag trace --model NEWEST_CHECKPOINT --checkpoints FOLDER_OF_CHECKPOINTS",
         "mpsdiag trace --model LAST_GOOD_CHECKPOINT --dataset YOUR_DATA --train",
     ],
+)
+
+
+INDICES_REMEDY = Advice(
+    text="Use the tokenizer that belongs to this model, resize the embedding after adding tokens, and keep sequences "
+    "within the model's longest.",
+    commands=["model.resize_token_embeddings(len(tokenizer))"],
 )
 
 
@@ -73,72 +80,6 @@ def index_out_of_range(birth: Birth) -> Explanation | None:
     return Explanation(
         "bad_inputs",
         f"an index points outside of what it is looked up in ({birth.event.error})",
-        _indices_remedy(),
+        INDICES_REMEDY,
         {"indices": integers, "error": str(birth.event.error)},
     )
-
-
-def indices_of_batch(model: nn.Module, batch: dict[str, Any]) -> tuple[str, str, Explanation] | None:
-    """Check token ids and labels against the sizes of the model, before it runs: not every device would complain.
-
-    Returns:
-        Module path, operation and explanation of the first index out of range; None if all fit.
-    """
-    table = _embedding(model)
-    ids = batch.get("input_ids")
-    if table is not None and isinstance(ids, Tensor) and ids.numel():
-        name, rows = table
-        wrong = (ids < 0) | (ids >= rows)
-        if bool(wrong.any()):
-            return (
-                name,
-                "embedding",
-                _out_of_range("input_ids", ids, wrong, rows, "the embedding", smallest=0),
-            )
-    labels = batch.get("labels")
-    size = _output_size(model)
-    if size is not None and isinstance(labels, Tensor) and labels.numel() and not labels.is_floating_point():
-        wrong = (labels >= size) | ((labels < 0) & (labels != -100))
-        if bool(wrong.any()):
-            return "", "cross_entropy", _out_of_range("labels", labels, wrong, size, "the logits", smallest=0)
-    return None
-
-
-def _out_of_range(
-    key: str, indices: Tensor, wrong: Tensor, size: int, what: str, *, smallest: int
-) -> Explanation:
-    rows = wrong.any(-1) if wrong.dim() > 1 else wrong
-    return Explanation(
-        "bad_inputs",
-        f"'{key}' reaches from {int(indices.min())} to {int(indices.max())}, and {what} of the model takes {smallest} "
-        f"to {size - 1}",
-        _indices_remedy(),
-        {"input": key, "out_of_range": int(wrong.sum()), "sequences": listed(rows), "size": size}
-        | {"range": [int(indices.min()), int(indices.max())]},
-    )
-
-
-def _indices_remedy() -> Advice:
-    return Advice(
-        text="Use the tokenizer that belongs to this model, resize the embedding after adding tokens, and keep "
-        "sequences within the model's longest.",
-        commands=["model.resize_token_embeddings(len(tokenizer))"],
-    )
-
-
-def _embedding(model: nn.Module) -> tuple[str, int] | None:
-    getter = getattr(model, "get_input_embeddings", None)
-    if getter is None:
-        return None
-    table = getter()
-    if not isinstance(table, nn.Embedding):
-        return None
-    name = next((name for name, module in model.named_modules() if module is table), "")
-    return name, table.num_embeddings
-
-
-def _output_size(model: nn.Module) -> int | None:
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if getter is not None else None
-    weight = getattr(head, "weight", None)
-    return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.dim() == 2 else None
