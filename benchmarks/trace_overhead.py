@@ -40,13 +40,15 @@ def traced(model: Any, batches: list[dict[str, Any]]) -> list[float]:
     return found.losses
 
 
-def seconds(work: Callable[..., Any], model: Any, batches: list[dict[str, Any]], device: str) -> float:
-    """One evaluation of all batches, in seconds."""
+def seconds(
+    work: Callable[..., Any], model: Any, batches: list[dict[str, Any]], device: str
+) -> tuple[float, float]:
+    """One evaluation of all batches: wall and processor seconds."""
     devices.synchronize(device)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     work(model, batches)
     devices.synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def larger(device: str) -> tuple[Any, list[dict[str, Any]]]:
@@ -82,7 +84,7 @@ def main() -> None:
         f"torch {torch.__version__}, {device}, {arguments.rounds} rounds, 4 batches of 4 x 128 tokens a round"
     )
     print(
-        f"{'model':14} {'bare ms':>9} {'traced ms':>10} {'ratio':>7}   (medians; ratio of each round's pair)"
+        f"{'model':14} {'bare ms':>9} {'traced ms':>10} {'ratio':>7} {'cpu ratio':>10}   (medians of rounds)"
     )
     worst = 0.0
     for name in (*BUILTIN_MODELS, "larger"):
@@ -94,14 +96,19 @@ def main() -> None:
         works = {"bare": bare, "traced": traced}
         assert all(map(math.isfinite, bare(model, batches)))
         assert bare(model, batches) == traced(model, batches)
-        taken: dict[str, list[float]] = {"bare": [], "traced": []}
+        taken: dict[str, list[tuple[float, float]]] = {"bare": [], "traced": []}
         for turn in range(arguments.rounds):
             for key in ("bare", "traced") if turn % 2 else ("traced", "bare"):
                 taken[key].append(seconds(works[key], model, batches, device))
-        medians = {key: statistics.median(times) for key, times in taken.items()}
-        ratio = statistics.median(t / b for t, b in zip(taken["traced"], taken["bare"], strict=True))
+        milliseconds = {
+            key: statistics.median(wall for wall, _ in times) * 1e3 for key, times in taken.items()
+        }
+        pairs = list(zip(taken["traced"], taken["bare"], strict=True))
+        ratio, busy = (statistics.median(t[clock] / b[clock] for t, b in pairs) for clock in (0, 1))
         worst = max(worst, ratio)
-        print(f"{name:14} {medians['bare'] * 1e3:9.1f} {medians['traced'] * 1e3:10.1f} {ratio:7.3f}")
+        print(
+            f"{name:14} {milliseconds['bare']:9.1f} {milliseconds['traced']:10.1f} {ratio:7.3f} {busy:10.3f}"
+        )
     print(f"worst ratio {worst:.3f} (goal {GOAL})")
 
 
