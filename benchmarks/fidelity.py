@@ -19,7 +19,7 @@ from typing import Any
 import mac_bench
 import mac_runs  # noqa: F401 - registers the runs
 
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.report.escape import md_cell
 from mpsdiag.serialization import write_atomically
 
@@ -85,7 +85,7 @@ def compare(observation: dict[str, Any]) -> Compared:
     chosen = emulations(observation)
     runs = []
     for emulation in chosen:
-        with emulation.enter():
+        with emulated(emulation):
             runs.append(mac_bench.RUNS[observation["id"]]())
     names = ", ".join(emulation.release for emulation in chosen)
     return Compared(

@@ -31,12 +31,14 @@ RATIOS = (
 
 
 def seconds(command: list[str]) -> float:
+    """How long a command takes as a whole process."""
     start = time.perf_counter()
     subprocess.run(command, check=False, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     return time.perf_counter() - start
 
 
 def main() -> None:
+    """Time every command and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds

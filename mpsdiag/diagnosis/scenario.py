@@ -27,7 +27,7 @@ from mpsdiag.diagnosis.reference import (
     reference,
     stock_loss,
 )
-from mpsdiag.emulation import suspended
+from mpsdiag.emulation import emulated, suspended
 from mpsdiag.errors import BadInput
 
 
@@ -38,8 +38,7 @@ def run_case(case: Case) -> Outcome:
         BadInput: As `prepare`.
     """
     with ExitStack() as stack:
-        if case.emulation is not None:
-            stack.enter_context(case.emulation.enter())
+        stack.enter_context(emulated(case.emulation))
         prepared = stack.enter_context(prepare(case))
         exposure = predict(
             prepared.model.config,
@@ -88,8 +87,7 @@ def first_nonfinite_in_training(case: Case) -> tuple[FirstNonfinite | None, list
         The place, and per layer the number of non-finite sequences at each position; None and [] if all is finite.
     """
     with ExitStack() as stack:
-        if case.emulation is not None:
-            stack.enter_context(case.emulation.enter())
+        stack.enter_context(emulated(case.emulation))
         prepared = stack.enter_context(prepare(case))
         prepared.model.train()
         observer = Observer(prepared.model)

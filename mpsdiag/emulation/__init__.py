@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from mpsdiag.emulation.aborts import EmulatedAbort
 from mpsdiag.emulation.defects import DEFECTS, Defect, defects_of
-from mpsdiag.emulation.mode import EmulatedMPS, active, in_effect, suspended
+from mpsdiag.emulation.mode import EmulatedMPS, active, emulate_mps, emulated, in_effect, suspended
 from mpsdiag.emulation.releases import RELEASES
-from mpsdiag.emulation.spec import Emulation, emulate_mps
+from mpsdiag.emulation.spec import Emulation
 
 __all__ = [
     "DEFECTS",
@@ -21,6 +21,7 @@ __all__ = [
     "active",
     "defects_of",
     "emulate_mps",
+    "emulated",
     "in_effect",
     "suspended",
 ]

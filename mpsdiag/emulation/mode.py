@@ -15,14 +15,14 @@ from mpsdiag.emulation.call import operator_call, public_call
 from mpsdiag.emulation.faults import baddbmm
 from mpsdiag.emulation.machine import Machine
 from mpsdiag.emulation.operator import run_operator
+from mpsdiag.emulation.spec import Emulation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Self
 
     from mpsdiag.emulation.aborts import OnAbort
-    from mpsdiag.emulation.spec import Emulation
 
 
 class _Thread(threading.local):
@@ -145,3 +145,45 @@ def in_effect(device: str | torch.device) -> bool:
     """Whether a device behaves as MPS: a real MPS device does, and the CPU does while an emulation is active."""
     kind = torch.device(device).type
     return kind == "mps" or (kind == "cpu" and active() is not None)
+
+
+def emulated(
+    emulation: Emulation | None, on_abort: OnAbort = "raise"
+) -> AbstractContextManager[EmulatedMPS | None]:
+    """Make the context manager that puts an emulation into effect; one that does nothing for None.
+
+    Args:
+        emulation: What to emulate, if anything.
+        on_abort: Whether an emulated abort raises `EmulatedAbort` or really ends the process.
+    """
+    return nullcontext() if emulation is None else EmulatedMPS(emulation, on_abort=on_abort)
+
+
+def emulate_mps(
+    release: str,
+    macos: int = 15,
+    defects: Sequence[str] | None = None,
+    *,
+    on_abort: OnAbort = "raise",
+) -> EmulatedMPS:
+    """Let CPU tensors meet the attention kernels that a torch release has on MPS.
+
+    Inside the context `F.scaled_dot_product_attention`, `aten::_scaled_dot_product_attention_math_for_mps`
+    and `torch.baddbmm` on CPU tensors take the paths, the rounding and the known defects of that release.
+    Nests (the innermost counts), restores, and holds for the current thread only.
+
+    Args:
+        release: Such as `2.8` or `2.8.0`.
+        macos: Major version of macOS.
+        defects: None for the defects of the release, empty for none, or ids such as `SDPA001` for exactly
+            those.
+        on_abort: What happens where the real thing ends the process: `raise` an `EmulatedAbort`, or end the
+            `process`.
+
+    Raises:
+        BadInput: The release, the macOS version or a defect does not exist.
+    """
+    if isinstance(defects, str):
+        defects = (defects,)
+    emulation = Emulation(release, macos, None if defects is None else tuple(defects))
+    return EmulatedMPS(emulation, on_abort=on_abort)

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mpsdiag.emulation.defects import DEFECTS, defects_of
 from mpsdiag.emulation.releases import RELEASES
 from mpsdiag.errors import BadInput, one_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mpsdiag.emulation.aborts import OnAbort
-    from mpsdiag.emulation.mode import EmulatedMPS
 
 
 @dataclass(frozen=True)
@@ -58,42 +51,3 @@ class Emulation:
         if self.defects is None:
             return phrase
         return f"{phrase}, defects: {', '.join(self.defects) or 'none'}"
-
-    def enter(self, on_abort: OnAbort = "raise") -> EmulatedMPS:
-        """Make the context manager that puts the emulation into effect.
-
-        Args:
-            on_abort: Whether an emulated abort raises `EmulatedAbort` or really ends the process.
-        """
-        from mpsdiag.emulation.mode import EmulatedMPS
-
-        return EmulatedMPS(self, on_abort=on_abort)
-
-
-def emulate_mps(
-    release: str,
-    macos: int = 15,
-    defects: Sequence[str] | None = None,
-    *,
-    on_abort: OnAbort = "raise",
-) -> EmulatedMPS:
-    """Let CPU tensors meet the attention kernels that a torch release has on MPS.
-
-    Inside the context `F.scaled_dot_product_attention`, `aten::_scaled_dot_product_attention_math_for_mps`
-    and `torch.baddbmm` on CPU tensors take the paths, the rounding and the known defects of that release.
-    Nests (the innermost counts), restores, and holds for the current thread only.
-
-    Args:
-        release: Such as `2.8` or `2.8.0`.
-        macos: Major version of macOS.
-        defects: None for the defects of the release, empty for none, or ids such as `SDPA001` for exactly
-            those.
-        on_abort: What happens where the real thing ends the process: `raise` an `EmulatedAbort`, or end the
-            `process`.
-
-    Raises:
-        BadInput: The release, the macOS version or a defect does not exist.
-    """
-    if isinstance(defects, str):
-        defects = (defects,)
-    return Emulation(release, macos, None if defects is None else tuple(defects)).enter(on_abort)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mpsdiag.probes.catalogue import CATALOGUE
-from mpsdiag.probes.declaration import Check, Finding
+from mpsdiag.probes.declaration import Finding
+from mpsdiag.probes.outcome import Check
 from mpsdiag.words import ProbeStatus
 
 EXAMPLES = 20

@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from mpsdiag.probes.outcome import Check
 from mpsdiag.words import ProbeStatus
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
 
-Mode = Literal["training", "evaluation"]
 Hits = Literal["training", "evaluation", "both"]
 
-MODES: Final[tuple[Mode, ...]] = ("training", "evaluation")
-ABORTS: Final = "aborts the process"
 LAST_MINOR: Final = 15
 """The newest 2.x release whose kernels have been read; later ones are predicted to be like it."""
 
@@ -36,52 +34,6 @@ class Remedy:
 
     text: str
     commands: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Check:
-    """One judged output of a probe.
-
-    Attributes:
-        name: What was run, such as `bool mask, float16, 4 queries`.
-        ok: Whether the contract calls the outcome right.
-        seen: The outcome in two or three words: `right`, `NaN`, `wrong`, `aborts the process`.
-        mode: Whether gradients were wanted.
-        error: Largest absolute difference from the float64 reference, where there is one.
-        bound: What the contract allows it to be.
-        at: Where in the sweep it is: dtype, head_dim, queries, keys, mask, layout.
-    """
-
-    name: str
-    ok: bool
-    seen: str
-    mode: Mode = "evaluation"
-    error: float | None = None
-    bound: float | None = None
-    at: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class ModeResult:
-    """What a trigger gave in one grad mode.
-
-    Attributes:
-        status: Of this mode alone.
-        checks: All judged outputs, in order.
-        reason: Why nothing ran, or the one line of the exception.
-    """
-
-    status: ProbeStatus
-    checks: tuple[Check, ...] = ()
-    reason: str = ""
-
-
-class Skip(Exception):  # noqa: N818 - not an error: the reason why a trigger cannot run here
-    """Raised by a trigger that cannot run here; its text is the reason the user reads."""
-
-
-class Refused(Skip):
-    """The SDPA backend that was forced does not take this call."""
 
 
 @dataclass(frozen=True)

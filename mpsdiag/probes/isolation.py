@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import ABORTS, Check, Mode, ModeResult
+from mpsdiag.probes.outcome import ABORTS, Check, Mode, ModeResult
 from mpsdiag.serialization import dumps, number
 
 if TYPE_CHECKING:

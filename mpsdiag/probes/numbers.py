@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+from mpsdiag.probes.declaration import Probe, Remedy, span
+from mpsdiag.probes.outcome import Check, Skip
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab

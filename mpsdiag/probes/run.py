@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 
 from mpsdiag.device import kind_of
-from mpsdiag.emulation import EmulatedAbort, Emulation
+from mpsdiag.emulation import EmulatedAbort, Emulation, emulated
 from mpsdiag.emulation.aborts import OnAbort
 from mpsdiag.probes.attribution import attribute
 from mpsdiag.probes.backends import BACKENDS
 from mpsdiag.probes.catalogue import CATALOGUE, find
-from mpsdiag.probes.declaration import ABORTS, MODES, Check, Finding, Mode, ModeResult, Probe, Skip
+from mpsdiag.probes.declaration import Finding, Probe
 from mpsdiag.probes.isolation import Job, run_isolated
+from mpsdiag.probes.outcome import ABORTS, MODES, Check, Mode, ModeResult, Skip
 from mpsdiag.probes.sweep import SWEEP, SWEEP_PROBE
 from mpsdiag.words import ProbeStatus
 
@@ -46,7 +46,7 @@ def run_mode(
         return ModeResult("skip", reason=probe.never_run or "nothing to run")
     checks: list[Check] = []
     try:
-        with one_thread(), emulation.enter(on_abort) if emulation else nullcontext():
+        with one_thread(), emulated(emulation, on_abort):
             for check in probe.trigger(Lab(device, emulation, mode, backend=backend)):
                 checks.append(check)  # noqa: PERF402 - what was judged before an exception is kept
     except Skip as reason:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpsdiag.device import supports_dtype, torch_dtype
 from mpsdiag.probes.dead_rows import additive
-from mpsdiag.probes.declaration import Check, Probe, Refused, Remedy
+from mpsdiag.probes.declaration import Probe, Remedy
+from mpsdiag.probes.outcome import Check, Refused
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -78,7 +78,7 @@ class Run:
         checkpoint = None if evaluates else to_resume_from(self.arguments.resume, self.output_dir)
         status, code = "failed", EXIT_FOUND
         try:
-            with emulation.enter() if emulation is not None else contextlib.nullcontext():
+            with emulations.emulated(emulation):
                 self._build()
                 self.facts["resumed_from"] = checkpoint
                 self._work(checkpoint)

@@ -79,7 +79,9 @@ def cell(**axes: Any) -> dict[str, Any]:
 
 
 def key(spec: dict[str, Any]) -> str:
-    return "-".join(str(spec[name]) for name in ("model", "attention", "trainer", "padding", "emulate", "dtype"))
+    return "-".join(
+        str(spec[name]) for name in ("model", "attention", "trainer", "padding", "emulate", "dtype")
+    )
 
 
 def record(spec: dict[str, Any], status: str = "ok", number: int = 0, **more: Any) -> dict[str, Any]:
@@ -177,14 +179,18 @@ def every_end() -> list[dict[str, Any]]:
     lines += [record(eager, measured=measured(0.0013, exact=False)), *timed(eager, 0.0131)]
     mask = cell(attention="min_mask_sdpa")
     wrong = {**measured(0.21, exact=False), "max_abs_logit_diff": 0.37}
-    lines += [record(mask, "wrong", measured=wrong, reason="logits are off the reference"), *timed(mask, 0.0090)]
+    lines += [
+        record(mask, "wrong", measured=wrong, reason="logits are off the reference"),
+        *timed(mask, 0.0090),
+    ]
     lines += [
         record(
             cell(attention="unmask_sdpa"),
             "crash",
             signal="SIGABRT",
             reason="the process was ended by SIGABRT",
-            log_tail="loc(\"mps_matmul\"): error: incompatible dimensions\nLLVM ERROR: Failed to infer result type(s).\n",
+            log_tail='loc("mps_matmul"): error: incompatible dimensions\n'
+            "LLVM ERROR: Failed to infer result type(s).\n",
         ),
         record(cell(attention="flex_attention"), "skip", reason="flex_attention needs torch.compile for MPS"),
         record(cell(trainer="grad_eval"), "oom", reason="MPS backend out of memory (9.1 GiB of 9.0 GiB)"),
@@ -213,8 +219,12 @@ def emulated() -> list[dict[str, Any]]:
             for attention, middle in (("sdpa", 0.004), ("safe_sdpa", 0.0042), ("eager", 0.0047)):
                 spec = cell(model=model, attention=attention, device="cpu", emulate=release, emulate_macos=15)
                 broken = release == "2.8" and attention == "sdpa"
-                found = sick() if broken else measured(0.0013 if attention == "eager" else 0.0, exact=attention != "eager")
-                lines += [record(spec, "nan" if broken else "ok", measured=found), *timed(spec, middle, "cpu")]
+                eager = attention == "eager"
+                found = sick() if broken else measured(0.0013 if eager else 0.0, exact=not eager)
+                lines += [
+                    record(spec, "nan" if broken else "ok", measured=found),
+                    *timed(spec, middle, "cpu"),
+                ]
     return lines
 
 
@@ -226,7 +236,11 @@ def older() -> list[dict[str, Any]]:
     lines += [record(stock, measured=measured()), *timed(stock, 0.0100)]
     safe = cell(attention="safe_sdpa")
     lines += [record(safe, "nan", measured=sick()), *timed(safe, 0.0103)]
-    for attention, side, middle in (("eager", "left", 0.0160), ("sdpa", "right", 0.0099), ("eager", "right", 0.0101)):
+    for attention, side, middle in (
+        ("eager", "left", 0.0160),
+        ("sdpa", "right", 0.0099),
+        ("eager", "right", 0.0101),
+    ):
         spec = cell(attention=attention, padding=side)
         lines += [record(spec, measured=measured(0.0013)), *timed(spec, middle)]
     return [*lines, record(cell(attention="eager", dtype="bfloat16"), measured=measured())]
@@ -235,10 +249,15 @@ def older() -> list[dict[str, Any]]:
 def schema_0() -> list[dict[str, Any]]:
     """Lines of the prototype: no rounds, other names."""
     old = []
-    for line in (record(cell(), "nan", measured=sick()), record(cell(attention="safe_sdpa"), measured=measured())):
+    for line in (
+        record(cell(), "nan", measured=sick()),
+        record(cell(attention="safe_sdpa"), measured=measured()),
+    ):
         for name, former in (("cell", "spec"), ("reason", "error"), ("seconds", "elapsed")):
             line[former] = line.pop(name)
-        old.append({**{name: value for name, value in line.items() if name not in {"round", "kind"}}, "schema": 0})
+        old.append(
+            {**{name: value for name, value in line.items() if name not in {"round", "kind"}}, "schema": 0}
+        )
     head = header(MAC, "python bench.py", schema=0)
     head["version"] = head.pop("mpsdiag")
     return [head, *old]

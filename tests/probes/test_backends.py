@@ -9,7 +9,7 @@ from mpsdiag.probes import run as running
 from mpsdiag.probes import sweep
 from mpsdiag.probes.backends import BACKENDS, forced
 from mpsdiag.probes.catalogue import CATALOGUE
-from mpsdiag.probes.declaration import Refused
+from mpsdiag.probes.outcome import Refused
 from mpsdiag.probes.run import run_backend, run_level
 
 

@@ -12,7 +12,7 @@ from mpsdiag.emulation import EmulatedAbort, Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.probes import CATALOGUE, run_probe
 from mpsdiag.probes import run as running
-from mpsdiag.probes.declaration import Check, ModeResult, Skip
+from mpsdiag.probes.outcome import Check, ModeResult, Skip
 from mpsdiag.probes.run import conclude, run_level, run_mode, runnable
 from mpsdiag.serialization import dumps
 

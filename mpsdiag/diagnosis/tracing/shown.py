@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from mpsdiag.diagnosis.tracing.causes.replay import replay
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.operations import SDPA, arguments, operation_name
 from mpsdiag.diagnosis.tracing.tensors import impurity, rebuilt, tensors_in
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.sdpa import reference_attention
 
 ROUNDINGS = 16
@@ -116,9 +115,8 @@ def shows(lone: Lone, tensors: tuple[Tensor, ...]) -> bool:
     for tensor, wanted in zip(ready, lone.wants, strict=True):
         tensor.requires_grad_(wanted and tensor.is_floating_point())
     call = lone.filled(ready)
-    context = contextlib.nullcontext() if lone.emulation is None else lone.emulation.enter()
     try:
-        with context, torch.set_grad_enabled(lone.grad):
+        with emulated(lone.emulation), torch.set_grad_enabled(lone.grad):
             result = call.func(*call.args, **call.kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
         return False

@@ -15,7 +15,7 @@ from mpsdiag import device as devices
 from mpsdiag.diagnosis.tracing.batch import prepare_batch
 from mpsdiag.diagnosis.tracing.recorded import About, read_case
 from mpsdiag.diagnosis.tracing.saved_batch import load_batch
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.words import ATTENTION_MODES, BUILTIN_DATASET, PADDING_SIDES
 
@@ -103,8 +103,7 @@ def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Cas
     progress("loading the model")
     with ExitStack() as stack:
         model = _model(name or DEFAULT_MODEL, request, dtype, about, stack).to(device)
-        if emulation is not None:
-            stack.enter_context(emulation.enter())
+        stack.enter_context(emulated(emulation))
         if about is not None and about.autocast and request.dtype is None:
             kind = devices.kind_of(device)
             stack.enter_context(torch.autocast(kind, dtype=devices.torch_dtype(about.autocast)))

@@ -16,7 +16,7 @@ from mpsdiag.diagnosis.tracing.api import trace_evaluation
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.reduce import plainest, smallest
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.errors import BadInput
 
 
@@ -29,7 +29,7 @@ def here(monkeypatch, tmp_path):
         path.write_text(text)
         monkeypatch.setattr(sys, "argv", [str(path)])
         out = io.StringIO()
-        context = contextlib.nullcontext() if emulation is None else emulation.enter()
+        context = emulated(emulation)
         with contextlib.redirect_stdout(out), context, pytest.raises(SystemExit) as end:
             runpy.run_path(str(path))
         return out.getvalue().strip().splitlines()[-1] if end.value.code == 1 else None
