@@ -11,7 +11,7 @@ import platform
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -88,9 +88,9 @@ def gather(
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of torch and transformers: the part of the environment that a cell's key depends on."""
-    return {name: _version(name) or "missing" for name in ("torch", "transformers")}
+def versions(names: Iterable[str] = ("torch", "transformers")) -> dict[str, str]:
+    """Installed versions by name, `missing` where there is none; by default those a cell's key depends on."""
+    return {name: _version(name) or "missing" for name in names}
 
 
 def macos() -> int | None:

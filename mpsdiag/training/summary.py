@@ -5,29 +5,20 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from mpsdiag import __version__
+from mpsdiag.environment import versions
 from mpsdiag.serialization import dumps, write_atomically
 
 SCHEMA: Final = 1
 FILE_NAME: Final = "summary.json"
-_PACKAGES: Final = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
+_PACKAGES: Final = ("mpsdiag", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
 
 
 def library_versions() -> dict[str, str]:
     """Versions of Python, mpsdiag and the libraries that make the numbers."""
-    found = {"python": platform.python_version(), "mpsdiag": __version__}
-    return {**found, **{name: _version(name) for name in _PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
+    return {"python": platform.python_version(), **versions(_PACKAGES)}
 
 
 def losses_of(history: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
