@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.matrix.record import Measured
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from mpsdiag.report.cost import CostRow, Estimate
     from mpsdiag.report.pool import Result
-
-# Rows that are made into text at a time: a table of all of them would be as large as the journal again.
-CHUNK = 5000
 
 # The other texts are words of ours.
 _FREE_TEXTS = (
@@ -58,21 +56,23 @@ def render(story: Story) -> str:
         story: What to write.
     """
     rows = _rows(story)
-    texts: list[str] = []
-    while part := list(islice(rows, CHUNK)):
-        texts.append(_table(part).to_csv(index=False, header=not texts, lineterminator="\n"))
-    return "".join(texts)
+    first = next(rows, None)
+    if first is None:
+        return ""
+    stream = io.StringIO()
+    # Row by row: a pandas table of all of them would be as large as the journal again, and take twice as long.
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(first)
+    writer.writerow(first.values())
+    writer.writerows(row.values() for row in rows)
+    return stream.getvalue()
 
 
 def frame(story: Story) -> pd.DataFrame:
     """Make the table of all cells, in the order of the report: scene by scene, panel by panel."""
-    return _table(list(_rows(story)))
-
-
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    table = pd.DataFrame({name: [row[name] for row in rows] for name in (rows[0] if rows else ())})
+    table = pd.DataFrame(list(_rows(story)))
     # A number that is missing somewhere would make a whole column of counts a column of fractions.
     return table.astype({name: "Int64" for name in _COUNTS if name in table})
 

@@ -27,6 +27,15 @@ def test_pandas_reads_it_back_with_numbers(stories):
     assert safe["rank"] == 1
 
 
+def test_the_frame_holds_what_the_file_holds(stories):
+    made = csv_table.frame(stories["both"])
+    read = pd.read_csv(io.StringIO(csv_table.render(stories["both"])))
+    assert list(made.columns) == list(read.columns)
+    assert made["eval_step"].tolist() == pytest.approx(read["eval_step"].tolist(), nan_ok=True)
+    assert made["rank"].fillna(0).tolist() == read["rank"].fillna(0).tolist()
+    assert str(made["rank"].dtype) == "Int64"
+
+
 def test_a_cell_that_is_not_right_has_no_rank_and_no_ratio(stories):
     for row in rows(stories["every_end"]):
         if row["status"] in {"nan", "wrong"}:
