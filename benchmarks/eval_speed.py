@@ -1,8 +1,8 @@
 """What right numbers cost in evaluation: attention modes and trainers, as ratios in one run, and peak memory.
 
-    python benchmarks/eval_speed.py [--lengths 512 1024 2048] [--rounds 9] [--device cpu] [--dtype float32]
+    python benchmarks/eval_speed.py [--lengths 512 1024 2048] [--rounds 15] [--device cpu] [--dtype float32]
 
-Every round runs every variant once, in rotated order, on the same batch and the same weights; a ratio is the median
+Every round runs every variant once, in shuffled order, on the same batch and the same weights; a ratio is the median
 over the rounds of the two times of one round. Peak memory is that of a process of its own for each figure.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ from mpsdiag.training import chunked_loss
 from mpsdiag.training.mps_safe import MPSSafeTrainer
 
 MEBIBYTE = 2**20
+# CPU time of the process is for a machine that others use as well; it needs --device cpu and one thread.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MODES = ("sdpa", "safe_sdpa", "eager")
 MEMORY_VOCABULARY = 50_257
 
@@ -76,13 +79,14 @@ def trainer_of(kind: type[Trainer], model: Any, arguments: argparse.Namespace, *
     return kind(model=model, args=given, **options)
 
 
-def timed(trainer: Trainer, batch: dict[str, torch.Tensor], device: str) -> float:
+def timed(trainer: Trainer, batch: dict[str, torch.Tensor], arguments: argparse.Namespace) -> float:
     """Seconds of one evaluation step, loss included."""
-    devices.synchronize(device)
-    start = time.perf_counter()
+    clock = CLOCKS[arguments.clock]
+    devices.synchronize(arguments.device)
+    start = clock()
     trainer.prediction_step(trainer.model, dict(batch), prediction_loss_only=True)
-    devices.synchronize(device)
-    return time.perf_counter() - start
+    devices.synchronize(arguments.device)
+    return clock() - start
 
 
 def rounds_of(length: int, arguments: argparse.Namespace) -> dict[str, list[float]]:
@@ -97,12 +101,13 @@ def rounds_of(length: int, arguments: argparse.Namespace) -> dict[str, list[floa
     }
     variants = [(mode, kind, "standard") for mode in MODES for kind in batches]
     variants += [("sdpa", kind, "mps_safe") for kind in batches]
+    order = random.Random(0)
     times: dict[str, list[float]] = {"/".join(variant): [] for variant in variants}
     for round_number in range(-1, arguments.rounds):  # round -1 warms up
-        first = round_number % len(variants)
-        for mode, kind, trainer in variants[first:] + variants[:first]:
+        # Shuffled, not rotated: in a rotation each variant always follows the same other one, and its memory.
+        for mode, kind, trainer in order.sample(variants, len(variants)):
             with apply(model, mode):
-                seconds = timed(standard if trainer == "standard" else safe, batches[kind], arguments.device)
+                seconds = timed(standard if trainer == "standard" else safe, batches[kind], arguments)
             if round_number >= 0:
                 times[f"{mode}/{kind}/{trainer}"].append(seconds)
     return times
@@ -211,13 +216,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a batch, padding included")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--scratch", default="runs/eval_speed")
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--measure", nargs=3, metavar=("WHAT", "KIND", "LENGTH"), help=argparse.SUPPRESS)
@@ -231,7 +237,8 @@ def main() -> None:
             print(memory_of_loss(kind, int(length)))
         return
     threads, name = torch.get_num_threads(), Path(__file__).name
-    print(f"{name}: {arguments.device}, {arguments.dtype}, torch {torch.__version__}, {threads} threads\n")
+    where = f"{arguments.device}, {arguments.dtype}, torch {torch.__version__}, {threads} threads"
+    print(f"{name}: {where}, {arguments.clock} time\n")
     speed_table(arguments)
     if not arguments.skip_memory:
         print()
