@@ -6,6 +6,8 @@ eager attention and stock attention on the CPU are in the same dtype.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,9 @@ from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
 from mpsdiag.training.cpu_copy import copy_to_cpu
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,16 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin,
     Returns:
         Where it leaves the reference, and the call that does; None if the logits are right.
     """
-    differences = _differences(model, batch)
+    try:
+        differences = _differences(model, batch)
+    except (RuntimeError, NotImplementedError, TypeError) as problem:
+        logger.warning("Not compared with the CPU: the model does not run there in float64 (%s).", problem)
+        return None
+    if not all(math.isfinite(difference.bound) for difference in differences):
+        logger.warning(
+            "Not compared with the CPU: its own results are not finite, in float64 or in this dtype."
+        )
+        return None
     if not differences or not differences[-1].wrong:
         return None
     first = next(difference for difference in differences if difference.wrong)

@@ -63,3 +63,13 @@ def test_the_judge_names_the_operation_that_is_off(build, batch_of):
     with judge.watching(), torch.no_grad():
         model(**batch)
     assert judge.worst is None
+
+
+def test_a_model_whose_reference_is_not_finite_is_not_compared(batch_of, caplog):
+    """Bloom in float64 adds its mask to itself: what the CPU gives cannot judge a device then."""
+    from transformers import AutoModelForCausalLM, BloomConfig
+
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=259, hidden_size=16, n_head=2, n_layer=2))
+    with emulate_mps("2.8"):
+        assert trace(model, batch_of((3, 0), labels=False)) is None
+    assert "Not compared with the CPU" in caplog.text
