@@ -26,7 +26,6 @@ from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
 from mpsdiag.training.cpu_copy import copy_to_cpu
 
-
 logger = logging.getLogger(__name__)
 
 
