@@ -42,6 +42,9 @@ def advise(
     emulated: Emulated | None,
 ) -> list[Advice]:
     """Turn the evidence into next steps, the most useful first."""
+    other = _other_cause(scenario)
+    if verdict.verdict == "undecided" and other is not None:
+        return [other]
     if verdict.verdict == "undecided":
         return [Advice(text=f"Nothing is decided: {verdict.reason}.", commands=["mpsdiag env"])]
     if verdict.verdict == "not_affected":
@@ -74,8 +77,16 @@ def advise(
                 commands=["TrainingArguments(logging_nan_inf_filter=False)"],
             )
         )
+    if other is not None:
+        advice.append(other)
     advice.extend(remedy for probe in probes if (remedy := _remedy(probe)) is not None)
     return advice
+
+
+def _other_cause(scenario: Outcome | None) -> Advice | None:
+    """The remedy of a cause that is not this device's attention, such as bad weights."""
+    found = None if scenario is None else scenario.blame
+    return None if found is None or found.cause in ("dead_rows", "wrong_device") else found.remedy
 
 
 def _remedy(probe: ProbeResult) -> Advice | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpsdiag.diagnosis.diagnosis import Exposure
+from mpsdiag.diagnosis.diagnosis import Blame, Exposure
 from mpsdiag.emulation import Emulation
 
 CaseStatus = Literal["ok", "nan", "wrong"]
@@ -63,6 +63,7 @@ class Outcome:
     sdpa_calls: int = 0
     noncontiguous_dead_calls: int = 0
     exposure: Exposure | None = None
+    blame: Blame | None = None
     first_nonfinite: FirstNonfinite | None = None
     nonfinite_rows: list[list[int]] = field(default_factory=list)
     max_abs_logit_diff: float | None = None

@@ -92,6 +92,18 @@ class Exposure(_Part):
     notes: list[str] = Field(default_factory=list)
 
 
+class Blame(_Part):
+    """The cause of a bad scenario, as `mpsdiag trace` names it, and where it was born; `also`: further causes."""
+
+    cause: str
+    layer: int | None
+    module: str
+    operation: str
+    summary: str
+    also: list[str] = Field(default_factory=list)
+    remedy: Advice
+
+
 class ScenarioResult(Judged):
     """A few training steps and an evaluation through HF Trainer. Losses are means over tokens, in nats."""
 
@@ -119,6 +131,7 @@ class ScenarioResult(Judged):
     first_nonfinite: FirstNonfinitePlace | None
     max_abs_logit_diff: float | None
     bound: float | None
+    cause: Blame | None = None
 
 
 class FixResult(_Part):

@@ -128,6 +128,11 @@ def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[F
     logging.getLogger("mpsdiag.training").setLevel(logging.ERROR)
     progress(f"training and evaluating {case.model}")
     outcome = run_case(case)
+    if outcome.status != "ok":
+        progress("looking for the cause")
+        from mpsdiag.diagnosis.blame import blame
+
+        outcome.blame = blame(case, outcome)
     fixes = []
     if scenario_verdict(outcome).verdict == "affected":
         for kind, name in FIXES:
@@ -256,4 +261,5 @@ def _scenario_result(case: Case, outcome: Outcome, judged: Judged) -> ScenarioRe
         first_nonfinite=None if first is None else FirstNonfinitePlace(**vars(first)),
         max_abs_logit_diff=outcome.max_abs_logit_diff,
         bound=outcome.bound,
+        cause=outcome.blame,
     )

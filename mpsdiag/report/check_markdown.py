@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from mpsdiag.diagnosis.diagnosis import Diagnosis
 from mpsdiag.environment import to_markdown
-from mpsdiag.report.check_words import fix_mark, headline, number, place, predicted, subtitle
+from mpsdiag.report.check_words import cause, fix_mark, headline, number, place, predicted, subtitle
 from mpsdiag.report.escape import md_cell
 
 
@@ -37,6 +37,7 @@ def render(diagnosis: Diagnosis) -> str:
                 ("fully masked rows at F.sdpa", str(s.dead_rows)),
                 ("predicted from config and data", predicted(s)),
                 ("first non-finite value", place(s.first_nonfinite)),
+                *((("cause", why),) if (why := cause(s)) else ()),
             ),
         )
     if diagnosis.fixes:

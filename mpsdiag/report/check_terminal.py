@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpsdiag.diagnosis.diagnosis import Advice, Diagnosis, FixResult, ProbeResult, ScenarioResult
-from mpsdiag.report.check_words import fix_mark, headline, number, place, predicted, subtitle
+from mpsdiag.report.check_words import cause, fix_mark, headline, number, place, predicted, subtitle
 from mpsdiag.report.escape import terminal_text
 
 STYLES = {
@@ -92,6 +92,7 @@ def _scenario(scenario: ScenarioResult) -> Table:
         ("fully masked rows at F.sdpa", str(scenario.dead_rows)),
         ("predicted from config and data", predicted(scenario)),
         ("first non-finite value", place(scenario.first_nonfinite)),
+        *((("cause", why),) if (why := cause(scenario)) else ()),
     ):
         table.add_row(name, Text(_clean(text)))
     for note in scenario.exposure.notes if scenario.exposure else ():

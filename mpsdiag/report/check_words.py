@@ -44,6 +44,15 @@ def place(first: FirstNonfinitePlace | None) -> str:
     return f"{layer}, {first.module or 'model'}, {first.operation}, {first.rows} rows (batch {first.batch})"
 
 
+def cause(scenario: ScenarioResult) -> str | None:
+    """What the trace of the scenario found."""
+    found = scenario.cause
+    if found is None:
+        return None
+    also = f"; also {', '.join(found.also)}" if found.also else ""
+    return f"{found.cause}: {found.summary}{also}"
+
+
 def predicted(scenario: ScenarioResult) -> str:
     """Dead rows as predicted from config and data, and where they come from."""
     exposure = scenario.exposure

@@ -64,6 +64,8 @@ def test_torch_2_8_is_affected_in_evaluation_only(found_2_8):
     assert found["scenario"]["dead_rows"] > 0
     assert found["scenario"]["exposure"]["rows"] == found["scenario"]["dead_rows"]
     assert set(found["scenario"]["exposure"]["reasons"]) == {"padding on the left"}
+    assert found["scenario"]["cause"]["cause"] == "dead_rows"
+    assert found["scenario"]["cause"]["also"] == []
     assert found["scenario"]["first_nonfinite"]["layer"] == 0
     assert (found["probes"][0]["training"], found["probes"][0]["evaluation"]) == ("pass", "fail")
 
@@ -215,6 +217,23 @@ def test_a_file_without_text_is_refused(run, tmp_path, content, sentence):
     assert code == 2
     assert "data.txt" in err
     assert sentence in err
+
+
+def test_weights_that_are_not_finite_are_blamed_and_not_the_device(run, tmp_path):
+    from mpsdiag.training.models import build_model
+    from mpsdiag.training.tokenizer import byte_tokenizer
+
+    model = build_model("tiny-llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    byte_tokenizer("left").save_pretrained(tmp_path)
+    code, out, _ = run("--device", "cpu", "--model", str(tmp_path), "--json")
+    found = document(out)
+    assert code == 3
+    assert found["scenario"]["cause"]["cause"] == "bad_weights"
+    assert found["scenario"]["cause"]["module"] == "model.layers.1.self_attn.k_proj"
+    assert "weights themselves are broken" in found["advice"][0]["text"]
 
 
 def test_a_hub_name_without_network_is_explained(run, monkeypatch):
