@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 import urllib.request
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -92,6 +94,14 @@ class Browser:
 
     def quit(self) -> None:
         self._send("DELETE", self._session)
+
+
+def eventually(look: Callable[[], Any], enough: Callable[[Any], bool], seconds: float = 20.0) -> Any:
+    """Look until it is enough, or the time is up; gives what was seen last."""
+    end = time.monotonic() + seconds
+    while not enough(seen := look()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +233,12 @@ def test_page_and_pictures_follow_the_theme(page, scheme, colour):
       one.querySelector('img').naturalWidth,
     ]);
     """
-    pictures = page.run(script)
-    assert pictures
-    assert all(dark == (scheme == "dark") and width > 0 for dark, width in pictures)
+
+    def follow(pictures: list[list[Any]]) -> bool:
+        return bool(pictures) and all(dark == (scheme == "dark") and width > 0 for dark, width in pictures)
+
+    # The browser decodes the drawings of the other theme after it has painted the page.
+    assert follow(eventually(lambda: page.run(script), follow))
 
 
 SEEN = """
@@ -269,8 +282,11 @@ def test_without_scripts_every_table_is_there(page, site):
     page.devtools("Emulation.setScriptExecutionDisabled", value=True)
     try:
         page.open(f"{site}/report.html")
-        # One call for the whole tree: between two the browser may number its nodes anew.
-        found = names(page.devtools("DOM.getDocument", depth=-1)["root"])
+        # Without scripts the driver cannot tell when the page is there. One call for the whole tree, since between
+        # two the browser may number its nodes anew.
+        found = eventually(
+            lambda: names(page.devtools("DOM.getDocument", depth=-1)["root"]), lambda tree: "FOOTER" in tree
+        )
     finally:
         page.devtools("Emulation.setScriptExecutionDisabled", value=False)
     assert found.count("TABLE") >= 10
