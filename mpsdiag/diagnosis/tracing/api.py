@@ -35,6 +35,7 @@ def trace(
         BadInput: The batch does not fit the model.
         CannotDecide: The forward itself fails.
     """
+    model = getattr(model, "_orig_mod", model)  # The graph of torch.compile hides its operations.
     prepared = prepare_batch(model, batch)
     if train:
         return trace_training(model, [prepared]).origin

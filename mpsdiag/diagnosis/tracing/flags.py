@@ -6,8 +6,10 @@ nothing, and nothing is reported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,21 @@ from torch import Tensor, nn
 from mpsdiag.diagnosis.observer import decoder_layers, first_tensor
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a step showed.
+
+    Attributes:
+        suspicious: Something may be non-finite: a sum, or one of the following.
+        certain: The loss or a logit is NaN or infinite for sure.
+        extra: The values of the scalars that were read along.
+    """
+
+    suspicious: bool
+    certain: bool
+    extra: list[float]
 
 
 class Flags:
@@ -29,6 +46,7 @@ class Flags:
         self._model = model
         self._layers = set(decoder_layers(model))
         self._sums: list[Tensor] = []
+        self._surely: list[Tensor] = []
         self._paused = False
 
     @contextmanager
@@ -58,20 +76,27 @@ class Flags:
                     tensor.detach().sum(dtype=torch.float32 if tensor.dtype in _HALF else None).reshape(())
                 )
 
-    def read(self, *extra: Tensor) -> tuple[bool, list[float]]:
-        """End the step: whether something may be non-finite, and the values of `extra` scalars. Waits once.
+    def read(self, *extra: Tensor) -> Reading:
+        """End the step and wait for the device, once.
 
         Args:
             *extra: Scalar tensors to be read in the same transfer, such as the loss.
         """
-        sums, self._sums = self._sums, []
-        scalars = [tensor.detach().float().reshape(()) for tensor in extra]
-        if not sums and not scalars:
-            return False, []
-        place = (sums + scalars)[-1].device
-        values: list[float] = torch.stack([value.float().to(place) for value in sums + scalars]).tolist()
-        suspicious = not all(abs(value) < float("inf") for value in values)
-        return suspicious, values[len(sums) :]
+        sums, surely, scalars = self._sums, self._surely, [tensor.detach().reshape(()) for tensor in extra]
+        self._sums, self._surely = [], []
+        everything = [*sums, *surely, *scalars]
+        if not everything:
+            return Reading(suspicious=False, certain=False, extra=[])
+        place = everything[-1].device
+        values: list[float] = torch.stack([value.float().to(place) for value in everything]).tolist()
+        certain = any(
+            math.isnan(value) or value == math.inf for value in values[len(sums) : len(sums) + len(surely)]
+        )
+        return Reading(
+            suspicious=not all(map(math.isfinite, values)),
+            certain=certain,
+            extra=values[len(sums) + len(surely) :],
+        )
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         if self._paused:
@@ -85,9 +110,9 @@ class Flags:
 
     def _note_output(self, output: Any) -> None:
         loss, logits = getattr(output, "loss", None), first_tensor(output)
-        if isinstance(loss, Tensor):
-            self.note(loss)
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self._surely.append(loss.detach().reshape(()))
         if logits is not None and logits.is_floating_point() and logits.numel():
             # The greatest value passes NaN on, and leaves out the minus infinities that models rule tokens out with.
             with torch.no_grad():
-                self._sums.append(logits.detach().amax().reshape(()))
+                self._surely.append(logits.detach().amax().reshape(()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -10,14 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes import Birth, Explanation, explain
 from mpsdiag.diagnosis.tracing.chain import first_terminal
 from mpsdiag.diagnosis.tracing.events import Call, Pass, Terminal
-from mpsdiag.diagnosis.tracing.flags import Flags
+from mpsdiag.diagnosis.tracing.flags import Flags, Reading
 from mpsdiag.diagnosis.tracing.healing import Healing
 from mpsdiag.diagnosis.tracing.indices import Indices
 from mpsdiag.diagnosis.tracing.origin import Origin, Phase
-from mpsdiag.diagnosis.tracing.place import device_of
+from mpsdiag.diagnosis.tracing.place import described, device_of
 from mpsdiag.diagnosis.tracing.repeat import Repeat, in_mode
 from mpsdiag.diagnosis.tracing.tensors import bad_rows, facts
 from mpsdiag.diagnosis.tracing.tracer import Tracer
@@ -78,32 +78,36 @@ class ForwardTrace:
         if self._check_first and (outside := self._indices.explain(batch)) is not None:
             return Traced(None, outside, suspicious=True)
         self._repeat.take()
-        value, suspicious = self._cheaply(batch)
-        if not suspicious:
+        value, reading = self._cheaply(batch)
+        if not reading.suspicious:
             return Traced(value, None)
         if not in_detail:
-            return Traced(value, None, suspicious=value is None or not math.isfinite(value))
+            return Traced(value, None, suspicious=reading.certain)
         outside = self._indices.explain(batch)
         if outside is not None:
             return Traced(None, outside, suspicious=True)
         with self._flags.paused():
             origin, call = explain_forward(self._model, batch, self._repeat, grad=self._grad)
+        if origin is None and reading.certain:
+            origin = _not_reproduced(self._model)
         return Traced(value, origin, call, suspicious=origin is not None)
 
-    def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, bool]:
+    def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, Reading]:
         """The loss, and whether anything may be wrong."""
         try:
             output = self._model(**batch)
         except IndexError:
             self._flags.read()
-            return None, True
+            return None, Reading(suspicious=True, certain=True, extra=[])
         except RuntimeError as problem:
             raise CannotDecide(failed(problem)) from problem
         loss = getattr(output, "loss", None)
         losses = [loss] if isinstance(loss, Tensor) else []
-        suspicious, values = self._flags.read(*losses, *self._indices.extremes(batch))
-        value = values[0] if losses else None
-        return value, suspicious or not self._indices.fit(batch, values[len(losses) :])
+        reading = self._flags.read(*losses, *self._indices.extremes(batch))
+        value = reading.extra[0] if losses else None
+        if not self._indices.fit(batch, reading.extra[len(losses) :]):
+            reading = Reading(suspicious=True, certain=True, extra=[])
+        return value, reading
 
 
 def explain_forward(
@@ -168,7 +172,8 @@ def _heal(healing: Healing, terminal: Terminal, causes: set[str]) -> Healing:
 
 
 def _origin(birth: Birth, explanation: Explanation, spread: list[dict[str, Any]]) -> Origin:
-    event, phase = birth.event, "data" if explanation.cause in ("bad_inputs", "no_labels") else "forward"
+    event = birth.event
+    phase: Phase = "data" if explanation.cause in ("bad_inputs", "no_labels") else "forward"
     evidence = dict(explanation.evidence)
     output = birth.output
     if output is not None:
@@ -182,15 +187,27 @@ def _origin(birth: Birth, explanation: Explanation, spread: list[dict[str, Any]]
         layer=event.layer,
         module=event.module,
         operation=event.operation,
-        phase=_phase(phase),
+        phase=phase,
         summary=explanation.summary,
         evidence=evidence,
         remedy=explanation.remedy,
     )
 
 
-def _phase(name: str) -> Phase:
-    return "data" if name == "data" else "forward"
+def _not_reproduced(model: nn.Module) -> Origin:
+    return Origin(
+        cause="unknown",
+        layer=None,
+        module="",
+        operation="forward",
+        summary="a forward was not finite, and the same forward run again is: something here does not repeat (memory "
+        "that nobody wrote, or a kernel that is not deterministic)",
+        evidence={"device": described(model)},
+        remedy=Advice(
+            text="Run it several times, and on the CPU; a device that gives other values each time has a defect.",
+            commands=["mpsdiag check --level 3", "mpsdiag trace ... --device cpu"],
+        ),
+    )
 
 
 def _spread(seen: Pass) -> list[dict[str, Any]]:

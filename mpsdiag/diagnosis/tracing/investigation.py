@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from mpsdiag.diagnosis.tracing.evaluation import trace_batches
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.repro import check_target, write_repro
-from mpsdiag.diagnosis.tracing.sources import Case, Request, load_case, with_model
+from mpsdiag.diagnosis.tracing.sources import Case, Request, load_case
 from mpsdiag.diagnosis.tracing.training import LEARNING_RATE, Recipe, trace_training
 from mpsdiag.environment import Environment
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
@@ -89,7 +90,7 @@ def investigate(
         check_target(repro)
     checkpoints = find_checkpoints(request.checkpoints)
     if checkpoints and request.model is None and request.folder is None:
-        request = with_model(request, str(checkpoints[-1]))
+        request = replace(request, model=str(checkpoints[-1]))
     # What the libraries would warn of is what is being found out here.
     logging.getLogger("mpsdiag.training").setLevel(logging.ERROR)
     with load_case(request, progress) as case:

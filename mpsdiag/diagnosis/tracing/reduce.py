@@ -153,7 +153,7 @@ def _candidates(tensor: Tensor, seed: int) -> Iterator[Made]:
         if tensor.dim() >= 2:
             yield Made(laid(torch.ones(shape).tril()), f"torch.ones({sizes}, dtype={dtype}).tril(){turned}")
     if tensor.is_floating_point():
-        spread = float(tensor.double().abs().nan_to_num(posinf=0.0).max()) or 1.0
+        spread = float(tensor.cpu().double().abs().nan_to_num(posinf=0.0).max()) or 1.0
         for scale in (1.0, float(f"{spread:.2g}")):
             values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
             drawn = f"torch.randn({sizes}, generator=torch.Generator().manual_seed({seed}))"

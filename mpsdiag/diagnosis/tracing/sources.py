@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +191,3 @@ def _told(request: Request, about: About | None, model: str, dtype: str, batches
     if request.attention is not None or (about is not None and about.attention):
         told["attention"] = request.attention or (about.attention if about else None)
     return told
-
-
-def with_model(request: Request, model: str) -> Request:
-    """The same request about another model."""
-    return replace(request, model=model)

@@ -34,8 +34,10 @@ PURE = Impurity()
 
 
 def impurity(tensor: Tensor) -> Impurity:
-    """Look through a tensor of any dtype. Waits for the device; integers and complex numbers are pure."""
-    if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+    """Look through a dense tensor of any dtype. Waits for the device; what is not floating counts as pure."""
+    plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    # Eight-bit floats have no isfinite.
+    if not plain or not tensor.is_floating_point() or tensor.dtype.itemsize < 2 or tensor.numel() == 0:
         return PURE
     values = tensor.detach()
     if bool(torch.isfinite(values).all()):
@@ -101,7 +103,7 @@ def facts(tensor: Tensor, name: str = "") -> dict[str, Any]:
 def largest(tensor: Tensor) -> float:
     """The largest finite magnitude in a tensor; 0.0 if there is none."""
     values = tensor.detach()
-    finite = values[torch.isfinite(values)].double().abs() if values.is_floating_point() else values[:0]
+    finite = values[torch.isfinite(values)].abs() if values.is_floating_point() else values.flatten()[:0]
     return float(finite.max()) if finite.numel() else 0.0
 
 

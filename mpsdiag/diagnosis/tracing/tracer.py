@@ -141,7 +141,9 @@ class Tracer(TorchFunctionMode):
             impurity=state,
             operands=operands,
             infinite_scalar=infinite,
-            call=call if keep else None,
+            call=Call(call.func, _copied(call.args), _copied(call.kwargs), _copied(call.result))
+            if keep
+            else None,
             error=error,
         )
         self.seen.events.append(event)
@@ -267,9 +269,11 @@ def _of_all(value: Any) -> Impurity:
 
 
 def _copied(value: Any) -> Any:
-    """Tensors as they are now: the operation is about to write into one of them."""
+    """Tensors as they are now, for they may be written into later; weights are not, and can be large."""
+    if isinstance(value, nn.Parameter):
+        return value
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach().clone().requires_grad_(value.requires_grad)
     if isinstance(value, tuple | list):
         return rebuilt(value, [_copied(item) for item in value])
     if isinstance(value, dict):

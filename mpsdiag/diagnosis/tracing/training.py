@@ -102,8 +102,10 @@ def trace_training(
             optimizer.zero_grad(set_to_none=True)
             for weight in trained:
                 flags.note(weight)
-        suspicious, _ = flags.read()
-        if suspicious and (origin := after_the_optimizer(model, optimizer, trajectory)) is not None:
+        if (
+            flags.read().suspicious
+            and (origin := after_the_optimizer(model, optimizer, trajectory)) is not None
+        ):
             return TracedTraining(trajectory.losses, trajectory.grad_norms, origin)
     return TracedTraining(trajectory.losses, trajectory.grad_norms)
 
@@ -127,9 +129,9 @@ def _step(
         raise CannotDecide(failed(problem)) from problem
     bound = recipe.max_grad_norm if recipe.max_grad_norm is not None else float("inf")
     norm = torch.nn.utils.clip_grad_norm_(trained, bound)
-    suspicious, values = flags.read(loss, norm)
-    trajectory.note(values[0], values[1])
-    return suspicious
+    reading = flags.read(loss, norm)
+    trajectory.note(*reading.extra)
+    return reading.suspicious
 
 
 def _explain(
@@ -169,9 +171,9 @@ def _finite_with(
     for weight in model.parameters():
         if weight.grad is not None:
             flags.note(weight.grad)
-    suspicious, _ = flags.read(loss)
+    reading = flags.read(loss)
     _load(model, now)
-    return not suspicious
+    return not reading.suspicious
 
 
 @contextmanager

@@ -156,3 +156,42 @@ def test_a_module_that_torch_does_not_see_is_named():
     model = Toy(lambda hidden, mask: Opaque.apply(hidden))
     origin = trace(model, {"input_ids": torch.arange(10).reshape(2, 5)})
     assert (origin.cause, origin.operation) == ("unknown", "Toy")
+
+
+def test_a_forward_that_does_not_repeat_is_no_clean_one(build, batch_of):
+    """NaN the first time, finite ever after, as memory that nobody wrote may give it."""
+    model, runs = build("tiny-llama"), []
+
+    def once(module, args, output):
+        runs.append(1)
+        return output * float("nan") if len(runs) == 1 else output
+
+    model.model.layers[1].mlp.register_forward_hook(once)
+    origin = trace(model, batch_of())
+    assert (origin.cause, origin.operation) == ("unknown", "forward")
+    assert "does not repeat" in origin.summary
+
+
+def test_values_that_are_written_over_later_are_kept_as_they_were(build, batch_of):
+    """The input of the operation that overflows is changed in place right after it."""
+    model = build("tiny-llama", "float16")
+    module = model.model.layers[2].mlp
+
+    def hook(module, args, output):
+        hidden = output.clone()
+        large = hidden.abs() * 60000.0 + 60000.0
+        sum_ = large + large
+        large.zero_()
+        return sum_
+
+    module.register_forward_hook(hook)
+    origin = trace(model, batch_of())
+    assert (origin.cause, origin.layer, origin.operation) == ("overflow", 2, "add")
+
+
+def test_a_compiled_model_is_traced_as_it_was_before(build, batch_of):
+    model = build("tiny-gpt2")
+    compiled = torch.compile(model, backend="eager")
+    with emulate_mps("2.8"):
+        origin = trace(compiled, batch_of())
+    assert (origin.cause, origin.module) == ("dead_rows", "transformer.h.0.attn")

@@ -98,10 +98,11 @@ def sort_rows(bad: Tensor, padding: Any) -> Rows:
         bad: (sequences, queries) bool.
         padding: (sequences, positions), 1 at real tokens; anything else counts as unknown.
     """
+    bad = bad.cpu()
     none = torch.zeros_like(bad)
     if not isinstance(padding, Tensor) or padding.dim() != 2 or padding.shape != bad.shape:
         return Rows(bad, none, none, none, none, known=False)
-    kept = padding.bool().to(bad.device)
+    kept = padding.bool().cpu()
     alone = ~kept.any(-1, keepdim=True).expand_as(kept)
     so_far = kept.cumsum(-1)
     before, after = (so_far == 0) & ~alone, (so_far == so_far[:, -1:]) & ~kept & ~alone

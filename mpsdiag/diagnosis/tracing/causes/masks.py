@@ -52,7 +52,7 @@ def _doubled(birth: Birth) -> Explanation | None:
 
 def _depth(tensor: Tensor) -> float:
     """The least value of a tensor as a fraction of the lowest finite number of its dtype."""
-    return float(tensor.detach().double().min()) / torch.finfo(tensor.dtype).min if tensor.numel() else 0.0
+    return float(tensor.detach().min()) / torch.finfo(tensor.dtype).min if tensor.numel() else 0.0
 
 
 def _zero_times_infinity(birth: Birth) -> Explanation | None:
