@@ -7,6 +7,7 @@ from torch import nn
 
 import mpsdiag
 from mpsdiag import emulate_mps, trace
+from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.serialization import dumps
 
@@ -195,3 +196,21 @@ def test_a_compiled_model_is_traced_as_it_was_before(build, batch_of):
     with emulate_mps("2.8"):
         origin = trace(compiled, batch_of())
     assert (origin.cause, origin.module) == ("dead_rows", "transformer.h.0.attn")
+
+
+def test_a_clean_batch_is_read_from_the_device_once(build, batch_of):
+    reads = []
+
+    class Count(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if getattr(func, "__name__", "") in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu"):
+                reads.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    model, batch = build("tiny-llama"), batch_of()
+    with torch.no_grad(), Count():
+        model(**batch)
+    alone, reads[:] = list(reads), []
+    with ForwardTrace(model).ready() as forward, Count():
+        assert forward.run(batch).origin is None
+    assert sorted(reads) == sorted([*alone, "tolist"])
