@@ -196,6 +196,14 @@ def test_bad_input_gets_one_sentence(run, words, sentence, tmp_path, monkeypatch
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_model_whose_weights_are_pickles_is_refused_with_the_reason(run, checkpoint, tmp_path):
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    code, _, err = run("--model", tmp_path, "--device", "cpu")
+    assert code == 2
+    assert "loading a pickle can run any code" in err
+
+
 def test_a_model_folder_given_as_a_case_is_pointed_out(run, checkpoint):
     code, _, err = run(checkpoint)
     assert code == 2
