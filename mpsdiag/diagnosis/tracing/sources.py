@@ -127,7 +127,7 @@ def _model(name: str, request: Request, dtype: str, about: About | None, stack: 
     folder = Path(name)
     if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         raise BadInput(
-            f"The weights in {name} are pickles (.bin), and loading a pickle can run any code that is in it, so they are "
+            f"The weights in {name} are pickles (.bin), and loading a pickle can run any code in it, so they are "
             "refused. Convert them where you trust them: model.save_pretrained(folder), which writes safetensors."
         )
     devices.seed_everything(request.seed)
