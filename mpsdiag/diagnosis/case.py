@@ -59,7 +59,6 @@ class Outcome:
     reference_first_train_loss: float = float("nan")
     nonfinite_batches: int = 0
     dead_rows: int = 0
-    dead_rows_in_data: int = 0
     sdpa_calls: int = 0
     noncontiguous_dead_calls: int = 0
     exposure: Exposure | None = None

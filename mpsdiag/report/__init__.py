@@ -1,1 +1,1 @@
-"""The report room."""
+"""Journals and diagnoses told to people: terminal, Markdown, HTML, CSV, JSON and pictures."""
