@@ -52,6 +52,12 @@ def number(value: Any) -> float:
     return float(value)
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """Write a value as strict JSON (no bare NaN), one line unless `indent` is given."""
     return json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=indent)
@@ -71,6 +77,8 @@ def write_atomically(path: Path, text: str) -> None:
             f"Cannot write {path}: {problem.strerror}. Choose a folder you may write to."
         ) from problem
     try:
+        # mkstemp keeps its file to its owner; what is written here is an ordinary file.
+        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - a name, not a Path
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()

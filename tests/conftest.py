@@ -1,12 +1,15 @@
 """What every test stands on: no network, one thread, and the markers of machines that are not there."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell that starts this in the background has it ignore Ctrl-C, and every child of it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WIKITEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "wikitext-2"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -26,6 +25,7 @@ from mpsdiag.diagnosis.verdict import kernel_verdict, overall, scenario_verdict
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
+from mpsdiag.quiet import errors_only
 from mpsdiag.words import BUILTIN_DATASET, PADDING_SIDES
 
 FIXES: tuple[tuple[Literal["attention", "trainer"], str], ...] = (
@@ -116,6 +116,8 @@ def _probe(level: int, chosen: Sequence[str], where: str, emulation: Emulation |
     return run_level(3 if level == 3 else 1, where, emulation)
 
 
+# What the trainers would warn of is what is being found out here, and said in the diagnosis.
+@errors_only("mpsdiag.training")
 def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[FixResult]]:
     """The stock scenario; and each fix on it, when it came out bad."""
     progress("loading transformers")
@@ -124,8 +126,6 @@ def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[F
     reason = devices.supports_dtype(case.device, case.dtype)
     if reason:
         raise CannotDecide(f"{reason}. Choose another --dtype.")
-    # What the trainers would warn of is what is being found out here, and said in the diagnosis.
-    logging.getLogger("mpsdiag.training").setLevel(logging.ERROR)
     progress(f"training and evaluating {case.model}")
     outcome = run_case(case)
     if outcome.status != "ok":

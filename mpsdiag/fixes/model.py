@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +13,7 @@ from mpsdiag.fixes import anatomy, attention, layers
 from mpsdiag.fixes.anatomy import among, set_attention
 from mpsdiag.fixes.catalogue import Mode, mode_named
 from mpsdiag.fixes.handle import Handle
+from mpsdiag.quiet import errors_only
 
 
 @dataclass
@@ -88,7 +86,7 @@ def _apply(model: Any, mode: Mode) -> Handle:
     everything = anatomy.with_parts([config for _, config in used])
     entry = _Applied(key, [(config, set_attention(config)) for config in everything], anatomy.mark_of(model))
     try:
-        with _quiet():
+        with errors_only("transformers.modeling_utils"):
             _set(model, key, spared)
         _read_back(model, mode, key, used)
     except (ValueError, ImportError, KeyError) as refusal:
@@ -193,15 +191,3 @@ def _require_available(mode: Mode, model: nn.Module) -> None:
         reason = mode.unavailable(str(weight.device), dtype, training=False)
         if reason is not None:
             raise BadInput(f"Attention mode '{mode.name}' is not available here: {reason}.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' warning about a refusal back: the error says it, and says what to do."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from mpsdiag.diagnosis.tracing.repro import check_target, write_repro
 from mpsdiag.diagnosis.tracing.sources import Case, Request, load_case
 from mpsdiag.diagnosis.tracing.training import LEARNING_RATE, Recipe, trace_training
 from mpsdiag.environment import Environment
+from mpsdiag.quiet import errors_only
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 SCHEMA = 1
@@ -92,8 +92,7 @@ def investigate(
     if checkpoints and request.model is None and request.folder is None:
         request = replace(request, model=str(checkpoints[-1]))
     # What the libraries would warn of is what is being found out here.
-    logging.getLogger("mpsdiag.training").setLevel(logging.ERROR)
-    with load_case(request, progress) as case:
+    with errors_only("mpsdiag.training"), load_case(request, progress) as case:
         report, call = _train(request, case, progress) if case.train else _evaluate(request, case, progress)
     if checkpoints and report.origin is not None:
         report.origin = _with_history(report.origin, checkpoints)
