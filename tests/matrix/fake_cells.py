@@ -6,8 +6,6 @@ import signal
 import sys
 import time
 
-import psutil
-
 from mpsdiag.matrix.job import Answer
 from mpsdiag.matrix.record import Measured, Timing
 
@@ -67,6 +65,8 @@ def hang(job):
 
 def memory(job):
     """Ask for more than the process may have."""
+    import psutil
+
     soft = psutil.Process().memory_info().vms + 2**29
     resource.setrlimit(resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1]))
     blocks = [bytearray(2**28) for _ in range(16)]

@@ -21,7 +21,7 @@ from mpsdiag.matrix.record import Cell, Header
 from mpsdiag.matrix.rounds import StopRule
 from mpsdiag.matrix.runner import Run, Settings
 
-CELLS, ROUNDS = 12, 1
+CELLS, ROUNDS = 8, 1
 LIMIT = 60.0
 """Seconds after which a bench that makes no progress hangs."""
 EXPECTED = CELLS * (1 + ROUNDS)
@@ -87,7 +87,7 @@ def main(folder, kills, seed):
         os.environ["FAKE_CELLS_STARTED"] = str(starts)
         whole, before = finished(journal)
         starts.write_text("")
-        status = life(place, starts, generator.randrange(5), generator.uniform(0, 0.06))
+        status = life(place, starts, generator.randrange(4), generator.uniform(0, 0.06))
         kills -= status is None
         after, rounds = finished(journal)
         assert after.startswith(whole), "a finished line was changed"
