@@ -36,7 +36,11 @@ lint: $(READY)
 ## Figures about mpsdiag itself, as ratios; see benchmarks/README.md.
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/emulator.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/eval_speed.py --clock cpu
+	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/report_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace_overhead.py
 
 clean:
 	rm -rf $(VENV) reports/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
