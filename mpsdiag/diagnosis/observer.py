@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mpsdiag.diagnosis.hooks import hooked
 from mpsdiag.sdpa import dead_rows
 
 SDPA = "scaled_dot_product_attention"
@@ -107,16 +108,10 @@ class Observer(TorchFunctionMode):
     @contextmanager
     def watching(self) -> Iterator[Observer]:
         """Watch until the block ends; the hooks are removed whatever happens."""
-        handles = []
-        for module in self._names:
-            handles.append(module.register_forward_pre_hook(self._enter_module))
-            handles.append(module.register_forward_hook(self._leave_module))
         try:
-            with self:
+            with hooked(self._names, self._enter_module, self._leave_module), self:
                 yield self
         finally:
-            for handle in handles:
-                handle.remove()
             self._path.clear()
 
     def collect(self) -> Sighting:

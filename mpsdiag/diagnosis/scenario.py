@@ -15,6 +15,7 @@ from torch import Tensor
 from mpsdiag.diagnosis.case import Case, FirstNonfinite, Outcome
 from mpsdiag.diagnosis.exposure import predict
 from mpsdiag.diagnosis.gradient_paths import training_notes
+from mpsdiag.diagnosis.losses import filtered_mean, mean
 from mpsdiag.diagnosis.observer import Observer, Sighting, first_tensor
 from mpsdiag.diagnosis.preparation import Prepared, prepare
 from mpsdiag.diagnosis.reference import (
@@ -62,10 +63,10 @@ def run_case(case: Case) -> Outcome:
         eval_losses=losses,
         eval_loss=eval_loss,
         stock_eval_loss=filtered_mean(losses, sizes),
-        reference_eval_loss=_mean(truth.losses, sizes),
+        reference_eval_loss=mean(truth.losses, sizes),
         reference_first_train_loss=first_loss,
         # From the batches: the Trainer's own mean is rounded to float32.
-        loss_moved_by=_mean(losses, sizes) - _mean(truth.losses, sizes),
+        loss_moved_by=mean(losses, sizes) - mean(truth.losses, sizes),
         exposure=exposure,
         nonfinite_batches=sum(not math.isfinite(loss) for loss in losses),
         real_tokens=sum(real),
@@ -94,23 +95,6 @@ def first_nonfinite_in_training(case: Case) -> tuple[FirstNonfinite | None, list
         with observer.watching(), torch.enable_grad():
             prepared.model(**prepared.train_batches[0])
         return _first_place([observer.collect()])
-
-
-def filtered_mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
-    """The eval_loss that transformers 5.23 prints by default: non-finite losses are left out unless all are.
-
-    Args:
-        losses: Mean loss of each batch.
-        sizes: Sequences in each batch.
-    """
-    kept = [(loss, size) for loss, size in zip(losses, sizes, strict=True) if math.isfinite(loss)]
-    if not kept:
-        return _mean(losses, sizes)
-    return _mean([loss for loss, _ in kept], [size for _, size in kept])
-
-
-def _mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
-    return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
 
 
 def _first_train_loss_on_cpu(prepared: Prepared) -> float:

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from mpsdiag.diagnosis.case import Case
+from mpsdiag.diagnosis.losses import filtered_mean
 from mpsdiag.diagnosis.preparation import prepare
-from mpsdiag.diagnosis.scenario import filtered_mean, run_case
+from mpsdiag.diagnosis.scenario import run_case
 from mpsdiag.emulation import Emulation
 
 SMALL = {"max_length": 96, "train_steps": 2, "eval_batches": 2, "batch_size": 3}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.diagnosis import Advice
+from mpsdiag.diagnosis.losses import filtered_mean, mean
 from mpsdiag.diagnosis.tracing.api import trace_evaluation
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.forward import ForwardTrace
@@ -75,8 +76,7 @@ def trace_batches(
     if any("labels" in batch for batch in batches):
         sizes = [sequences(batch) for batch in batches]
         found.eval_loss = mean(found.losses, sizes)
-        kept = [(loss, size) for loss, size in zip(found.losses, sizes, strict=True) if math.isfinite(loss)]
-        found.stock_eval_loss = mean(*map(list, zip(*kept, strict=True))) if kept else found.eval_loss
+        found.stock_eval_loss = filtered_mean(found.losses, sizes)
         hidden = hidden_by_filter(found)
         if hidden is not None:
             origins.append(hidden)
@@ -124,8 +124,3 @@ def sequences(batch: Mapping[str, Any]) -> int:
     return next(
         (int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor) and value.dim()), 1
     )
-
-
-def mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
-    """The mean of batch losses over sequences, as the Trainer takes it."""
-    return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)

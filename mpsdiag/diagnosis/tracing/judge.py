@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mpsdiag.diagnosis.hooks import hooked
 from mpsdiag.diagnosis.tracing.causes.replay import replay
 from mpsdiag.diagnosis.tracing.events import Call
+from mpsdiag.diagnosis.tracing.exact import in_float64
 from mpsdiag.diagnosis.tracing.healing import rows_over_nothing
 from mpsdiag.diagnosis.tracing.operations import SDPA, arguments, operation_name, writes_in_place
 from mpsdiag.diagnosis.tracing.tensors import facts, tensors_in
-from mpsdiag.sdpa import reference_attention
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,10 @@ class Judge(TorchFunctionMode):
     @contextmanager
     def watching(self) -> Iterator[Judge]:
         """Watch until the block ends."""
-        handles = []
-        for module in self._names:
-            handles.append(module.register_forward_pre_hook(self._enter))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
         try:
-            with self:
+            with hooked(self._names, self._enter, self._leave, always=True), self:
                 yield self
         finally:
-            for handle in handles:
-                handle.remove()
             self._path.clear()
 
     def __torch_function__(
@@ -92,7 +87,7 @@ class Judge(TorchFunctionMode):
         operation = operation_name(call.func)
         plain = replay(call)
         named = arguments(operation, call.args, call.kwargs)
-        exact = _exact_attention(named) if operation == SDPA else replay(call, torch.float64)
+        exact = in_float64(operation, call)
         if plain is None or exact is None or plain.shape != result.shape or exact.shape != result.shape:
             return
         mine = result.detach().cpu()
@@ -117,16 +112,3 @@ class Judge(TorchFunctionMode):
 
 def _excess(verdict: Verdict) -> float:
     return verdict.distance / verdict.allowed if verdict.allowed else float("inf")
-
-
-def _exact_attention(named: dict[str, Any]) -> Tensor:
-    """From the definition, not from another kernel of torch."""
-    return reference_attention(
-        named["query"],
-        named["key"],
-        named["value"],
-        named.get("attn_mask"),
-        bool(named.get("is_causal", False)),
-        named.get("scale"),
-        bool(named.get("enable_gqa", False)),
-    )

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mpsdiag.diagnosis.tracing.causes.replay import replay
 from mpsdiag.diagnosis.tracing.events import Call
-from mpsdiag.diagnosis.tracing.operations import SDPA, arguments, operation_name
+from mpsdiag.diagnosis.tracing.exact import in_float64
+from mpsdiag.diagnosis.tracing.operations import arguments, operation_name
 from mpsdiag.diagnosis.tracing.tensors import impurity, rebuilt, tensors_in
 from mpsdiag.emulation import Emulation, emulated
-from mpsdiag.sdpa import reference_attention
 
 ROUNDINGS = 16
 """Further from float64 than this many roundings: what is reported upstream should be beyond doubt."""
@@ -139,24 +139,11 @@ def _deliberate(found: Tensor, tensors: tuple[Tensor, ...]) -> bool:
 def _wrong(lone: Lone, call: Call, found: Tensor) -> bool:
     """Much further from float64 than the CPU is, and than rounding can be."""
     plain = replay(call)
-    exact = _exact_attention(call) if lone.operation == SDPA else replay(call, torch.float64)
+    exact = in_float64(lone.operation, call)
     if plain is None or exact is None or exact.shape != found.shape or plain.shape != found.shape:
         return False
     distance, cpu = (float((x.double() - exact).abs().max()) for x in (found, plain))
     return distance > max(4 * cpu, ROUNDINGS * torch.finfo(found.dtype).eps * float(exact.abs().max()))
-
-
-def _exact_attention(call: Call) -> Tensor:
-    named = arguments(SDPA, call.args, call.kwargs)
-    return reference_attention(
-        named["query"],
-        named["key"],
-        named["value"],
-        named.get("attn_mask"),
-        bool(named.get("is_causal", False)),
-        named.get("scale"),
-        bool(named.get("enable_gqa", False)),
-    )
 
 
 def _fill(value: Any, tensors: tuple[Tensor, ...]) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mpsdiag.diagnosis.hooks import hooked
 from mpsdiag.diagnosis.observer import decoder_layers, first_tensor
 from mpsdiag.diagnosis.tracing.events import Call, Event, LayerRows, Operand, Pass, Source
 from mpsdiag.diagnosis.tracing.healing import Healing, healed
@@ -67,16 +68,10 @@ class Tracer(TorchFunctionMode):
     @contextmanager
     def watching(self) -> Iterator[Pass]:
         """Watch until the block ends; the hooks are removed whatever happens."""
-        handles = []
-        for module in self._names:
-            handles.append(module.register_forward_pre_hook(self._enter_module))
-            handles.append(module.register_forward_hook(self._leave_module, always_call=True))
         try:
-            with self:
+            with hooked(self._names, self._enter_module, self._leave_module, always=True), self:
                 yield self.seen
         finally:
-            for handle in handles:
-                handle.remove()
             self._path.clear()
 
     def __torch_function__(
