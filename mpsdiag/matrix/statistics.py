@@ -148,8 +148,7 @@ def ratio_interval_of_rounds(
     chosen = generator.integers(0, len(rounds), size=(len(rounds), RESAMPLES))
     drawn = np.median(np.take_along_axis(ratios, chosen, axis=0), axis=0)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(float(low), float(high))
+    return _ordered(*np.quantile(drawn, [tail, 1 - tail]))
 
 
 def mann_whitney(samples: Sequence[float], baseline: Sequence[float]) -> float | None:
@@ -185,4 +184,9 @@ def _bootstrap(
         seeding: np.random.default_rng(seed),
     }
     result = bootstrap(data, statistic, **options)
-    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
+    return _ordered(result.confidence_interval.low, result.confidence_interval.high)
+
+
+def _ordered(low: Any, high: Any) -> Interval:
+    """An interval whose ends are in order: between equal values the interpolation of a quantile may be off by a bit."""
+    return Interval(float(low), max(float(low), float(high)))

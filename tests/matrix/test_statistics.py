@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mpsdiag.matrix.statistics import (
@@ -112,6 +112,7 @@ def test_mann_whitney_by_hand():
     assert mann_whitney([], [1.0]) is None
 
 
+@example([570.6549919874607, 570.6549919874607])
 @given(DURATIONS)
 def test_an_interval_lies_within_the_samples_and_is_the_same_each_time(samples):
     found = bootstrap_interval(samples)
