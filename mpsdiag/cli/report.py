@@ -124,18 +124,17 @@ def _gates(texts: Sequence[str], journals: Sequence[Journal]) -> list[Gate]:
 
 
 def _tripped(gates: Sequence[Gate], journals: Sequence[Journal]) -> bool:
-    """Whether a gate tripped, or cannot be decided: a missing number is no pass. Each environment by itself."""
-    from mpsdiag.matrix.gate import evaluate
-    from mpsdiag.report.pool import records_by_place
+    """Whether a gate tripped, or cannot be decided."""
+    from mpsdiag.matrix.judgement import judge
+    from mpsdiag.matrix.provenance import keep
 
-    tripped = False
-    for place, records in records_by_place(journals):
-        for gate in gates:
-            judgement = evaluate(gate, records)
-            word = {True: "tripped", False: "held", None: "undecided, taken as tripped"}[judgement.tripped]
-            _say(f"Gate {word}: {judgement.sentence} [{place.label}]")
-            tripped |= judgement.tripped is not False
-    return tripped
+    if not gates:
+        return False
+    places = keep(journals).by_place()
+    judgements = [judge(gate, places) for gate in gates]
+    for judgement in judgements:
+        _say(str(judgement))
+    return not all(judgement.passed for judgement in judgements)
 
 
 def _say(sentence: str) -> None:

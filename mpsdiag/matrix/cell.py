@@ -26,7 +26,7 @@ def run_cell(job: Job) -> Answer:
 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    return verdict(job.cell) if job.round == 0 else timing(job.cell, job.warmup, job.repeats)
+    return verdict(job.cell) if job.round == 0 else timing(job.cell)
 
 
 def verdict(cell: Cell) -> Answer:
@@ -44,16 +44,14 @@ def verdict(cell: Cell) -> Answer:
     return Answer(status=outcome.status, reason=outcome.reason, measured=measured(outcome, cell.device))
 
 
-def timing(cell: Cell, warmup: int, repeats: int, clock: Callable[[], float] = time.perf_counter) -> Answer:
+def timing(cell: Cell, clock: Callable[[], float] = time.perf_counter) -> Answer:
     """Time training and evaluation steps on the cell's device, without emulation.
 
     Every step of a kind runs the same batch, so that the samples differ by the machine only. The first warm-up
     step is also the validity step: a cell that cannot run ends there, after a fraction of a second.
 
     Args:
-        cell: What to time.
-        warmup: Steps of each kind that are not timed.
-        repeats: Steps of each kind that are.
+        cell: What to time, after how many untimed steps of each kind, and how often.
         clock: Seconds.
     """
     import torch
@@ -70,13 +68,13 @@ def timing(cell: Cell, warmup: int, repeats: int, clock: Callable[[], float] = t
         works: list[tuple[Callable[[Any], Any], Any, list[float]]] = [(prepared.eval_step, evaluation, [])]
         if cell.train_steps:
             works.insert(0, (prepared.train_step, train, []))
-        for work, batch, _ in works * warmup:
+        for work, batch, _ in works * cell.warmup:
             work(batch)
         # The collector would strike some steps and spare others; what it would collect stays for later.
         gc.collect()
         gc.disable()
         try:
-            for work, batch, samples in works * repeats:
+            for work, batch, samples in works * cell.repeats:
                 devices.synchronize(cell.device)
                 begin = clock()
                 work(batch)
@@ -87,7 +85,7 @@ def timing(cell: Cell, warmup: int, repeats: int, clock: Callable[[], float] = t
         samples_of = {work.__name__: samples for work, _, samples in works}
     result = Timing(
         device=cell.device,
-        warmup=warmup,
+        warmup=cell.warmup,
         threads=torch.get_num_threads(),
         train_step=samples_of.get("train_step", []),
         eval_step=samples_of["eval_step"],

@@ -20,6 +20,7 @@ def estimate(
     records: Iterable[Record] = (),
     *,
     jobs: int = 1,
+    machines: int = 1,
 ) -> tuple[float, float]:
     """Seconds that a run takes at least and at most.
 
@@ -28,7 +29,8 @@ def estimate(
         rule: Timing rounds.
         start: How processes are started.
         records: Of an earlier run; their durations are better than any guess.
-        jobs: Verdicts at once.
+        jobs: Verdicts at once on a machine.
+        machines: How many work side by side.
     """
     known = list(records)
     fresh = FRESH if start == "spawn" else 0.0
@@ -37,8 +39,10 @@ def estimate(
     verdict = VERDICT + fresh if verdict != verdict else verdict  # noqa: PLR0124 - NaN: none is known
     timing = TIMING + fresh if timing != timing else timing  # noqa: PLR0124 - likewise
     boot = FRESH if start == "forkserver" else 0.0
-    least = boot + len(cells) * (verdict / jobs + rule.rounds * timing)
-    most = boot + len(cells) * (verdict / jobs + max(rule.rounds, rule.most) * timing)
+    least, most = (
+        boot + len(cells) / machines * (verdict / jobs + rounds * timing)
+        for rounds in (rule.rounds, max(rule.rounds, rule.most))
+    )
     return least, most
 
 

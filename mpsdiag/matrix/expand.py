@@ -13,6 +13,7 @@ from mpsdiag.errors import BadInput
 from mpsdiag.matrix import availability
 from mpsdiag.matrix.record import Cell
 from mpsdiag.matrix.spec import AXES, MatrixSpec, Rule
+from mpsdiag.words import BUILTIN_MODELS
 
 Reason = Callable[[Cell], str | None]
 
@@ -102,10 +103,26 @@ def _cells(spec: MatrixSpec, resolve: Callable[[str], str]) -> list[Cell]:
         "eval_dataset": spec.eval_dataset,
         "train_steps": spec.train_steps,
         "eval_batches": spec.eval_batches,
+        "warmup": spec.warmup,
+        "repeats": spec.repeats,
     }
     return list(
-        dict.fromkeys(Cell.model_validate({**_resolved(point, device_of), **fixed}) for point in points)
+        dict.fromkeys(
+            Cell.model_validate(
+                {**_resolved(point, device_of), **fixed, "threads": _threads(point["model"], spec.threads)}
+            )
+            for point in points
+        )
     )
+
+
+def _threads(model: str, asked: int | None) -> int | None:
+    """How many threads torch gets; None leaves it to torch.
+
+    The built-in models are so small that a second thread gains nothing, and waiting for one that a busy machine
+    has put aside can cost a hundred times the work.
+    """
+    return 1 if asked is None and model in BUILTIN_MODELS else asked
 
 
 def _points(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:

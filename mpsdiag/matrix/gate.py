@@ -7,34 +7,24 @@
     STATUS     = a status of a cell, or "bad" (error, crash, oom, timeout)
 
 A comparison of two selectors is made for every pair of cells that agree on all axes the selectors do not name. The
-gate trips when it is true of any. A word that a matrix has not, or a number that is not there, never passes quietly.
+gate trips when it is true of any; `mpsdiag.matrix.judgement` decides.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from mpsdiag.errors import BadInput, nearest
-from mpsdiag.matrix.job import BAD_ENDS
-from mpsdiag.matrix.measures import MEASURES, measure
-from mpsdiag.matrix.record import Cell, Record
+from mpsdiag.matrix.measures import MEASURES
+from mpsdiag.matrix.record import Cell
 from mpsdiag.words import CELL_STATUSES
 
 _ANY = re.compile(r"any\s+(\S+)\s+in\s+(\S+)")
 _SIDES = re.compile(r"(.+?)\s*(>=|<=|>|<)\s*(.+)")
 _NUMBER = r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
 _TERM = re.compile(rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?P<selector>[\w/:+.-]+)\.(?P<measure>[a-z_]+)")
-_COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
 HELP = (
     "Write it like 'safe_sdpa.eval_time > 1.05 * sdpa.eval_time', 'safe_sdpa.loss_moved_by > 0' "
     "or 'any nan in safe_sdpa'."
@@ -99,15 +89,6 @@ class CompareGate:
 Gate = AnyGate | CompareGate
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What a gate found: it tripped, it held, or (`tripped` is None) it could not be decided; with the sentence."""
-
-    gate: Gate
-    tripped: bool | None
-    sentence: str
-
-
 def parse_gate(text: str) -> Gate:
     """Parse a gate.
 
@@ -150,65 +131,6 @@ def require_words(gate: Gate, cells: Sequence[Cell]) -> None:
             raise BadInput(f"--fail-if '{gate}': no cell of the matrix has all of '{selector}'.")
 
 
-def evaluate(gate: Gate, records: Iterable[Record]) -> Judgement:
-    """Decide a gate.
-
-    Args:
-        gate: Parsed.
-        records: All rounds of all cells; skipped cells count for `any skip` only.
-    """
-    cells = _by_cell(records)
-    if isinstance(gate, AnyGate):
-        wanted = BAD_ENDS if gate.status == "bad" else {gate.status}
-        hits = [
-            cell
-            for cell, rounds in cells.items()
-            if gate.selector.takes(cell) and any(record.status in wanted for record in rounds)
-        ]
-        first = f", the first {describe(hits[0])}" if hits else ""
-        number = sum(map(gate.selector.takes, cells))
-        return Judgement(gate, bool(hits), f"{gate}: {len(hits)} of {number} cells{first}")
-    return _compare(gate, cells)
-
-
-def _compare(gate: CompareGate, cells: Mapping[Cell, list[Record]]) -> Judgement:
-    unknown: list[str] = []
-    held = 0
-    for left, right in _pairs(gate, list(cells)):
-        one, other = (
-            term.factor * (1.0 if cell is None else measure(cells[cell], term.measure))
-            for term, cell in ((gate.left, left), (gate.right, right))
-        )
-        what = f"{gate}: {one:.6g} against {other:.6g} ({describe(left or right)})"
-        if math.isnan(one) or math.isnan(other):
-            unknown.append(what)
-        elif _COMPARE[gate.sign](one, other):
-            return Judgement(gate, tripped=True, sentence=what)
-        else:
-            held += 1
-    if unknown:
-        return Judgement(gate, None, f"{unknown[0]}: a number is missing or NaN, so this cannot be decided")
-    if not held:
-        return Judgement(gate, None, f"{gate}: no two cells of the results can be compared by it")
-    return Judgement(gate, tripped=False, sentence=f"{gate}: true of none of {held}")
-
-
-def _pairs(gate: CompareGate, cells: Sequence[Cell]) -> Iterable[tuple[Cell | None, Cell | None]]:
-    """Pairs of cells that agree on every axis the selectors do not name; None stands for a plain number."""
-    left, right = gate.left.selector, gate.right.selector
-    ours = [cell for cell in cells if left is not None and left.takes(cell)]
-    theirs = [cell for cell in cells if right is not None and right.takes(cell)]
-    if left is None or right is None:
-        yield from ((cell, None) for cell in ours)
-        yield from ((None, cell) for cell in theirs)
-        return
-    for one in ours:
-        for other in theirs:
-            free = left.axes(one) | right.axes(other)
-            if all(getattr(one, name) == getattr(other, name) for name, _ in one if name not in free):
-                yield one, other
-
-
 def _term(text: str, gate: str) -> Term:
     if re.fullmatch(_NUMBER, text):
         return Term(float(text))
@@ -235,17 +157,3 @@ def _selectors(gate: Gate) -> list[Selector]:
 def _axis_of(word: str, cell: Cell) -> str:
     """The axis on which a cell has this word; empty if on none."""
     return next((name for name, value in cell if isinstance(value, str) and value == word), "")
-
-
-def _by_cell(records: Iterable[Record]) -> dict[Cell, list[Record]]:
-    cells: dict[Cell, list[Record]] = {}
-    for record in records:
-        cells.setdefault(record.cell, []).append(record)
-    return cells
-
-
-def describe(cell: Cell | None) -> str:
-    """Name a cell by the axes that people compare."""
-    if cell is None:
-        return ""
-    return f"{cell.attention} + {cell.trainer}, {cell.padding}, {cell.model}, {cell.dtype}"

@@ -25,14 +25,13 @@ class Job(BaseModel):
     round: int = Field(default=0, ge=0)
     function: str = CELL_FUNCTION
     """`module:function`, looked up in the child; it takes this Job and returns an Answer."""
-    warmup: int = Field(default=2, ge=0)
-    repeats: int = Field(default=5, ge=1)
-    """Timed steps of each kind in a timing round."""
     time_limit: float = Field(default=300.0, gt=0)
     """Seconds until the process of this round is ended."""
     log: str
     threads: int | None = None
-    """How many threads torch may use; its own choice if None."""
+    """CPU threads that torch gets; its own choice if None. The cell's, except where verdicts share a machine."""
+    machine: str | None = None
+    """The kind of machine that earlier rounds of the cells it is compared with ran on, if any did."""
 
     @property
     def name(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -10,37 +9,36 @@ from mpsdiag.matrix.record import Record
 from mpsdiag.matrix.statistics import median
 
 
-def measure(rounds: Sequence[Record], name: str) -> float:
-    """A measure of a cell: medians of times in seconds, memory in bytes, losses in nats; NaN where there is none."""
+def measure(rounds: Sequence[Record], name: str) -> float | None:
+    """A measure of a cell: medians of times in seconds, memory in bytes, losses in nats; None where there is none."""
     return MEASURES[name](rounds)
 
 
-def _timed(kind: str) -> Callable[[Sequence[Record]], float]:
-    def read(rounds: Sequence[Record]) -> float:
-        return median(
-            [value for one in rounds if one.timing is not None for value in getattr(one.timing, kind)]
-        )
+def _timed(kind: str) -> Callable[[Sequence[Record]], float | None]:
+    def read(rounds: Sequence[Record]) -> float | None:
+        samples = [value for one in rounds if one.timing is not None for value in getattr(one.timing, kind)]
+        return median(samples) if samples else None
 
     return read
 
 
-def _found(name: str) -> Callable[[Sequence[Record]], float]:
-    def read(rounds: Sequence[Record]) -> float:
+def _found(name: str) -> Callable[[Sequence[Record]], float | None]:
+    def read(rounds: Sequence[Record]) -> float | None:
         found = next((one.measured for one in rounds if one.round == 0 and one.measured is not None), None)
         value: Any = None if found is None else getattr(found, name)
-        return math.nan if value is None else float(value)
+        return None if value is None else float(value)
 
     return read
 
 
-def _memory(rounds: Sequence[Record]) -> float:
+def _memory(rounds: Sequence[Record]) -> float | None:
     timed = [one for one in rounds if one.timing is not None] or list(rounds)
     found = [one.measured for one in timed if one.measured is not None]
     peaks = [one.peak_device_memory or one.peak_process_memory for one in found]
-    return float(max((peak for peak in peaks if peak is not None), default=math.nan))
+    return max((float(peak) for peak in peaks if peak is not None), default=None)
 
 
-MEASURES: Final[Mapping[str, Callable[[Sequence[Record]], float]]] = {
+MEASURES: Final[Mapping[str, Callable[[Sequence[Record]], float | None]]] = {
     "train_time": _timed("train_step"),
     "eval_time": _timed("eval_step"),
     "memory": _memory,

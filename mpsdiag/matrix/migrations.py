@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mpsdiag.errors import BadInput
-from mpsdiag.matrix.record import SCHEMA
+from mpsdiag.matrix.record import SCHEMA, Cell
+from mpsdiag.words import BUILTIN_MODELS
 
 
 class NewerSchema(BadInput):
@@ -41,15 +42,23 @@ def migrate(line: dict[str, Any], where: str) -> dict[str, Any]:
     return line
 
 
-def _from_0(line: dict[str, Any]) -> dict[str, Any]:
-    """Schema 0, the prototype's: no rounds; `spec`, `error` and `elapsed` for `cell`, `reason`, `seconds`."""
-    if line.get("kind") == "header":
-        line["mpsdiag"] = line.pop("version", "0")
+def _from_1(line: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 did not write down how a cell was timed: it is taken as that version did it by default.
+
+    The key is made again, so that `bench` resumes; where the line does not say its versions it stays.
+    """
+    if line.get("kind") == "header" or not isinstance(line.get("cell"), dict):
         return line
-    names = {"spec": "cell", "error": "reason", "elapsed": "seconds"}
-    moved = {names.get(name, name): value for name, value in line.items()}
-    return {"kind": "cell", "round": 0, **moved}
+    spec = line["cell"]
+    threads = 1 if spec.get("model") in BUILTIN_MODELS else None
+    line["cell"] = {**spec, "warmup": 2, "repeats": 5, "threads": threads}
+    environment = line.get("environment")
+    known = environment.get("versions") if isinstance(environment, dict) else None
+    if isinstance(known, dict):
+        versions = {name: str(known.get(name) or "missing") for name in ("torch", "transformers")}
+        line["key"] = Cell.model_validate(line["cell"]).key(versions)
+    return line
 
 
 # From which schema -> the step to the next. A new schema adds one entry and one sample file under tests/.
-STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0}
+STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}

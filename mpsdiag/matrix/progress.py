@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mpsdiag.matrix.gate import describe
 from mpsdiag.matrix.job import BAD_ENDS
 from mpsdiag.matrix.record import Record
 
@@ -80,7 +79,7 @@ class Progress:
         self._done += 1
         self._statuses[record.status] += 1
         if record.status in BAD_ENDS:
-            self.note(f"{record.status}: {describe(record.cell)}: {record.reason} (key {record.key})")
+            self.note(f"{record.status}: {record.cell.title}: {record.reason} (key {record.key})")
         counts = ", ".join(f"{number} {status}" for status, number in self._statuses.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, statuses=counts)

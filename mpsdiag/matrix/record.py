@@ -1,4 +1,4 @@
-"""What a journal holds: the spec of a cell, and the record of a finished round of it. Schema 1.
+"""What a journal holds: the spec of a cell, and the record of a finished round of it. Schema 2.
 
 Everything measured stays raw here (every loss, every duration); readers make medians and intervals of it.
 """
@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from mpsdiag.serialization import number
 from mpsdiag.words import AttentionMode, CellStatus, DtypeName, PaddingSide, TrainerVariant
 
-SCHEMA = 1
+SCHEMA = 2
 
 # JSON has no NaN: non-finite numbers are written as strings and read back as numbers.
 Number = Annotated[float, BeforeValidator(number)]
@@ -41,6 +41,17 @@ class Cell(BaseModel):
     train_steps: int = Field(default=3, ge=0)
     eval_batches: int = Field(default=4, ge=1)
     seed: int = Field(default=0, ge=0)
+    warmup: int = Field(default=2, ge=0)
+    """Untimed steps at the start of a timing round."""
+    repeats: int = Field(default=5, ge=1)
+    """Timed steps of each kind in a timing round."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads that torch gets; its own choice if None."""
+
+    @property
+    def title(self) -> str:
+        """Its name by the axes that people compare."""
+        return f"{self.attention} + {self.trainer}, {self.padding}, {self.model}, {self.dtype}"
 
     def key(self, versions: dict[str, str]) -> str:
         """Sixteen hex digits that name this cell with these library versions.

@@ -13,9 +13,10 @@ from mpsdiag.matrix.expand import Plan
 from mpsdiag.matrix.interrupt import Interruptible, Stop
 from mpsdiag.matrix.job import BAD_ENDS, CELL_FUNCTION, Ended, Job, utc_now
 from mpsdiag.matrix.journal import JournalWriter, read_journal
+from mpsdiag.matrix.provenance import kind
 from mpsdiag.matrix.record import Cell, Header, Record, Timing
-from mpsdiag.matrix.rounds import StopRule, baselines, wanted
-from mpsdiag.words import BUILTIN_MODELS, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED
+from mpsdiag.matrix.rounds import StopRule, baselines, group_of, wanted
+from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED
 
 JOURNAL = "journal.jsonl"
 LOGS = "logs"
@@ -29,21 +30,15 @@ class Settings:
 
     Attributes:
         rule: How many timing rounds.
-        warmup: Untimed steps at the start of a round.
-        repeats: Timed steps of each kind in a round.
         time_limit: Seconds for one round of one cell.
         retry: Statuses of earlier rounds that are run again.
-        threads: CPU threads of torch in a cell, if the user says.
         jobs: Verdicts at once, which share the cores.
         function: What a cell runs, `module:function`.
     """
 
     rule: StopRule = field(default_factory=StopRule)
-    warmup: int = 2
-    repeats: int = 5
     time_limit: float = 300.0
     retry: frozenset[str] = frozenset()
-    threads: int | None = None
     jobs: int = 1
     function: str = CELL_FUNCTION
 
@@ -113,6 +108,7 @@ class Run:
     settings: Settings = Settings()
     stop: Stop = field(default_factory=Stop)
     _done: dict[tuple[str, int], Record] = field(default_factory=dict, init=False)
+    _machines: dict[Cell, str] = field(default_factory=dict, init=False)
     _outcome: Outcome = field(default_factory=Outcome, init=False)
 
     def run(self) -> Outcome:
@@ -140,6 +136,9 @@ class Run:
             self.listener.note(warning)
         again = {"interrupted", *self.settings.retry}
         self._done = {place: one for place, one in journal.finished().items() if one.status not in again}
+        for record in self._done.values():
+            if record.status != "skip":
+                self._machines[group_of(record.cell)] = kind(record.environment)
         keys = {self._key(cell) for cell in self._all_cells()}
         others = len({record.key for record in journal.records} - keys)
         if others:
@@ -208,25 +207,17 @@ class Run:
             cell=cell,
             round=number,
             function=self.settings.function,
-            warmup=self.settings.warmup,
-            repeats=self.settings.repeats,
             time_limit=self.settings.time_limit,
             log=str(self.folder / LOGS / f"{key}-{number}.log"),
             threads=self._threads(cell, number),
+            machine=self._machines.get(group_of(cell)),
         )
 
     def _threads(self, cell: Cell, number: int) -> int | None:
-        """How many threads; None leaves it to torch.
-
-        The built-in models are so small that a second thread gains nothing, and waiting for one that a busy machine
-        has put aside can cost a hundred times the work.
-        """
-        if self.settings.threads is not None:
-            return self.settings.threads
-        if cell.model in BUILTIN_MODELS:
-            return 1
-        shared = self.settings.jobs > 1 and number == 0
-        return max(1, (os.cpu_count() or 1) // self.settings.jobs) if shared else None
+        """How many threads; None leaves it to torch. Verdicts that run at once share the cores."""
+        if cell.threads is None and self.settings.jobs > 1 and number == 0:
+            return max(1, (os.cpu_count() or 1) // self.settings.jobs)
+        return cell.threads
 
     def _key(self, cell: Cell) -> str:
         return cell.key(self.versions)

@@ -14,17 +14,19 @@ from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.matrix.estimate import estimate
 from mpsdiag.matrix.executor import Executor, LocalExecutor
 from mpsdiag.matrix.expand import Plan, expand, shard
-from mpsdiag.matrix.gate import Gate, Judgement, evaluate, parse_gate, require_words
+from mpsdiag.matrix.gate import Gate, parse_gate, require_words
 from mpsdiag.matrix.interrupt import Stop
 from mpsdiag.matrix.isolation import Isolation, StartMethod, start_method
 from mpsdiag.matrix.job import CELL_FUNCTION, utc_now
-from mpsdiag.matrix.journal import read_journal
+from mpsdiag.matrix.journal import Journal, read_journal
+from mpsdiag.matrix.judgement import Judgement, judge
+from mpsdiag.matrix.provenance import keep
 from mpsdiag.matrix.record import Header
 from mpsdiag.matrix.rounds import group_of
 from mpsdiag.matrix.runner import JOURNAL, LOGS, Listener, Outcome, Run, Settings
 from mpsdiag.matrix.spec import MatrixSpec
 from mpsdiag.matrix.writer import set_aside
-from mpsdiag.words import CELL_STATUSES, EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED
+from mpsdiag.words import CELL_STATUSES, EXIT_FOUND
 
 if TYPE_CHECKING:
     from mpsdiag.matrix.cluster import ClusterExecutor
@@ -72,6 +74,7 @@ class Session:
     versions: dict[str, str]
     facts: dict[str, Any]
     start: StartMethod
+    machines: int = 1
     judgements: list[Judgement] = field(default_factory=list)
 
     def run(self, listener: Listener, stop: Stop | None = None) -> Outcome:
@@ -92,8 +95,10 @@ class Session:
             listener.note(
                 f"--jobs {request.jobs} is for the verdicts; what is timed runs alone, one cell at a time"
             )
-        outcome = self._run(listener, stop).run()
-        self.judgements = [evaluate(gate, outcome.records) for gate in self.gates]
+        run = self._run(listener, stop)
+        outcome = run.run()
+        places = keep([Journal(run.header, outcome.records)]).by_place()
+        self.judgements = [judge(gate, places) for gate in self.gates]
         return outcome
 
     def close(self) -> None:
@@ -102,12 +107,8 @@ class Session:
 
     def exit_code(self, outcome: Outcome) -> int:
         """The exit code of the contract, gates included: 130, then 1, then 3, then 0."""
-        if outcome.interrupted:
-            return outcome.exit_code
-        if any(one.tripped for one in self.judgements):
-            return EXIT_FOUND
-        undecided = any(one.tripped is None for one in self.judgements)
-        return EXIT_UNDECIDED if undecided and outcome.exit_code == EXIT_OK else outcome.exit_code
+        gated = not outcome.interrupted and not all(one.passed for one in self.judgements)
+        return EXIT_FOUND if gated else outcome.exit_code
 
     def summary(self, outcome: Outcome) -> dict[str, Any]:
         """What came of it, for scripts."""
@@ -139,16 +140,20 @@ class Session:
                 "no evaluation batch has any padding, so no row can be fully masked: the texts fill --sequence-length. "
                 "Raise it, or give shorter texts, to see what padding does."
             )
-        words = {True: "gate tripped", False: "gate held", None: "gate undecided"}
-        sentences += [f"{words[one.tripped]}: {one.sentence}" for one in self.judgements]
-        return sentences
+        return [*sentences, *map(str, self.judgements)]
 
     def seconds(self) -> tuple[float, float]:
         """How long it will take at least and at most, by the journal if there is one."""
         path = self.request.out / JOURNAL
         records = read_journal(path).records if path.exists() and not self.request.fresh else []
-        jobs = self.request.jobs
-        return estimate(self.plan.cells, self.request.spec.rule, self.start, records, jobs=jobs)
+        return estimate(
+            self.plan.cells,
+            self.request.spec.rule,
+            self.start,
+            records,
+            jobs=self.request.jobs,
+            machines=self.machines,
+        )
 
     def _run(self, listener: Listener, stop: Stop | None) -> Run:
         spec = self.request.spec
@@ -168,11 +173,8 @@ class Session:
             listener=listener,
             settings=Settings(
                 rule=spec.rule,
-                warmup=spec.warmup,
-                repeats=spec.repeats,
                 time_limit=spec.time_limit,
                 retry=self.request.retry,
-                threads=spec.threads,
                 jobs=self.request.jobs,
                 function=self.request.function,
             ),
@@ -192,15 +194,20 @@ def prepare(request: Request, note: Callable[[str], None] = lambda _: None) -> S
         CannotDecide: No scheduler answers.
     """
     gates = [parse_gate(text) for text in request.gates]
+    if request.cluster is not None and request.jobs > 1:
+        raise BadInput(
+            "--jobs is for this machine; on a cluster each worker says how many verdicts it runs at once (--nthreads)."
+        )
     cluster: ClusterExecutor | None = None
     if request.cluster is not None:
-        from mpsdiag.matrix.cluster import connect
+        from mpsdiag.matrix.cluster import ClusterExecutor
+        from mpsdiag.matrix.fleet import connect
 
-        cluster = connect(request.cluster, told=note)
-        if request.isolation is not None:
-            cluster.preload = request.isolation.preload
-        plan = expand(request.spec, unavailable=cluster.unavailable, resolve=cluster.resolve)
-        facts, versions = cluster.environment, cluster.versions
+        fleet = connect(request.cluster)
+        preload = None if request.isolation is None else request.isolation.preload
+        cluster = ClusterExecutor(fleet, preload, told=note)
+        plan = expand(request.spec, unavailable=fleet.unavailable, resolve=fleet.resolve)
+        facts, versions = fleet.environment, fleet.versions
     else:
         _require_inputs(request.spec)
         plan = expand(request.spec)
@@ -215,7 +222,8 @@ def prepare(request: Request, note: Callable[[str], None] = lambda _: None) -> S
     everything = [*plan.cells, *(skipped.cell for skipped in plan.skipped)]
     for gate in gates:
         require_words(gate, everything)
-    return Session(request, plan, gates, executor, versions, facts, start)
+    machines = 1 if cluster is None else len(cluster.fleet.workers)
+    return Session(request, plan, gates, executor, versions, facts, start, machines)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

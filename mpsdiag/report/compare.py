@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from mpsdiag.matrix.provenance import Place
 from mpsdiag.matrix.record import Cell
 from mpsdiag.matrix.statistics import mann_whitney
 from mpsdiag.report import figures
 from mpsdiag.report.cost import Budget, Estimate, ratio
-from mpsdiag.report.pool import Place, Pool, Result
+from mpsdiag.report.pool import Pool, Result
 
 Change = Literal["newly_bad", "newly_fixed", "still_bad", "worse", "improved", "same", "only_new", "only_old"]
 CHANGES: Final[tuple[Change, ...]] = get_args(Change)
@@ -79,7 +80,7 @@ class Comparison:
 
 
 def compare(new: Pool, old: Pool, budget: Budget) -> Comparison:
-    """Hold the cells of two pools against each other: the same spec, whatever the versions.
+    """Hold the cells of two pools against each other: the same spec, whatever the versions and however often timed.
 
     With several environments on a side, each new one is held against each old one that has cells in common.
 
@@ -111,7 +112,8 @@ def compare(new: Pool, old: Pool, budget: Budget) -> Comparison:
 def _by_place(pool: Pool) -> dict[int, dict[Cell, Result]]:
     places: dict[int, dict[Cell, Result]] = {}
     for result in pool.results:
-        places.setdefault(result.place.number, {})[result.cell] = result
+        cell = result.cell.model_copy(update={"warmup": 0, "repeats": 1})
+        places.setdefault(result.place.number, {})[cell] = result
     return places
 
 
@@ -122,7 +124,7 @@ def _alone(
         for cell, result in results.items():
             if (number, cell) not in met:
                 change: Change = "only_new" if is_new else "only_old"
-                yield Row(change, cell, result if is_new else None, None if is_new else result)
+                yield Row(change, result.cell, result if is_new else None, None if is_new else result)
 
 
 def _pair(new: Place, old: Place) -> Pair:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mpsdiag.matrix.provenance import Place, keep
 from mpsdiag.matrix.record import Cell, Measured, Record
 
 if TYPE_CHECKING:
@@ -13,23 +14,6 @@ if TYPE_CHECKING:
 
 # What a round found out about the numbers, worst first; the other statuses say that it did not finish.
 FINDINGS = ("nan", "wrong", "ok")
-
-# Facts of an environment that differ between two askings on one machine: they do not tell machines apart.
-_UNSTEADY = frozenset({"mps_built", "mps_available", "mps_usable", "mps_note", "default_attention"})
-
-
-@dataclass(frozen=True)
-class Place:
-    """One environment that something was measured in; `label` is short and made for headings."""
-
-    number: int
-    label: str
-    facts: tuple[tuple[str, str], ...]
-
-    @property
-    def letter(self) -> str:
-        """Its short name: A, B, ... Z, 27, 28, ..."""
-        return chr(ord("A") + self.number) if self.number < 26 else str(self.number + 1)
 
 
 @dataclass(frozen=True)
@@ -102,48 +86,13 @@ def pool(journals: Sequence[Journal]) -> Pool:
     Args:
         journals: As read; an empty environment in a record means that of its journal's header.
     """
-    kept, places, twice = _kept(journals)
-    results = tuple(_pooled(places[number], rounds) for (number, _), rounds in kept.items())
+    kept = keep(journals)
+    results = tuple(_pooled(kept.places[number], rounds) for (number, _), rounds in kept.rounds.items())
     notes = [text for journal in journals for text in journal.warnings]
-    if twice:
-        times = "1 round was" if twice == 1 else f"{twice:,} rounds were"
+    if kept.twice:
+        times = "1 round was" if kept.twice == 1 else f"{kept.twice:,} rounds were"
         notes.append(f"{times} recorded more than once; the newest counts.")
-    return Pool(results=results, places=tuple(places), notes=tuple(notes))
-
-
-def records_by_place(journals: Sequence[Journal]) -> list[tuple[Place, list[Record]]]:
-    """Every record that counts, apart by environment: what a gate is asked about.
-
-    Args:
-        journals: As read.
-    """
-    kept, places, _ = _kept(journals)
-    found: list[tuple[Place, list[Record]]] = [(place, []) for place in places]
-    for (number, _), rounds in kept.items():
-        found[number][1].extend(rounds[one] for one in sorted(rounds))
-    return found
-
-
-def _kept(
-    journals: Sequence[Journal],
-) -> tuple[dict[tuple[int, str], dict[int, Record]], list[Place], int]:
-    """The newest record of every round, by environment and key; the environments; how many rounds were there twice."""
-    places: list[Place] = []
-    known: dict[str, Place] = {}
-    kept: dict[tuple[int, str], dict[int, Record]] = {}
-    twice = 0
-    for journal in journals:
-        last: tuple[dict[str, Any], Place] | None = None
-        for record in journal.records:
-            environment = record.environment or journal.header.environment
-            if last is None or (last[0] is not environment and last[0] != environment):
-                last = (environment, _place(environment, known, places))
-            rounds = kept.setdefault((last[1].number, record.key), {})
-            older = rounds.get(record.round)
-            twice += older is not None
-            if older is None or record.started >= older.started:
-                rounds[record.round] = record
-    return kept, places, twice
+    return Pool(results=results, places=kept.places, notes=tuple(notes))
 
 
 def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
@@ -204,33 +153,3 @@ def _peak_memory(order: Sequence[Record], *, emulated: bool) -> int | None:
         if values:
             return int(max(values))
     return None
-
-
-def _place(environment: dict[str, Any], known: dict[str, Place], places: list[Place]) -> Place:
-    steady = {name: value for name, value in environment.items() if name not in _UNSTEADY}
-    identity = repr(sorted(steady.items(), key=lambda item: item[0]))
-    if identity not in known:
-        known[identity] = Place(
-            number=len(places), label=_label(environment), facts=tuple(_flat(environment))
-        )
-        places.append(known[identity])
-    return known[identity]
-
-
-def _label(environment: dict[str, Any]) -> str:
-    versions = environment.get("versions")
-    versions = versions if isinstance(versions, dict) else {}
-    parts = [environment.get("chip") or environment.get("machine"), environment.get("system")]
-    parts += [f"{name} {versions[name]}" for name in ("torch", "transformers") if versions.get(name)]
-    if environment.get("cuda"):
-        parts.append(f"CUDA {environment['cuda']}")
-    return ", ".join(str(part) for part in parts if part) or "environment not recorded"
-
-
-def _flat(environment: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for name, value in environment.items():
-        if isinstance(value, dict):
-            yield from _flat(value, prefix="" if name in {"versions", "variables"} else f"{prefix}{name}.")
-        elif value is not None:
-            text = f"{value / 2**30:.1f} GiB" if name == "memory" and isinstance(value, int) else str(value)
-            yield f"{prefix}{name}", text

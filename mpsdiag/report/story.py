@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from mpsdiag.matrix.provenance import Place
 from mpsdiag.matrix.record import Cell
 from mpsdiag.report import cost, verdict
 from mpsdiag.report.compare import Comparison, compare
 from mpsdiag.report.marks import Mark, mark
-from mpsdiag.report.pool import Place, Pool, Result, pool
+from mpsdiag.report.pool import Pool, Result, pool
 from mpsdiag.words import ATTENTION_MODES, PADDING_SIDES, TRAINER_VARIANTS
 
 if TYPE_CHECKING:

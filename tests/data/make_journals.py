@@ -45,7 +45,7 @@ LINUX = {
 
 def header(environment: dict[str, Any], command: str, **more: Any) -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "header",
         "mpsdiag": "0.1.0",
         "command": command,
@@ -74,6 +74,9 @@ def cell(**axes: Any) -> dict[str, Any]:
         "train_steps": 3,
         "eval_batches": 4,
         "seed": 0,
+        "warmup": 2,
+        "repeats": 5,
+        "threads": None,
         **axes,
     }
 
@@ -86,7 +89,7 @@ def key(spec: dict[str, Any]) -> str:
 
 def record(spec: dict[str, Any], status: str = "ok", number: int = 0, **more: Any) -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "cell",
         "key": key(spec),
         "round": number,
@@ -246,28 +249,10 @@ def older() -> list[dict[str, Any]]:
     return [*lines, record(cell(attention="eager", dtype="bfloat16"), measured=measured())]
 
 
-def schema_0() -> list[dict[str, Any]]:
-    """Lines of the prototype: no rounds, other names."""
-    old = []
-    for line in (
-        record(cell(), "nan", measured=sick()),
-        record(cell(attention="safe_sdpa"), measured=measured()),
-    ):
-        for name, former in (("cell", "spec"), ("reason", "error"), ("seconds", "elapsed")):
-            line[former] = line.pop(name)
-        old.append(
-            {**{name: value for name, value in line.items() if name not in {"round", "kind"}}, "schema": 0}
-        )
-    head = header(MAC, "python bench.py", schema=0)
-    head["version"] = head.pop("mpsdiag")
-    return [head, *old]
-
-
 def main() -> None:
     write("every_end.jsonl", every_end())
     write("emulated.jsonl", emulated())
     write("older.jsonl", older())
-    write("schema_0.jsonl", schema_0())
     lines = every_end()
     write("torn.jsonl", lines[:6], torn=json.dumps(lines[6])[:200])
     write("newer.jsonl", [header(MAC, "mpsdiag bench", schema=99)])

@@ -38,7 +38,7 @@ class Quiet:
 class FakeExecutor:
     """Answers at once, in this process; `answers` maps (seed, round) to a status or to an Ended."""
 
-    def __init__(self, answers=None, samples=lambda job: [0.1] * job.repeats):
+    def __init__(self, answers=None, samples=lambda job: [0.1] * job.cell.repeats):
         self.answers = answers or {}
         self.samples = samples
         self.ran = []
@@ -59,7 +59,7 @@ class FakeExecutor:
         timing = None
         if job.round and answer == "ok":
             samples = self.samples(job)
-            timing = Timing(device="cpu", warmup=job.warmup, train_step=samples, eval_step=samples)
+            timing = Timing(device="cpu", warmup=job.cell.warmup, train_step=samples, eval_step=samples)
         measured = None if job.round else Measured(eval_loss=5.0)
         return Ended(status=answer, started=NOW, seconds=0.5, timing=timing, measured=measured)
 

@@ -43,9 +43,9 @@ def isolation():
 
 
 def bench(folder):
-    plan = Plan(tuple(Cell(seed=seed) for seed in range(CELLS)))
+    plan = Plan(tuple(Cell(seed=seed, repeats=1) for seed in range(CELLS)))
     header = Header(mpsdiag="0", command="kill", created="now")
-    settings = Settings(rule=StopRule(ROUNDS, ROUNDS), function="fake_cells:quick", repeats=1)
+    settings = Settings(rule=StopRule(ROUNDS, ROUNDS), function="fake_cells:quick")
     executor = LocalExecutor(isolation(), logs=folder / "logs")
     return Run(plan, folder, header, {"torch": "2"}, executor, Silent(), settings).run().exit_code
 

@@ -43,7 +43,7 @@ def test_safe_attention_is_correct_and_exact():
 
 def test_the_timing_leg_is_not_emulated_and_uses_the_clock_around_the_work_alone():
     ticks = itertools.count()
-    answer = timing(Cell(emulate="2.8", **SMALL), 1, 3, clock=lambda: float(next(ticks)))
+    answer = timing(Cell(emulate="2.8", warmup=1, repeats=3, **SMALL), clock=lambda: float(next(ticks)))
     found = answer.timing
     assert answer.status == "ok"
     assert found.device == "cpu"
@@ -54,7 +54,7 @@ def test_the_timing_leg_is_not_emulated_and_uses_the_clock_around_the_work_alone
 
 
 def test_a_job_runs_the_leg_of_its_round():
-    job = Job(key="k", cell=Cell(**{**SMALL, "train_steps": 0}), round=2, warmup=0, repeats=2, log="")
+    job = Job(key="k", cell=Cell(**{**SMALL, "train_steps": 0, "warmup": 0, "repeats": 2}), round=2, log="")
     found = run_cell(job).timing
     assert found.train_step == []
     assert len(found.eval_step) == 2

@@ -64,6 +64,14 @@ def test_one_cell_a_key_however_often_it_is_named():
     assert len(cells) == len(set(cells)) == 2  # left and right; the macOS of no emulation is none
 
 
+@pytest.mark.parametrize(
+    ("model", "asked", "threads"), [("tiny-gpt2", None, 1), ("tiny-gpt2", 3, 3), ("some/model", None, None)]
+)
+def test_how_a_cell_is_timed_is_part_of_it(model, asked, threads):
+    text = f"warmup = 7\nrepeats = 9\n{f'threads = {asked}' if asked else ''}\n[axes]\nmodel = '{model}'"
+    assert {(c.warmup, c.repeats, c.threads) for c in plan(text).cells} == {(7, 9, threads)}
+
+
 def test_a_macos_that_cannot_be_emulated_is_refused():
     with pytest.raises(BadInput, match="no macOS 12"):
         plan("[axes]\nemulate = '2.8'\nemulate_macos = 12")

@@ -39,7 +39,7 @@ def test_twelve_cells_with_six_faults_make_twelve_true_lines_and_exit_code_3(tmp
     assert session.exit_code(outcome) == 3
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert len(lines) == 13
-    assert all(json.loads(line)["schema"] == 1 for line in lines)
+    assert all(json.loads(line)["schema"] == 2 for line in lines)
     found = {r.cell.seed: (r.status, r.signal) for r in read_journal(tmp_path).records}
     assert found == {seed: ENDS[FAULTS[seed]] if seed in FAULTS else ("ok", None) for seed in range(12)}
     assert "crash" in " ".join(session.closing(outcome))

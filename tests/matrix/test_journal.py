@@ -62,7 +62,7 @@ def test_every_line_carries_its_schema_and_is_strict_json(tmp_path, header):
         raise AssertionError(word)
 
     for line in lines(path)[:-1]:
-        assert json.loads(line, parse_constant=refuse)["schema"] == 1
+        assert json.loads(line, parse_constant=refuse)["schema"] == 2
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
@@ -118,31 +118,46 @@ def test_no_bytes_break_the_reader(data):
         parse_journal(data, "journal")
 
 
-def test_schema_0_is_migrated(tmp_path):
-    journal = read_journal(DATA / "schema_0.jsonl")
-    assert journal.header.mpsdiag == "0.0.1"
-    assert [(r.status, r.reason, r.seconds, r.round) for r in journal.records] == [
-        ("ok", None, 1.25, 0),
-        ("error", "ValueError: no", 0.5, 0),
-    ]
+def test_schema_1_is_migrated():
+    """The sample is what that version wrote, byte for byte."""
+    journal = read_journal(DATA / "schema_1.jsonl")
     assert journal.warnings == []
+    assert [(r.status, r.cell.attention, r.round) for r in journal.records] == [
+        ("nan", "sdpa", 0),
+        ("ok", "safe_sdpa", 0),
+        ("ok", "sdpa", 1),
+        ("ok", "safe_sdpa", 1),
+    ]
+    versions = {name: journal.header.environment["versions"][name] for name in ("torch", "transformers")}
+    for record in journal.records:
+        assert record.key == record.cell.key(versions)  # so that bench resumes it
+        assert (record.cell.warmup, record.cell.repeats, record.cell.threads) == (2, 5, 1)
+        if record.timing is not None:  # what the line itself says about it
+            assert (record.timing.warmup, len(record.timing.eval_step), record.timing.threads) == (2, 5, 1)
+
+
+def test_a_migrated_line_without_versions_keeps_its_key():
+    lines = (DATA / "schema_1.jsonl").read_text().splitlines()
+    document = {**json.loads(lines[1]), "environment": {}}
+    [record] = parse_journal(f"{lines[0]}\n{json.dumps(document)}\n".encode(), "journal").records
+    assert record.key == document["key"]
 
 
 def test_there_is_a_step_from_every_older_schema():
-    assert sorted(migrations.STEPS) == list(range(migrations.SCHEMA))
+    assert sorted(migrations.STEPS) == list(range(1, migrations.SCHEMA))
 
 
 def test_a_newer_schema_is_refused_with_a_sentence(tmp_path, header):
     path = tmp_path / "journal.jsonl"
     write(path, header, record(1))
-    path.write_bytes(path.read_bytes() + b'{"schema": 2, "kind": "cell"}\n')
+    path.write_bytes(path.read_bytes() + b'{"schema": 3, "kind": "cell"}\n')
     with pytest.raises(
-        BadInput, match=r"line 3 was written by a newer mpsdiag \(schema 2; this one reads up to 1\)"
+        BadInput, match=r"line 3 was written by a newer mpsdiag \(schema 3; this one reads up to 2\)"
     ):
         read_journal(path)
 
 
-@pytest.mark.parametrize("text", ["", "\n", "hello\n", "{}\n", '{"schema": 1, "kind": "cell"}\n', "[]\n"])
+@pytest.mark.parametrize("text", ["", "\n", "hello\n", "{}\n", '{"schema": 2, "kind": "cell"}\n', "[]\n"])
 def test_what_is_no_journal_is_refused(tmp_path, text):
     path = tmp_path / "journal.jsonl"
     path.write_text(text)

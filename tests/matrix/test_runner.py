@@ -5,6 +5,7 @@ from mpsdiag.matrix.expand import Plan, Skipped
 from mpsdiag.matrix.interrupt import Stop
 from mpsdiag.matrix.job import Ended
 from mpsdiag.matrix.journal import read_journal
+from mpsdiag.matrix.provenance import kind
 from mpsdiag.matrix.record import Cell
 from mpsdiag.matrix.rounds import StopRule
 
@@ -146,17 +147,37 @@ def test_logs_are_named_by_the_key_alone(start_run, executor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "settings", "verdict", "timing"),
-    [
-        ("tiny-gpt2", {}, 1, 1),
-        ("tiny-gpt2", {"threads": 3}, 3, 3),
-        ("some/model", {}, None, None),
-        ("some/model", {"jobs": 10**6}, 1, None),  # timings run alone
-    ],
+    ("asked", "jobs", "verdict", "timing"),
+    [(None, 1, None, None), (3, 1, 3, 3), (None, 10**6, 1, None), (3, 10**6, 3, 3)],  # timings run alone
 )
-def test_threads(start_run, executor, model, settings, verdict, timing):
+def test_verdicts_at_once_share_the_cores(start_run, executor, asked, jobs, verdict, timing):
     threads = []
     spy = executor()
     spy.before_each = lambda job: threads.append(job.threads)
-    start_run([Cell(model=model)], spy, rule=StopRule(1, 1), **settings)
+    start_run([Cell(threads=asked)], spy, rule=StopRule(1, 1), jobs=jobs)
     assert threads == [verdict, timing]
+
+
+@pytest.mark.parametrize("change", [{"warmup": 0}, {"repeats": 1}, {"threads": 2}])
+def test_samples_of_another_way_of_timing_are_not_mixed_in(start_run, seeds, change):
+    start_run(seeds(1), **TWO_ROUNDS)
+    outcome, executor = start_run([Cell(seed=0, **change)], **TWO_ROUNDS)
+    assert [round_ for _, _, round_ in executor.ran] == [0, 1, 2]
+    assert len(outcome.records) == 3
+
+
+def test_a_cell_knows_on_which_kind_of_machine_its_group_ran_before(start_run, seeds, executor):
+    def ended(chip):
+        return Ended(status="ok", started="now", seconds=0.1, environment={"chip": chip})
+
+    start_run(seeds(2), executor({(0, 0): ended("M1"), (1, 0): ended("M4")}), **VERDICTS)
+    machines = {}
+    spy = executor()
+    spy.before_each = lambda job: machines.setdefault((job.cell.seed, job.cell.attention), job.machine)
+    start_run([*seeds(3), Cell(seed=1, attention="eager")], spy, rule=StopRule(1, 1))
+    assert machines == {
+        (0, "sdpa"): kind({"chip": "M1"}),
+        (1, "sdpa"): kind({"chip": "M4"}),
+        (1, "eager"): kind({"chip": "M4"}),
+        (2, "sdpa"): None,
+    }

@@ -34,7 +34,6 @@ def stories(journal):
         "emulated": tell([journal("emulated")]),
         "both": tell([journal("every_end"), journal("emulated")]),
         "compared": tell([journal("every_end")], [journal("older")]),
-        "schema_0": tell([journal("schema_0")]),
         "torn": tell([journal("torn")]),
     }
 

@@ -25,7 +25,7 @@ FORMATS = {
 @pytest.mark.parametrize(
     ("name", "suffix"),
     [(name, suffix) for name in ("every_end", "emulated", "compared") for suffix in FORMATS]
-    + [(name, suffix) for name in ("schema_0", "torn") for suffix in ("txt", "md")],
+    + [("torn", suffix) for suffix in ("txt", "md")],
 )
 def test_it_is_rendered_as_before(stories, name, suffix):
     text = FORMATS[suffix](stories[name])

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mpsdiag.report.pool import pool, records_by_place
+from mpsdiag.matrix.provenance import keep
+from mpsdiag.report.pool import pool
 
 
 def test_rounds_of_a_cell_pool_their_raw_samples(record, journal_of):
@@ -33,7 +34,7 @@ def test_different_environments_are_never_put_together(record, journal_of):
         ("A", [1.0]),
         ("B", [5.0]),
     ]
-    assert [place.label for place, _ in records_by_place([one, other])] == ["A", "B"]
+    assert [place.label for place, _ in keep([one, other]).by_place()] == ["A", "B"]
 
 
 def test_what_differs_between_two_askings_on_one_machine_does_not_tell_machines_apart(record, journal_of):
