@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.catalogue import mode_named
 from mpsdiag.fixes.startup import Wish
@@ -71,8 +72,6 @@ def prepare(
     place = "stock attention is left as it is" if fix == "sdpa" else f"{fix} is in place"
     note = f"{place} for {target} and the Python processes it starts"
     if emulate is not None:
-        from mpsdiag.emulation import Emulation
-
         emulation = Emulation(emulate, macos)
         emulate = emulation.release
         note += f"; attention on the CPU is {emulation.describe()}"

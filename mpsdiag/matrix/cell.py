@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mpsdiag.emulation import EmulatedAbort, Emulation
 from mpsdiag.matrix.job import Answer, Job
 from mpsdiag.matrix.record import Cell, FirstNonfinite, Measured, Timing
 
@@ -33,7 +34,6 @@ def verdict(cell: Cell) -> Answer:
     """Train a few steps and evaluate, under the cell's emulation if it has one, judged by the float64 reference."""
     from mpsdiag.device import reset_peak_memory
     from mpsdiag.diagnosis.scenario import run_case
-    from mpsdiag.emulation import EmulatedAbort
 
     reset_peak_memory(cell.device)
     try:
@@ -105,7 +105,6 @@ def case_of(cell: Cell, *, emulated: bool = True) -> Case:
         emulated: Whether its emulation, if it has one, is to be in effect.
     """
     from mpsdiag.diagnosis.case import Case
-    from mpsdiag.emulation import Emulation
 
     emulation = None
     if emulated and cell.emulate is not None:

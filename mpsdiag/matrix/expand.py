@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpsdiag import device
+from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.matrix import availability
 from mpsdiag.matrix.record import Cell
@@ -137,9 +138,5 @@ def _resolved(point: dict[str, Any], device_of: Callable[[str], str]) -> dict[st
     """Name the device; an emulation is one of MPS on the CPU, and without one no macOS is emulated."""
     if point["emulate"] is None:
         return {**point, "device": device_of(point["device"]), "emulate_macos": None}
-    from mpsdiag.emulation import (
-        Emulation,
-    )  # brings torch, which a matrix without emulation can do without here
-
     Emulation(point["emulate"], macos=point["emulate_macos"])  # refuses what cannot be emulated
     return {**point, "device": "cpu" if point["device"] == "auto" else device_of(point["device"])}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from mpsdiag.emulation import RELEASES
 from mpsdiag.errors import BadInput, nearest
 from mpsdiag.matrix.rounds import StopRule
 from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TrainerVariant
@@ -35,8 +36,6 @@ def _release(value: str | None) -> str | None:
     """
     if value is None:
         return None
-    from mpsdiag.emulation.releases import RELEASES
-
     minor = ".".join(value.split(".")[:2])
     if minor not in RELEASES:
         raise ValueError(f"there is no emulation of torch '{value}'. {nearest(value, RELEASES)}")

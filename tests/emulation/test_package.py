@@ -1,0 +1,27 @@
+"""What the package gives at once, and what it loads on first use."""
+
+import subprocess
+import sys
+
+import pytest
+
+import mpsdiag.emulation
+
+
+def test_naming_an_emulation_loads_no_torch_and_what_computes_is_there():
+    code = """
+import sys
+from mpsdiag.emulation import DEFECTS, RELEASES, Emulation
+Emulation("2.8", macos=15)
+print("torch" in sys.modules)
+from mpsdiag.emulation import emulate_mps
+print(emulate_mps.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "mpsdiag.emulation.mode"]
+
+
+def test_every_name_is_there_and_no_other():
+    assert all(getattr(mpsdiag.emulation, name) is not None for name in mpsdiag.emulation.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'emulate'"):
+        _ = mpsdiag.emulation.emulate
