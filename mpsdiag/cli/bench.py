@@ -181,7 +181,7 @@ def _report(session: Session, outcome: Outcome, *, as_json: bool) -> None:
     from mpsdiag.serialization import dumps
 
     folder = session.request.out
-    story = tell([read_journal(folder / JOURNAL)])
+    story = tell([read_journal(folder / JOURNAL)], baseline=session.request.spec.baseline)
     written = write_folder(story, folder)
     if as_json:
         typer.echo(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))

@@ -11,7 +11,7 @@ import typer
 
 from mpsdiag.cli import options
 from mpsdiag.errors import BadInput, one_of
-from mpsdiag.words import EXIT_FOUND, EXIT_OK
+from mpsdiag.words import ATTENTION_MODES, EXIT_FOUND, EXIT_OK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,10 @@ def report(
         list[str] | None,
         typer.Option("--fail-if", metavar="GATE", help="Exit 1 if it holds, such as 'any nan in safe_sdpa'."),
     ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", help="Attention mode that ratios are to. [that of the first journal]"),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Render journals again: the verdict, which fix resolves it, what it costs.
@@ -53,18 +57,24 @@ def report(
     with collector_paused():
         journals = _journals(results)
         gates = _gates(fail_if or [], journals)
-        _render(journals, _journals(against or []), chosen, out)
+        if baseline is not None:
+            one_of("attention mode", baseline, ATTENTION_MODES)
+        _render(journals, _journals(against or []), chosen, out, baseline)
         tripped = _tripped(gates, journals)
     raise typer.Exit(EXIT_FOUND if tripped else EXIT_OK)
 
 
 def _render(
-    journals: Sequence[Journal], against: Sequence[Journal], form: str | None, out: Path | None
+    journals: Sequence[Journal],
+    against: Sequence[Journal],
+    form: str | None,
+    out: Path | None,
+    baseline: str | None,
 ) -> None:
     from mpsdiag.report.export import text_of, write_folder
     from mpsdiag.report.story import tell
 
-    story = tell(journals, against)
+    story = tell(journals, against, baseline)
     for note in story.notes:
         _say(note)
     if out is not None and form is None:

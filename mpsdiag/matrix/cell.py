@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mpsdiag.diagnosis.case import Case, Outcome
 
 DEFAULT_MACOS = 15
+EMULATED_ABORT = "emulated abort"
+"""How the reason of a cell begins whose process would be gone on a Mac."""
 
 
 def run_cell(job: Job) -> Answer:
@@ -40,7 +42,7 @@ def verdict(cell: Cell) -> Answer:
         outcome = run_case(case_of(cell))
     except EmulatedAbort as problem:
         # On a Mac the process would be gone; here it is not, so that the reason can be told.
-        return Answer(status="crash", reason=f"emulated abort: {str(problem).splitlines()[0]}")
+        return Answer(status="crash", reason=f"{EMULATED_ABORT}: {str(problem).splitlines()[0]}")
     return Answer(status=outcome.status, reason=outcome.reason, measured=measured(outcome, cell.device))
 
 
@@ -61,9 +63,10 @@ def timing(cell: Cell, clock: Callable[[], float] = time.perf_counter) -> Answer
 
     with prepare(case_of(cell, emulated=False)) as prepared:
         devices.reset_peak_memory(cell.device)
-        # As many tokens as there are to be had: the batch that costs most, and the same one in every cell.
+        # The same batches in every cell: padded ones, where a fix has work to do, and of those the most costly.
         train, evaluation = (
-            max(batches, key=_tokens) for batches in (prepared.train_batches, prepared.eval_batches)
+            max(batches, key=lambda batch: (_pads(batch) > 0, _tokens(batch)))
+            for batches in (prepared.train_batches, prepared.eval_batches)
         )
         works: list[tuple[Callable[[Any], Any], Any, list[float]]] = [(prepared.eval_step, evaluation, [])]
         if cell.train_steps:
@@ -90,9 +93,9 @@ def timing(cell: Cell, clock: Callable[[], float] = time.perf_counter) -> Answer
         train_step=samples_of.get("train_step", []),
         eval_step=samples_of["eval_step"],
         train_tokens=_tokens(train),
-        train_pads=train["input_ids"].numel() - _tokens(train),
+        train_pads=_pads(train),
         eval_tokens=_tokens(evaluation),
-        eval_pads=evaluation["input_ids"].numel() - _tokens(evaluation),
+        eval_pads=_pads(evaluation),
     )
     return Answer(status="ok", timing=result, measured=_memory(Measured(), cell.device))
 
@@ -148,3 +151,7 @@ def _memory(found: Measured, device: str) -> Measured:
 def _tokens(batch: Any) -> int:
     mask = batch.get("attention_mask")
     return int(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _pads(batch: Any) -> int:
+    return int(batch["input_ids"].numel()) - _tokens(batch)

@@ -12,6 +12,7 @@ from mpsdiag import device
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.matrix import availability
+from mpsdiag.matrix.fingerprint import fingerprint
 from mpsdiag.matrix.record import Cell
 from mpsdiag.matrix.spec import AXES, MatrixSpec, Rule
 from mpsdiag.words import BUILTIN_MODELS
@@ -43,6 +44,7 @@ def expand(
     *,
     unavailable: Reason = availability.unavailable,
     resolve: Callable[[str], str] = device.resolve,
+    files: Callable[[tuple[str, ...]], str | None] = fingerprint,
 ) -> Plan:
     """List the cells of a matrix.
 
@@ -50,11 +52,12 @@ def expand(
         spec: The matrix.
         unavailable: Says why a cell cannot run here, None if it can; asks the device and the fixes by default.
         resolve: Turns a device's word into one device; `mpsdiag.device.resolve` by default.
+        files: Makes a fingerprint of local files.
 
     Raises:
         BadInput: It has more cells than `max_cells`, or none; or a macOS that cannot be emulated.
     """
-    cells = _cells(spec, resolve)
+    cells = _cells(spec, resolve, files)
     if not cells:
         raise BadInput(f"The matrix '{spec.name}' has no cells: its exclude rules leave none.")
     if len(cells) > spec.max_cells:
@@ -92,7 +95,9 @@ def shard(plan: Plan, index: int, count: int, group: Callable[[Cell], Any]) -> P
     )
 
 
-def _cells(spec: MatrixSpec, resolve: Callable[[str], str]) -> list[Cell]:
+def _cells(
+    spec: MatrixSpec, resolve: Callable[[str], str], files: Callable[[tuple[str, ...]], str | None]
+) -> list[Cell]:
     axes = {name: getattr(spec.axes, name) for name in AXES}
     points = [point for point in _points(axes) if not any(_matches(rule, point) for rule in spec.exclude)]
     for rule in spec.include:
@@ -107,10 +112,21 @@ def _cells(spec: MatrixSpec, resolve: Callable[[str], str]) -> list[Cell]:
         "warmup": spec.warmup,
         "repeats": spec.repeats,
     }
+    data = tuple(one for one in (spec.dataset, spec.eval_dataset) if one is not None)
+
+    @functools.cache
+    def files_of(model: str) -> str | None:
+        return files((model, *data))
+
     return list(
         dict.fromkeys(
             Cell.model_validate(
-                {**_resolved(point, device_of), **fixed, "threads": _threads(point["model"], spec.threads)}
+                {
+                    **_resolved(point, device_of),
+                    **fixed,
+                    "threads": _threads(point["model"], spec.threads),
+                    "files": files_of(point["model"]),
+                }
             )
             for point in points
         )

@@ -100,6 +100,20 @@ class Fleet:
         said = self._ask("unavailable", cell.model_dump_json())
         return next((str(reason) for reason in said.values() if reason is not None), None)
 
+    def files(self, names: tuple[str, ...]) -> str | None:
+        """A fingerprint of local files of the workers.
+
+        Raises:
+            BadInput: Not the same on all of them.
+        """
+        said = self._ask("files", json.dumps(names))
+        if len(set(said.values())) > 1:
+            raise BadInput(
+                f"The files of {', '.join(names)} are not the same on all workers of {self.address}. Copy them again."
+            )
+        found = next(iter(said.values()))
+        return None if found is None else str(found)
+
     def submit(self, function: Callable[..., Any], request: str, address: str, **options: Any) -> Any:
         """Have one worker call a function; a future.
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from mpsdiag.matrix.gate import AnyGate, CompareGate, Gate, Term
 from mpsdiag.matrix.job import BAD_ENDS
-from mpsdiag.matrix.measures import measure
+from mpsdiag.matrix.measures import measure, ratio_of_times
 from mpsdiag.matrix.provenance import Place
 from mpsdiag.matrix.record import Cell, Record
 
@@ -88,15 +88,12 @@ def _compare(gate: CompareGate, places: Sequence[tuple[str, Rounds]]) -> Judgeme
     ]
     for left, right in _pairs(gate, list(dict.fromkeys(cell for _, cells in ran for cell in cells))):
         name = next(cell.title for cell in (left, right) if cell is not None)
-        numbers = [
-            (label, one, other)
-            for label, cells in ran
-            if (one := _number(gate.left, left, cells)) is not None
-            and (other := _number(gate.right, right, cells)) is not None
+        known = [
+            (label, pair) for label, cells in ran if (pair := _numbers(gate, left, right, cells)) is not None
         ]
-        if not numbers:
+        if not known:
             unknown.append(f"{gate}: a number is missing ({name})")
-        for label, one, other in numbers:
+        for label, (one, other) in known:
             what = f"{gate}: {one:.6g} against {other:.6g} ({name}){label}"
             if math.isnan(one) or math.isnan(other):
                 unknown.append(what)
@@ -115,12 +112,22 @@ def _ran(rounds: Sequence[Record]) -> bool:
     return any(record.status != "skip" for record in rounds)
 
 
-def _number(term: Term, cell: Cell | None, cells: Rounds) -> float | None:
-    """What a side of a comparison comes to in one environment; None where that does not know."""
-    if cell is None:
-        return term.factor
-    value = measure(cells.get(cell, ()), term.measure)
-    return None if value is None else term.factor * value
+def _numbers(
+    gate: CompareGate, left: Cell | None, right: Cell | None, cells: Rounds
+) -> tuple[float, float] | None:
+    """What the two sides of a comparison come to in one environment; None where that does not know."""
+    one, other = _value(gate.left, left, cells), _value(gate.right, right, cells)
+    if one is None or other is None:
+        return None
+    if left is not None and right is not None and gate.left.measure == gate.right.measure:
+        ratio = ratio_of_times(cells[left], cells[right], gate.left.measure)
+        if ratio is not None:  # times are compared round by round, as in the report
+            one = ratio * other
+    return gate.left.factor * one, gate.right.factor * other
+
+
+def _value(term: Term, cell: Cell | None, cells: Rounds) -> float | None:
+    return 1.0 if cell is None else measure(cells.get(cell, ()), term.measure)
 
 
 def _pairs(gate: CompareGate, cells: Sequence[Cell]) -> Iterable[tuple[Cell | None, Cell | None]]:

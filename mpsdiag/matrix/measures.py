@@ -6,12 +6,34 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from mpsdiag.matrix.record import Record
-from mpsdiag.matrix.statistics import median
+from mpsdiag.matrix.statistics import median, ratio_of_rounds
+
+TIMES: Final = {"train_time": "train_step", "eval_time": "eval_step"}
 
 
 def measure(rounds: Sequence[Record], name: str) -> float | None:
     """A measure of a cell: medians of times in seconds, memory in bytes, losses in nats; None where there is none."""
     return MEASURES[name](rounds)
+
+
+def ratio_of_times(ours: Sequence[Record], theirs: Sequence[Record], name: str) -> float | None:
+    """The ratio of two cells' times as the report gives it: over the rounds that both ran, None where there are none.
+
+    Args:
+        ours: Rounds of a cell.
+        theirs: Those of the one it is compared with.
+        name: A measure.
+    """
+    if name not in TIMES:
+        return None
+    sides = [
+        {one.round: samples for one in rounds if one.timing and (samples := getattr(one.timing, TIMES[name]))}
+        for rounds in (ours, theirs)
+    ]
+    common = sorted(sides[0].keys() & sides[1].keys())
+    if not common:
+        return None
+    return ratio_of_rounds([sides[0][one] for one in common], [sides[1][one] for one in common])
 
 
 def _timed(kind: str) -> Callable[[Sequence[Record]], float | None]:
@@ -39,8 +61,7 @@ def _memory(rounds: Sequence[Record]) -> float | None:
 
 
 MEASURES: Final[Mapping[str, Callable[[Sequence[Record]], float | None]]] = {
-    "train_time": _timed("train_step"),
-    "eval_time": _timed("eval_step"),
+    **{name: _timed(kind) for name, kind in TIMES.items()},
     "memory": _memory,
     **{
         name: _found(name)

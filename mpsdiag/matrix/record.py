@@ -18,6 +18,7 @@ SCHEMA = 2
 
 # JSON has no NaN: non-finite numbers are written as strings and read back as numbers.
 Number = Annotated[float, BeforeValidator(number)]
+Seconds = Annotated[Number, Field(gt=0, le=1e7, allow_inf_nan=False)]
 
 
 class Cell(BaseModel):
@@ -47,6 +48,8 @@ class Cell(BaseModel):
     """Timed steps of each kind in a timing round."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that torch gets; its own choice if None."""
+    files: str | None = None
+    """Fingerprint of the local files that model and data are read from; None if there are none."""
 
     @property
     def title(self) -> str:
@@ -72,8 +75,8 @@ class Timing(BaseModel):
     warmup: int
     threads: int | None = None
     """CPU threads that torch used."""
-    train_step: list[Number] = Field(default_factory=list)
-    eval_step: list[Number] = Field(default_factory=list)
+    train_step: list[Seconds] = Field(default_factory=list)
+    eval_step: list[Seconds] = Field(default_factory=list)
     train_tokens: int = 0
     """Real tokens of the batch that every timed training step ran; the same batch each time."""
     train_pads: int = 0
@@ -141,7 +144,7 @@ class Record(BaseModel):
     log_tail: str = ""
     started: str
     """UTC, ISO 8601."""
-    seconds: Number
+    seconds: Annotated[Number, Field(ge=0, allow_inf_nan=False)]
     measured: Measured | None = None
     timing: Timing | None = None
     environment: dict[str, Any] = Field(default_factory=dict)

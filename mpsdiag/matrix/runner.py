@@ -120,7 +120,9 @@ class Run:
         """
         path = self.folder / JOURNAL
         if path.exists() and path.stat().st_size:
-            read_journal(path)  # refuses what is no journal before anything of it is touched
+            # Refuses what is no journal before anything of it is touched; a torn line is told before it is mended.
+            for warning in read_journal(path).warnings:
+                self.listener.note(warning)
         with JournalWriter(path, self.header) as journal, Interruptible(self.stop):
             self._remember(path)
             self._skip(journal)
@@ -132,8 +134,6 @@ class Run:
 
     def _remember(self, path: Path) -> None:
         journal = read_journal(path)
-        for warning in journal.warnings:
-            self.listener.note(warning)
         again = {"interrupted", *self.settings.retry}
         self._done = {place: one for place, one in journal.finished().items() if one.status not in again}
         for record in self._done.values():

@@ -206,7 +206,7 @@ def prepare(request: Request, note: Callable[[str], None] = lambda _: None) -> S
         fleet = connect(request.cluster)
         preload = None if request.isolation is None else request.isolation.preload
         cluster = ClusterExecutor(fleet, preload, told=note)
-        plan = expand(request.spec, unavailable=fleet.unavailable, resolve=fleet.resolve)
+        plan = expand(request.spec, unavailable=fleet.unavailable, resolve=fleet.resolve, files=fleet.files)
         facts, versions = fleet.environment, fleet.versions
     else:
         _require_inputs(request.spec)

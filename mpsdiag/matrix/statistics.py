@@ -151,6 +151,18 @@ def ratio_interval_of_rounds(
     return _ordered(*np.quantile(drawn, [tail, 1 - tail]))
 
 
+def ratio_of_rounds(rounds: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> float:
+    """Median over rounds of the ratio of medians: what `ratio_interval_of_rounds` is the interval of.
+
+    A machine that gets slow from one round to the next does not touch it, since both sides of a round ran side by side.
+
+    Args:
+        rounds: Samples of the cell, one sequence a round, none empty.
+        baseline: Those of the baseline, the same rounds in the same order.
+    """
+    return median([median(ours) / median(theirs) for ours, theirs in zip(rounds, baseline, strict=True)])
+
+
 def mann_whitney(samples: Sequence[float], baseline: Sequence[float]) -> float | None:
     """Two-sided p-value that neither side tends to be larger (Mann-Whitney U); None if either is empty."""
     if not len(samples) or not len(baseline):

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mpsdiag.matrix.fingerprint import fingerprint
 from mpsdiag.matrix.interrupt import Stop
 from mpsdiag.matrix.isolation import Isolation, start_method
 from mpsdiag.matrix.job import Job
@@ -73,11 +74,14 @@ def describe(dask_worker: Any = None) -> dict[str, Any]:
 
 
 def answer(question: str, argument: str) -> str | None:
-    """On a worker: answer about its device."""
+    """On a worker: answer about its device, or about its files."""
     if question == "resolve":
         from mpsdiag.device import resolve
 
         return resolve(argument)
+    if question == "files":
+        fingerprint.cache_clear()  # a worker lives longer than a file stays as it is
+        return fingerprint(tuple(json.loads(argument)))
     from mpsdiag.matrix.availability import unavailable
 
     return unavailable(Cell.model_validate_json(argument))

@@ -11,8 +11,11 @@ from mpsdiag.matrix.statistics import (
     NOISY,
     bootstrap_interval,
     iqr_ratio,
+    mad,
+    mann_whitney,
     ratio_interval,
     ratio_interval_of_rounds,
+    ratio_of_rounds,
 )
 from mpsdiag.report.marks import Mark, mark, severity
 from mpsdiag.report.pool import Result
@@ -32,6 +35,10 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     n: int = 0
+    mad: float | None = None
+    """Median absolute deviation of the samples, of durations only."""
+    p: float | None = None
+    """That neither side tends to be larger (Mann-Whitney, two-sided), of ratios only."""
     noisy: bool = False
     """The interquartile range is more than a tenth of the median."""
 
@@ -50,6 +57,8 @@ class CostRow:
     eval_ratio: Estimate | None
     tokens_per_second: float | None
     """Real tokens (pads not counted) of an evaluation step in a second."""
+    train_tokens_per_second: float | None
+    """Those of a training step."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,8 @@ def _table(side: str, timed: Sequence[Result], baseline: str, budget: Budget) ->
                 eval_step=_estimate(one.eval_step, full=full),
                 train_ratio=ratio(one.train_rounds, reference.train_rounds, full=full) if reference else None,
                 eval_ratio=ratio(one.eval_rounds, reference.eval_rounds, full=full) if reference else None,
-                tokens_per_second=_rate(one),
+                tokens_per_second=_rate(one.eval_tokens, one.eval_step),
+                train_tokens_per_second=_rate(one.train_tokens, one.train_step),
             )
         )
     return CostTable(
@@ -159,6 +169,7 @@ def _estimate(values: Sequence[float], *, full: bool) -> Estimate | None:
         low=spread.low if spread else None,
         high=spread.high if spread else None,
         n=len(values),
+        mad=mad(values),
         noisy=full and iqr_ratio(values) > NOISY,
     )
 
@@ -167,30 +178,35 @@ Rounds = Mapping[int, Sequence[float]]
 
 
 def ratio(ours: Rounds, theirs: Rounds, *, full: bool) -> Estimate | None:
-    """Ratio of medians; with `full` its interval, by rounds where both sides ran the same rounds.
+    """Median ratio over the rounds that both sides ran; with `full` its interval and the Mann-Whitney test.
+
+    Other rounds, where the stop rule gave one side more of them, are another time of day and say nothing about the
+    ratio. Without any common round it is the ratio of all medians.
 
     Args:
         ours: Samples in seconds by round.
         theirs: Those that are divided by.
         full: Whether to compute the interval.
     """
-    above = [value for values in ours.values() for value in values]
-    below = [value for values in theirs.values() for value in values]
-    if not above or not below or statistics.median(below) <= 0:
+    common = sorted(ours.keys() & theirs.keys())
+    above, below = ([rounds[one] for one in common or sorted(rounds)] for rounds in (ours, theirs))
+    ours_flat, theirs_flat = ([value for values in side for value in values] for side in (above, below))
+    if not ours_flat or not theirs_flat:
         return None
-    value = statistics.median(above) / statistics.median(below)
-    spread = None
-    if full and ours.keys() == theirs.keys():
-        order = sorted(ours)
-        spread = ratio_interval_of_rounds([ours[one] for one in order], [theirs[one] for one in order])
-    elif full:
-        spread = ratio_interval(above, below)
+    if common:
+        value = ratio_of_rounds(above, below)
+        spread = ratio_interval_of_rounds(above, below) if full else None
+    else:
+        value = statistics.median(ours_flat) / statistics.median(theirs_flat)
+        spread = ratio_interval(ours_flat, theirs_flat) if full else None
     return Estimate(
-        value, low=spread.low if spread else None, high=spread.high if spread else None, n=len(above)
+        value,
+        low=spread.low if spread else None,
+        high=spread.high if spread else None,
+        n=len(ours_flat),
+        p=mann_whitney(ours_flat, theirs_flat) if full else None,
     )
 
 
-def _rate(result: Result) -> float | None:
-    if not result.eval_tokens or not result.eval_step:
-        return None
-    return result.eval_tokens / statistics.median(result.eval_step)
+def _rate(tokens: int, steps: Sequence[float]) -> float | None:
+    return tokens / statistics.median(steps) if tokens and steps else None

@@ -32,6 +32,7 @@ _FREE_TEXTS = (
     "key",
     "reason",
     "timed_on",
+    "files",
 )
 _COUNTS = (
     "emulate_macos",
@@ -43,6 +44,13 @@ _COUNTS = (
     "peak_memory",
     "eval_step_n",
     "train_step_n",
+    "threads",
+    "real_tokens",
+    "pad_tokens",
+    "eval_tokens",
+    "eval_pads",
+    "train_tokens",
+    "train_pads",
 )
 
 # A spreadsheet takes a text that begins so for a formula, and runs it.
@@ -127,6 +135,9 @@ def _measured(measured: Measured) -> dict[str, Any]:
         "stock_eval_loss": _loss(measured.stock_eval_loss),
         "loss_moved_by": _loss(measured.loss_moved_by),
         "last_train_loss": _loss(measured.train_losses[-1] if measured.train_losses else None),
+        "last_grad_norm": _loss(measured.grad_norms[-1] if measured.grad_norms else None),
+        "real_tokens": measured.real_tokens,
+        "pad_tokens": measured.pad_tokens,
         "eval_batches_run": len(measured.eval_losses),
         "nonfinite_batches": measured.nonfinite_batches,
         "dead_rows": measured.dead_rows,
@@ -146,13 +157,25 @@ def _timed(cost: CostRow) -> dict[str, Any]:
     return {
         "rank": cost.rank,
         "tokens_per_second": cost.tokens_per_second,
-        **_estimate("eval_step", cost.eval_step),
-        "eval_step_n": cost.eval_step.n if cost.eval_step else 0,
-        **_estimate("train_step", cost.train_step),
-        "train_step_n": cost.train_step.n if cost.train_step else 0,
-        **_estimate("eval_ratio", cost.eval_ratio if claims else None),
-        **_estimate("train_ratio", cost.train_ratio if claims else None),
+        "train_tokens_per_second": cost.train_tokens_per_second,
+        "eval_tokens": cost.result.eval_tokens,
+        "eval_pads": cost.result.eval_pads,
+        "train_tokens": cost.result.train_tokens,
+        "train_pads": cost.result.train_pads,
+        **_step("eval_step", cost.eval_step),
+        **_step("train_step", cost.train_step),
+        **_ratio("eval_ratio", cost.eval_ratio if claims else None),
+        **_ratio("train_ratio", cost.train_ratio if claims else None),
     }
+
+
+def _step(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    spread, number = (estimate.mad, estimate.n) if estimate else (None, 0)
+    return {**_estimate(name, estimate), f"{name}_mad": spread, f"{name}_n": number}
+
+
+def _ratio(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    return {**_estimate(name, estimate), f"{name}_p": estimate.p if estimate else None}
 
 
 def _estimate(name: str, estimate: Estimate | None) -> dict[str, float | None]:
@@ -166,7 +189,9 @@ _NOT_TIMED = dict.fromkeys(
     (
         "rank",
         "tokens_per_second",
-        *(f"{step}{part}" for step in ("eval_step", "train_step") for part in ("", "_low", "_high", "_n")),
-        *(f"{ratio}{part}" for ratio in ("eval_ratio", "train_ratio") for part in ("", "_low", "_high")),
+        "train_tokens_per_second",
+        *(f"{kind}_{what}" for kind in ("eval", "train") for what in ("tokens", "pads")),
+        *(f"{kind}_step{part}" for kind in ("eval", "train") for part in ("", "_low", "_high", "_mad", "_n")),
+        *(f"{kind}_ratio{part}" for kind in ("eval", "train") for part in ("", "_low", "_high", "_p")),
     )
 )

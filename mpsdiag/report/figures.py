@@ -34,6 +34,11 @@ def ratio(value: float | None, low: float | None = None, high: float | None = No
     return text if low is None or high is None else f"{text} [{low:.2f}, {high:.2f}]"
 
 
+def chance(value: float | None) -> str:
+    """Write a p-value with two digits: `0.031`, `1e-05`."""
+    return NOTHING if value is None else f"{value:.2g}"
+
+
 def memory(value: int | None) -> str:
     """Write a number of bytes: `512 MiB`."""
     if value is None:
@@ -77,5 +82,6 @@ def count(number: int, noun: str) -> str:
 def _three(value: float) -> str:
     if value == 0:
         return "0"
+    value = float(f"{value:.3g}")  # first, so that 99.97 is 100 and not 100.0
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(digits, 6)}f}" if digits else f"{float(f'{value:.3g}'):.0f}"
+    return f"{value:.{min(digits, 6)}f}"

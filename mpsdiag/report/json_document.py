@@ -130,6 +130,11 @@ def _timing(result: Result, cost: CostRow) -> dict[str, Any]:
         "eval_ratio": _claim(cost.eval_ratio, cost),
         "train_ratio": _claim(cost.train_ratio, cost),
         "tokens_per_second": cost.tokens_per_second,
+        "train_tokens_per_second": cost.train_tokens_per_second,
+        "eval_tokens": result.eval_tokens,
+        "eval_pads": result.eval_pads,
+        "train_tokens": result.train_tokens,
+        "train_pads": result.train_pads,
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mpsdiag.matrix.cell import EMULATED_ABORT
 from mpsdiag.matrix.provenance import Place, keep
 from mpsdiag.matrix.record import Cell, Measured, Record
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 # What a round found out about the numbers, worst first; the other statuses say that it did not finish.
 FINDINGS = ("nan", "wrong", "ok")
+
+# What a process brings upon itself; SIGKILL and SIGTERM come from outside.
+OWN_SIGNALS = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGTRAP", "SIGFPE"})
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,12 @@ class Result:
     train_rounds: dict[int, list[float]] = field(default_factory=dict)
     eval_rounds: dict[int, list[float]] = field(default_factory=dict)
     timed_on: str | None = None
+    train_tokens: int = 0
+    """Real tokens of a timed training step; pads are counted apart."""
+    train_pads: int = 0
     eval_tokens: int = 0
-    """Real tokens of a timed evaluation step; pads are not counted."""
+    """Those of a timed evaluation step."""
+    eval_pads: int = 0
     peak_memory: int | None = None
     """Bytes, from a round that was not emulated: of the device where it counts them, else of the process."""
     setbacks: list[Setback] = field(default_factory=list)
@@ -56,6 +64,14 @@ class Result:
     def eval_step(self) -> list[float]:
         """Durations of an evaluation step, all rounds together."""
         return [value for values in self.eval_rounds.values() for value in values]
+
+    @property
+    def aborted(self) -> bool:
+        """Some round of it ended by its own fault, as a failed assertion in a kernel ends it, and was not killed."""
+        return any(
+            one.signal in OWN_SIGNALS or (one.reason or "").startswith(EMULATED_ABORT)
+            for one in self.setbacks
+        )
 
     @property
     def correct(self) -> bool:
@@ -119,7 +135,8 @@ def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
             )
         if record.timing is not None:
             result.timed_on = record.timing.device
-            result.eval_tokens = record.timing.eval_tokens
+            for name in ("train_tokens", "train_pads", "eval_tokens", "eval_pads"):
+                setattr(result, name, getattr(record.timing, name))
             if record.timing.train_step:
                 result.train_rounds[record.round] = record.timing.train_step
             if record.timing.eval_step:

@@ -99,21 +99,23 @@ class Story:
         return any(scene.emulated for scene in self.scenes)
 
 
-def tell(journals: Sequence[Journal], against: Sequence[Journal] = ()) -> Story:
+def tell(journals: Sequence[Journal], against: Sequence[Journal] = (), baseline: str | None = None) -> Story:
     """Tell what the journals hold.
 
     Args:
         journals: As `mpsdiag.matrix.journal.read_journal` returns them; at least one.
         against: Older ones to compare with.
+        baseline: Attention mode that ratios are to; that of the first journal if None.
     """
     pooled = pool(journals)
     headers = [journal.header for journal in journals]
-    baseline = headers[0].baseline
     notes = list(pooled.notes)
-    if len({header.baseline for header in headers}) > 1:
-        notes.append(
-            f"The journals name different baselines; '{baseline}', that of the first, is used for all."
-        )
+    if baseline is None:
+        baseline = headers[0].baseline
+        if len({header.baseline for header in headers}) > 1:
+            notes.append(
+                f"The journals name different baselines; '{baseline}', that of the first, is used for all."
+            )
     varying = _varying(pooled.results)
     budget = cost.Budget()
     scenes = tuple(_scenes(pooled, baseline, varying, budget))

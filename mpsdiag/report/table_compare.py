@@ -104,4 +104,6 @@ def _ratio(estimate: Estimate | None) -> Item:
 
 
 def _p(value: float | None) -> Item:
-    return Item(figures.NOTHING, "muted", math.inf) if value is None else Item(f"{value:.2g}", "plain", value)
+    return Item(
+        figures.chance(value), "muted" if value is None else "plain", math.inf if value is None else value
+    )

@@ -22,6 +22,9 @@ def cost_table(panel: Panel, table: CostTable, story: Story, limits: Limits, *, 
         alone: The panel has no siblings, so that its name says nothing.
     """
     where = f"timed on {' and '.join(table.timed_on)}" + (" without emulation" if table.emulated else "")
+    numbers = {row.eval_step.n for row in table.rows if row.eval_step}
+    if len(numbers) == 1:
+        where += f", n = {min(numbers)}"
     notes = []
     if table.baseline_mark is None:
         notes.append(f"The baseline, {story.baseline} attention, was not timed here: no ratios.")
@@ -29,8 +32,15 @@ def cost_table(panel: Panel, table: CostTable, story: Story, limits: Limits, *, 
         notes.append(
             f"The baseline itself came out {table.baseline_mark.text}: its time is a reference, not a goal."
         )
-    if any(row.eval_step and row.eval_step.noisy for row in table.rows):
-        notes.append("~ noisy: the middle half of the samples spreads over more than 10 % of the median.")
+    if any(step.noisy for row in table.rows for step in (row.eval_step, row.train_step) if step):
+        notes.append(
+            "~ noisy: the interquartile range is above 10 % of the median; something else was using the machine, or it "
+            "was throttling."
+        )
+    if all(row.result.eval_pads == 0 for row in table.rows if row.eval_step):
+        notes.append(
+            "The timed batch has no padding: what a fix does with padded rows is not in these times."
+        )
     label = "" if alone else f", {panel.label}"
     made = Table(
         title=f"{table.padding.capitalize()} padding{label}, {where}",
@@ -39,7 +49,9 @@ def cost_table(panel: Panel, table: CostTable, story: Story, limits: Limits, *, 
             Column("attention + trainer"),
             Column("result"),
             Column("eval step", number=True),
+            Column("MAD", number=True, minor=True),
             Column("eval to baseline", number=True),
+            Column("Mann-Whitney p", number=True, minor=True),
             Column("train step", number=True),
             Column("train to baseline", number=True, minor=True),
             Column("tokens/s", number=True),
@@ -61,7 +73,9 @@ def _cost_row(row: CostRow) -> tuple[Item, ...]:
         Item(f"{cell.attention} + {cell.trainer}", tone),
         from_mark(row.mark),
         _duration(row.eval_step, muted=not row.rank),
+        _spread(row.eval_step),
         _ratio(row.eval_ratio, row),
+        _test(row.eval_ratio, row),
         _duration(row.train_step, muted=not row.rank),
         _ratio(row.train_ratio, row),
         Item(figures.rate(row.tokens_per_second), tone, row.tokens_per_second or -1.0),
@@ -89,3 +103,14 @@ def _ratio(estimate: Estimate | None, row: CostRow) -> Item:
     if estimate is None or row.rank is None:
         return Item(figures.NOTHING, "muted", math.inf)
     return Item(figures.ratio(estimate.value, estimate.low, estimate.high), "plain", estimate.value)
+
+
+def _spread(estimate: Estimate | None) -> Item:
+    mad = None if estimate is None else estimate.mad
+    return Item(figures.seconds(mad), "muted", math.inf if mad is None else mad)
+
+
+def _test(estimate: Estimate | None, row: CostRow) -> Item:
+    """A p-value is part of the claim that a ratio makes."""
+    p = None if estimate is None or row.baseline or row.rank is None else estimate.p
+    return Item(figures.chance(p), "muted", 2.0 if p is None else p)

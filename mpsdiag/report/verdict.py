@@ -11,8 +11,8 @@ from mpsdiag.report.pool import Result
 from mpsdiag.report.remedies import Fix, find, recommend
 from mpsdiag.words import Verdict as Word
 
-# A baseline that crashes is affected as well; one that ran out of time or memory has not answered.
-_TROUBLE = frozenset({"nan", "wrong", "crash"})
+# A baseline that aborts is affected as well; one that was killed, or ran out of time or memory, has not answered.
+_WRONG = frozenset({"nan", "wrong"})
 _SYMPTOM = {"nan": "a NaN evaluation loss", "wrong": "wrong numbers", "crash": "a crash"}
 
 
@@ -54,7 +54,7 @@ def decide(
     stock = (baseline, reference_trainer(everything, baseline))
     reference = {key: spot[stock] for key, spot in spots.items() if stock in spot}
     where = f" ({emulated}, not measured on MPS)" if emulated else ""
-    trouble = {key for key, one in reference.items() if one.status in _TROUBLE}
+    trouble = {key for key, one in reference.items() if _in_trouble(one)}
     if trouble:
         sentence = f"Affected{where}: {_symptom(reference, stock)}."
         fixes = find(spots, trouble, stock, _ratios(costs, trouble))
@@ -119,7 +119,7 @@ def _symptom(reference: dict[tuple[int, str], Result], stock: tuple[str, str]) -
         sides = []
         for side in dict.fromkeys(side for _, side in reference):
             here = [key for key in reference if key[1] == side]
-            hit = sum(reference[key].status == status for key in here)
+            hit = sum(reference[key].status == status for key in here if _in_trouble(reference[key]))
             if hit:
                 share = "" if len(here) == 1 else f" ({hit} of {len(here)} settings)"
                 sides.append(f"{side} padding{share}")
@@ -128,10 +128,14 @@ def _symptom(reference: dict[tuple[int, str], Result], stock: tuple[str, str]) -
     return f"{stock[0]} attention with the {stock[1]} trainer gives {', and '.join(clauses)}"
 
 
+def _in_trouble(result: Result) -> bool:
+    return result.status in _WRONG or (result.status == "crash" and result.aborted)
+
+
 def _without_trouble(
     everything: Sequence[Result], reference: Sequence[Result], stock: tuple[str, str], where: str
 ) -> Verdict:
-    bad = sum(one.status in _TROUBLE for one in everything)
+    bad = sum(map(_in_trouble, everything))
     others = f" {figures.count(bad, 'other cell')} came out NaN, wrong or crashed." if bad else ""
     if reference and all(one.correct for one in reference):
         settings = "" if len(reference) == 1 else f" in {len(reference)} of {len(reference)} settings"
@@ -143,11 +147,13 @@ def _without_trouble(
             (),
         )
     if reference:
-        open_ = sum(not one.correct for one in reference)
+        open_ = [one.status for one in reference if not one.correct]
+        retry = [word for word in dict.fromkeys(open_) if word not in {"interrupted", "skip"}]
+        again = f" with --retry {','.join(retry)}" if retry else ""
         return Verdict(
             "undecided",
-            f"Undecided{where}: {open_} of {len(reference)} baseline cells did not finish.{others}",
-            "Run the bench again: it takes up where it stopped.",
+            f"Undecided{where}: {len(open_)} of {len(reference)} baseline cells did not finish.{others}",
+            f"Run the bench again{again}: it takes up where it stopped.",
             (),
         )
     return Verdict(

@@ -50,6 +50,7 @@ def test_the_timing_leg_is_not_emulated_and_uses_the_clock_around_the_work_alone
     assert (found.train_step, found.eval_step) == ([1.0] * 3, [1.0] * 3)  # two readings of the clock a sample
     assert next(ticks) == 12
     assert found.eval_tokens > 0
+    assert found.eval_pads > 0  # there is a padded batch, so that is the one to time
     assert found.eval_tokens + found.eval_pads <= 2 * 96
 
 

@@ -3,6 +3,7 @@ import pytest
 from mpsdiag.errors import BadInput
 from mpsdiag.matrix.availability import unavailable
 from mpsdiag.matrix.expand import Plan, expand, shard
+from mpsdiag.matrix.fingerprint import fingerprint
 from mpsdiag.matrix.matrix_file import parse_matrix
 from mpsdiag.matrix.record import Cell
 from mpsdiag.matrix.rounds import group_of
@@ -70,6 +71,19 @@ def test_one_cell_a_key_however_often_it_is_named():
 def test_how_a_cell_is_timed_is_part_of_it(model, asked, threads):
     text = f"warmup = 7\nrepeats = 9\n{f'threads = {asked}' if asked else ''}\n[axes]\nmodel = '{model}'"
     assert {(c.warmup, c.repeats, c.threads) for c in plan(text).cells} == {(7, 9, threads)}
+
+
+def test_edited_data_make_other_cells(tmp_path):
+    path = tmp_path / "lines.txt"
+    text = f"dataset = '{path}'\n[axes]\ntrainer = 'standard'\nattention = 'sdpa'\npadding = 'left'"
+    keys = []
+    for lines in ("one\n", "two\n", "one\n"):
+        path.write_text(lines)
+        fingerprint.cache_clear()
+        keys += [cell.key({}) for cell in plan(text).cells]
+    assert keys[0] != keys[1]
+    assert keys[0] == keys[2]
+    assert plan("").cells[0].files is None
 
 
 def test_a_macos_that_cannot_be_emulated_is_refused():

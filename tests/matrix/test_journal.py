@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mpsdiag.errors import BadInput
 from mpsdiag.matrix import migrations
 from mpsdiag.matrix.journal import JournalWriter, parse_journal, read_journal
-from mpsdiag.matrix.record import Cell, Header, Measured, Record
+from mpsdiag.matrix.record import Cell, Header, Measured, Record, Timing
 from mpsdiag.matrix.writer import JournalFull, set_aside
 from mpsdiag.serialization import dumps
 
@@ -101,6 +101,18 @@ def test_other_bad_lines_are_left_out_by_number(tmp_path, header):
     ]
     assert "status" in journal.warnings[1]
     assert "second header" in journal.warnings[2]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, "nan", "inf", 1e308])
+def test_durations_that_cannot_be_are_left_out(tmp_path, header, seconds):
+    path = tmp_path / "journal.jsonl"
+    write(
+        path, header, record(1), record(1, round_=1, timing=Timing(device="cpu", warmup=0, eval_step=[0.5]))
+    )
+    path.write_text(path.read_text().replace("[0.5]", json.dumps([seconds])))
+    journal = read_journal(path)
+    assert [r.round for r in journal.records] == [0]
+    assert "line 3 is not a record and was left out (timing.eval_step.0" in journal.warnings[0]
 
 
 def test_the_newest_record_of_a_round_counts(tmp_path, header):

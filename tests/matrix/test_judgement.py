@@ -111,6 +111,19 @@ def test_each_environment_is_judged_by_itself():
     assert found.sentence.endswith("[B]")
 
 
+def test_times_are_compared_round_by_round_as_in_the_report():
+    """The machine got twice as slow in round 3, which only the baseline ran: pooled, 1.2 would look like 0.8."""
+    rows = [
+        *records(Cell(attention="sdpa"), times=(1.0, 1.0, 2.0, 2.0, 2.0)),
+        *records(Cell(attention="safe_sdpa"), times=(1.2, 1.2)),
+    ]
+    found = evaluate(FASTER, rows)
+    assert found.tripped is True
+    assert evaluate("safe_sdpa.eval_time > 1.21 * sdpa.eval_time", rows).tripped is False
+    assert evaluate("0.5 * safe_sdpa.eval_time > 0.59 * sdpa.eval_time", rows).tripped is True
+    assert evaluate("0.5 * safe_sdpa.eval_time > 0.61 * sdpa.eval_time", rows).tripped is False
+
+
 def test_a_pair_that_is_torn_between_two_machines_is_undecided():
     torn = [
         *records(Cell(attention="sdpa"), times=(0.1,)),

@@ -138,6 +138,14 @@ def test_a_bad_line_is_mentioned_and_its_cell_run_again(start_run, seeds, tmp_pa
     assert any("line 3" in note for note in quiet.notes)
 
 
+def test_a_torn_last_line_is_mentioned_before_it_is_mended(start_run, seeds, tmp_path, quiet):
+    start_run(seeds(2), **VERDICTS)
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    start_run(seeds(2), **VERDICTS)
+    assert sum("torn" in note for note in quiet.notes) == 1
+
+
 def test_logs_are_named_by_the_key_alone(start_run, executor, tmp_path):
     logs = []
     spy = executor()

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from scipy.stats import mannwhitneyu, median_abs_deviation
 
+from mpsdiag.report.blocks import Limits
 from mpsdiag.report.story import tell
+from mpsdiag.report.table_costs import cost_table
 
 
 def grid(story, padding="left", scene=0):
@@ -37,7 +41,7 @@ def test_the_headline_has_verdict_fix_and_price(stories):
     text = stories["every_end"].headline
     assert text.startswith("Affected: sdpa attention with the standard trainer gives a NaN evaluation loss")
     assert "Use safe_sdpa attention: it resolves it and is exact" in text
-    assert "takes 1.02× [1.00, 1.05] the baseline's." in text
+    assert "takes 1.03× [1.00, 1.05] the baseline's." in text
 
 
 def test_the_exact_fix_goes_before_a_faster_one_that_moves_the_loss(record, journal_of):
@@ -122,8 +126,80 @@ def test_ratios_are_to_the_baseline_of_the_same_side(stories):
     for table in stories["every_end"].scenes[0].panels[0].costs:
         row = next(row for row in table.rows if row.result.cell.attention == "safe_sdpa")
         base = next(row for row in table.rows if row.baseline)
-        assert row.eval_ratio.value == pytest.approx(row.eval_step.value / base.eval_step.value)
+        rounds = [
+            np.median(row.result.eval_rounds[one]) / np.median(base.result.eval_rounds[one])
+            for one in row.result.eval_rounds
+        ]
+        assert row.eval_ratio.value == pytest.approx(np.median(rounds))
+        assert row.eval_ratio.p == mannwhitneyu(row.result.eval_step, base.result.eval_step).pvalue
+        assert row.eval_step.mad == pytest.approx(median_abs_deviation(row.result.eval_step))
         assert row.eval_ratio.low <= row.eval_ratio.value <= row.eval_ratio.high
+
+
+def test_a_ratio_is_one_of_rounds_that_both_ran(record, journal_of):
+    """The machine got twice as slow when only the baseline still ran."""
+    cells = [record("nan"), record(attention="safe_sdpa")]
+    cells += [record(number=number, attention="safe_sdpa", samples=(1.0, 1.0)) for number in (1, 2, 3)]
+    for number, seconds in enumerate((1.0, 1.0, 1.0, 2.0, 2.0), start=1):
+        cells.append(record(number=number, samples=(seconds, seconds)))
+    [table] = tell([journal_of(*cells)]).scenes[0].panels[0].costs
+    found = table.rows[0].eval_ratio
+    assert (found.low, found.value, found.high, found.n) == (1.0, 1.0, 1.0, 6)
+
+
+def test_a_ratio_lies_in_its_interval_however_a_round_strays(record, journal_of):
+    cells = [record("nan"), record(attention="safe_sdpa")]
+    for number, (ours, theirs) in enumerate(((1.2, 1.0), (1.2, 1.0), (1.2, 2.5)), start=1):
+        cells.append(record(number=number, attention="safe_sdpa", samples=(ours, ours)))
+        cells.append(record(number=number, samples=(theirs, theirs)))
+    [table] = tell([journal_of(*cells)]).scenes[0].panels[0].costs
+    found = table.rows[0].eval_ratio
+    assert found.value == pytest.approx(1.2)
+    assert found.low <= found.value <= found.high
+
+
+def test_times_without_padding_say_so(record, journal_of):
+    for pads, said in ((0, True), (5, False)):
+        timed = record(number=1, samples=(1.0, 1.0))
+        timed.timing.eval_pads = pads
+        story = tell([journal_of(record(), timed)])
+        panel = story.scenes[0].panels[0]
+        note = cost_table(panel, panel.costs[0], story, Limits(), alone=True).note
+        assert ("no padding" in note) is said
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"signal": "SIGABRT"}, "affected"),
+        ({"signal": "SIGSEGV"}, "affected"),
+        ({"reason": "emulated abort: mps_matmul"}, "affected"),
+        ({"signal": "SIGKILL"}, "undecided"),
+        ({"reason": "ended by itself without an answer (exit code 1)"}, "undecided"),
+    ],
+)
+def test_a_baseline_that_was_killed_has_not_answered(record, journal_of, more, word):
+    story = tell([journal_of(record("crash", **more), record(attention="safe_sdpa"))])
+    assert story.scenes[0].verdict.word == word
+    assert ("gives a crash" in story.headline) is (word == "affected")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [("timeout", "again with --retry timeout:"), ("interrupted", "bench again: it")]
+)
+def test_what_to_do_about_an_unfinished_baseline(record, journal_of, status, words):
+    assert words in tell([journal_of(record(status))]).headline
+
+
+def test_another_baseline_can_be_asked_for(record, journal_of):
+    cells = [record("nan"), record(attention="eager"), record(attention="safe_sdpa")]
+    cells += [record(number=1, attention=one, samples=(1.0, 1.0)) for one in ("sdpa", "eager", "safe_sdpa")]
+    story = tell([journal_of(*cells)], baseline="eager")
+    assert story.baseline == "eager"
+    assert story.scenes[0].verdict.word == "not_affected"
+    assert [row.result.cell.attention for row in story.scenes[0].panels[0].costs[0].rows if row.baseline] == [
+        "eager"
+    ]
 
 
 def test_cells_that_did_not_finish_are_all_there_with_their_rounds(stories):
