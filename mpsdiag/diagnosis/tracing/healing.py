@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mpsdiag.diagnosis.tracing.operations import SDPA, SOFTMAX
-from mpsdiag.diagnosis.tracing.tensors import impurity, rebuilt
+from mpsdiag.diagnosis.tracing.tensors import impurity, mapped
 from mpsdiag.sdpa import dead_rows
 
 
@@ -48,7 +49,7 @@ class Healing:
             in_place: Write into the tensors themselves.
         """
         if index in self.outputs:
-            return healed(result, in_place=in_place)
+            return mapped(result, partial(healed, in_place=in_place))
         if self.attention and operation in (SDPA, *SOFTMAX) and isinstance(result, Tensor):
             dead = rows_over_nothing(operation, named, result)
             if dead is not None:
@@ -81,21 +82,15 @@ def rows_over_nothing(operation: str, named: Mapping[str, Any], result: Tensor) 
 
 
 def healed(value: Any, *, in_place: bool = False) -> Any:
-    """The same value with zeros for what is not finite, nested tensors included.
+    """A tensor with zeros for what is not finite; anything else as it is.
 
     Args:
-        value: A tensor, or tuples, lists and mappings of tensors.
-        in_place: Write into the tensors themselves.
+        value: A tensor, or not.
+        in_place: Write into the tensor itself.
     """
-    if isinstance(value, Tensor):
-        if not impurity(value):
-            return value
-        if in_place:
-            with torch.no_grad():
-                return value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
-    if isinstance(value, tuple | list):
-        return rebuilt(value, [healed(item, in_place=in_place) for item in value])
-    if isinstance(value, dict):
-        return {key: healed(item, in_place=in_place) for key, item in value.items()}
-    return value
+    if not isinstance(value, Tensor) or not impurity(value):
+        return value
+    if in_place:
+        with torch.no_grad():
+            return value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)

@@ -13,7 +13,7 @@ from mpsdiag.diagnosis.tracing.causes.replay import replay
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.exact import in_float64
 from mpsdiag.diagnosis.tracing.operations import arguments, operation_name
-from mpsdiag.diagnosis.tracing.tensors import impurity, rebuilt, tensors_in
+from mpsdiag.diagnosis.tracing.tensors import impurity, mapped, tensors_in
 from mpsdiag.emulation import Emulation, emulated
 
 ROUNDINGS = 16
@@ -62,7 +62,11 @@ class Lone:
 
     def filled(self, tensors: tuple[Tensor, ...]) -> Call:
         """The call with tensors in the places of the placeholders."""
-        return Call(self.func, _fill(self.args, tensors), _fill(dict(self.kwargs), tensors), None)
+
+        def fill(value: Any) -> Any:
+            return tensors[value.index] if isinstance(value, Placeholder) else value
+
+        return Call(self.func, mapped(self.args, fill), mapped(dict(self.kwargs), fill), None)
 
 
 def alone(
@@ -85,17 +89,13 @@ def alone(
     labels = {id(tensor): name for name, tensor in tensors_in(arguments(operation, call.args, call.kwargs))}
 
     def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            tensors.append(value)
-            names.append(labels.get(id(value), f"argument {len(names)}"))
-            return Placeholder(len(tensors) - 1)
-        if isinstance(value, tuple | list):
-            return rebuilt(value, [take(item) for item in value])
-        if isinstance(value, dict):
-            return {key: take(item) for key, item in value.items()}
-        return value
+        if not isinstance(value, Tensor):
+            return value
+        tensors.append(value)
+        names.append(labels.get(id(value), f"argument {len(names)}"))
+        return Placeholder(len(tensors) - 1)
 
-    args, kwargs = take(tuple(call.args)), take(dict(call.kwargs))
+    args, kwargs = mapped(tuple(call.args), take), mapped(dict(call.kwargs), take)
     device = tensors[0].device if tensors else torch.device("cpu")
     wants = tuple(grad and tensor.requires_grad for tensor in tensors)
     lone = Lone(call.func, args, kwargs, tuple(names), wants, grad, device, emulation, fault)
@@ -144,13 +144,3 @@ def _wrong(lone: Lone, call: Call, found: Tensor) -> bool:
         return False
     distance, cpu = (float((x.double() - exact).abs().max()) for x in (found, plain))
     return distance > max(4 * cpu, ROUNDINGS * torch.finfo(found.dtype).eps * float(exact.abs().max()))
-
-
-def _fill(value: Any, tensors: tuple[Tensor, ...]) -> Any:
-    if isinstance(value, Placeholder):
-        return tensors[value.index]
-    if isinstance(value, tuple | list):
-        return rebuilt(value, [_fill(item, tensors) for item in value])
-    if isinstance(value, dict):
-        return {key: _fill(item, tensors) for key, item in value.items()}
-    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +61,20 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors_in(item, f"{name}.{key}" if name else str(key))
 
 
-def rebuilt(value: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
-    """A sequence of the same type with other items; named tuples and torch's own result types too."""
-    if hasattr(value, "_fields"):
-        return type(value)(*items)
-    return type(value)(items)
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nesting of tuples, lists and dicts, built anew, with everything in it that is none of these changed.
+
+    Args:
+        value: Such as the arguments, or the result, of a torch function.
+        change: Given everything in it, tensors and all else.
+    """
+    if isinstance(value, tuple | list):
+        items = [mapped(item, change) for item in value]
+        # A named tuple takes its items one by one; torch's own result types take them together, as tuples do.
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {key: mapped(item, change) for key, item in value.items()}
+    return change(value)
 
 
 def facts(tensor: Tensor, name: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mpsdiag.diagnosis.tracing.operations import (
     operation_name,
     writes_in_place,
 )
-from mpsdiag.diagnosis.tracing.tensors import PURE, Impurity, impurity, rebuilt, tensors_in
+from mpsdiag.diagnosis.tracing.tensors import PURE, Impurity, impurity, mapped, tensors_in
 
 KEPT_CALLS = 64
 """Calls in which a value was born are kept with their tensors, up to this many."""
@@ -83,12 +83,12 @@ class Tracer(TorchFunctionMode):
         name = operation_name(func)
         in_place = writes_in_place(func, kwargs)
         if self._healing.given:
-            args, kwargs = self._heal_given(args), self._heal_given(kwargs)
+            args, kwargs = mapped(args, self._heal_given), mapped(kwargs, self._heal_given)
         operands: tuple[Operand, ...] | None = None
         kept = (args, kwargs)
         if in_place:
             operands = self._operands(name, args, kwargs)
-            kept = _copied(args), _copied(kwargs)
+            kept = mapped(args, _copied), mapped(kwargs, _copied)
         try:
             result = func(*args, **kwargs)
         except (IndexError, RuntimeError) as problem:
@@ -136,7 +136,12 @@ class Tracer(TorchFunctionMode):
             impurity=state,
             operands=operands,
             infinite_scalar=infinite,
-            call=Call(call.func, _copied(call.args), _copied(call.kwargs), _copied(call.result))
+            call=Call(
+                call.func,
+                mapped(call.args, _copied),
+                mapped(call.kwargs, _copied),
+                mapped(call.result, _copied),
+            )
             if keep
             else None,
             error=error,
@@ -173,13 +178,8 @@ class Tracer(TorchFunctionMode):
                 self._written[storage.data_ptr()] = storage, source
 
     def _heal_given(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return healed(value) if self._source(value).kind in ("weight", "batch") else value
-        if isinstance(value, tuple | list):
-            return rebuilt(value, [self._heal_given(item) for item in value])
-        if isinstance(value, dict):
-            return {key: self._heal_given(item) for key, item in value.items()}
-        return value
+        given = isinstance(value, Tensor) and self._source(value).kind in ("weight", "batch")
+        return healed(value) if given else value
 
     def _place(self) -> tuple[str, int | None]:
         layer = next((self._layers[m] for m in reversed(self._path) if m in self._layers), None)
@@ -264,16 +264,10 @@ def _of_all(value: Any) -> Impurity:
 
 
 def _copied(value: Any) -> Any:
-    """Tensors as they are now, for they may be written into later; weights are not, and can be large."""
-    if isinstance(value, nn.Parameter):
+    """A tensor as it is now, for it may be written into later; weights are not, and can be large."""
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         return value
-    if isinstance(value, Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
-    if isinstance(value, tuple | list):
-        return rebuilt(value, [_copied(item) for item in value])
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mpsdiag.diagnosis.tracing.events import Call
-from mpsdiag.diagnosis.tracing.tensors import rebuilt, tensors_in
+from mpsdiag.diagnosis.tracing.tensors import mapped, tensors_in
 from mpsdiag.emulation import suspended
 
 
@@ -21,7 +22,8 @@ def replay(call: Call, dtype: torch.dtype | None = None) -> Tensor | None:
     """
     with suspended(), torch.no_grad():
         try:
-            result = call.func(*_moved(call.args, dtype), **_moved(dict(call.kwargs), dtype))
+            moved = partial(_moved, dtype=dtype)
+            result = call.func(*mapped(call.args, moved), **mapped(dict(call.kwargs), moved))
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
             return None
         if result is None and call.args:
@@ -38,8 +40,4 @@ def _moved(value: Any, dtype: torch.dtype | None) -> Any:
         return torch.device("cpu")
     if isinstance(value, torch.dtype) and dtype is not None and value.is_floating_point:
         return dtype
-    if isinstance(value, tuple | list):
-        return rebuilt(value, [_moved(item, dtype) for item in value])
-    if isinstance(value, dict):
-        return {key: _moved(item, dtype) for key, item in value.items()}
     return value
