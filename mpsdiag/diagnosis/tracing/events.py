@@ -33,12 +33,12 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """The operation with its arguments, kept where a non-finite value was born. `result` is as it came out."""
+    """An operation with its arguments. `result` is as it came out, where it was seen to run."""
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    result: Any
+    result: Any = None
 
 
 @dataclass(frozen=True)

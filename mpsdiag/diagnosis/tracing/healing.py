@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mpsdiag.diagnosis.tracing.operations import SDPA, SOFTMAX
+from mpsdiag.diagnosis.tracing.scores import rows_over_nothing
 from mpsdiag.diagnosis.tracing.tensors import impurity, mapped
-from mpsdiag.sdpa import dead_rows
 
 
 @dataclass(frozen=True)
@@ -55,30 +55,6 @@ class Healing:
             if dead is not None:
                 return torch.where(dead.unsqueeze(-1), torch.nan_to_num(result, nan=0.0), result)
         return result
-
-
-def rows_over_nothing(operation: str, named: Mapping[str, Any], result: Tensor) -> Tensor | None:
-    """Bool, of the shape of the result without its last dimension: the mask leaves this row no key.
-
-    A row of the lowest finite number of float16 counts too: with a negative score it is minus infinity.
-
-    Args:
-        operation: SDPA or a softmax over the last dimension.
-        named: Its arguments.
-        result: What it gave, `(..., queries, channels or keys)`.
-    """
-    if operation == SDPA:
-        mask = named.get("attn_mask")
-        if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
-            return None
-        dead = dead_rows(mask)
-        if mask.dtype == torch.float16:
-            dead = dead | (mask <= torch.finfo(mask.dtype).min).all(-1)
-        return dead.expand(result.shape[:-1])
-    scores = next((value for value in named.values() if isinstance(value, Tensor)), None)
-    if scores is None or scores.shape != result.shape:
-        return None
-    return (scores == float("-inf")).all(-1)
 
 
 def healed(value: Any, *, in_place: bool = False) -> Any:

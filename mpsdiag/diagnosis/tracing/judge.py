@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.diagnosis.hooks import hooked
-from mpsdiag.diagnosis.tracing.causes.replay import replay
 from mpsdiag.diagnosis.tracing.events import Call
-from mpsdiag.diagnosis.tracing.exact import in_float64
-from mpsdiag.diagnosis.tracing.healing import rows_over_nothing
 from mpsdiag.diagnosis.tracing.operations import SDPA, arguments, operation_name, writes_in_place
+from mpsdiag.diagnosis.tracing.replay import in_float64, replay
+from mpsdiag.diagnosis.tracing.scores import rows_over_nothing
 from mpsdiag.diagnosis.tracing.tensors import facts, tensors_in
 
 
@@ -87,7 +86,7 @@ class Judge(TorchFunctionMode):
         operation = operation_name(call.func)
         plain = replay(call)
         named = arguments(operation, call.args, call.kwargs)
-        exact = in_float64(operation, call)
+        exact = in_float64(call)
         if plain is None or exact is None or plain.shape != result.shape or exact.shape != result.shape:
             return
         mine = result.detach().cpu()

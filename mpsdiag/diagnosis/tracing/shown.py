@@ -9,10 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mpsdiag.diagnosis.tracing.causes.replay import replay
 from mpsdiag.diagnosis.tracing.events import Call
-from mpsdiag.diagnosis.tracing.exact import in_float64
 from mpsdiag.diagnosis.tracing.operations import arguments, operation_name
+from mpsdiag.diagnosis.tracing.replay import in_float64, replay, run
 from mpsdiag.diagnosis.tracing.tensors import impurity, mapped, tensors_in
 from mpsdiag.emulation import Emulation, emulated
 
@@ -66,7 +65,7 @@ class Lone:
         def fill(value: Any) -> Any:
             return tensors[value.index] if isinstance(value, Placeholder) else value
 
-        return Call(self.func, mapped(self.args, fill), mapped(dict(self.kwargs), fill), None)
+        return Call(self.func, mapped(self.args, fill), mapped(dict(self.kwargs), fill))
 
 
 def alone(
@@ -114,20 +113,13 @@ def shows(lone: Lone, tensors: tuple[Tensor, ...]) -> bool:
     ready = tuple(t.detach().clone(memory_format=torch.preserve_format) for t in tensors)
     for tensor, wanted in zip(ready, lone.wants, strict=True):
         tensor.requires_grad_(wanted and tensor.is_floating_point())
-    call = lone.filled(ready)
-    try:
-        with emulated(lone.emulation), torch.set_grad_enabled(lone.grad):
-            result = call.func(*call.args, **call.kwargs)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
-        return False
-    if result is None and ready:
-        result = ready[0]
-    found = next((t.detach() for _, t in tensors_in(result) if t.is_floating_point()), None)
+    with emulated(lone.emulation), torch.set_grad_enabled(lone.grad):
+        found = run(lone.filled(ready))
     if found is None or found.numel() == 0:
         return False
     if lone.fault == "non-finite":
         return bool(impurity(found)) and not _deliberate(found, tensors)
-    return _wrong(lone, lone.filled(tensors), found.cpu())
+    return _wrong(lone.filled(tensors), found.detach().cpu())
 
 
 def _deliberate(found: Tensor, tensors: tuple[Tensor, ...]) -> bool:
@@ -136,10 +128,10 @@ def _deliberate(found: Tensor, tensors: tuple[Tensor, ...]) -> bool:
     return not state.nan and not state.positive and any(impurity(tensor).negative for tensor in tensors)
 
 
-def _wrong(lone: Lone, call: Call, found: Tensor) -> bool:
+def _wrong(call: Call, found: Tensor) -> bool:
     """Much further from float64 than the CPU is, and than rounding can be."""
     plain = replay(call)
-    exact = in_float64(lone.operation, call)
+    exact = in_float64(call)
     if plain is None or exact is None or exact.shape != found.shape or plain.shape != found.shape:
         return False
     distance, cpu = (float((x.double() - exact).abs().max()) for x in (found, plain))

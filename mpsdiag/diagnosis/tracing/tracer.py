@@ -92,7 +92,7 @@ class Tracer(TorchFunctionMode):
         try:
             result = func(*args, **kwargs)
         except (IndexError, RuntimeError) as problem:
-            self._note(name, PURE, (), Call(func, *kept, result=None), error=problem)
+            self._note(name, PURE, (), Call(func, *kept), error=problem)
             raise
         index = self.seen.operations
         written = args[0] if in_place and result is None and args else result

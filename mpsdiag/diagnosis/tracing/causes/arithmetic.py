@@ -7,10 +7,10 @@ from torch import Tensor
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
-from mpsdiag.diagnosis.tracing.causes.replay import replay
-from mpsdiag.diagnosis.tracing.causes.scores import scores_of
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.operations import SDPA
+from mpsdiag.diagnosis.tracing.replay import replay
+from mpsdiag.diagnosis.tracing.scores import scores_of
 from mpsdiag.diagnosis.tracing.tensors import largest
 
 _CASTS = ("to", "half", "type", "type_as", "copy_", "bfloat16", "float")

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
-from mpsdiag.diagnosis.tracing.causes.scores import scores_of
-from mpsdiag.diagnosis.tracing.healing import rows_over_nothing
 from mpsdiag.diagnosis.tracing.operations import SDPA, SOFTMAX
+from mpsdiag.diagnosis.tracing.scores import rows_over_nothing, scores_of
 from mpsdiag.diagnosis.tracing.tensors import facts, listed
 
 DEAD_ROWS_REMEDY = Advice(
