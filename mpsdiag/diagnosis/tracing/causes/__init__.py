@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 from mpsdiag.diagnosis.tracing.causes.arithmetic import device_only, overflow
 from mpsdiag.diagnosis.tracing.causes.attention import attention_over_nothing
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
@@ -12,8 +15,17 @@ from mpsdiag.diagnosis.tracing.causes.unknown import unknown
 
 __all__ = ["Birth", "Explanation", "explain"]
 
-_RULES = (bad_weights, bad_inputs, index_out_of_range, no_labels, mask_arithmetic)
-_LATER_RULES = (overflow, device_only)
+_RULES: Final[tuple[Callable[[Birth], Explanation | list[Explanation] | None], ...]] = (
+    bad_weights,
+    bad_inputs,
+    index_out_of_range,
+    no_labels,
+    mask_arithmetic,
+    attention_over_nothing,
+    overflow,
+    device_only,
+    unknown,
+)
 
 
 def explain(birth: Birth) -> list[Explanation]:
@@ -22,15 +34,5 @@ def explain(birth: Birth) -> list[Explanation]:
     Args:
         birth: What is known about it.
     """
-    for rule in _RULES:
-        found = rule(birth)
-        if found is not None:
-            return [found]
-    several = attention_over_nothing(birth)
-    if several:
-        return several
-    for rule in _LATER_RULES:
-        found = rule(birth)
-        if found is not None:
-            return [found]
-    return [unknown(birth)]
+    found = next(found for rule in _RULES if (found := rule(birth)))
+    return found if isinstance(found, list) else [found]

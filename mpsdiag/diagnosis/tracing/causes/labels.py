@@ -10,7 +10,7 @@ from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
 from mpsdiag.diagnosis.tracing.operations import LOSSES
 from mpsdiag.diagnosis.tracing.tensors import impurity
-from mpsdiag.training.nonfinite import IGNORED_LABEL
+from mpsdiag.training.nonfinite import IGNORED_LABEL, no_label_counts
 
 REMEDY = Advice(
     text="This is the data, not the device: every label of the batch is -100. Look at the truncation length (prompts "
@@ -30,20 +30,14 @@ def no_labels(birth: Birth) -> Explanation | None:
             return None
         return _explain(int(target.numel()))
     if operation == "div":
-        below = named.get("other")
         labels = birth.batch.get("labels")
-        if isinstance(labels, Tensor) and not label_counts(labels) and _zero(below):
+        if (
+            isinstance(labels, Tensor)
+            and bool(no_label_counts({"labels": labels}))
+            and _zero(named.get("other"))
+        ):
             return _explain(int(labels.numel()))
     return None
-
-
-def label_counts(labels: Tensor) -> bool:
-    """Whether any label is counted in the loss of a causal language model, which never predicts the first one.
-
-    Args:
-        labels: (sequences, positions).
-    """
-    return bool(labels[..., 1:].ne(IGNORED_LABEL).any())
 
 
 def _zero(value: Any) -> bool:
