@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.diagnosis.hooks import hooked
+from mpsdiag.diagnosis.modules import ModulePath, first_tensor
 from mpsdiag.sdpa import dead_rows
 
 SDPA = "scaled_dot_product_attention"
@@ -50,9 +50,7 @@ class Observer(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._names = {module: name for name, module in model.named_modules()}
-        self._layers = {layer: index for index, layer in enumerate(decoder_layers(model))}
-        self._path: list[nn.Module] = []
+        self._path = ModulePath(model)
         self.sighting = Sighting()
 
     def __torch_function__(
@@ -87,51 +85,27 @@ class Observer(TorchFunctionMode):
     def _record(self, output: Tensor, operation: str) -> None:
         self.sighting.events.append(
             Event(
-                module=self._names[self._path[-1]],
-                layer=next((self._layers[m] for m in reversed(self._path) if m in self._layers), None),
+                module=self._path.module,
+                layer=self._path.layer,
                 operation=operation,
                 bad_rows=(~torch.isfinite(output)).any(-1).sum(),
             )
         )
 
-    def _enter_module(self, module: nn.Module, _: Any) -> None:
-        self._path.append(module)
-
-    def _leave_module(self, module: nn.Module, _: Any, output: Any) -> None:
+    def _leave_module(self, module: nn.Module, output: Any) -> None:
         hidden = first_tensor(output)
         if hidden is not None and hidden.is_floating_point() and hidden.dim() >= 2:
             self._record(hidden, type(module).__name__)
-            if module in self._layers:
+            if self._path.layer_of(module) is not None:
                 self.sighting.layer_rows.append((~torch.isfinite(hidden)).any(-1))
-        self._path.pop()
 
     @contextmanager
     def watching(self) -> Iterator[Observer]:
         """Watch until the block ends; the hooks are removed whatever happens."""
-        try:
-            with hooked(self._names, self._enter_module, self._leave_module), self:
-                yield self
-        finally:
-            self._path.clear()
+        with self._path.followed(self._leave_module), self:
+            yield self
 
     def collect(self) -> Sighting:
         """Hand over what was seen since the last call, and start anew."""
         seen, self.sighting = self.sighting, Sighting()
         return seen
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a transformer: the longest ModuleList of modules of one class."""
-    stacks = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    uniform = [stack for stack in stacks if len({type(layer) for layer in stack}) == 1]
-    return max(uniform, key=len, default=[])
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """The hidden state of a module's output: the tensor itself, the first of a tuple, or the logits."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    logits = getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) else None

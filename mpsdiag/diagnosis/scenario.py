@@ -16,7 +16,8 @@ from mpsdiag.diagnosis.case import Case, FirstNonfinite, Outcome
 from mpsdiag.diagnosis.exposure import predict
 from mpsdiag.diagnosis.gradient_paths import training_notes
 from mpsdiag.diagnosis.losses import filtered_mean, mean
-from mpsdiag.diagnosis.observer import Observer, Sighting, first_tensor
+from mpsdiag.diagnosis.modules import first_tensor
+from mpsdiag.diagnosis.observer import Observer, Sighting
 from mpsdiag.diagnosis.preparation import Prepared, prepare
 from mpsdiag.diagnosis.reference import (
     Comparison,

@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mpsdiag.diagnosis.observer import Observer, decoder_layers, first_tensor
+from mpsdiag.diagnosis.modules import decoder_layers, first_tensor
+from mpsdiag.diagnosis.observer import Observer
 
 
 class Block(nn.Module):
@@ -122,3 +125,13 @@ def test_the_hidden_state_is_found_in_every_shape_of_output():
     assert first_tensor(hidden) is hidden
     assert first_tensor((hidden, None)) is hidden
     assert first_tensor({"a": 1}) is None
+
+
+def test_a_copy_that_is_made_meanwhile_is_another_model():
+    model = Stack()
+    observer = Observer(model)
+    with observer.watching(), torch.no_grad():
+        copy.deepcopy(model)(TOKENS, None)
+        assert observer.collect().events == []
+        model(TOKENS, None)
+        assert observer.collect().events

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.diagnosis import Advice
-from mpsdiag.diagnosis.observer import decoder_layers, first_tensor
+from mpsdiag.diagnosis.modules import decoder_layers, first_tensor
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.judge import Judge
 from mpsdiag.diagnosis.tracing.origin import Origin

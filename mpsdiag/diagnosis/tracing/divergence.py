@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.diagnosis import Advice
-from mpsdiag.diagnosis.observer import decoder_layers
+from mpsdiag.diagnosis.modules import decoder_layers
 from mpsdiag.diagnosis.tracing.causes.given import LISTED_WEIGHTS, nonfinite_weights
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.place import described

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
-
+from mpsdiag.diagnosis.tracing.operations import arguments, operation_name
 from mpsdiag.diagnosis.tracing.tensors import Impurity
 
 SourceKind = Literal["event", "weight", "buffer", "batch", "unseen"]
@@ -40,6 +39,16 @@ class Call:
     kwargs: Mapping[str, Any]
     result: Any = None
 
+    @property
+    def operation(self) -> str:
+        """Its public name."""
+        return operation_name(self.func)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return arguments(self.operation, self.args, self.kwargs)
+
 
 @dataclass(frozen=True)
 class Event:
@@ -68,14 +77,6 @@ class Event:
     error: BaseException | None = None
 
 
-@dataclass(frozen=True)
-class LayerRows:
-    """(sequences, positions) bool: where the hidden state that a decoder layer gave is not finite."""
-
-    layer: int
-    bad: Tensor
-
-
 @dataclass
 class Pass:
     """One detailed pass over a batch.
@@ -83,13 +84,13 @@ class Pass:
     Attributes:
         events: The operations with non-finite outputs, in the order they ran.
         watched: Sources of the watched tensors (outputs of layers and of the model) that were not finite.
-        layers: The spread over the decoder layers.
+        spread: Per decoder layer, in how many sequences and at how many positions its output is not finite.
         operations: How many operations ran.
     """
 
     events: list[Event] = field(default_factory=list)
     watched: list[Source] = field(default_factory=list)
-    layers: list[LayerRows] = field(default_factory=list)
+    spread: list[dict[str, Any]] = field(default_factory=list)
     operations: int = 0
 
 

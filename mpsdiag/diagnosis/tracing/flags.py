@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.diagnosis.observer import decoder_layers, first_tensor
+from mpsdiag.diagnosis.modules import decoder_layers, first_tensor
 
 _HALF = (torch.float16, torch.bfloat16)
 

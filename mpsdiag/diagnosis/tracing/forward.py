@@ -130,7 +130,7 @@ def explain_forward(
         explanations = explain(birth)
         if not origins:
             first_call = birth.call
-        spread = _spread(seen) if not origins else []
+        spread = seen.spread if not origins else []
         for explanation in explanations:
             if explanation.cause not in {origin.cause for origin in origins}:
                 origins.append(_origin(birth, explanation, spread))
@@ -208,19 +208,6 @@ def _not_reproduced(model: nn.Module) -> Origin:
             commands=["mpsdiag check --level 3", "mpsdiag trace ... --device cpu"],
         ),
     )
-
-
-def _spread(seen: Pass) -> list[dict[str, Any]]:
-    """Per decoder layer: in how many sequences, and at how many positions, its output is not finite."""
-    return [
-        {
-            "layer": rows.layer,
-            "sequences": int(rows.bad.any(-1).sum()),
-            "positions": int(rows.bad.sum()),
-            "of": rows.bad.numel(),
-        }
-        for rows in seen.layers
-    ]
 
 
 def failed(problem: BaseException) -> str:

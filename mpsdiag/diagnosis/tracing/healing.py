@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.operations import SDPA, SOFTMAX
 from mpsdiag.diagnosis.tracing.scores import rows_over_nothing
 from mpsdiag.diagnosis.tracing.tensors import impurity, mapped
@@ -36,22 +36,19 @@ class Healing:
         """With one more operation healed."""
         return replace(self, outputs=self.outputs | {index})
 
-    def apply(
-        self, index: int, operation: str, named: Mapping[str, Any], result: Any, *, in_place: bool
-    ) -> Any:
+    def apply(self, index: int, call: Call, result: Any, *, in_place: bool) -> Any:
         """The result of an operation, made finite where that is wanted.
 
         Args:
             index: Running number of the operation.
-            operation: Its name.
-            named: Its arguments.
+            call: The operation with its arguments.
             result: What it gave.
             in_place: Write into the tensors themselves.
         """
         if index in self.outputs:
             return mapped(result, partial(healed, in_place=in_place))
-        if self.attention and operation in (SDPA, *SOFTMAX) and isinstance(result, Tensor):
-            dead = rows_over_nothing(operation, named, result)
+        if self.attention and call.operation in (SDPA, *SOFTMAX) and isinstance(result, Tensor):
+            dead = rows_over_nothing(call, result)
             if dead is not None:
                 return torch.where(dead.unsqueeze(-1), torch.nan_to_num(result, nan=0.0), result)
         return result

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.diagnosis.hooks import hooked
+from mpsdiag.diagnosis.modules import ModulePath
 from mpsdiag.diagnosis.tracing.events import Call
-from mpsdiag.diagnosis.tracing.operations import SDPA, arguments, operation_name, writes_in_place
+from mpsdiag.diagnosis.tracing.operations import SDPA, writes_in_place
 from mpsdiag.diagnosis.tracing.replay import in_float64, replay
 from mpsdiag.diagnosis.tracing.scores import rows_over_nothing
 from mpsdiag.diagnosis.tracing.tensors import facts, tensors_in
@@ -24,20 +24,28 @@ class Verdict:
     """An operation that is off: `distance` from float64, and how far the CPU is in the same dtype."""
 
     module: str
-    operation: str
     call: Call
     distance: float
     cpu_distance: float
     allowed: float
 
+    @property
+    def operation(self) -> str:
+        """Its name."""
+        return self.call.operation
+
+    @property
+    def excess(self) -> float:
+        """How many times further than it may be."""
+        return self.distance / self.allowed if self.allowed else float("inf")
+
     def evidence(self) -> dict[str, Any]:
         """What is told about it."""
-        named = arguments(self.operation, self.call.args, self.call.kwargs)
         return {
             "name": self.operation,
             "difference": self.distance,
             "cpu_difference": self.cpu_distance,
-            "inputs": [facts(tensor, name) for name, tensor in tensors_in(named)],
+            "inputs": [facts(tensor, name) for name, tensor in tensors_in(self.call.named)],
         }
 
 
@@ -53,19 +61,15 @@ class Judge(TorchFunctionMode):
     def __init__(self, model: nn.Module, inside: nn.Module, leave_out: Collection[nn.Module] = ()) -> None:
         super().__init__()
         self.worst: Verdict | None = None
-        self._names = {module: name for name, module in model.named_modules()}
+        self._path = ModulePath(model)
         self._inside = inside
-        self._leave_out = set(leave_out)
-        self._path: list[nn.Module] = []
+        self._leave_out = leave_out
 
     @contextmanager
-    def watching(self) -> Iterator[Judge]:
+    def watching(self) -> Iterator[None]:
         """Watch until the block ends."""
-        try:
-            with hooked(self._names, self._enter, self._leave, always=True), self:
-                yield self
-        finally:
-            self._path.clear()
+        with self._path.followed(), self:
+            yield
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -75,7 +79,7 @@ class Judge(TorchFunctionMode):
         # What writes in place has lost its inputs.
         looked_at = (
             self._inside in self._path
-            and not any(module in self._leave_out for module in self._path)
+            and not any(module in self._path for module in self._leave_out)
             and not writes_in_place(func, kwargs)
         )
         if looked_at and isinstance(result, Tensor) and result.is_floating_point():
@@ -83,14 +87,11 @@ class Judge(TorchFunctionMode):
         return result
 
     def _judge(self, call: Call, result: Tensor) -> None:
-        operation = operation_name(call.func)
-        plain = replay(call)
-        named = arguments(operation, call.args, call.kwargs)
-        exact = in_float64(call)
+        plain, exact = replay(call), in_float64(call)
         if plain is None or exact is None or plain.shape != result.shape or exact.shape != result.shape:
             return
         mine = result.detach().cpu()
-        if operation == SDPA and (dead := rows_over_nothing(SDPA, named, result)) is not None:
+        if call.operation == SDPA and (dead := rows_over_nothing(call, result)) is not None:
             alive = ~dead.cpu()
             mine, plain, exact = mine[alive], plain[alive], exact[alive]
         if not exact.numel():
@@ -98,16 +99,6 @@ class Judge(TorchFunctionMode):
         distance, cpu_distance = (float((x.double() - exact).abs().max()) for x in (mine, plain))
         # Where the CPU is exact by chance, one unit in the last place is no fault.
         allowed = 2 * cpu_distance + torch.finfo(result.dtype).eps * float(exact.abs().max())
-        verdict = Verdict(self._names[self._path[-1]], operation, call, distance, cpu_distance, allowed)
-        if distance > allowed and (self.worst is None or _excess(verdict) > _excess(self.worst)):
+        verdict = Verdict(self._path.module, call, distance, cpu_distance, allowed)
+        if distance > allowed and (self.worst is None or verdict.excess > self.worst.excess):
             self.worst = verdict
-
-    def _enter(self, module: nn.Module, _: Any) -> None:
-        self._path.append(module)
-
-    def _leave(self, _module: nn.Module, _: Any, __: Any) -> None:
-        self._path.pop()
-
-
-def _excess(verdict: Verdict) -> float:
-    return verdict.distance / verdict.allowed if verdict.allowed else float("inf")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mpsdiag.diagnosis.tracing.events import Call
-from mpsdiag.diagnosis.tracing.operations import SDPA, arguments, operation_name
+from mpsdiag.diagnosis.tracing.operations import SDPA
 from mpsdiag.diagnosis.tracing.tensors import mapped, tensors_in
 from mpsdiag.emulation import suspended
 from mpsdiag.sdpa import reference_attention
@@ -48,9 +48,9 @@ def in_float64(call: Call) -> Tensor | None:
     Args:
         call: The operation and its arguments.
     """
-    if operation_name(call.func) != SDPA:
+    if call.operation != SDPA:
         return replay(call, torch.float64)
-    named = arguments(SDPA, call.args, call.kwargs)
+    named = call.named
     return reference_attention(
         named["query"],
         named["key"],

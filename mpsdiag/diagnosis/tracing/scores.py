@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.operations import SDPA
 from mpsdiag.sdpa import dead_rows
 
@@ -29,17 +30,17 @@ def scores_of(named: Mapping[str, Any]) -> Tensor | None:
     return (q @ k.mT).abs()
 
 
-def rows_over_nothing(operation: str, named: Mapping[str, Any], result: Tensor) -> Tensor | None:
+def rows_over_nothing(call: Call, result: Tensor) -> Tensor | None:
     """Bool, of the shape of the result without its last dimension: the mask leaves this row no key.
 
     A row of the lowest finite number of float16 counts too: with a negative score it is minus infinity.
 
     Args:
-        operation: SDPA or a softmax over the last dimension.
-        named: Its arguments.
+        call: SDPA or a softmax over the last dimension.
         result: What it gave, `(..., queries, channels or keys)`.
     """
-    if operation == SDPA:
+    named = call.named
+    if call.operation == SDPA:
         mask = named.get("attn_mask")
         if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
             return None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mpsdiag.diagnosis.tracing.events import Call
-from mpsdiag.diagnosis.tracing.operations import arguments, operation_name
+from mpsdiag.diagnosis.tracing.operations import operation_name
 from mpsdiag.diagnosis.tracing.replay import in_float64, replay, run
 from mpsdiag.diagnosis.tracing.tensors import impurity, mapped, tensors_in
 from mpsdiag.emulation import Emulation, emulated
@@ -84,8 +84,7 @@ def alone(
     """
     tensors: list[Tensor] = []
     names: list[str] = []
-    operation = operation_name(call.func)
-    labels = {id(tensor): name for name, tensor in tensors_in(arguments(operation, call.args, call.kwargs))}
+    labels = {id(tensor): name for name, tensor in tensors_in(call.named)}
 
     def take(value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -6,7 +6,6 @@ and layer they run. It waits for the device after every operation, so it is only
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,16 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.diagnosis.hooks import hooked
-from mpsdiag.diagnosis.observer import decoder_layers, first_tensor
-from mpsdiag.diagnosis.tracing.events import Call, Event, LayerRows, Operand, Pass, Source
+from mpsdiag.diagnosis.modules import ModulePath, first_tensor
+from mpsdiag.diagnosis.tracing.events import Call, Event, Operand, Pass, Source
 from mpsdiag.diagnosis.tracing.healing import Healing, healed
-from mpsdiag.diagnosis.tracing.operations import (
-    arguments,
-    has_infinite_scalar,
-    operation_name,
-    writes_in_place,
-)
+from mpsdiag.diagnosis.tracing.operations import has_infinite_scalar, writes_in_place
+from mpsdiag.diagnosis.tracing.provenance import Provenance
 from mpsdiag.diagnosis.tracing.tensors import PURE, Impurity, impurity, mapped, tensors_in
 
 KEPT_CALLS = 64
@@ -54,25 +48,15 @@ class Tracer(TorchFunctionMode):
         self._model = model
         self._healing = healing or Healing()
         self._claim = claim
-        self._names = {module: name for name, module in model.named_modules()}
-        self._layers = {layer: index for index, layer in enumerate(decoder_layers(model))}
-        self._path: list[nn.Module] = []
-        self._given = _given(model, batch)
-        self._storages = {_storage(tensor): source for tensor, source in self._given.values()}
-        self._storages.pop(0, None)
-        # Weak: a tensor's number may be given to another once it is gone. Storages written in place are kept alive.
-        self._made: dict[int, tuple[weakref.ref[Tensor], Source]] = {}
-        self._written: dict[int, tuple[torch.UntypedStorage, Source]] = {}
+        self._path = ModulePath(model)
+        self._provenance = Provenance(model, batch)
         self._kept = 0
 
     @contextmanager
-    def watching(self) -> Iterator[Pass]:
+    def watching(self) -> Iterator[None]:
         """Watch until the block ends; the hooks are removed whatever happens."""
-        try:
-            with hooked(self._names, self._enter_module, self._leave_module, always=True), self:
-                yield self.seen
-        finally:
-            self._path.clear()
+        with self._path.followed(self._leave_module), self:
+            yield
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -80,167 +64,108 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._path:  # Outside the model: not its doing.
             return func(*args, **kwargs)
-        name = operation_name(func)
-        in_place = writes_in_place(func, kwargs)
         if self._healing.given:
             args, kwargs = mapped(args, self._heal_given), mapped(kwargs, self._heal_given)
+        call, in_place = Call(func, args, kwargs), writes_in_place(func, kwargs)
         operands: tuple[Operand, ...] | None = None
-        kept = (args, kwargs)
-        if in_place:
-            operands = self._operands(name, args, kwargs)
-            kept = mapped(args, _copied), mapped(kwargs, _copied)
+        if in_place:  # Its inputs are gone afterwards.
+            call, operands = _copied(call), self._operands(call)
         try:
             result = func(*args, **kwargs)
         except (IndexError, RuntimeError) as problem:
-            self._note(name, PURE, (), Call(func, *kept), error=problem)
+            self._note(call, PURE, (), error=problem)
             raise
-        index = self.seen.operations
         written = args[0] if in_place and result is None and args else result
         if self._healing:
-            written = self._healing.apply(
-                index, name, arguments(name, args, kwargs), written, in_place=in_place
-            )
+            written = self._healing.apply(self.seen.operations, call, written, in_place=in_place)
             result = None if result is None else written
         state = _of_all(written)
         if state:
             if operands is None:
-                operands = self._operands(name, args, kwargs)
-            source = self._note(
-                name, state, operands, Call(func, *kept, result=written), has_infinite_scalar((args, kwargs))
-            )
-            self._remember(written, source, in_place=in_place)
+                operands = self._operands(call)
+            source = self._note(Call(func, call.args, call.kwargs, written), state, operands)
+            self._provenance.remember(written, source, in_place=in_place)
         if self._claim is not None:
-            module, layer = self._place()
-            self._claim(module, layer, name, result)
+            self._claim(self._path.module, self._path.layer, call.operation, result)
         self.seen.operations += 1
         return result
 
     def _note(
         self,
-        name: str,
+        call: Call,
         state: Impurity,
         operands: tuple[Operand, ...],
-        call: Call,
-        infinite: bool = False,
         error: BaseException | None = None,
     ) -> Source:
-        module, layer = self._place()
         born = error is not None or not any(operand.impurity.nan for operand in operands)
         keep = born and self._kept < KEPT_CALLS
         self._kept += keep
         event = Event(
             index=self.seen.operations,
-            operation=name,
-            module=module,
-            layer=layer,
+            operation=call.operation,
+            module=self._path.module,
+            layer=self._path.layer,
             impurity=state,
             operands=operands,
-            infinite_scalar=infinite,
-            call=Call(
-                call.func,
-                mapped(call.args, _copied),
-                mapped(call.kwargs, _copied),
-                mapped(call.result, _copied),
-            )
-            if keep
-            else None,
+            infinite_scalar=has_infinite_scalar((call.args, call.kwargs)),
+            call=_copied(call) if keep else None,
             error=error,
         )
         self.seen.events.append(event)
         return Source("event", event=event.index)
 
-    def _operands(self, name: str, args: Any, kwargs: Any) -> tuple[Operand, ...]:
+    def _operands(self, call: Call) -> tuple[Operand, ...]:
         """The inputs that are not finite."""
-        found = []
-        for label, tensor in tensors_in(arguments(name, args, kwargs)):
-            state = impurity(tensor)
-            if state:
-                found.append(Operand(label, state, self._source(tensor)))
-        return tuple(found)
-
-    def _source(self, tensor: Tensor) -> Source:
-        given = self._given.get(id(tensor))
-        if given is not None:
-            return given[1]
-        made = self._made.get(id(tensor))
-        if made is not None and made[0]() is tensor:
-            return made[1]
-        place = _storage(tensor)
-        if place and place in self._written:
-            return self._written[place][1]
-        return self._storages.get(place, Source("unseen"))
-
-    def _remember(self, written: Any, source: Source, *, in_place: bool) -> None:
-        for _, tensor in tensors_in(written):
-            self._made[id(tensor)] = weakref.ref(tensor), source
-            if in_place:
-                storage = tensor.untyped_storage()
-                self._written[storage.data_ptr()] = storage, source
+        states = [(name, tensor, impurity(tensor)) for name, tensor in tensors_in(call.named)]
+        return tuple(
+            Operand(name, state, self._provenance.of(tensor)) for name, tensor, state in states if state
+        )
 
     def _heal_given(self, value: Any) -> Any:
-        given = isinstance(value, Tensor) and self._source(value).kind in ("weight", "batch")
+        given = isinstance(value, Tensor) and self._provenance.of(value).kind in ("weight", "batch")
         return healed(value) if given else value
 
-    def _place(self) -> tuple[str, int | None]:
-        layer = next((self._layers[m] for m in reversed(self._path) if m in self._layers), None)
-        return self._names[self._path[-1]], layer
-
-    def _enter_module(self, module: nn.Module, _: Any) -> None:
-        self._path.append(module)
-
-    def _leave_module(self, module: nn.Module, _: Any, output: Any) -> None:
-        if module in self._layers:
-            hidden = first_tensor(output)
-            if hidden is not None and hidden.is_floating_point():
-                self._watch_layer(module, hidden)
+    def _leave_module(self, module: nn.Module, output: Any) -> None:
+        hidden = first_tensor(output)
+        layer = self._path.layer_of(module)
+        if layer is not None and hidden is not None and hidden.is_floating_point():
+            self._watch_layer(module, layer, hidden)
         if module is self._model and output is not None:
             self._watch_output(output)
         if self._claim is not None:  # What no torch function made, such as an autograd.Function.
-            self._claim(*self._place(), None, output)
-        self._path.pop()
+            self._claim(self._path.module, self._path.layer, None, output)
 
-    def _watch_layer(self, module: nn.Module, hidden: Tensor) -> None:
+    def _watch_layer(self, module: nn.Module, layer: int, hidden: Tensor) -> None:
         with _unseen():
             state = impurity(hidden)
             if hidden.dim() == 3:
-                self.seen.layers.append(LayerRows(self._layers[module], (~torch.isfinite(hidden)).any(-1)))
+                self.seen.spread.append(_spread(layer, hidden))
         if state:
-            self._watch(hidden, state, type(module).__name__, module)
+            self._watch(hidden, state, module)
 
     def _watch_output(self, output: Any) -> None:
         """Minus infinity in a tensor that is no scalar is no fault: models write it into logits they rule out."""
         with _unseen():
-            found = [(tensor, impurity(tensor)) for _, tensor in tensors_in(outputs(output))]
+            found = [(tensor, impurity(tensor)) for _, tensor in tensors_in(_outputs(output))]
         for tensor, state in found:
             if state.nan or state.positive or (state.negative and tensor.numel() == 1):
-                self._watch(tensor, state, type(self._model).__name__, self._model)
+                self._watch(tensor, state, self._model)
 
-    def _watch(self, tensor: Tensor, state: Impurity, name: str, module: nn.Module) -> None:
-        source = self._source(tensor)
+    def _watch(self, tensor: Tensor, state: Impurity, module: nn.Module) -> None:
+        source = self._provenance.of(tensor)
         if source.kind != "event":
             # Handed on as given, or made by what is no torch function, such as a compiled kernel: name the module.
+            name = type(module).__name__
             operands = () if source.kind == "unseen" else (Operand(name, state, source),)
-            module_name, layer = self._names[module], self._layers.get(module)
-            event = Event(self.seen.operations, name, module_name, layer, state, operands)
+            layer = self._path.layer_of(module)
+            event = Event(self.seen.operations, name, self._path.module, layer, state, operands)
             self.seen.events.append(event)
             self.seen.operations += 1
             source = Source("event", event=event.index)
         self.seen.watched.append(source)
 
 
-def _given(model: nn.Module, batch: Mapping[str, Any]) -> dict[int, tuple[Tensor, Source]]:
-    """Weights, buffers and inputs by identity; shared weights go by their first name."""
-    found: dict[int, tuple[Tensor, Source]] = {}
-    for name, weight in model.named_parameters():
-        found[id(weight)] = weight, Source("weight", name)
-    for name, buffer in model.named_buffers():
-        found.setdefault(id(buffer), (buffer, Source("buffer", name)))
-    for name, tensor in tensors_in(batch):
-        found[id(tensor)] = tensor, Source("batch", name)
-    return found
-
-
-def outputs(output: Any) -> Any:
+def _outputs(output: Any) -> Any:
     """Loss and logits of a model's output; whatever there is where it has neither."""
     if isinstance(output, Mapping):
         named = {name: output[name] for name in ("loss", "logits") if isinstance(output.get(name), Tensor)}
@@ -253,6 +178,17 @@ def _unseen() -> Any:
     return torch._C.DisableTorchFunction()  # noqa: SLF001 - no public name for it
 
 
+def _spread(layer: int, hidden: Tensor) -> dict[str, Any]:
+    """In how many sequences, and at how many positions, a hidden state (sequences, positions, channels) is bad."""
+    bad = (~torch.isfinite(hidden)).any(-1)
+    return {
+        "layer": layer,
+        "sequences": int(bad.any(-1).sum()),
+        "positions": int(bad.sum()),
+        "of": bad.numel(),
+    }
+
+
 def _of_all(value: Any) -> Impurity:
     """What the tensors of an output hold between them."""
     states = [state for _, tensor in tensors_in(value) if (state := impurity(tensor))]
@@ -263,16 +199,15 @@ def _of_all(value: Any) -> Impurity:
     )
 
 
-def _copied(value: Any) -> Any:
-    """A tensor as it is now, for it may be written into later; weights are not, and can be large."""
+def _copied(call: Call) -> Call:
+    """A call with its tensors as they are now, for they may be written into later."""
+    return Call(
+        call.func, mapped(call.args, _frozen), mapped(call.kwargs, _frozen), mapped(call.result, _frozen)
+    )
+
+
+def _frozen(value: Any) -> Any:
+    """A copy of a tensor; weights are not written into, and can be large."""
     if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         return value
     return value.detach().clone().requires_grad_(value.requires_grad)
-
-
-def _storage(tensor: Tensor) -> int:
-    """Where a tensor's numbers lie; 0 for tensors without storage of their own."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0

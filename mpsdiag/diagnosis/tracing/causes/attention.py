@@ -72,25 +72,25 @@ def attention_over_nothing(birth: Birth) -> list[Explanation]:
 
 def _dead_and_bad(birth: Birth) -> Rows | None:
     """Rows of (sequences, queries) that are NaN and whose mask hides every key, in some head."""
-    result = birth.output
-    if birth.terminal.kind != "nan" or result is None or result.dim() != 4:
+    call, result = birth.call, birth.output
+    if birth.terminal.kind != "nan" or call is None or result is None or result.dim() != 4:
         return None
-    if birth.event.operation not in (SDPA, *SOFTMAX):
+    if call.operation not in (SDPA, *SOFTMAX):
         return None
-    dead = rows_over_nothing(birth.event.operation, birth.named, result)
+    dead = rows_over_nothing(call, result)
     if dead is None:
         return None
     dead = dead & ~torch.isfinite(result).all(-1)
-    if birth.event.operation == SDPA:
+    if call.operation == SDPA:
         # Where the scores of a row overflow, the mask is not the reason: infinity plus minus infinity is NaN.
         scores = scores_of(birth.named)
         if scores is not None and scores.shape[:-1] == dead.shape:
             dead = dead & (scores.amax(-1) <= torch.finfo(birth.named["query"].dtype).max).to(dead.device)
     found = dead.any(1)
-    return sort_rows(found, birth.batch.get("attention_mask")) if bool(found.any()) else None
+    return _sort_rows(found, birth.batch.get("attention_mask")) if bool(found.any()) else None
 
 
-def sort_rows(bad: Tensor, padding: Any) -> Rows:
+def _sort_rows(bad: Tensor, padding: Any) -> Rows:
     """Tell by the padding mask of the batch what stands at each bad position.
 
     Args:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.events import Call, Event, Pass, Terminal
-from mpsdiag.diagnosis.tracing.operations import arguments
 from mpsdiag.diagnosis.tracing.origin import Cause
 from mpsdiag.diagnosis.tracing.place import described
 from mpsdiag.diagnosis.tracing.tensors import tensors_in
@@ -49,7 +48,7 @@ class Birth:
     def named(self) -> dict[str, Any]:
         """The arguments of the call by name."""
         call = self.event.call
-        return {} if call is None else arguments(self.event.operation, call.args, call.kwargs)
+        return {} if call is None else call.named
 
     @property
     def inputs(self) -> list[tuple[str, Tensor]]:
