@@ -26,6 +26,16 @@ class CannotDecide(MpsdiagError):  # noqa: N818 - an outcome with its own exit c
     exit_code = 3
 
 
+def first_line(problem: BaseException, longest: int = 200) -> str:
+    """What an exception says, as part of a sentence: its first line without the full stop, or its type.
+
+    Args:
+        problem: Of another library.
+        longest: Cut after this many characters.
+    """
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:longest].rstrip(".")
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Say which choices there are, the nearest first: `Did you mean 'eager'? Choose from: ...`.
 

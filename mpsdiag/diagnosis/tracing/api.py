@@ -8,10 +8,8 @@ from typing import Any
 from torch import nn
 
 from mpsdiag.diagnosis.tracing.batch import prepare_batch
-from mpsdiag.diagnosis.tracing.compare import find_difference
-from mpsdiag.diagnosis.tracing.forward import ForwardTrace, Traced
+from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.origin import Origin
-from mpsdiag.diagnosis.tracing.place import is_plain_cpu
 from mpsdiag.diagnosis.tracing.training import trace_training
 
 
@@ -39,34 +37,4 @@ def trace(
     prepared = prepare_batch(model, batch)
     if train:
         return trace_training(model, [prepared]).origin
-    with ForwardTrace(model).ready() as forward:
-        return trace_evaluation(forward, model, prepared, compare=compare).origin
-
-
-def trace_evaluation(
-    forward: ForwardTrace,
-    model: nn.Module,
-    batch: Mapping[str, Any],
-    *,
-    compare: bool | None = None,
-    in_detail: bool = True,
-) -> Traced:
-    """As `trace`, for a batch that is prepared; with its loss, and the call that is to blame.
-
-    Args:
-        forward: Ready.
-        model: The same model, on its device.
-        batch: Prepared.
-        compare: As for `trace`.
-        in_detail: Look for the origin; without it only whether there is one.
-
-    Raises:
-        CannotDecide: The forward itself fails.
-    """
-    traced = forward.run(batch, in_detail=in_detail)
-    if in_detail and traced.origin is None and (not is_plain_cpu(model) if compare is None else compare):
-        with forward.looking_away():
-            found = find_difference(model, batch)
-        if found is not None:
-            return Traced(traced.loss, *found, suspicious=True)
-    return traced
+    return ForwardTrace(model, compare=compare).run(prepared).origin

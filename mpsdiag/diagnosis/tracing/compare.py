@@ -43,7 +43,7 @@ class Difference:
         return not self.distance <= self.bound
 
 
-def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin, Call | None] | None:
+def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin | None, Call | None]:
     """Compare an evaluation of a batch with the CPU; the modes are those in effect.
 
     Args:
@@ -57,14 +57,14 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin,
         differences = _differences(model, batch)
     except (RuntimeError, NotImplementedError, TypeError) as problem:
         logger.warning("Not compared with the CPU: the model does not run there in float64 (%s).", problem)
-        return None
+        return None, None
     if not all(math.isfinite(difference.bound) for difference in differences):
         logger.warning(
             "Not compared with the CPU: its own results are not finite, in float64 or in this dtype."
         )
-        return None
+        return None, None
     if not differences or not differences[-1].wrong:
-        return None
+        return None, None
     first = next(difference for difference in differences if difference.wrong)
     layers = decoder_layers(model)
     inside = layers[first.layer] if first.layer is not None else model

@@ -15,6 +15,7 @@ from mpsdiag.diagnosis.modules import decoder_layers
 from mpsdiag.diagnosis.tracing.causes.given import LISTED_WEIGHTS, nonfinite_weights
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.place import described
+from mpsdiag.diagnosis.tracing.repeat import did_not_repeat
 from mpsdiag.diagnosis.tracing.tensors import facts, impurity, largest
 
 GROWTH = 10.0
@@ -172,22 +173,15 @@ def exploded_norm(model: nn.Module, trajectory: Trajectory) -> Origin | None:
 
 def not_reproduced(model: nn.Module, trajectory: Trajectory) -> Origin | None:
     """A step that was not finite, and is when run again; None if only the cheap pass thought so."""
-    loss, norm = trajectory.losses[-1], trajectory.grad_norms[-1]
-    if math.isfinite(loss) and math.isfinite(norm):
+    finite = [math.isfinite(values[-1]) for values in (trajectory.losses, trajectory.grad_norms)]
+    if all(finite):
         return None
-    return Origin(
-        cause="unknown",
-        layer=None,
-        module="",
+    return did_not_repeat(
+        model,
+        f"step {trajectory.step}",
         operation="step",
-        phase="forward" if not math.isfinite(loss) else "backward",
-        summary=f"step {trajectory.step} was not finite, and is finite when it is run again: something here does not "
-        "repeat (memory that nobody wrote, or a kernel that is not deterministic)",
-        evidence={**trajectory.evidence(), "device": described(model)},
-        remedy=Advice(
-            text="Run it several times, and on the CPU; a device that gives other values each time has a defect.",
-            commands=["mpsdiag check --level 3", "mpsdiag trace ... --train --device cpu"],
-        ),
+        phase="backward" if finite[0] else "forward",
+        evidence=trajectory.evidence(),
     )
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.losses import filtered_mean, mean
-from mpsdiag.diagnosis.tracing.api import trace_evaluation
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.origin import Origin
@@ -62,22 +61,21 @@ def trace_batches(
         CannotDecide: A forward itself fails.
     """
     found, origins = TracedBatches(), list[Origin]()
-    with ForwardTrace(model, grad=grad).ready() as forward:
-        for number, batch in enumerate(batches):
-            progress(f"batch {number + 1} of {len(batches)}")
-            in_detail = len(found.bad) < EXPLAINED
-            traced = trace_evaluation(forward, model, batch, compare=compare, in_detail=in_detail)
-            found.losses.append(math.nan if traced.loss is None else traced.loss)
-            if traced.suspicious:
-                found.bad.append(number)
-            if traced.origin is not None:
-                found.call = found.call if origins else traced.call
-                _add(origins, traced.origin, number)
+    forward = ForwardTrace(model, grad=grad, compare=compare)
+    for number, batch in enumerate(batches):
+        progress(f"batch {number + 1} of {len(batches)}")
+        traced = forward.run(batch, in_detail=len(found.bad) < EXPLAINED)
+        found.losses.append(math.nan if traced.loss is None else traced.loss)
+        if traced.bad:
+            found.bad.append(number)
+        if traced.origin is not None:
+            found.call = found.call if origins else traced.call
+            _add(origins, traced.origin, number)
     if any("labels" in batch for batch in batches):
-        sizes = [sequences(batch) for batch in batches]
+        sizes = [_sequences(batch) for batch in batches]
         found.eval_loss = mean(found.losses, sizes)
         found.stock_eval_loss = filtered_mean(found.losses, sizes)
-        hidden = hidden_by_filter(found)
+        hidden = _hidden_by_filter(found)
         if hidden is not None:
             origins.append(hidden)
     if origins:
@@ -93,7 +91,7 @@ def _add(origins: list[Origin], found: Origin, batch: int) -> None:
             origins.append(origin.model_copy(update=alone))
 
 
-def hidden_by_filter(found: TracedBatches) -> Origin | None:
+def _hidden_by_filter(found: TracedBatches) -> Origin | None:
     """The eval_loss that is printed is finite only because batches are left out of it."""
     dropped = [number for number, loss in enumerate(found.losses) if not math.isfinite(loss)]
     if not dropped or found.stock_eval_loss is None or not math.isfinite(found.stock_eval_loss):
@@ -119,7 +117,7 @@ def hidden_by_filter(found: TracedBatches) -> Origin | None:
     )
 
 
-def sequences(batch: Mapping[str, Any]) -> int:
+def _sequences(batch: Mapping[str, Any]) -> int:
     """How many sequences a batch has."""
     return next(
         (int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor) and value.dim()), 1

@@ -47,23 +47,13 @@ class Flags:
         self._layers = set(decoder_layers(model))
         self._sums: list[Tensor] = []
         self._surely: list[Tensor] = []
-        self._paused = False
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Look away until the block ends."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
-
-    @contextmanager
-    def watching(self) -> Iterator[Flags]:
+    def watching(self) -> Iterator[None]:
         """Watch until the block ends; the hooks are removed whatever happens."""
         handles = [module.register_forward_hook(self._leave) for module in (*self._layers, self._model)]
         try:
-            yield self
+            yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -99,8 +89,6 @@ class Flags:
         )
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
-        if self._paused:
-            return
         if module is self._model:
             self._note_output(output)
             return

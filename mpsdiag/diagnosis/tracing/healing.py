@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpsdiag.diagnosis.tracing.events import Call
+from mpsdiag.diagnosis.tracing.events import Call, Terminal
 from mpsdiag.diagnosis.tracing.operations import SDPA, SOFTMAX
 from mpsdiag.diagnosis.tracing.scores import rows_over_nothing
 from mpsdiag.diagnosis.tracing.tensors import impurity, mapped
@@ -32,9 +32,19 @@ class Healing:
     def __bool__(self) -> bool:
         return bool(self.outputs) or self.attention or self.given
 
-    def also_output(self, index: int) -> Healing:
-        """With one more operation healed."""
-        return replace(self, outputs=self.outputs | {index})
+    def behind(self, terminal: Terminal, causes: set[str]) -> Healing:
+        """With one more fault healed, so that a pass shows what lies behind it.
+
+        Args:
+            terminal: Where the fault began.
+            causes: What it was put down to.
+        """
+        if terminal.kind in ("weight", "batch"):
+            return replace(self, given=True)
+        of_attention = "dead_rows" in causes or (causes == {"bad_mask"} and terminal.kind == "nan")
+        return replace(
+            self, outputs=self.outputs | {terminal.event.index}, attention=self.attention or of_attention
+        )
 
     def apply(self, index: int, call: Call, result: Any, *, in_place: bool) -> Any:
         """The result of an operation, made finite where that is wanted.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.tracing.saved_batch import load_batch, save_batch
-from mpsdiag.errors import BadInput
+from mpsdiag.errors import BadInput, first_line
 from mpsdiag.serialization import dumps
 
 SCHEMA = 1
@@ -125,4 +125,4 @@ def _first(problem: BaseException) -> str:
     if isinstance(problem, ValidationError):
         error = problem.errors()[0]
         return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200].rstrip(".")
+    return first_line(problem)

@@ -1,15 +1,17 @@
-"""Run the same thing twice: random numbers, buffers, modes and gradients are put back to where they were."""
+"""Run the same thing twice: random numbers, buffers and modes are put back; and what to say if it differs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from mpsdiag import device as devices
+from mpsdiag.diagnosis.diagnosis import Advice
+from mpsdiag.diagnosis.tracing.origin import Origin, Phase
+from mpsdiag.diagnosis.tracing.place import described, device_of
 
 
 class Repeat:
@@ -20,8 +22,7 @@ class Repeat:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        weight = next(model.parameters(), None)
-        self._kind = "cpu" if weight is None else devices.kind_of(weight.device)
+        self._kind = device_of(model).type
         self._buffers = list(model.buffers())
         self.take()
 
@@ -53,6 +54,39 @@ def in_mode(model: nn.Module, *, training: bool, grad: bool) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def did_not_repeat(
+    model: nn.Module,
+    what: str,
+    *,
+    operation: str,
+    phase: Phase = "forward",
+    evidence: Mapping[str, Any] | None = None,
+) -> Origin:
+    """The origin of what was not finite, and is when it is run again.
+
+    Args:
+        model: On its device.
+        what: Was run, such as `step 3`.
+        operation: Named as the place.
+        phase: Of the step.
+        evidence: What else is known.
+    """
+    return Origin(
+        cause="unknown",
+        layer=None,
+        module="",
+        operation=operation,
+        phase=phase,
+        summary=f"{what} was not finite, and is finite when it is run again: something here does not repeat (memory "
+        "that nobody wrote, or a kernel that is not deterministic)",
+        evidence={**(evidence or {}), "device": described(model)},
+        remedy=Advice(
+            text="Run it several times, and on the CPU; a device that gives other values each time has a defect.",
+            commands=["mpsdiag check --level 3", "mpsdiag trace ... --device cpu"],
+        ),
+    )
 
 
 def _module(kind: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mpsdiag.errors import BadInput
+from mpsdiag.errors import BadInput, first_line
 
 # What torch.save and pickle.dump write begins with one of these: a zip, or a pickle of protocol 2 to 5.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -43,7 +43,7 @@ def load_batch(path: Path) -> dict[str, Tensor]:
         found = load_file(path)
     except (SafetensorError, OSError, ValueError) as problem:
         raise BadInput(
-            f"{path} is no complete safetensors file ({_reason(problem)}): cut short, or another format. Save the "
+            f"{path} is no complete safetensors file ({first_line(problem)}): cut short, or another format. Save the "
             "batch again with safetensors.torch.save_file."
         ) from problem
     if not found:
@@ -56,7 +56,3 @@ def save_batch(path: Path, batch: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in batch.items()}, path)
-
-
-def _reason(problem: BaseException) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160].rstrip(".")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.tracing.backward import backward, explain_backward
+from mpsdiag.diagnosis.tracing.detail import explain_forward, failed
 from mpsdiag.diagnosis.tracing.divergence import (
     Trajectory,
     after_the_optimizer,
@@ -21,7 +22,6 @@ from mpsdiag.diagnosis.tracing.divergence import (
 )
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.flags import Flags
-from mpsdiag.diagnosis.tracing.forward import explain_forward, failed
 from mpsdiag.diagnosis.tracing.indices import Indices
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.repeat import Repeat, in_mode
@@ -145,7 +145,7 @@ def _explain(
     """The step that was noticed, in detail: weights, forward, backward, in this order."""
     if trajectory.step > 0 and (origin := after_the_optimizer(model, optimizer, trajectory)) is not None:
         return origin, None
-    origin, call = explain_forward(model, batch, repeat, grad=True)
+    origin, call = explain_forward(model, batch, repeat)
     if origin is None:
         origin = explain_backward(model, batch, repeat) or exploded_norm(model, trajectory)
     if origin is None:

@@ -211,6 +211,7 @@ def test_a_clean_batch_is_read_from_the_device_once(build, batch_of):
     with torch.no_grad(), Count():
         model(**batch)
     alone, reads[:] = list(reads), []
-    with ForwardTrace(model).ready() as forward, Count():
+    forward = ForwardTrace(model)
+    with Count():
         assert forward.run(batch).origin is None
     assert sorted(reads) == sorted([*alone, "tolist"])

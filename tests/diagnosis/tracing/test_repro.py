@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from mpsdiag import emulate_mps, environment
 from mpsdiag.diagnosis.tracing import repro
-from mpsdiag.diagnosis.tracing.api import trace_evaluation
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.reduce import plainest, smallest
@@ -40,8 +39,8 @@ def here(monkeypatch, tmp_path):
 def write(tmp_path, model, batch, release=None):
     emulation = None if release is None else Emulation(release)
     context = contextlib.nullcontext() if release is None else emulate_mps(release)
-    with context, ForwardTrace(model).ready() as forward:
-        traced = trace_evaluation(forward, model, batch)
+    with context:
+        traced = ForwardTrace(model).run(batch)
     path = tmp_path / "repro.py"
     outcome = repro.write_repro(
         path, traced.origin, traced.call, environment.gather(), grad=False, emulation=emulation

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.diagnosis import Advice
-from mpsdiag.diagnosis.tracing.events import Call, Event, Pass, Terminal
+from mpsdiag.diagnosis.tracing.events import Call, Event, Terminal
 from mpsdiag.diagnosis.tracing.origin import Cause
 from mpsdiag.diagnosis.tracing.place import described
 from mpsdiag.diagnosis.tracing.tensors import tensors_in
@@ -22,14 +22,12 @@ class Birth:
 
     Attributes:
         terminal: Where it began.
-        seen: The pass it was seen in.
         batch: The model's inputs.
         model: The model.
         grad: Gradients were wanted.
     """
 
     terminal: Terminal
-    seen: Pass
     batch: Mapping[str, Any]
     model: nn.Module
     grad: bool
