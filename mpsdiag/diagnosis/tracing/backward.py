@@ -17,10 +17,10 @@ from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.place import described
 from mpsdiag.diagnosis.tracing.repeat import Repeat
-from mpsdiag.diagnosis.tracing.tensors import PURE, Impurity, facts, impurity, largest, tensors_in
+from mpsdiag.diagnosis.tracing.tensors import LISTED, PURE, Impurity, facts, impurity, largest, tensors_in
 from mpsdiag.diagnosis.tracing.tracer import Tracer
 
-LISTED_WEIGHTS = 16
+# Their derivatives are infinite somewhere: an infinite gradient of theirs is no overflow.
 _POLES = (
     "div",
     "reciprocal",
@@ -111,11 +111,6 @@ class GraphWatch:
         return listen
 
 
-def backward(loss: Tensor) -> None:
-    """Compute the gradients of a loss."""
-    torch.autograd.backward(loss)
-
-
 def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat) -> Origin | None:
     """Run forward and backward in detail; the modes are those in effect, and gradients are wanted.
 
@@ -134,7 +129,7 @@ def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat)
     with tracer.watching():
         output = model(**batch)
     graph.watch()
-    backward(output.loss)
+    torch.autograd.backward(output.loss)
     graph.forget()
     bad = [name for name, p in model.named_parameters() if p.grad is not None and impurity(p.grad)]
     if not bad:
@@ -144,7 +139,7 @@ def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat)
 
 def _origin(model: nn.Module, birth: GradientBirth | None, bad: list[str]) -> Origin:
     evidence: dict[str, Any] = {
-        "bad_gradients": bad[:LISTED_WEIGHTS],
+        "bad_gradients": bad[:LISTED],
         "of": len(bad),
         "device": described(model),
     }

@@ -12,20 +12,27 @@ from torch import Tensor, nn
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.modules import decoder_layers
-from mpsdiag.diagnosis.tracing.causes.given import LISTED_WEIGHTS, nonfinite_weights
-from mpsdiag.diagnosis.tracing.origin import Origin
+from mpsdiag.diagnosis.tracing.causes.given import nonfinite_weights
+from mpsdiag.diagnosis.tracing.origin import Cause, Origin
 from mpsdiag.diagnosis.tracing.place import described
 from mpsdiag.diagnosis.tracing.repeat import did_not_repeat
-from mpsdiag.diagnosis.tracing.tensors import facts, impurity, largest
+from mpsdiag.diagnosis.tracing.tensors import LISTED, facts, impurity, largest
 
 GROWTH = 10.0
 """A loss, gradient norm or weight that grew by less is no divergence."""
-_OF_TRAINING = ("overflow", "unknown", "wrong_device")
+OF_TRAINING = ("overflow", "unknown", "wrong_device")
+"""Causes that a divergence may look like; those that lie in the data or the mask stay what they are."""
 
 REMEDY = Advice(
     text="Lower the learning rate (a tenth of it is a good next try), warm it up over the first steps, and clip "
     "gradients. Restart from the last good checkpoint: the weights are spoilt.",
     commands=["TrainingArguments(learning_rate=..., warmup_ratio=0.05, max_grad_norm=1.0)"],
+)
+
+EPS_REMEDY = Advice(
+    text="Keep the weights that are trained in float32 (mixed precision), or in bfloat16; or raise the optimizer's "
+    "eps to 1e-6 or more.",
+    commands=["TrainingArguments(bf16=True, adam_epsilon=1e-6)"],
 )
 
 
@@ -58,27 +65,16 @@ class Trajectory:
 
 
 def or_divergence(
-    model: nn.Module,
-    origin: Origin,
-    trajectory: Trajectory,
-    initial: Mapping[str, Tensor],
-    *,
-    finite_with_initial_weights: bool,
+    model: nn.Module, origin: Origin, trajectory: Trajectory, initial: Mapping[str, Tensor]
 ) -> Origin:
-    """The origin as it is, or as the end of a divergence.
-
-    It is one when the same batch is finite with the weights that training began with, and losses, gradients or weights
-    grew at least tenfold on the way. Causes that lie in the data, the mask or the device's handling of it stay.
+    """The origin as it is, or as the end of a divergence: losses, gradients or weights grew at least tenfold.
 
     Args:
         model: With the weights that gave the non-finite value.
-        origin: Where it was born.
+        origin: Where it was born; with the weights that training began with, the same batch is finite.
         trajectory: The steps up to it.
         initial: The weights training began with.
-        finite_with_initial_weights: What the control gave.
     """
-    if origin.cause not in _OF_TRAINING or not finite_with_initial_weights:
-        return origin
     grown = _growth(model, trajectory, initial)
     if max(grown.values(), default=0.0) < GROWTH:
         return origin
@@ -118,33 +114,32 @@ def after_the_optimizer(
     kind = type(optimizer).__name__
     evidence = {
         **trajectory.evidence(),
-        "weights": bad[:LISTED_WEIGHTS],
+        "weights": bad[:LISTED],
         "bad_tensors": len(bad),
         "optimizer_state": [facts(t, key) for key, t in state.items() if isinstance(t, Tensor) and t.dim()],
         "device": described(model),
     }
-    underflow = weight is not None and _eps_vanishes(optimizer, weight)
+    cause: Cause = "divergence"
+    summary = (
+        f"the {kind} step made {name} non-finite from finite gradients (learning rate "
+        f"{trajectory.learning_rate:.3g})"
+    )
+    remedy = REMEDY
+    if weight is not None and _eps_vanishes(optimizer, weight):
+        cause, remedy = "overflow", EPS_REMEDY
+        summary = (
+            f"{kind} divides by zero in float16: its eps is smaller than the smallest float16, and squared gradients "
+            "vanish in it"
+        )
     return Origin(
-        cause="overflow" if underflow else "divergence",
+        cause=cause,
         layer=_layer_of(model, name),
         module=name.rpartition(".")[0],
         operation=f"{kind}.step",
         phase="optimizer",
-        summary=(
-            f"{kind} divides by zero in float16: its eps is smaller than the smallest float16, and squared gradients "
-            "vanish in it"
-            if underflow
-            else f"the {kind} step made {name} non-finite from finite gradients (learning rate "
-            f"{trajectory.learning_rate:.3g})"
-        ),
+        summary=summary,
         evidence=evidence,
-        remedy=Advice(
-            text="Keep the weights that are trained in float32 (mixed precision), or in bfloat16; or raise the "
-            "optimizer's eps to 1e-6 or more.",
-            commands=["TrainingArguments(bf16=True, adam_epsilon=1e-6)"],
-        )
-        if underflow
-        else REMEDY,
+        remedy=remedy,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 LISTED = 16
-"""At most this many sequences, heads or positions are listed one by one."""
+"""At most this many sequences, heads, positions or weights are listed one by one."""
 
 
 @dataclass(frozen=True)

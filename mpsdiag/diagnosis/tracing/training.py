@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.diagnosis.tracing.backward import backward, explain_backward
+from mpsdiag.diagnosis.tracing.backward import explain_backward
 from mpsdiag.diagnosis.tracing.detail import explain_forward, failed
 from mpsdiag.diagnosis.tracing.divergence import (
+    OF_TRAINING,
     Trajectory,
     after_the_optimizer,
     exploded_norm,
@@ -89,25 +90,35 @@ def trace_training(
             return TracedTraining(origin=outside)
     trajectory = Trajectory(recipe.learning_rate)
     with _weights_put_back(model) as initial, in_mode(model, training=True, grad=True):
-        flags, optimizer = Flags(model), recipe.make(trained)
-        for step, batch in enumerate(itertools.islice(itertools.cycle(batches), steps or len(batches))):
-            progress(f"training step {step + 1}")
-            repeat = Repeat(model)
-            suspicious = _step(model, batch, recipe, trained, flags, trajectory)
-            if suspicious:
-                origin, call = _explain(model, batch, repeat, trajectory, initial, optimizer)
-                if origin is not None:
-                    return TracedTraining(trajectory.losses, trajectory.grad_norms, origin, call)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            for weight in trained:
-                flags.note(weight)
-        if (
-            flags.read().suspicious
-            and (origin := after_the_optimizer(model, optimizer, trajectory)) is not None
-        ):
-            return TracedTraining(trajectory.losses, trajectory.grad_norms, origin)
-    return TracedTraining(trajectory.losses, trajectory.grad_norms)
+        planned = itertools.islice(itertools.cycle(batches), steps or len(batches))
+        origin, call = _train(model, planned, recipe, trained, trajectory, initial, progress)
+    return TracedTraining(trajectory.losses, trajectory.grad_norms, origin, call)
+
+
+def _train(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    recipe: Recipe,
+    trained: Sequence[nn.Parameter],
+    trajectory: Trajectory,
+    initial: Mapping[str, Tensor],
+    progress: Callable[[str], None],
+) -> tuple[Origin | None, Call | None]:
+    """The steps, up to the first that is not finite; what is found in it."""
+    flags, optimizer = Flags(model), recipe.make(trained)
+    for step, batch in enumerate(batches):
+        progress(f"training step {step + 1}")
+        repeat = Repeat(model)
+        if _step(model, batch, recipe, trained, flags, trajectory):
+            origin, call = _explain(model, batch, repeat, trajectory, initial, optimizer)
+            if origin is not None:
+                return origin, call
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for weight in trained:
+            flags.note(weight)
+    spoilt = flags.read().suspicious  # By the last step: no further one has read what it made of the weights.
+    return (after_the_optimizer(model, optimizer, trajectory) if spoilt else None), None
 
 
 def _step(
@@ -124,7 +135,7 @@ def _step(
             loss = getattr(model(**batch), "loss", None)
         if not isinstance(loss, Tensor):
             raise BadInput(f"{type(model).__name__} gives no loss for this batch: add labels to train on it.")
-        backward(loss)
+        torch.autograd.backward(loss)
     except RuntimeError as problem:
         raise CannotDecide(failed(problem)) from problem
     bound = recipe.max_grad_norm if recipe.max_grad_norm is not None else float("inf")
@@ -150,9 +161,8 @@ def _explain(
         origin = explain_backward(model, batch, repeat) or exploded_norm(model, trajectory)
     if origin is None:
         return not_reproduced(model, trajectory), None
-    if trajectory.step > 0:
-        finite = _finite_with(model, batch, repeat, initial)
-        origin = or_divergence(model, origin, trajectory, initial, finite_with_initial_weights=finite)
+    if trajectory.step > 0 and origin.cause in OF_TRAINING and _finite_with(model, batch, repeat, initial):
+        origin = or_divergence(model, origin, trajectory, initial)
     return origin, call
 
 
@@ -167,7 +177,7 @@ def _finite_with(
     model.zero_grad(set_to_none=True)
     with flags.watching():
         loss = model(**batch).loss
-    backward(loss)
+    torch.autograd.backward(loss)
     for weight in model.parameters():
         if weight.grad is not None:
             flags.note(weight.grad)

@@ -9,9 +9,7 @@ from torch import nn
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
-from mpsdiag.diagnosis.tracing.tensors import facts
-
-LISTED_WEIGHTS = 16
+from mpsdiag.diagnosis.tracing.tensors import LISTED, facts
 
 WEIGHTS_REMEDY = Advice(
     text="The weights themselves are broken: no attention, device or batch makes this finite. Go back to the last "
@@ -21,7 +19,6 @@ WEIGHTS_REMEDY = Advice(
         "mpsdiag trace --model LAST_GOOD_CHECKPOINT --dataset YOUR_DATA --train",
     ],
 )
-
 
 INDICES_REMEDY = Advice(
     text="Use the tokenizer that belongs to this model, resize the embedding after adding tokens, and keep sequences "
@@ -41,7 +38,7 @@ def bad_weights(birth: Birth) -> Explanation | None:
         "bad_weights",
         f"the weight {operand.source.name} is not finite before anything runs{others}",
         WEIGHTS_REMEDY,
-        {"weight": operand.source.name, "weights": bad[:LISTED_WEIGHTS], "bad_tensors": len(bad)},
+        {"weight": operand.source.name, "weights": bad[:LISTED], "bad_tensors": len(bad)},
     )
 
 
