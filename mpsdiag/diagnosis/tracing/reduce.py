@@ -26,16 +26,6 @@ class Made:
     expression: str
 
 
-class _Budget:
-    def __init__(self, shows: Shows) -> None:
-        self._shows = shows
-        self._left = TRIES
-
-    def __call__(self, tensors: tuple[Tensor, ...]) -> bool:
-        self._left -= 1
-        return self._left >= 0 and self._shows(tensors)
-
-
 def smallest(tensors: tuple[Tensor, ...], shows: Shows) -> tuple[Tensor, ...]:
     """Cut dimensions down, those of equal size together and each by itself, until nothing smaller shows the fault.
 
@@ -43,7 +33,13 @@ def smallest(tensors: tuple[Tensor, ...], shows: Shows) -> tuple[Tensor, ...]:
         tensors: With which it shows.
         shows: Whether it still does.
     """
-    check = _Budget(shows)
+    left = TRIES
+
+    def check(candidate: tuple[Tensor, ...]) -> bool:
+        nonlocal left
+        left -= 1
+        return left >= 0 and shows(candidate)
+
     progress = True
     while progress:
         progress = False
@@ -56,25 +52,24 @@ def smallest(tensors: tuple[Tensor, ...], shows: Shows) -> tuple[Tensor, ...]:
     return dense if shows(dense) else tuple(_laid_out(tensor) for tensor in tensors)
 
 
-def plainest(tensors: tuple[Tensor, ...], names: tuple[str, ...], shows: Shows) -> list[Made] | None:
+def plainest(tensors: tuple[Tensor, ...], shows: Shows) -> list[Made] | None:
     """Replace numbers by ones, by seeded random ones, or by rounded ones, where the fault still shows.
 
     Args:
         tensors: With which it shows.
-        names: Of the tensors; only for seeds.
         shows: Whether it still does.
 
     Returns:
         Tensors with the expressions that make them; None if one is too large to be written out.
     """
-    made: list[Made] = [Made(tensor, "") for tensor in tensors]
-    for index in range(len(names)):
-        others = [item.tensor for item in made]
-        for candidate in _candidates(tensors[index], seed=index):
-            if candidate.tensor.shape != tensors[index].shape:
-                continue
-            if shows((*others[:index], candidate.tensor, *others[index + 1 :])):
-                made[index] = candidate
+    made: list[Made] = []
+    for index, tensor in enumerate(tensors):
+        before, after = tuple(item.tensor for item in made), tensors[index + 1 :]
+        for candidate in _candidates(tensor, seed=index):
+            # Written out, a tensor without numbers loses its shape.
+            same = candidate.tensor.shape == tensor.shape
+            if same and shows((*before, candidate.tensor, *after)):
+                made.append(candidate)
                 break
         else:
             return None
@@ -100,7 +95,7 @@ def _groups(tensors: tuple[Tensor, ...]) -> Iterator[list[tuple[int, int]]]:
 
 
 def _shrink(
-    tensors: tuple[Tensor, ...], group: list[tuple[int, int]], check: _Budget
+    tensors: tuple[Tensor, ...], group: list[tuple[int, int]], check: Shows
 ) -> tuple[Tensor, ...] | None:
     first = group[0]
     size = tensors[first[0]].shape[first[1]]
@@ -117,61 +112,59 @@ def _shrink(
     return None
 
 
+def _memory_order(tensor: Tensor) -> tuple[list[int], list[int]]:
+    """The dimensions in the order they have in memory, and the order that puts them back."""
+    order = list(range(tensor.dim()))
+    if not tensor.is_contiguous():
+        order.sort(key=lambda d: -tensor.stride()[d])
+    return order, [order.index(d) for d in range(tensor.dim())]
+
+
 def _laid_out(tensor: Tensor) -> Tensor:
     """Dense again, with the dimensions in the order they have in memory."""
-    order = sorted(range(tensor.dim()), key=lambda d: -tensor.stride()[d])
-    dense = tensor.permute(order).contiguous()
-    return dense.permute([order.index(d) for d in range(tensor.dim())])
+    order, back = _memory_order(tensor)
+    return tensor.permute(order).contiguous().permute(back)
 
 
 def _candidates(tensor: Tensor, seed: int) -> Iterator[Made]:
-    dtype = f"torch.{str(tensor.dtype).removeprefix('torch.')}"
-    order = sorted(range(tensor.dim()), key=lambda d: -tensor.stride()[d])
-    back = [order.index(d) for d in range(tensor.dim())]
+    """Tensors that may take its place, the plainest first; strides are kept, for a kernel may ignore them."""
+    order, back = _memory_order(tensor)
+    source = tensor.detach().permute(order).cpu()
+    shape, floating, dtype = list(source.shape), tensor.is_floating_point(), tensor.dtype
+    sizes = ", ".join(map(str, shape)) or "()"
     turned = "" if tensor.is_contiguous() else f".permute({', '.join(map(str, back))})"
-    shape = [tensor.shape[d] for d in order] if turned else list(tensor.shape)
 
-    def laid(flat: Tensor) -> Tensor:
-        value = flat.to(tensor.dtype).to(tensor.device)
-        return value.permute(back) if turned else value
+    def made(values: Tensor, expression: str) -> Made:
+        return Made(values.to(dtype).to(tensor.device).permute(back), f"{expression}{turned}")
 
-    sizes = ", ".join(map(str, shape))
-    if tensor.is_floating_point():
-        yield Made(laid(torch.ones(shape)), f"torch.ones({sizes}, dtype={dtype}){turned}")
-        yield Made(laid(torch.zeros(shape)), f"torch.zeros({sizes}, dtype={dtype}){turned}")
-    source = tensor.permute(order) if turned else tensor
+    def written(digits: int) -> Made:
+        numbers = _rounded(source.tolist(), digits)
+        values = torch.tensor(numbers, dtype=torch.float64) if floating else source
+        # Python's own way of writing them: `inf` and `nan` are names in the script.
+        return made(values, f"torch.tensor({numbers!r}, dtype={dtype})")
+
+    if floating:
+        yield made(torch.ones(shape), f"torch.ones({sizes}, dtype={dtype})")
+        yield made(torch.zeros(shape), f"torch.zeros({sizes}, dtype={dtype})")
     if tensor.numel() <= LITERAL:
-        for digits in (1, 2, 4, 9, 17) if tensor.is_floating_point() else (17,):
-            numbers = _rounded(source, digits)
-            value = laid(
-                torch.tensor(numbers, dtype=torch.float64) if tensor.is_floating_point() else source.cpu()
-            )
-            yield Made(value, f"torch.tensor({_written(numbers)}, dtype={dtype}){turned}")
+        yield from map(written, (1, 2, 4, 9, 17) if floating else (17,))
         return
-    if tensor.dtype == torch.bool:
-        yield Made(laid(torch.ones(shape)), f"torch.ones({sizes}, dtype={dtype}){turned}")
+    if dtype == torch.bool:
+        yield made(torch.ones(shape), f"torch.ones({sizes}, dtype={dtype})")
         if tensor.dim() >= 2:
-            yield Made(laid(torch.ones(shape).tril()), f"torch.ones({sizes}, dtype={dtype}).tril(){turned}")
-    if tensor.is_floating_point():
-        spread = float(tensor.cpu().double().abs().nan_to_num(posinf=0.0).max()) or 1.0
+            yield made(torch.ones(shape).tril(), f"torch.ones({sizes}, dtype={dtype}).tril()")
+    if floating:
+        spread = float(source.double().abs().nan_to_num(posinf=0.0).max()) or 1.0
         for scale in (1.0, float(f"{spread:.2g}")):
             values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
             drawn = f"torch.randn({sizes}, generator=torch.Generator().manual_seed({seed}))"
-            yield Made(laid(values), f"({drawn} * {scale}).to({dtype}){turned}")
+            yield made(values, f"({drawn} * {scale}).to({dtype})")
     if tensor.numel() <= 64 * LITERAL:
-        numbers = _rounded(source, 17)
-        yield Made(tensor, f"torch.tensor({_written(numbers)}, dtype={dtype}){turned}")
+        yield written(17)
 
 
-def _rounded(tensor: Tensor, digits: int) -> object:
-    def shorten(value: object) -> object:
-        if isinstance(value, list):
-            return [shorten(item) for item in value]
-        return float(f"{value:.{digits}g}") if isinstance(value, float) else value
-
-    return shorten(tensor.detach().cpu().tolist())
-
-
-def _written(numbers: object) -> str:
-    """Python's own way of writing them; `inf` and `nan` are names in the script."""
-    return repr(numbers)
+def _rounded(value: object, digits: int) -> object:
+    """Nested lists of numbers, the floats among them with so many digits."""
+    if isinstance(value, list):
+        return [_rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

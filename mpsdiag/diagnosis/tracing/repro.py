@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.reduce import plainest, smallest
 from mpsdiag.diagnosis.tracing.script import MARK, function_name, render
-from mpsdiag.diagnosis.tracing.shown import alone, shows
+from mpsdiag.diagnosis.tracing.shown import Fault, alone, shows
 from mpsdiag.emulation import Emulation
 from mpsdiag.environment import Environment
 from mpsdiag.errors import BadInput
@@ -74,35 +75,32 @@ def write_repro(
         BadInput: The file cannot be written.
     """
     if origin is None:
-        return Outcome(written=False, note="No script: there is nothing to show, everything is finite.")
-    if origin.cause in _NOTHING or call is None:
-        why = _NOTHING.get(origin.cause, "it was not born in a single call that could be kept")
-        return Outcome(written=False, note=f"No script: {why}.")
-    fault = "wrong" if origin.cause == "wrong_device" and "logits" in origin.evidence else "non-finite"
-    lone, tensors = alone(call, grad=grad, emulation=emulation, fault=fault)  # type: ignore[arg-type]  # one of two
+        return _none("there is nothing to show, everything is finite")
+    if origin.cause in _NOTHING:
+        return _none(_NOTHING[origin.cause])
+    if call is None:
+        return _none("it was not born in a single call that could be kept")
+    fault: Fault = "wrong" if origin.cause == "wrong_device" and "logits" in origin.evidence else "non-finite"
+    lone, tensors = alone(call, grad=grad, emulation=emulation, fault=fault)
     if function_name(lone) is None:
-        return Outcome(written=False, note=f"No script: torch has no public name for {origin.operation}.")
-
-    def still(candidate: tuple[object, ...]) -> bool:
-        return shows(lone, candidate)  # type: ignore[arg-type]  # tensors all
-
+        return _none(f"torch has no public name for {origin.operation}")
+    still = partial(shows, lone)
     if not still(tensors):
-        note = f"No script: {origin.operation} by itself, with the same inputs, does not show it."
-        return Outcome(written=False, note=note)
-    made = plainest(smallest(tensors, still), lone.names, still)
+        return _none(f"{origin.operation} by itself, with the same inputs, does not show it")
+    made = plainest(smallest(tensors, still), still)
     if made is None:
-        return Outcome(
-            written=False, note="No script: the inputs cannot be made small enough to be written out."
-        )
+        return _none("the inputs cannot be made small enough to be written out")
     text = render(lone, made, origin, environment)
     ran = _run(text, emulation)
     if ran is None:
-        return Outcome(
-            written=False, note="No script: the one that was written does not show it when it is run."
-        )
+        return _none("the one that was written does not show it when it is run")
     write_atomically(path, text)
     how = "" if emulation is None else f" under {emulation.describe()}"
     return Outcome(written=True, note=f"Wrote {path}: run{how}, it shows the fault ({ran}).")
+
+
+def _none(why: str) -> Outcome:
+    return Outcome(written=False, note=f"No script: {why}.")
 
 
 def _run(text: str, emulation: Emulation | None) -> str | None:

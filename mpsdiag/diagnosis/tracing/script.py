@@ -87,12 +87,11 @@ def _body(lone: Lone, names: Sequence[str]) -> list[str]:
     ]
     lines = [f"    {name}_ = {expression}" for name, expression in zip(names, moved, strict=True)]
     lines += [f"    {name}_.requires_grad_()" for name, wants in zip(names, lone.wants, strict=True) if wants]
-    inside = [_argument(value, names) for value in lone.args]
-    inside += [f"{key}={_argument(value, names)}" for key, value in lone.kwargs.items()]
+    moved_names = [f"{name}_" for name in names]
     return [
         *lines,
         f"    with torch.{mode}():",
-        f"        return {function_name(lone)}({', '.join(inside)})",
+        f"        return {function_name(lone)}({_arguments(lone, moved_names)})",
     ]
 
 
@@ -123,23 +122,27 @@ def _judgement(lone: Lone, names: Sequence[str]) -> list[str]:
 def _exact(lone: Lone, names: Sequence[str]) -> str:
     if lone.operation != SDPA:
         return 'run("cpu", torch.float64).detach()'
-    inside = [_argument(value, names, suffix="") for value in lone.args]
-    inside += [f"{key}={_argument(value, names, suffix='')}" for key, value in lone.kwargs.items()]
-    return f"reference({', '.join(inside)})"
+    return f"reference({_arguments(lone, names)})"
 
 
-def _argument(value: Any, names: Sequence[str], suffix: str = "_") -> str:
+def _arguments(lone: Lone, names: Sequence[str]) -> str:
+    """What stands between the parentheses of a call, with these names for the tensors."""
+    named = [f"{key}={_argument(value, names)}" for key, value in lone.kwargs.items()]
+    return ", ".join([*(_argument(value, names) for value in lone.args), *named])
+
+
+def _argument(value: Any, names: Sequence[str]) -> str:
     if isinstance(value, Placeholder):
-        return f"{names[value.index]}{suffix}"
+        return names[value.index]
     if isinstance(value, torch.dtype):
         return f"dtype or {value}" if value.is_floating_point else str(value)
     if isinstance(value, torch.device):
         return "device"
     if isinstance(value, tuple):
-        inside = ", ".join(_argument(item, names, suffix) for item in value)
+        inside = ", ".join(_argument(item, names) for item in value)
         return f"({inside},)" if value else "()"
     if isinstance(value, list):
-        return f"[{', '.join(_argument(item, names, suffix) for item in value)}]"
+        return f"[{', '.join(_argument(item, names) for item in value)}]"
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
     return repr(value)

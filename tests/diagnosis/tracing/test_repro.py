@@ -190,5 +190,11 @@ def test_the_reduction_finds_the_one_number_that_matters():
     shows = lambda tensors: bool((tensors[0] > 40).any())  # noqa: E731
     found = smallest((tensor,), shows)
     assert (tuple(found[0].shape), found[0].item()) == ((1, 1, 1), 42.0)
-    made = plainest(found, ("x",), shows)
+    made = plainest(found, shows)
     assert made[0].expression == "torch.tensor([[[42.0]]], dtype=torch.float32)"
+
+
+def test_a_single_number_is_written_as_python_can_read_it():
+    made = plainest((torch.tensor(7.0),), lambda tensors: bool(tensors[0] > 0))
+    assert made[0].expression == "torch.ones((), dtype=torch.float32)"
+    assert eval(made[0].expression) == 1.0  # noqa: S307 - our own expression
