@@ -19,8 +19,8 @@ import torch
 
 from mpsdiag import device as devices
 from mpsdiag.diagnosis.tracing.batch import prepare_batch
+from mpsdiag.diagnosis.tracing.case import Request, load_case
 from mpsdiag.diagnosis.tracing.evaluation import trace_batches
-from mpsdiag.diagnosis.tracing.sources import Request, load_case
 from mpsdiag.words import BUILTIN_MODELS
 
 GOAL = 1.25

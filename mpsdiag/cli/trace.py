@@ -92,8 +92,8 @@ def trace(
     if json and markdown:
         raise BadInput("--json and --markdown exclude each other: choose one.")
     from mpsdiag.cli.progress import told
+    from mpsdiag.diagnosis.tracing.case import Request
     from mpsdiag.diagnosis.tracing.investigation import investigate
-    from mpsdiag.diagnosis.tracing.sources import Request
 
     request = Request(
         folder=folder,

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from mpsdiag import device as devices
 from mpsdiag import environment
 from mpsdiag.diagnosis.diagnosis import Emulated
+from mpsdiag.diagnosis.tracing.case import Case, Request, load_case
 from mpsdiag.diagnosis.tracing.checkpoints import bad_since, find_checkpoints
 from mpsdiag.diagnosis.tracing.evaluation import trace_batches
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.repro import check_target, write_repro
-from mpsdiag.diagnosis.tracing.sources import Case, Request, load_case
 from mpsdiag.diagnosis.tracing.training import LEARNING_RATE, Recipe, trace_training
 from mpsdiag.environment import Environment
 from mpsdiag.quiet import errors_only
@@ -114,36 +114,28 @@ def _evaluate(request: Request, case: Case, progress: Callable[[str], None]) -> 
     found = trace_batches(
         case.model, case.batches, compare=request.compare, grad=case.grad, progress=progress
     )
-    report = _report(case, "evaluation")
-    return (
-        report.model_copy(
-            update={
-                "losses": found.losses if found.eval_loss is not None else [],
-                "bad_batches": found.bad,
-                "eval_loss": found.eval_loss,
-                "stock_eval_loss": found.stock_eval_loss,
-                "origin": found.origin,
-            }
-        ),
-        found.call,
+    report = _report(
+        case,
+        "evaluation",
+        losses=found.losses if found.eval_loss is not None else [],
+        bad_batches=found.bad,
+        eval_loss=found.eval_loss,
+        stock_eval_loss=found.stock_eval_loss,
+        origin=found.origin,
     )
+    return report, found.call
 
 
 def _train(request: Request, case: Case, progress: Callable[[str], None]) -> tuple[Report, Call | None]:
     rate = LEARNING_RATE if case.learning_rate is None else case.learning_rate
     steps = request.steps or (1 if request.folder is not None else TRAINING_STEPS)
     found = trace_training(case.model, case.batches, Recipe(rate), steps=steps, progress=progress)
-    report = _report(case, "training")
-    report.case |= {"learning_rate": rate, "steps": steps}
-    return (
-        report.model_copy(
-            update={"losses": found.losses, "grad_norms": found.grad_norms, "origin": found.origin}
-        ),
-        found.call,
-    )
+    case.told |= {"learning_rate": rate, "steps": steps}
+    report = _report(case, "training", losses=found.losses, grad_norms=found.grad_norms, origin=found.origin)
+    return report, found.call
 
 
-def _report(case: Case, mode: Literal["evaluation", "training"]) -> Report:
+def _report(case: Case, mode: Literal["evaluation", "training"], **found: Any) -> Report:
     emulation = case.emulation
     return Report(
         mode=mode,
@@ -151,10 +143,11 @@ def _report(case: Case, mode: Literal["evaluation", "training"]) -> Report:
         emulated=None if emulation is None else Emulated(release=emulation.release, macos=emulation.macos),
         environment=environment.gather(devices.accelerators(probe=False)),
         case=case.told,
+        **found,
     )
 
 
-def _with_history(origin: Origin, checkpoints: list[Any]) -> Origin:
+def _with_history(origin: Origin, checkpoints: list[Path]) -> Origin:
     """Add since when to every finding about weights."""
     if origin.cause == "bad_weights":
         names = [weight["name"] for weight in origin.evidence.get("weights", [])]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from mpsdiag import emulation, environment
-from mpsdiag.diagnosis.tracing.recorded import About, RecordedEmulation, write_case
+from mpsdiag.diagnosis.tracing.recorded_case import About, RecordedEmulation, write_case
 from mpsdiag.errors import BadInput
 from mpsdiag.training.cpu_copy import mark_watcher
 
@@ -151,13 +151,7 @@ class BadBatchRecorder(TrainerCallback):
             dtype=str(weight.dtype).removeprefix("torch."),
             attention=getattr(config, "_attn_implementation", None),
             autocast=half or None,
-            emulation=None
-            if active is None
-            else RecordedEmulation(
-                release=active.release,
-                macos=active.macos,
-                defects=None if active.defects is None else list(active.defects),
-            ),
+            emulation=None if active is None else RecordedEmulation.of(active),
             learning_rate=None if arguments is None else arguments.learning_rate,
             loss=None if loss is None else loss if math.isfinite(loss) else str(loss),
             losses=list(self._losses),

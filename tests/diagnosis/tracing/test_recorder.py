@@ -7,9 +7,9 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from mpsdiag import BadBatchRecorder, emulate_mps
+from mpsdiag.diagnosis.tracing.case import Request
 from mpsdiag.diagnosis.tracing.investigation import investigate
-from mpsdiag.diagnosis.tracing.recorded import read_case
-from mpsdiag.diagnosis.tracing.sources import Request
+from mpsdiag.diagnosis.tracing.recorded_case import read_case
 from mpsdiag.errors import BadInput
 
 

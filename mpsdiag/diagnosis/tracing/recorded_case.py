@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.tracing.saved_batch import load_batch, save_batch
+from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, first_line
 from mpsdiag.serialization import dumps
 
@@ -28,6 +29,20 @@ class RecordedEmulation(BaseModel):
     release: str
     macos: int
     defects: list[str] | None = None
+
+    @classmethod
+    def of(cls, emulation: Emulation) -> RecordedEmulation:
+        """To be written."""
+        defects = None if emulation.defects is None else list(emulation.defects)
+        return cls(release=emulation.release, macos=emulation.macos, defects=defects)
+
+    def restored(self) -> Emulation:
+        """To be put into effect again.
+
+        Raises:
+            BadInput: There is no such release, macOS version or defect.
+        """
+        return Emulation(self.release, self.macos, None if self.defects is None else tuple(self.defects))
 
 
 class About(BaseModel):

@@ -13,10 +13,11 @@ from torch import nn
 
 from mpsdiag import device as devices
 from mpsdiag.diagnosis.tracing.batch import prepare_batch
-from mpsdiag.diagnosis.tracing.recorded import About, read_case
+from mpsdiag.diagnosis.tracing.recorded_case import About, read_case
 from mpsdiag.diagnosis.tracing.saved_batch import load_batch
 from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.errors import BadInput, CannotDecide, one_of
+from mpsdiag.fixes import apply
 from mpsdiag.words import ATTENTION_MODES, BUILTIN_DATASET, PADDING_SIDES
 
 DEFAULT_MODEL = "tiny-gpt2"
@@ -91,23 +92,26 @@ def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Cas
         raise BadInput("A recorded folder has its own batch: give the folder or --batch, not both.")
     if request.batch_file is not None:
         batch = load_batch(request.batch_file)
-    name = request.model or (str(weights) if weights else None)
-    if name is None and about is not None:
+    if about is not None and weights is None and request.model is None:
         raise BadInput(
             f"{request.folder} was recorded without weights. Give the model it was made with: --model."
         )
+    name = request.model or str(weights or DEFAULT_MODEL)
+    attention = request.attention or (about.attention if about else None)
     emulation = _emulation(request, about)
     device = "cpu" if emulation else devices.resolve(request.device or "auto")
     dtype = request.dtype or (about.dtype if about else "float32")
     _require(device, dtype)
     progress("loading the model")
     with ExitStack() as stack:
-        model = _model(name or DEFAULT_MODEL, request, dtype, about, stack).to(device)
+        model = _model(name, request.seed, dtype).to(device)
+        if attention in ATTENTION_MODES:  # A recorded one may be another, such as a kernel of the hub.
+            stack.enter_context(apply(model, attention))
         stack.enter_context(emulated(emulation))
         if about is not None and about.autocast and request.dtype is None:
             kind = devices.kind_of(device)
             stack.enter_context(torch.autocast(kind, dtype=devices.torch_dtype(about.autocast)))
-        given = _batches(request, name or DEFAULT_MODEL) if batch is None else [batch]
+        given = _batches(request, name) if batch is None else [batch]
         yield Case(
             model=model,
             batches=[prepare_batch(model, one) for one in given],
@@ -116,12 +120,11 @@ def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Cas
             train=request.train or (about is not None and about.phase == "training"),
             grad=about is not None and about.grad,
             learning_rate=request.learning_rate or (about.learning_rate if about else None),
-            told=_told(request, about, name or DEFAULT_MODEL, dtype, len(given)),
+            told=_told(request, about, name, dtype, attention, len(given)),
         )
 
 
-def _model(name: str, request: Request, dtype: str, about: About | None, stack: ExitStack) -> nn.Module:
-    from mpsdiag.fixes import apply
+def _model(name: str, seed: int, dtype: str) -> nn.Module:
     from mpsdiag.training.models import build_model
 
     folder = Path(name)
@@ -130,12 +133,8 @@ def _model(name: str, request: Request, dtype: str, about: About | None, stack: 
             f"The weights in {name} are pickles (.bin), and loading a pickle can run any code in it, so they are "
             "refused. Convert them where you trust them: model.save_pretrained(folder), which writes safetensors."
         )
-    devices.seed_everything(request.seed)
-    model = build_model(name, seed=request.seed, dtype=dtype, from_config=False)
-    attention = request.attention or (about.attention if about else None)
-    if attention is not None and attention in ATTENTION_MODES:
-        stack.enter_context(apply(model, attention))
-    return model
+    devices.seed_everything(seed)
+    return build_model(name, seed=seed, dtype=dtype, from_config=False)
 
 
 def _batches(request: Request, model: str) -> list[dict[str, Any]]:
@@ -166,9 +165,7 @@ def _emulation(request: Request, about: About | None) -> Emulation | None:
         return Emulation(request.emulate, request.emulate_macos)
     if about is None or about.emulation is None or request.device is not None:
         return None
-    recorded = about.emulation
-    defects = None if recorded.defects is None else tuple(recorded.defects)
-    return Emulation(recorded.release, recorded.macos, defects)
+    return about.emulation.restored()
 
 
 def _require(device: str, dtype: str) -> None:
@@ -179,7 +176,9 @@ def _require(device: str, dtype: str) -> None:
         raise CannotDecide(f"{reason}. Choose another --dtype.")
 
 
-def _told(request: Request, about: About | None, model: str, dtype: str, batches: int) -> dict[str, Any]:
+def _told(
+    request: Request, about: About | None, model: str, dtype: str, attention: str | None, batches: int
+) -> dict[str, Any]:
     told: dict[str, Any] = {"model": model, "dtype": dtype, "batches": batches}
     if request.folder is not None and about is not None:
         told |= {
@@ -194,6 +193,6 @@ def _told(request: Request, about: About | None, model: str, dtype: str, batches
         told["batch"] = str(request.batch_file)
     else:
         told |= {"dataset": request.dataset or BUILTIN_DATASET, "padding_side": request.padding_side}
-    if request.attention is not None or (about is not None and about.attention):
-        told["attention"] = request.attention or (about.attention if about else None)
+    if attention:
+        told["attention"] = attention
     return told
