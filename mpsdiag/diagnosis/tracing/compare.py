@@ -1,14 +1,14 @@
 """A device that gives finite but wrong numbers: the first layer, and in it the operation, that leaves the reference.
 
-The reference is float64 on the CPU. A tensor is wrong when it is further from it, at real positions, than twice what
-eager attention and stock attention on the CPU are in the same dtype.
+The reference is float64 on the CPU. A tensor is wrong when it is further from it, at real positions, than twice the
+error that eager attention in the same dtype makes on the CPU.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.modules import decoder_layers, first_tensor
 from mpsdiag.diagnosis.tracing.events import Call
-from mpsdiag.diagnosis.tracing.judge import Judge
+from mpsdiag.diagnosis.tracing.judge import Judge, Verdict
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.place import described
 from mpsdiag.emulation import suspended
@@ -66,18 +66,29 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin 
     if not differences or not differences[-1].wrong:
         return None, None
     first = next(difference for difference in differences if difference.wrong)
+    worst = _worst_operation(model, batch, first)
+    return _origin(model, differences, first, worst), None if worst is None else worst.call
+
+
+def _worst_operation(model: nn.Module, batch: Mapping[str, Any], first: Difference) -> Verdict | None:
+    """The operation that is most off in the first wrong layer, or in what follows the layers."""
     layers = decoder_layers(model)
-    inside = layers[first.layer] if first.layer is not None else model
-    judge = Judge(model, inside, leave_out=layers if first.layer is None else ())
+    inside, leave_out = (model, layers) if first.layer is None else (layers[first.layer], [])
+    judge = Judge(model, inside, leave_out)
     with judge.watching():
         model(**batch)
-    names = {module: name for name, module in model.named_modules()}
-    worst = judge.worst
+    return judge.worst
+
+
+def _origin(
+    model: nn.Module, differences: Sequence[Difference], first: Difference, worst: Verdict | None
+) -> Origin:
     device = described(model)
-    module = worst.module if worst else names[inside]
+    inside = model if first.layer is None else decoder_layers(model)[first.layer]
+    module = worst.module if worst else next(name for name, m in model.named_modules() if m is inside)
     operation = worst.operation if worst else type(inside).__name__
-    where = f"layer {first.layer}" if first.layer is not None else "no layer, but what follows them,"
-    origin = Origin(
+    where = "no layer, but what follows them," if first.layer is None else f"layer {first.layer}"
+    return Origin(
         cause="wrong_device",
         layer=first.layer,
         module=module,
@@ -98,7 +109,6 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin 
             commands=["mpsdiag check --level 3", "mpsdiag trace ... --repro repro.py"],
         ),
     )
-    return origin, None if worst is None else worst.call
 
 
 def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]:
@@ -107,7 +117,6 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]
     with suspended(), torch.no_grad():
         twin = copy_to_cpu(model)
         given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in batch.items()}
-        plain = _with_attention(twin, "sdpa", given)
         eager = _with_attention(twin, "eager", given)
         wide = {
             name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -115,14 +124,14 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]
         }
         exact = _with_attention(twin.double(), "sdpa", wide)
     positions = _real(batch)
-    count = min(len(mine), len(exact), len(eager), len(plain))
+    last = min(len(mine), len(exact), len(eager)) - 1
     return [
         Difference(
-            layer=index if index < count - 1 else None,
-            distance=_distance(mine[index], exact[index], positions),
-            bound=2 * max(_distance(other[index], exact[index], positions) for other in (eager, plain)),
+            layer=index if index < last else None,
+            distance=_distance(device, right, positions),
+            bound=2 * _distance(rounded, right, positions),
         )
-        for index in range(count)
+        for index, (device, rounded, right) in enumerate(zip(mine, eager, exact, strict=False))
     ]
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mpsdiag import emulate_mps, trace
+from mpsdiag.diagnosis.tracing import compare
 from mpsdiag.diagnosis.tracing.judge import Judge
 from mpsdiag.emulation import EmulatedMPS, Emulation, active
 
@@ -34,9 +35,30 @@ def test_comparing_can_be_left_out(build, batch_of):
         assert trace(build("tiny-llama", "bfloat16"), batch_of((0, 0)), compare=False) is None
 
 
-def test_a_plain_cpu_is_compared_on_request_only(build, batch_of, plants):
-    model = build("tiny-llama")
-    assert trace(model, batch_of(), compare=True) is None
+def test_a_plain_cpu_is_compared_on_request_only(build, batch_of, monkeypatch):
+    compared = []
+    monkeypatch.setattr(compare, "_differences", lambda *_: compared.append(1) or [])
+    assert trace(build("tiny-llama"), batch_of()) is None
+    assert not compared
+    assert trace(build("tiny-llama"), batch_of(), compare=True) is None
+    assert compared
+
+
+def test_the_bound_is_twice_the_error_of_eager_attention(build, batch_of):
+    """Computed here by other means: transformers' own switch, and no hooks."""
+    model, batch = build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9)
+    with emulate_mps("2.11"):
+        origin = trace(model, batch)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        eager = model(**inputs).logits
+        model.set_attn_implementation(
+            "sdpa"
+        )  # Eager attention takes its softmax in float32, in a float64 model too.
+        exact = model.double()(**inputs).logits
+    error = float((eager.double() - exact).abs().max())
+    assert origin.evidence["logits"]["bound"] == pytest.approx(2 * error, rel=1e-9)
 
 
 def test_nan_that_only_the_device_makes_is_the_devices(build, batch_of):
@@ -57,7 +79,7 @@ def test_nan_that_only_the_device_makes_is_the_devices(build, batch_of):
     assert origin.evidence["output"]["non_finite"]["positions"] == "6"
 
 
-def test_the_judge_names_the_operation_that_is_off(build, batch_of):
+def test_the_judge_finds_nothing_in_a_layer_that_is_right(build, batch_of):
     model, batch = build("tiny-llama"), batch_of()
     judge = Judge(model, model.model.layers[1])
     with judge.watching(), torch.no_grad():
