@@ -67,9 +67,10 @@ def _tensor(name: str, value: Any) -> Any:
 
 def _check_keys(model: nn.Module, batch: Batch) -> None:
     parameters = inspect.signature(model.forward).parameters.values()
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if "args" in (p.name for p in parameters if p.kind == p.VAR_POSITIONAL):
+    if any(p.kind == p.VAR_POSITIONAL and p.name == "args" for p in parameters):
         return  # A wrapper that hands everything on: what it takes cannot be read.
+    taken = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [p.name for p in taken]
     takes_more = any(p.kind == p.VAR_KEYWORD for p in parameters)
     known = [*named, *(_EXTRA if takes_more else ())]
     for name in batch:
@@ -77,13 +78,7 @@ def _check_keys(model: nn.Module, batch: Batch) -> None:
             raise BadInput(
                 f"The batch has a key '{name}' that {type(model).__name__} does not take. {nearest(name, named)}"
             )
-    missing = [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and p.name not in batch
-    ]
+    missing = [p.name for p in taken if p.default is p.empty and p.name not in batch]
     main = getattr(model, "main_input_name", None)
     if main in named and main not in batch and "inputs_embeds" not in batch:
         missing = [main]

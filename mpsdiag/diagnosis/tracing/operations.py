@@ -41,7 +41,7 @@ _WRITING_DUNDERS: Final = (
 )
 
 # The arguments of operations that C code parses, and inspect cannot read.
-PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
+_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
     SDPA: ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
     "linear": ("input", "weight", "bias"),
     "embedding": ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
@@ -76,7 +76,7 @@ def writes_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool
 
 def arguments(operation: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name; those whose names nobody knows are called `argument 0`, `argument 1`, ..."""
-    names = PARAMETERS.get(operation, ())
+    names = _PARAMETERS.get(operation, ())
     named = {names[i] if i < len(names) else f"argument {i}": value for i, value in enumerate(args)}
     return {**named, **kwargs}
 

@@ -140,9 +140,9 @@ class BadBatchRecorder(TrainerCallback):
         weight = next(model.parameters())
         config: Any = getattr(model, "config", None)
         arguments = self._arguments
-        half = arguments is not None and (
-            "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None
-        )
+        autocast = None
+        if arguments is not None:
+            autocast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None
         about = About(
             phase="training" if training else "evaluation",
             step=0 if self._state is None else self._state.global_step,
@@ -150,7 +150,7 @@ class BadBatchRecorder(TrainerCallback):
             device=str(weight.device),
             dtype=str(weight.dtype).removeprefix("torch."),
             attention=getattr(config, "_attn_implementation", None),
-            autocast=half or None,
+            autocast=autocast,
             emulation=None if active is None else RecordedEmulation.of(active),
             learning_rate=None if arguments is None else arguments.learning_rate,
             loss=None if loss is None else loss if math.isfinite(loss) else str(loss),

@@ -16,6 +16,25 @@ from mpsdiag.diagnosis.tracing.tensors import largest
 _CASTS = ("to", "half", "type", "type_as", "copy_", "bfloat16", "float")
 _POLES = ("div", "reciprocal", "rsqrt", "log", "log2", "log10", "sqrt", "acos", "asin", "atanh")
 
+_REMEDIES = {
+    torch.float16: Advice(
+        text="Use bfloat16, which has the range of float32, or float32, at least for this module.",
+        commands=[
+            'AutoModelForCausalLM.from_pretrained(..., dtype="bfloat16")',
+            "mpsdiag trace ... --dtype bfloat16",
+        ],
+    ),
+    torch.bfloat16: Advice(
+        text="Even the range of float32 is not enough: look at the scale of the weights and inputs of this module.",
+        commands=["mpsdiag trace ... --dtype float32"],
+    ),
+}
+_OF_FLOAT32 = Advice(
+    text="Values this large do not come from healthy weights: look at the scale of the weights and inputs of this "
+    "module, at the learning rate, and at the step since which they grow.",
+    commands=["mpsdiag trace ... --train"],
+)
+
 
 def overflow(birth: Birth) -> Explanation | None:
     """Finite inputs, and a result (or a score on the way to it) beyond the largest number of the dtype."""
@@ -89,34 +108,10 @@ def _overflowed(birth: Birth, output: Tensor, value: float, what: str = "the res
     bound = torch.finfo(output.dtype).max
     source = _largest_input(birth)
     beyond = f"{what} reaches {value:.4g}" if value > bound else f"{what} is too large"
-    half = output.dtype in (torch.float16, torch.bfloat16)
     return Explanation(
         "overflow",
         f"{birth.event.operation} overflows {dtype}: {beyond}, the largest {dtype} is {bound:.5g}; its largest finite "
         f"input is {source:.5g}",
-        _wider(output.dtype) if half else _smaller(),
+        _REMEDIES.get(output.dtype, _OF_FLOAT32),
         {"largest_input": source, "largest_result": value, "largest_of_dtype": bound, "dtype": dtype},
-    )
-
-
-def _wider(dtype: torch.dtype) -> Advice:
-    if dtype == torch.float16:
-        return Advice(
-            text="Use bfloat16, which has the range of float32, or float32, at least for this module.",
-            commands=[
-                'AutoModelForCausalLM.from_pretrained(..., dtype="bfloat16")',
-                "mpsdiag trace ... --dtype bfloat16",
-            ],
-        )
-    return Advice(
-        text="Even the range of float32 is not enough: look at the scale of the weights and inputs of this module.",
-        commands=["mpsdiag trace ... --dtype float32"],
-    )
-
-
-def _smaller() -> Advice:
-    return Advice(
-        text="Values this large do not come from healthy weights: look at the scale of the weights and inputs of this "
-        "module, at the learning rate, and at the step since which they grow.",
-        commands=["mpsdiag trace ... --train"],
     )
