@@ -10,6 +10,7 @@ from torch import nn
 from mpsdiag.diagnosis.tracing.batch import prepare_batch
 from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.origin import Origin
+from mpsdiag.diagnosis.tracing.repeat import in_mode
 from mpsdiag.diagnosis.tracing.training import trace_training
 
 
@@ -37,4 +38,5 @@ def trace(
     prepared = prepare_batch(model, batch)
     if train:
         return trace_training(model, [prepared]).origin
-    return ForwardTrace(model, compare=compare).run(prepared).origin
+    with in_mode(model, training=False, grad=False):
+        return ForwardTrace(model, compare=compare).run(prepared).origin

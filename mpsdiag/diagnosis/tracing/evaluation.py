@@ -14,6 +14,7 @@ from mpsdiag.diagnosis.losses import filtered_mean, mean
 from mpsdiag.diagnosis.tracing.events import Call
 from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.origin import Origin
+from mpsdiag.diagnosis.tracing.repeat import in_mode
 
 EXPLAINED = 4
 """At most this many bad batches are looked at in detail: another batch may be bad for another reason."""
@@ -61,16 +62,17 @@ def trace_batches(
         CannotDecide: A forward itself fails.
     """
     found, origins = TracedBatches(), list[Origin]()
-    forward = ForwardTrace(model, grad=grad, compare=compare)
-    for number, batch in enumerate(batches):
-        progress(f"batch {number + 1} of {len(batches)}")
-        traced = forward.run(batch, in_detail=len(found.bad) < EXPLAINED)
-        found.losses.append(math.nan if traced.loss is None else traced.loss)
-        if traced.bad:
-            found.bad.append(number)
-        if traced.origin is not None:
-            found.call = found.call if origins else traced.call
-            _add(origins, traced.origin, number)
+    forward = ForwardTrace(model, compare=compare)
+    with in_mode(model, training=False, grad=grad):
+        for number, batch in enumerate(batches):
+            progress(f"batch {number + 1} of {len(batches)}")
+            traced = forward.run(batch, in_detail=len(found.bad) < EXPLAINED)
+            found.losses.append(math.nan if traced.loss is None else traced.loss)
+            if traced.bad:
+                found.bad.append(number)
+            if traced.origin is not None:
+                found.call = found.call if origins else traced.call
+                _add(origins, traced.origin, number)
     if any("labels" in batch for batch in batches):
         sizes = [_sequences(batch) for batch in batches]
         found.eval_loss = mean(found.losses, sizes)

@@ -15,7 +15,7 @@ from mpsdiag.diagnosis.tracing.flags import Flags, Reading
 from mpsdiag.diagnosis.tracing.indices import Indices
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.place import device_of, is_plain_cpu
-from mpsdiag.diagnosis.tracing.repeat import Repeat, did_not_repeat, in_mode
+from mpsdiag.diagnosis.tracing.repeat import Repeat, did_not_repeat
 from mpsdiag.errors import CannotDecide
 
 
@@ -33,16 +33,15 @@ class Traced:
 
 
 class ForwardTrace:
-    """Traces evaluations of one model: set up once, used for many batches.
+    """Traces evaluations of one model: set up once, used for many batches; the modes are those in effect.
 
     Args:
         model: Any module that takes a batch as keyword arguments, on its device, in an emulation where one is wanted.
-        grad: With gradients wanted, as in training.
         compare: Compare finite results with float64 on the CPU. None: unless the model runs on a plain CPU itself.
     """
 
-    def __init__(self, model: nn.Module, *, grad: bool = False, compare: bool | None = None) -> None:
-        self._model, self._grad = model, grad
+    def __init__(self, model: nn.Module, *, compare: bool | None = None) -> None:
+        self._model = model
         self._compare = not is_plain_cpu(model) if compare is None else compare
         self._flags, self._indices, self._repeat = Flags(model), Indices(model), Repeat(model)
         # There an index out of range ends all work on the device: it has to be found before the forward.
@@ -58,10 +57,6 @@ class ForwardTrace:
         Raises:
             CannotDecide: The forward itself fails.
         """
-        with in_mode(self._model, training=False, grad=self._grad):
-            return self._run(batch, in_detail=in_detail)
-
-    def _run(self, batch: Mapping[str, Any], *, in_detail: bool) -> Traced:
         if self._check_first and (outside := self._indices.explain(batch)) is not None:
             return Traced(None, outside, bad=True)
         self._repeat.take()

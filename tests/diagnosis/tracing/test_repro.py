@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from mpsdiag import emulate_mps, environment
 from mpsdiag.diagnosis.tracing import repro
+from mpsdiag.diagnosis.tracing.evaluation import trace_batches
 from mpsdiag.diagnosis.tracing.events import Call
-from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.reduce import plainest, smallest
 from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.errors import BadInput
@@ -40,7 +40,7 @@ def write(tmp_path, model, batch, release=None):
     emulation = None if release is None else Emulation(release)
     context = contextlib.nullcontext() if release is None else emulate_mps(release)
     with context:
-        traced = ForwardTrace(model).run(batch)
+        traced = trace_batches(model, [batch])
     path = tmp_path / "repro.py"
     outcome = repro.write_repro(
         path, traced.origin, traced.call, environment.gather(), grad=False, emulation=emulation
