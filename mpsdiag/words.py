@@ -29,3 +29,8 @@ EXIT_FOUND: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNDECIDED: Final = 3
 EXIT_INTERRUPTED: Final = 130
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun: `1 cell`, `2,000 cells`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

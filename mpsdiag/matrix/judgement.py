@@ -16,6 +16,7 @@ from mpsdiag.matrix.job import BAD_ENDS
 from mpsdiag.matrix.measures import measure, ratio_of_times
 from mpsdiag.matrix.provenance import Place
 from mpsdiag.matrix.record import Cell, Record
+from mpsdiag.words import count
 
 _COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">": operator.gt,
@@ -69,15 +70,17 @@ def _any(gate: AnyGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
     hits = [name for name, statuses in asked if statuses & wanted]
     if hits:
         return Judgement(
-            gate, tripped=True, sentence=f"{gate}: {len(hits)} of {len(asked)} cells, the first {hits[0]}"
+            gate,
+            tripped=True,
+            sentence=f"{gate}: {len(hits)} of {count(len(asked), 'cell')}, the first {hits[0]}",
         )
     silent = sum(not statuses & _FINDINGS for _, statuses in asked)
     if silent == len(asked) and wanted & _FINDINGS:
         return Judgement(
-            gate, None, f"{gate}: none of {len(asked)} cells finished, so this cannot be decided"
+            gate, None, f"{gate}: none of {count(len(asked), 'cell')} finished, so this cannot be decided"
         )
     rest = f", {silent} of which did not finish" if silent else ""
-    return Judgement(gate, tripped=False, sentence=f"{gate}: 0 of {len(asked)} cells{rest}")
+    return Judgement(gate, tripped=False, sentence=f"{gate}: 0 of {count(len(asked), 'cell')}{rest}")
 
 
 def _compare(gate: CompareGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:

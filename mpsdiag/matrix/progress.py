@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mpsdiag.matrix.job import BAD_ENDS
 from mpsdiag.matrix.record import Record
+from mpsdiag.words import count
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,7 +69,7 @@ class Progress:
         self._statuses.clear()
         if self._bar is None:
             found = f", {done} of them already in the journal" if done else ""
-            self.note(f"{title}: {total} cells{found}")
+            self.note(f"{title}: {count(total, 'cell')}{found}")
             return
         if self._task is not None:
             self._bar.remove_task(self._task)

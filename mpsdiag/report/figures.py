@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+from mpsdiag import words
+
 NOTHING = "–"
+count = words.count
 
 
 def seconds(value: float | None) -> str:
@@ -72,11 +75,6 @@ def moved(value: float) -> str:
     if not math.isfinite(value):
         return loss(value)
     return f"{value:+.4f}" if abs(value) >= 0.001 else f"{value:+.1g}"
-
-
-def count(number: int, noun: str) -> str:
-    """Write a number with its noun: `1 cell`, `2,000 cells`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _three(value: float) -> str:

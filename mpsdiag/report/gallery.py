@@ -10,6 +10,7 @@ from mpsdiag.report.blocks import Picture
 from mpsdiag.report.cost import CostTable
 from mpsdiag.report.pool import Result
 from mpsdiag.report.story import Panel, Story, name
+from mpsdiag.words import count
 
 # Each drawing takes a tenth of a second and its place on the page: the first ones of each kind are enough.
 MOST_SCENES = 3
@@ -72,7 +73,7 @@ def _by_panel(story: Story) -> Iterable[Shown]:
             if timed is not None:
                 on = " and ".join(timed.timed_on) + (" without emulation" if timed.emulated else "")
                 title = f"{panel.label}, {timed.padding} padding, timed on {on}"
-                alt = f"Evaluation step of {len(timed.rows)} cells with intervals: {title}."
+                alt = f"Evaluation step of {count(len(timed.rows), 'cell')} with intervals: {title}."
                 yield Shown("time", number, place, title, alt, table=timed)
             label = scene.emulated or f"on {scene.device}"
             if place == 0 and any(one.measured and one.measured.eval_losses for one in panel.results):

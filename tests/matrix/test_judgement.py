@@ -66,6 +66,13 @@ def test_gates_decide(gate, tripped):
     assert str(parse_gate(gate)) in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("gate", "words"), [("any ok in all", "1 of 1 cell,"), ("any nan in all", "0 of 1 cell")]
+)
+def test_one_cell_is_no_plural(gate, words):
+    assert f"{words} " in f"{evaluate(gate, records(Cell())).sentence} "
+
+
 def test_any_status_looks_at_every_round():
     rows = [*records(Cell()), *records(Cell(attention="eager"), status="nan")]
     assert evaluate("any nan in eager", rows).tripped is True

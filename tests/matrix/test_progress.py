@@ -32,6 +32,13 @@ def test_in_a_pipe_a_line_now_and_then_and_trouble_at_once():
     ]
 
 
+def test_one_cell_is_no_plural():
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        progress.leg("verdicts", 1, 0)
+    assert stream.getvalue() == "mpsdiag: verdicts: 1 cell\n"
+
+
 def test_on_a_terminal_a_bar_and_no_markup_of_what_others_wrote():
     stream = Screen()
     with Progress(stream) as progress:

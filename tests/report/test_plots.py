@@ -7,6 +7,7 @@ import pytest
 from mpsdiag.report import plots
 from mpsdiag.report.gallery import gallery
 from mpsdiag.report.pictures import save
+from mpsdiag.report.story import tell
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -24,6 +25,11 @@ def drawn(stories):
 def test_every_place_of_the_story_has_its_drawing(stories, drawn):
     assert list(drawn) == [shown.name for shown in gallery(stories["both"])]
     assert {name.partition("-")[0] for name in drawn} == {"releases", "time", "losses", "spread"}
+
+
+def test_one_cell_is_no_plural(record, journal_of):
+    story = tell([journal_of(record(), record(number=1, samples=(0.1, 0.1)))])
+    assert any("Evaluation step of 1 cell with" in shown.alt for shown in gallery(story))
 
 
 def test_drawings_are_the_same_every_time(stories, drawn):
