@@ -52,7 +52,7 @@ def bench(
         _axis("--emulate", "CPU model of the MPS kernels of that torch release, 2.0 to 2.15."),
     ] = None,
     emulate_macos: Annotated[
-        list[int] | None, _axis("--emulate-macos", "The macOS it stands on: 13, 14, 15, 26.")
+        list[int] | None, _axis("--emulate-macos", "The macOS it stands on: 13, 14, 15 or 26.")
     ] = None,
     sequence_length: Annotated[
         list[int] | None, _axis("--sequence-length", "Tokens that a sequence may have.")

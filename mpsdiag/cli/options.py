@@ -28,7 +28,5 @@ Emulate = Annotated[
 ]
 EmulateMacos = Annotated[
     int,
-    typer.Option(
-        "--emulate-macos", metavar="N", help="The macOS the emulation stands on: 13, 14, 15, 26, ..."
-    ),
+    typer.Option("--emulate-macos", metavar="N", help="The macOS the emulation stands on: 13, 14, 15 or 26."),
 ]

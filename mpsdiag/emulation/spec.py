@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from mpsdiag.emulation.defects import DEFECTS, defects_of
 from mpsdiag.emulation.releases import RELEASES
 from mpsdiag.errors import BadInput, one_of
+
+MACOS: Final = (13, 14, 15, 26)
+"""The macOS versions that can be emulated."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Emulation:
         match = re.fullmatch(r"(\d+\.\d+)(\.\d+)?([+a-z].*)?", str(self.release))
         release = one_of("torch release", match[1] if match else str(self.release), RELEASES)
         object.__setattr__(self, "release", release)
-        if not isinstance(self.macos, int) or self.macos < 13 or 15 < self.macos < 26:
+        if not isinstance(self.macos, int) or self.macos not in MACOS:
             raise BadInput(f"There is no macOS {self.macos} to emulate: choose 13, 14, 15 or 26.")
         if self.defects is not None:
             object.__setattr__(

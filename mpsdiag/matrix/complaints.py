@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from mpsdiag.errors import BadInput, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
-Place = tuple[str, ...]
+Place = tuple[int | str, ...]
+"""Where something stands: keys, and positions in lists. No type of a matrix is a union, so that pydantic's locations
+are just that."""
+
 _WORD = re.compile(r"'([^']*)'")
+_BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
+    "greater_than_equal": ("at least", "ge"),
+    "less_than_equal": ("at most", "le"),
+    "greater_than": ("above", "gt"),
+    "less_than": ("below", "lt"),
+}
+LONGEST: Final = 60
+"""Characters of a value that a sentence repeats."""
 
 
 def validated(model: type[Model], document: Any, where: Callable[[Place], str]) -> Model:
@@ -29,41 +41,71 @@ def validated(model: type[Model], document: Any, where: Callable[[Place], str]) 
     try:
         return model.model_validate(document)
     except ValidationError as problem:
-        parts = []
-        for error in problem.errors()[:3]:
-            place = keys(error["loc"])
-            parts.append(f"{where(place)}: {_what(model, place, error)}")
-        more = f" And {len(problem.errors()) - 3} more." if len(problem.errors()) > 3 else ""
+        errors = problem.errors(include_url=False)
+        parts = [f"{where(error['loc'])}: {_what(model, error)}" for error in errors[:3]]
+        more = f" And {len(errors) - 3} more." if len(errors) > 3 else ""
         raise BadInput(" ".join(dict.fromkeys(parts)) + more) from problem
 
 
-def keys(location: Sequence[int | str]) -> Place:
-    """A pydantic location as keys and list positions, without the names of validators in it."""
-    return tuple(str(part) for part in location if isinstance(part, int) or re.fullmatch(r"[\w-]+", part))
+def shown(value: Any) -> str:
+    """A value as a matrix file would write it, cut short where it is long."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, int) and abs(value) >= 10**LONGEST:
+        return "a number of many digits"
+    if isinstance(value, dict):
+        return "a table"
+    text = f"[{', '.join(map(shown, value))}]" if isinstance(value, list) else repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _what(model: type[BaseModel], place: Place, error: Any) -> str:
-    kind, given = error["type"], error.get("input")
+def _what(model: type[BaseModel], error: Any) -> str:
+    """One problem as a sentence."""
+    kind, place, given = error["type"], error["loc"], shown(error["input"])
+    key = next((part for part in reversed(place) if isinstance(part, str)), "matrix")
     if kind == "extra_forbidden":
-        return f"unknown key '{place[-1]}'. {nearest(place[-1], _siblings(model, place))}"
+        return f"unknown key {key!r}. {nearest(key, _siblings(model, place))}"
     if kind == "literal_error":
+        word = error["input"] if isinstance(error["input"], str) else given
         words = _WORD.findall(str(error["ctx"]["expected"]))
-        name = next((part for part in reversed(place) if not part.isdigit()), "word").replace("_", " ")
-        return f"unknown {name} '{given}'. {nearest(str(given), words)}"
+        return f"unknown {key.replace('_', ' ')} '{word}'. {nearest(word, words)}"
     if kind == "value_error":
         return f"{error['ctx']['error']}"
+    return f"{_plain(kind, place, key, given, error)} (got {given})."
+
+
+def _plain(kind: str, place: Place, key: str, given: str, error: Any) -> str:
+    """What should be there instead of a value of the wrong kind or size."""
+    if kind in _BOUNDS:
+        words, bound = _BOUNDS[kind]
+        return f"should be {words} {shown(error['ctx'][bound])}"
+    if kind.startswith("int_"):
+        return "should be a whole number"
+    if kind == "finite_number":
+        return "should be a finite number"
+    if kind.startswith("float_"):
+        return "should be a number"
+    if kind == "string_type":
+        return f'write it as a text: {key} = "{given}"'
+    if kind == "too_short":
+        return "should have at least one value"
+    if kind == "model_type":
+        heading = f"[[{key}]]" if isinstance(place[-1], int) else f"[{key}]"
+        return f"should be a table: write {heading} and its keys below it"
+    if kind == "list_type":
+        return f"should be a list of tables: write [[{key}]] above each"
     message = str(error["msg"])
-    return f"{message[:1].lower()}{message[1:]} (got {given!r})."
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 def _siblings(model: type[BaseModel], place: Place) -> list[str]:
     """The keys that the table of an unknown key may have."""
     for part in place[:-1]:
-        field = model.model_fields.get(part)
-        if field is None:
-            continue
-        inner = _model_of(field.annotation)
-        model = inner or model
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = _model_of(field.annotation) or model
     return list(model.model_fields)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpsdiag import device
-from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.matrix import availability
 from mpsdiag.matrix.fingerprint import fingerprint
@@ -55,7 +54,7 @@ def expand(
         files: Makes a fingerprint of local files.
 
     Raises:
-        BadInput: It has more cells than `max_cells`, or none; or a macOS that cannot be emulated.
+        BadInput: It has more cells than `max_cells`, or none.
     """
     cells = _cells(spec, resolve, files)
     if not cells:
@@ -154,5 +153,4 @@ def _resolved(point: dict[str, Any], device_of: Callable[[str], str]) -> dict[st
     """Name the device; an emulation is one of MPS on the CPU, and without one no macOS is emulated."""
     if point["emulate"] is None:
         return {**point, "device": device_of(point["device"]), "emulate_macos": None}
-    Emulation(point["emulate"], macos=point["emulate_macos"])  # refuses what cannot be emulated
     return {**point, "device": "cpu" if point["device"] == "auto" else device_of(point["device"])}

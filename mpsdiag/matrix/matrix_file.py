@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from bisect import bisect_left
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover - the same parser under its older name
     import tomli as tomllib
 
-_TABLE = re.compile(r"^\s*\[\[?\s*([\w.\"'-]+)\s*\]\]?")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def load_matrix(path: Path | str) -> MatrixSpec:
@@ -49,7 +52,10 @@ def parse_matrix(text: str, file: str, *, name: str = "") -> MatrixSpec:
     """
     try:
         document: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
+    except (
+        ValueError,
+        RecursionError,
+    ) as problem:  # not only of TOML: a number of too many digits, too many brackets
         raise BadInput(f"{file} is not TOML: {problem}.") from problem
     if name:
         document.setdefault("name", name)
@@ -57,47 +63,58 @@ def parse_matrix(text: str, file: str, *, name: str = "") -> MatrixSpec:
 
 
 def where(text: str, file: str, place: Place) -> str:
-    """Say where a key stands: `matrix.toml line 7, axes.attention`; without the line where it is not to be seen.
+    """Say where a key stands: `matrix.toml line 7, axes.attention`; without the line where none is its.
 
     Args:
-        text: The file's text.
+        text: The file's text, which is TOML.
         file: Its name.
         place: Keys, and positions in lists.
     """
-    names = [part for part in place if not part.isdigit()]
+    names = [part if _BARE.fullmatch(part) else json.dumps(part) for part in place if isinstance(part, str)]
     line = _line(text, place)
     return f"{file} line {line}, {'.'.join(names)}" if line else f"{file}, {'.'.join(names) or 'the matrix'}"
 
 
 def _line(text: str, place: Place) -> int | None:
-    """The line of the innermost key of a place that stands at the beginning of a line."""
-    table, position, key = _split(place)
-    current, seen = "", -1
-    heading: int | None = None
-    for number, line in enumerate(text.splitlines(), start=1):
-        found = _TABLE.match(line)
-        if found:
-            current = found.group(1).strip("\"'")
-            if not table and current == key:
-                return number
-            seen += current == table
-            if current == table and seen == position:
-                heading = number
-        elif key and current == table and (not table or seen == position) and _assigns(line, key):
-            return number
-    return heading
+    """The first line of the statement that brings a place into being, however it is written.
 
-
-def _split(place: Place) -> tuple[str, int, str]:
-    """Table, which one of its name, and key in it: `include.1.attention` -> include, 1, attention."""
+    The parser knows every way to write a key (in a table, dotted, inline, quoted), so it is asked: how many of the
+    statements does it take until the place is there?
+    """
     if not place:
-        return "", 0, ""
-    if place[0] == "axes":
-        return "axes", 0, place[1] if len(place) > 1 else ""
-    if place[0] in {"include", "exclude"} and len(place) > 1:
-        return place[0], int(place[1]) if place[1].isdigit() else 0, place[2] if len(place) > 2 else ""
-    return "", 0, place[0]
+        return None
+    lines = _lines(text)
+    statements = list(_statements(lines))
+    ends = [end for _, end in statements]
+    number = bisect_left(ends, True, key=lambda end: _has(tomllib.loads("\n".join(lines[:end])), place))
+    return statements[number][0] + 1 if number < len(statements) else None
 
 
-def _assigns(line: str, key: str) -> bool:
-    return re.match(rf"^\s*[\"']?{re.escape(key)}[\"']?\s*=", line) is not None
+def _lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def _statements(lines: list[str]) -> Iterator[tuple[int, int]]:
+    """Where each statement begins and ends: the fewest lines from the last end on that are TOML by themselves."""
+    begin = 0
+    for end in range(1, len(lines) + 1):
+        try:
+            tomllib.loads("\n".join(lines[begin:end]))
+        except tomllib.TOMLDecodeError:
+            continue
+        yield begin, end
+        begin = end
+
+
+def _has(document: Any, place: Place) -> bool:
+    """Whether a place is there; one value stands for a list of one."""
+    for part in place:
+        if isinstance(document, dict):
+            if part not in document:
+                return False
+            document = document[part]
+        elif isinstance(document, list) and isinstance(part, int):
+            if part >= len(document):
+                return False
+            document = document[part]
+    return True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mpsdiag.emulation import RELEASES
+from mpsdiag.emulation.spec import MACOS
 from mpsdiag.errors import BadInput, nearest
+from mpsdiag.matrix.complaints import Place, shown, validated
 from mpsdiag.matrix.rounds import StopRule
 from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TrainerVariant
 
@@ -25,7 +28,20 @@ def _none_word(value: Any) -> Any:
 
 def _zero(value: Any) -> Any:
     """TOML has no null: 0 says that nothing is rounded up."""
-    return None if value in (0, "none") else value
+    return None if value == "none" or (isinstance(value, int) and str(value) == "0") else value
+
+
+def _name(value: str) -> str:
+    """A name that a folder can have everywhere.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            f"{value!r} cannot name the output folder. Use letters, digits, '.', '_' and '-', a letter or digit first."
+        )
+    return value
 
 
 def _release(value: str | None) -> str | None:
@@ -40,6 +56,18 @@ def _release(value: str | None) -> str | None:
     if minor not in RELEASES:
         raise ValueError(f"there is no emulation of torch '{value}'. {nearest(value, RELEASES)}")
     return minor
+
+
+def _macos(value: int) -> int:
+    """A macOS that can be emulated.
+
+    Raises:
+        ValueError: There is no emulation of it.
+    """
+    if value not in MACOS:
+        choices = f"{', '.join(map(str, MACOS[:-1]))} or {MACOS[-1]}"
+        raise ValueError(f"there is no macOS {shown(value)} to emulate: choose {choices}.")
+    return value
 
 
 def _device(value: str) -> str:
@@ -57,10 +85,17 @@ def _device(value: str) -> str:
 
 Device = Annotated[str, AfterValidator(_device)]
 Release = Annotated[str | None, BeforeValidator(_none_word), AfterValidator(_release)]
-Length = Annotated[int, Field(ge=2)]
-Count = Annotated[int, Field(ge=1)]
+# More than anybody means, so that a slip of the finger is a sentence and not a crash hours later.
+MOST: Final = 1_000_000
+Macos = Annotated[int, Field(strict=True), AfterValidator(_macos)]
+Length = Annotated[int, Field(strict=True, ge=2, le=MOST)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Multiple = Annotated[Count | None, BeforeValidator(_zero)]
-Whole = Annotated[int, Field(ge=0)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Rounds = Annotated[int, Field(strict=True, ge=0, le=1000)]
+Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
+"""What every generator of random numbers here takes."""
 
 Item = TypeVar("Item")
 Values = Annotated[list[Item], BeforeValidator(_listed), Field(min_length=1)]
@@ -77,11 +112,11 @@ class Axes(_Strict):
     dtype: Values[DtypeName] = ["float32"]
     device: Values[Device] = ["auto"]
     emulate: Values[Release] = [None]
-    emulate_macos: Values[int] = [15]
+    emulate_macos: Values[Macos] = [15]
     sequence_length: Values[Length] = [512]
     batch_size: Values[Count] = [4]
     pad_to_multiple_of: Values[Multiple] = [None]
-    seed: Values[Whole] = [0]
+    seed: Values[Seed] = [0]
     padding: Values[PaddingSide] = ["left", "right"]
     trainer: Values[TrainerVariant] = ["standard", "mps_safe", "cpu_loss"]
     attention: Values[AttentionMode] = ["sdpa", "eager", "safe_sdpa"]
@@ -97,11 +132,11 @@ class Rule(_Strict):
     dtype: Values[DtypeName] | None = None
     device: Values[Device] | None = None
     emulate: Values[Release] | None = None
-    emulate_macos: Values[int] | None = None
+    emulate_macos: Values[Macos] | None = None
     sequence_length: Values[Length] | None = None
     batch_size: Values[Count] | None = None
     pad_to_multiple_of: Values[Multiple] | None = None
-    seed: Values[Whole] | None = None
+    seed: Values[Seed] | None = None
     padding: Values[PaddingSide] | None = None
     trainer: Values[TrainerVariant] | None = None
     attention: Values[AttentionMode] | None = None
@@ -120,7 +155,7 @@ class Rule(_Strict):
 class MatrixSpec(_Strict):
     """A whole matrix file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "default"
+    name: Annotated[str, AfterValidator(_name)] = "default"
     """Names the output folder."""
     baseline: AttentionMode = "sdpa"
     """The attention mode that ratios are to."""
@@ -128,18 +163,18 @@ class MatrixSpec(_Strict):
     eval_dataset: str | None = None
     train_steps: Whole = 3
     eval_batches: Count = 4
-    rounds: Whole = 3
+    rounds: Rounds = 3
     """Timing rounds that every cell gets; 0: verdicts only."""
-    max_rounds: Whole = 5
+    max_rounds: Rounds = 5
     """Rounds that cells get whose ratio is not yet known to `precision`."""
-    precision: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    precision: Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)] = 0.03
     """Width of the 95 % interval of a ratio, over the ratio, that is narrow enough."""
     warmup: Whole = 2
     repeats: Count = 5
     """Timed steps of each kind in a round."""
-    threads: Count | None = None
+    threads: Threads | None = None
     """CPU threads of torch in a cell; if not given, one for the built-in models and torch's own choice else."""
-    time_limit: Annotated[float, Field(gt=0)] = 300.0
+    time_limit: Annotated[float, Field(strict=True, gt=0, le=MOST, allow_inf_nan=False)] = 300.0
     """Seconds that one round of one cell may take."""
     max_cells: Count = 1000
     axes: Axes = Axes()
@@ -150,7 +185,7 @@ class MatrixSpec(_Strict):
     def _rounds_fit(self) -> MatrixSpec:
         if {"rounds", "max_rounds"} <= self.model_fields_set and self.rounds > self.max_rounds:
             raise ValueError(
-                f"rounds is {self.rounds} and max_rounds {self.max_rounds}: the most is below the least"
+                f"rounds is {self.rounds} and max_rounds {self.max_rounds}: the most is below the least."
             )
         return self
 
@@ -175,8 +210,6 @@ def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
     Raises:
         BadInput: A value that cannot be; the sentence names the option and the nearest word.
     """
-    from mpsdiag.matrix.complaints import validated
-
     given = {name: value for name, value in values.items() if value is not None and value != []}
     document = spec.model_dump(exclude_unset=True)
     document["include"] = [rule.named() for rule in spec.include]
@@ -189,9 +222,11 @@ def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
             document[name] = value
         else:
             raise BadInput(f"A matrix has no '{name}'. {nearest(name, [*AXES, *MatrixSpec.model_fields])}")
-    return validated(MatrixSpec, document, _option)
+    return validated(MatrixSpec, document, lambda place: _options(place, given))
 
 
-def _option(place: tuple[str, ...]) -> str:
-    name = next(part for part in reversed(place) if not part.isdigit())
-    return f"--{name.replace('_', '-')}"
+def _options(place: Place, given: Iterable[str]) -> str:
+    """The option of a place; those of the rounds, which were given, where the whole matrix does not hold together."""
+    names = [part for part in place if isinstance(part, str)][-1:]
+    names = names or [name for name in ("rounds", "max_rounds") if name in given]
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -147,6 +147,7 @@ def test_releases_are_named_with_or_without_the_patch(given_release):
         (("nightly",), "nightly"),
         (("",), "torch release"),
         (("2.8", 12), "no macOS 12"),
+        (("2.8", 99), "no macOS 99"),
         (("2.8", 16), "choose 13, 14, 15 or 26"),
         (("2.8", 15, ("SDPA999",)), "Unknown defect 'SDPA999'"),
         (("2.8", 15, ["SDPA01"]), "Did you mean 'SDPA0"),

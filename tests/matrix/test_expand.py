@@ -86,11 +86,6 @@ def test_edited_data_make_other_cells(tmp_path):
     assert plan("").cells[0].files is None
 
 
-def test_a_macos_that_cannot_be_emulated_is_refused():
-    with pytest.raises(BadInput, match="no macOS 12"):
-        plan("[axes]\nemulate = '2.8'\nemulate_macos = 12")
-
-
 def test_cells_that_cannot_be_are_skipped_with_the_reason():
     made = expand(
         parse_matrix(

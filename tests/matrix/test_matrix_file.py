@@ -56,9 +56,9 @@ def test_a_file_without_a_name_has_that_of_the_file(tmp_path):
         ("[axes]\nemulate = '1.9'", "line 2, axes.emulate", "Did you mean '2.9'?"),
         ("[axes]\ntrainer = 'mps_saf'", "line 2, axes.trainer", "Did you mean 'mps_safe'?"),
         ("[axes]\ndevice = 'cudda'", "line 2, axes.device", "Did you mean 'cuda'?"),
-        ("[axes]\nbatch_size = 0", "line 2, axes.batch_size", "greater than or equal to 1 (got 0)"),
-        ("[axes]\nattention = []", "line 2, axes.attention", "at least 1 item"),
-        ("rounds = 'three'", "line 1, rounds", "valid integer"),
+        ("[axes]\nbatch_size = 0", "line 2, axes.batch_size", "should be at least 1 (got 0)"),
+        ("[axes]\nattention = []", "line 2, axes.attention", "should have at least one value (got [])"),
+        ("rounds = 'three'", "line 1, rounds", "should be a whole number (got 'three')"),
         (
             "[[exclude]]\nmodel = 'a'\n[[exclude]]\ntrainr = 'x'",
             "line 4, exclude.trainr",
@@ -66,7 +66,7 @@ def test_a_file_without_a_name_has_that_of_the_file(tmp_path):
         ),
         ("[[include]]\nmodel = 'a'\n\n[[include]]", "line 4, include", "names no axis"),
         ("rounds = 4\nmax_rounds = 2", "the matrix", "the most is below the least"),
-        ("exclude = 3", "line 1, exclude", "valid list"),
+        ("exclude = 3", "line 1, exclude", "write [[exclude]] above each (got 3)"),
     ],
 )
 def test_complaints_name_file_line_key_and_the_nearest_word(text, where, what):
@@ -74,6 +74,91 @@ def test_complaints_name_file_line_key_and_the_nearest_word(text, where, what):
         parse_matrix(text, "m.toml")
     assert str(caught.value).startswith(f"m.toml{',' if where == 'the matrix' else ''} {where}: ")
     assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('"a b" = 1', "m.toml line 1, \"a b\": unknown key 'a b'. Choose from: name, "),
+        ('[axes]\n"" = 1', "m.toml line 2, axes.\"\": unknown key ''. Choose from: model, "),
+        ('[axes]\n"x.y" = 2', "m.toml line 2, axes.\"x.y\": unknown key 'x.y'. Choose from: model, "),
+        ("1 = 2", "m.toml line 1, 1: unknown key '1'. Choose from: name, "),
+        ("[[exclude]]\n2 = 2", "m.toml line 2, exclude.2: unknown key '2'. Choose from: model, "),
+    ],
+)
+def test_an_unknown_key_is_named_however_it_is_spelled(text, sentence):
+    with pytest.raises(BadInput) as caught:
+        parse_matrix(text, "m.toml")
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("rounds = 2\naxes.attention = 'egar'", "line 2, axes.attention"),
+        ("rounds = 2\r\n\r\naxes.attention = 'egar'\r\n", "line 3, axes.attention"),
+        ("# note\naxes = {trainer = 'standard', attention = ['egar']}", "line 2, axes.attention"),
+        ("exclude = [{model = 'a'}, {trainr = 'x'}]", "line 1, exclude.trainr"),
+        ("rounds = 2\nexclude = [\n  {model = 'a'},\n  {trainr = 'x'},\n]", "line 2, exclude.trainr"),
+        ("[axes]\nseed = [\n 0,\n 1,\n -1,\n]", "line 2, axes.seed"),
+        ('dataset = """\nname = 1\n"""\nname = "a b"', "line 4, name"),
+        ("['axes']\n'attention' = 'egar'", "line 2, axes.attention"),
+        ("[axes.attenton]", "line 1, axes.attenton"),
+        ("[[exclude]]\nmodel = 'a'\n[[exclude]]\nmodel = 'b'\nseed = [1, -2]", "line 5, exclude.seed"),
+    ],
+)
+def test_the_line_is_found_however_the_key_is_written(text, where):
+    with pytest.raises(BadInput) as caught:
+        parse_matrix(text, "m.toml")
+    assert str(caught.value).startswith(f"m.toml {where}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[axes]\nemulate = 2.8", 'write it as a text: emulate = "2.8" (got 2.8).'),
+        ("eval_dataset = 2026-11-01", 'write it as a text: eval_dataset = "2026-11-01" (got 2026-11-01).'),
+        ("rounds = 2026-11-01", "should be a whole number (got 2026-11-01)."),
+        ("axes = 3", "should be a table: write [axes] and its keys below it (got 3)."),
+        ("exclude = ['x']", "should be a table: write [[exclude]] and its keys below it (got 'x')."),
+        (
+            "include = {model = 'a'}",
+            "should be a list of tables: write [[include]] above each (got a table).",
+        ),
+        ("name = 'a b'", "'a b' cannot name the output folder. Use letters, digits"),
+        ("rounds = true", "should be a whole number (got true)."),
+        ("train_steps = '2'", "should be a whole number (got '2')."),
+        ("repeats = 2.0", "should be a whole number (got 2.0)."),
+        ("[axes]\nseed = true", "should be a whole number (got true)."),
+        ("[axes]\npad_to_multiple_of = false", "should be a whole number (got false)."),
+        ("time_limit = true", "should be a number (got true)."),
+        ("time_limit = inf", "(got inf)."),
+        ("precision = nan", "(got nan)."),
+        ("[axes]\nseed = 4294967296", "should be at most 4294967295 (got 4294967296)."),
+        (f"[axes]\nseed = 0x{'f' * 5000}", "should be at most 4294967295 (got a number of many digits)."),
+        ("threads = 100000", "should be at most 1024 (got 100000)."),
+        ("[axes]\nemulate_macos = [15, 99]", "there is no macOS 99 to emulate: choose 13, 14, 15 or 26."),
+        ("[axes]\nemulate_macos = -3", "there is no macOS -3 to emulate: choose 13, 14, 15 or 26."),
+        ("max_rounds = 1000000000", "should be at most 1000 (got 1000000000)."),
+        *(
+            (f"{key} = 10000000", "should be at most 1000000")
+            for key in (
+                *("train_steps", "eval_batches", "repeats", "warmup", "time_limit", "max_cells"),
+                *("axes.sequence_length", "axes.batch_size", "axes.pad_to_multiple_of"),
+            )
+        ),
+    ],
+)
+def test_what_a_value_should_be_is_said_in_plain_words(text, sentence):
+    with pytest.raises(BadInput) as caught:
+        parse_matrix(text, "m.toml")
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [f"rounds = {'9' * 5000}", f"axes = {'[' * 5000}"])
+def test_toml_that_is_too_much_is_a_sentence(text):
+    with pytest.raises(BadInput, match=r"^m\.toml is not TOML: "):
+        parse_matrix(text, "m.toml")
 
 
 def test_no_more_than_three_complaints_at_once():
@@ -108,7 +193,11 @@ def test_options_replace_axes_and_numbers_and_keep_the_rest():
     ("values", "sentence"),
     [
         ({"attention": ["egar"]}, "--attention: unknown attention 'egar'. Did you mean 'eager'?"),
-        ({"max_rounds": -1}, "--max-rounds: input should be greater"),
+        ({"max_rounds": -1}, "--max-rounds: should be at least 0 (got -1)."),
+        (
+            {"rounds": 5, "max_rounds": 3},
+            "--rounds and --max-rounds: rounds is 5 and max_rounds 3: the most is below the least.",
+        ),
         ({"emulate": ["1.9"]}, "--emulate: there is no emulation of torch '1.9'"),
         ({"atention": ["sdpa"]}, "Did you mean 'attention'?"),
     ],
