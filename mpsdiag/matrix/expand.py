@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mpsdiag import device
+from mpsdiag import device, words
 from mpsdiag.errors import BadInput
 from mpsdiag.matrix import availability
 from mpsdiag.matrix.fingerprint import fingerprint
 from mpsdiag.matrix.record import Cell
-from mpsdiag.matrix.spec import AXES, MatrixSpec, Rule
+from mpsdiag.matrix.rules import idle_exclude, idle_include
+from mpsdiag.matrix.spec import AXES, MOST, MatrixSpec, Rule
 from mpsdiag.words import BUILTIN_MODELS
 
 Reason = Callable[[Cell], str | None]
@@ -33,6 +35,10 @@ class Plan:
 
     cells: tuple[Cell, ...]
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Rules that change nothing, a sentence each."""
+    empty: str = ""
+    """Why there is nothing to do, where there is no cell at all."""
 
     def __len__(self) -> int:
         return len(self.cells) + len(self.skipped)
@@ -56,7 +62,7 @@ def expand(
     Raises:
         BadInput: It has more cells than `max_cells`, or none.
     """
-    cells = _cells(spec, resolve, files)
+    cells, notes = _cells(spec, resolve, files)
     if not cells:
         raise BadInput(f"The matrix '{spec.name}' has no cells: its exclude rules leave none.")
     if len(cells) > spec.max_cells:
@@ -68,6 +74,7 @@ def expand(
     return Plan(
         cells=tuple(cell for cell, reason in reasons if reason is None),
         skipped=tuple(Skipped(cell, reason) for cell, reason in reasons if reason is not None),
+        notes=tuple(notes),
     )
 
 
@@ -80,28 +87,58 @@ def shard(plan: Plan, index: int, count: int, group: Callable[[Cell], Any]) -> P
         count: How many parts.
         group: The same for cells that belong together.
 
+    Returns:
+        Its cells. Where there are more parts than groups, the last parts are empty, and say so.
+
     Raises:
         BadInput: There is no such part.
     """
     if not 1 <= index <= count:
         raise BadInput(f"--shard {index}/{count}: there is no such part. Give 1/{count} to {count}/{count}.")
-    everything: Iterable[Cell] = [*plan.cells, *(skip.cell for skip in plan.skipped)]
+    everything = [*plan.cells, *(skip.cell for skip in plan.skipped)]
     groups = {name: number for number, name in enumerate(dict.fromkeys(map(group, everything)))}
     mine = {name for name, number in groups.items() if number % count == index - 1}
     return Plan(
         cells=tuple(cell for cell in plan.cells if group(cell) in mine),
         skipped=tuple(skip for skip in plan.skipped if group(skip.cell) in mine),
+        notes=plan.notes,
+        empty="" if mine else _empty(index, count, len(groups)),
+    )
+
+
+def _empty(index: int, count: int, groups: int) -> str:
+    return (
+        f"part {index} of {count} is empty: the matrix has {words.count(groups, 'group')} of cells that are compared, "
+        "which stay together"
     )
 
 
 def _cells(
     spec: MatrixSpec, resolve: Callable[[str], str], files: Callable[[tuple[str, ...]], str | None]
-) -> list[Cell]:
+) -> tuple[list[Cell], list[str]]:
+    """The cells, each once, and the rules that change nothing."""
     axes = {name: getattr(spec.axes, name) for name in AXES}
-    points = [point for point in _points(axes) if not any(_matches(rule, point) for rule in spec.exclude)]
-    for rule in spec.include:
+    found = (idle_exclude(number, rule, axes) for number, rule in enumerate(spec.exclude, start=1))
+    notes = [note for note in found if note is not None]
+    points = [
+        point for point in _points(spec, axes) if not any(_matches(rule, point) for rule in spec.exclude)
+    ]
+    cell_of = _maker(spec, resolve, files)
+    cells = dict.fromkeys(map(cell_of, points))
+    for number, rule in enumerate(spec.include, start=1):
+        before = len(cells)
         named = rule.named()
-        points += _points({name: named.get(name, values[:1]) for name, values in axes.items()})
+        added = _points(spec, {name: named.get(name, values[:1]) for name, values in axes.items()})
+        cells.update(dict.fromkeys(map(cell_of, added)))
+        if len(cells) == before:
+            notes.append(idle_include(number, rule))
+    return list(cells), notes
+
+
+def _maker(
+    spec: MatrixSpec, resolve: Callable[[str], str], files: Callable[[tuple[str, ...]], str | None]
+) -> Callable[[dict[str, Any]], Cell]:
+    """Make a cell of a point: the device by its name, and what all cells have in common."""
     device_of = functools.cache(resolve)
     fixed = {
         "dataset": spec.dataset,
@@ -112,24 +149,14 @@ def _cells(
         "repeats": spec.repeats,
     }
     data = tuple(one for one in (spec.dataset, spec.eval_dataset) if one is not None)
+    files_of = functools.cache(lambda model: files((model, *data)))
 
-    @functools.cache
-    def files_of(model: str) -> str | None:
-        return files((model, *data))
+    def cell_of(point: dict[str, Any]) -> Cell:
+        model = point["model"]
+        more = {"threads": _threads(model, spec.threads), "files": files_of(model)}
+        return Cell.model_validate({**_resolved(point, device_of), **fixed, **more})
 
-    return list(
-        dict.fromkeys(
-            Cell.model_validate(
-                {
-                    **_resolved(point, device_of),
-                    **fixed,
-                    "threads": _threads(point["model"], spec.threads),
-                    "files": files_of(point["model"]),
-                }
-            )
-            for point in points
-        )
-    )
+    return cell_of
 
 
 def _threads(model: str, asked: int | None) -> int | None:
@@ -141,7 +168,13 @@ def _threads(model: str, asked: int | None) -> int | None:
     return 1 if asked is None and model in BUILTIN_MODELS else asked
 
 
-def _points(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def _points(spec: MatrixSpec, axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    number = math.prod(map(len, axes.values()))
+    if number > MOST:
+        raise BadInput(
+            f"The axes of the matrix '{spec.name}' have {number:,} combinations, more than can be looked at "
+            f"({MOST:,}). Narrow an axis."
+        )
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 

@@ -114,6 +114,42 @@ def test_too_many_cells_and_none_at_all():
         plan("[[exclude]]\npadding = ['left', 'right']")
 
 
+def test_more_combinations_than_can_be_looked_at():
+    numbers = [*range(1, 201)]
+    with pytest.raises(BadInput, match=r"have 143,280,000 combinations, more than can be looked at"):
+        plan(f"[axes]\nseed = {numbers}\nbatch_size = {numbers}\nsequence_length = {numbers[1:]}")
+
+
+@pytest.mark.parametrize(
+    ("rules", "number", "named", "hint"),
+    [
+        ("[[exclude]]\nmodel = 'tiny-gtp2'", 1, "model = tiny-gtp2", "Did you mean 'tiny-gpt2'?"),
+        ("[[exclude]]\npadding = 'left'\n[[exclude]]\nseed = [7, 8]", 2, "seed = 7 or 8", "Choose from: 0."),
+        ("[[exclude]]\npadding = 'left'\nemulate = '2.8'", 1, "emulate = 2.8, padding = left", "from: none."),
+    ],
+)
+def test_an_exclude_rule_that_leaves_nothing_out_says_so(rules, number, named, hint):
+    (note,) = plan(rules).notes
+    assert note.startswith(f"[[exclude]] rule {number} ({named}) leaves nothing out: the axis ")
+    assert hint in note
+
+
+@pytest.mark.parametrize(
+    ("rules", "title"),
+    [
+        ("[[include]]\nattention = 'eager'\n[[include]]\nseed = 1", "rule 1 (attention = eager)"),
+        ("[[include]]\nseed = 1\n[[include]]\nseed = [1]", "rule 2 (seed = 1)"),
+    ],
+)
+def test_an_include_rule_that_adds_nothing_says_so(rules, title):
+    assert plan(rules).notes == (f"[[include]] {title} adds nothing: the matrix has its cells already.",)
+
+
+def test_rules_that_change_something_say_nothing():
+    rules = "[[exclude]]\nattention = ['eager', 'flash_attention_2']\n[[include]]\nattention = 'eager'"
+    assert plan(rules).notes == ()
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
 def test_shards_cover_everything_once_and_keep_together_what_is_compared(count):
     whole = plan("[axes]\nmodel = ['a', 'b', 'c']\nseed = [0, 1]")
@@ -123,6 +159,13 @@ def test_shards_cover_everything_once_and_keep_together_what_is_compared(count):
     for part in parts:
         others = [cell for other in parts if other is not part for cell in other.cells]
         assert not {group_of(cell) for cell in part.cells} & {group_of(cell) for cell in others}
+
+
+def test_a_part_without_cells_says_why():
+    assert shard(plan(), 3, 4, group_of).empty == (
+        "part 3 of 4 is empty: the matrix has 2 groups of cells that are compared, which stay together"
+    )
+    assert not shard(plan(), 2, 4, group_of).empty
 
 
 @pytest.mark.parametrize(("index", "count"), [(0, 2), (3, 2), (1, 0)])

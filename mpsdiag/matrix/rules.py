@@ -1,0 +1,43 @@
+"""Rules of a matrix that change nothing: most often a slip of the finger, which nobody would notice else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpsdiag.errors import nearest
+from mpsdiag.matrix.spec import Rule
+
+
+def idle_exclude(number: int, rule: Rule, axes: Mapping[str, Sequence[Any]]) -> str | None:
+    """Say that an exclude rule leaves nothing out, and by which axis; None if it does leave cells out.
+
+    Args:
+        number: Of the rule, from 1.
+        rule: The cells to leave out.
+        axes: The values of every axis.
+    """
+    for name, values in rule.named().items():
+        if not set(values) & set(axes[name]):
+            hint = nearest(_word(values[0]), map(_word, axes[name]))
+            return f"{_title('exclude', number, rule)} leaves nothing out: the axis {name} has no such value. {hint}"
+    return None
+
+
+def idle_include(number: int, rule: Rule) -> str:
+    """Say that an include rule adds nothing.
+
+    Args:
+        number: Of the rule, from 1.
+        rule: The cells to add.
+    """
+    return f"{_title('include', number, rule)} adds nothing: the matrix has its cells already."
+
+
+def _title(kind: str, number: int, rule: Rule) -> str:
+    named = ", ".join(f"{name} = {' or '.join(map(_word, values))}" for name, values in rule.named().items())
+    return f"[[{kind}]] rule {number} ({named})"
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value)
