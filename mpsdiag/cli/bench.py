@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpsdiag.cli import options
+from mpsdiag.errors import BadInput
 
 if TYPE_CHECKING:
     from mpsdiag.matrix.runner import Outcome
@@ -93,7 +94,7 @@ def bench(
     ] = None,
     max_cells: Annotated[int | None, _amount("--max-cells", "Refuse larger matrices [1000].")] = None,
     out: Annotated[
-        Path | None, _run("--out", "Folder for journal, logs and report [reports/<matrix>].", "FOLDER")
+        str | None, _run("--out", "Folder for journal, logs and report [reports/<matrix>].", "FOLDER")
     ] = None,
     dry_run: Annotated[bool, _run("--dry-run", "List the cells, their number and a time, and stop.")] = False,
     fresh: Annotated[bool, _run("--fresh", "Start over; the older journal is kept aside.")] = False,
@@ -126,14 +127,17 @@ def bench(
     """
     given = dict(locals())  # before anything else is: the options by their names
     from mpsdiag.matrix.progress import Progress
-    from mpsdiag.matrix.session import Request, parse_retry, parse_shard, prepare
+    from mpsdiag.matrix.request import Request, parse_retry, parse_shard
+    from mpsdiag.matrix.session import prepare
 
     spec = _spec(matrix, given)
+    if out is not None and not out.strip():
+        raise BadInput("--out is empty. Name a folder, or leave it out for reports/<matrix>.")
     with Progress() as progress:
         session = prepare(
             Request(
                 spec=spec,
-                out=out or Path("reports") / spec.name,
+                out=Path(out or f"reports/{spec.name}"),
                 command=["mpsdiag", *sys.argv[1:]],
                 fresh=fresh,
                 retry=parse_retry(retry),
@@ -151,7 +155,10 @@ def bench(
     if outcome is None:
         _list_cells(session, as_json=json)
         raise typer.Exit(0)
-    _report(session, outcome, as_json=json)
+    if session.plan.empty:
+        _nothing(session, outcome, as_json=json)
+    else:
+        _report(session, outcome, as_json=json)
     raise typer.Exit(session.exit_code(outcome))
 
 
@@ -169,6 +176,18 @@ def _list_cells(session: Session, *, as_json: bool) -> None:
     from mpsdiag.matrix.listing import as_document, as_text
 
     typer.echo(as_document(session) if as_json else as_text(session))
+
+
+def _nothing(session: Session, outcome: Outcome, *, as_json: bool) -> None:
+    """An empty part leaves no folder; a script that asked for a JSON document gets one all the same."""
+    if as_json:
+        from mpsdiag.matrix.journal import Journal
+        from mpsdiag.report.json_document import document
+        from mpsdiag.report.story import tell
+        from mpsdiag.serialization import dumps
+
+        story = tell([Journal(session.header(), [])])
+        typer.echo(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))
 
 
 def _report(session: Session, outcome: Outcome, *, as_json: bool) -> None:

@@ -13,7 +13,21 @@ from mpsdiag.matrix.migrations import migrate
 from mpsdiag.matrix.record import Header, Record
 from mpsdiag.matrix.writer import JournalWriter
 
-__all__ = ["Journal", "JournalWriter", "parse_journal", "read_journal"]
+__all__ = ["Journal", "JournalWriter", "NotAJournal", "parse_journal", "read_journal"]
+
+
+class NotAJournal(BadInput):
+    """A file that is no journal."""
+
+    def __init__(self, name: str, remedy: str) -> None:
+        """Say so.
+
+        Args:
+            name: Of the file.
+            remedy: What to do about it.
+        """
+        super().__init__(f"{name} is no mpsdiag journal: its first line is not a header. {remedy}")
+        self.name = name
 
 
 @dataclass
@@ -70,10 +84,7 @@ def parse_journal(data: bytes, name: str) -> Journal:
     lines = [(number, line) for number, line in enumerate(whole, start=1) if line.strip()]
     header = _header(lines[0][1], f"{name} line {lines[0][0]}") if lines else None
     if header is None:
-        raise BadInput(
-            f"{name} is no mpsdiag journal: its first line is not a header. "
-            "Give a journal.jsonl that `mpsdiag bench` wrote, or its folder."
-        )
+        raise NotAJournal(name, "Give a journal.jsonl that `mpsdiag bench` wrote, or its folder.")
     journal = Journal(header=header, records=[])
     records: dict[tuple[str, int], Record] = {}
     for number, line in lines[1:]:

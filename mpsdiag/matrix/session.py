@@ -2,65 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag import environment
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.matrix.estimate import estimate
+from mpsdiag.matrix.estimate import Work, estimate, remaining
 from mpsdiag.matrix.executor import Executor, LocalExecutor
 from mpsdiag.matrix.expand import Plan, expand, shard
 from mpsdiag.matrix.gate import Gate, parse_gate, require_words
 from mpsdiag.matrix.interrupt import Stop
 from mpsdiag.matrix.isolation import Isolation, StartMethod, start_method
-from mpsdiag.matrix.job import CELL_FUNCTION, utc_now
-from mpsdiag.matrix.journal import Journal, read_journal
+from mpsdiag.matrix.job import utc_now
+from mpsdiag.matrix.journal import Journal, NotAJournal, read_journal
 from mpsdiag.matrix.judgement import Judgement, judge
 from mpsdiag.matrix.provenance import keep
-from mpsdiag.matrix.record import Header
+from mpsdiag.matrix.record import Cell, Header, Record
+from mpsdiag.matrix.request import Request
 from mpsdiag.matrix.rounds import group_of
 from mpsdiag.matrix.runner import JOURNAL, LOGS, Listener, Outcome, Run, Settings
 from mpsdiag.matrix.spec import MatrixSpec
 from mpsdiag.matrix.writer import set_aside
-from mpsdiag.words import CELL_STATUSES, EXIT_FOUND
+from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 if TYPE_CHECKING:
     from mpsdiag.matrix.cluster import ClusterExecutor
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for.
+class Forecast:
+    """What a session will run, and how many seconds it will take at least and at most."""
 
-    Attributes:
-        spec: The matrix, options applied.
-        out: Folder for journal, logs and report.
-        command: The command line, for the journal.
-        fresh: Set an older journal aside instead of resuming it.
-        retry: Statuses to run again.
-        jobs: Verdicts at once.
-        shard: Which part of how many.
-        cluster: Address of a dask scheduler.
-        gates: Sentences that make exit code 1 if they hold.
-        function: What a cell runs.
-        isolation: How cells are kept apart, if not as this machine does it by default.
-    """
-
-    spec: MatrixSpec
-    out: Path
-    command: Sequence[str] = ()
-    fresh: bool = False
-    retry: frozenset[str] = frozenset()
-    jobs: int = 1
-    shard: tuple[int, int] | None = None
-    cluster: str | None = None
-    gates: Sequence[str] = ()
-    function: str = CELL_FUNCTION
-    isolation: Isolation | None = None
+    work: Work
+    least: float
+    most: float
 
 
 @dataclass
@@ -84,7 +63,9 @@ class Session:
             BadInput: The folder cannot be written, or another bench writes its journal.
             CannotDecide: No cell of the matrix can run here, or the disk is full.
         """
-        if not self.plan.cells and self.plan.skipped:
+        if not len(self.plan):
+            return Outcome()
+        if not self.plan.cells:
             raise CannotDecide(f"No cell of the matrix can run here: {self.plan.skipped[0].reason}.")
         request = self.request
         if request.fresh:
@@ -96,7 +77,8 @@ class Session:
                 f"--jobs {request.jobs} is for the verdicts; what is timed runs alone, one cell at a time"
             )
         run = self._run(listener, stop)
-        outcome = run.run()
+        with _fresh_would_do():
+            outcome = run.run()
         places = keep([Journal(run.header, outcome.records)]).by_place()
         self.judgements = [judge(gate, places) for gate in self.gates]
         return outcome
@@ -106,7 +88,9 @@ class Session:
         self.executor.close()
 
     def exit_code(self, outcome: Outcome) -> int:
-        """The exit code of the contract, gates included: 130, then 1, then 3, then 0."""
+        """The exit code of the contract, gates included: 130, then 1, then 3, then 0. An empty part is 0."""
+        if not len(self.plan):
+            return EXIT_OK
         gated = not outcome.interrupted and not all(one.passed for one in self.judgements)
         return EXIT_FOUND if gated else outcome.exit_code
 
@@ -142,18 +126,43 @@ class Session:
             )
         return [*sentences, *map(str, self.judgements)]
 
-    def seconds(self) -> tuple[float, float]:
-        """How long it will take at least and at most, by the journal if there is one."""
-        path = self.request.out / JOURNAL
-        records = read_journal(path).records if path.exists() and not self.request.fresh else []
-        return estimate(
-            self.plan.cells,
-            self.request.spec.rule,
-            self.start,
-            records,
-            jobs=self.request.jobs,
-            machines=self.machines,
+    def forecast(self) -> Forecast:
+        """What will be run and how long that takes, by the journal if there is one.
+
+        Raises:
+            BadInput: What is there is no journal.
+        """
+        path, spec = self.request.out / JOURNAL, self.request.spec
+        records: list[Record] = []
+        if path.exists() and path.stat().st_size and not self.request.fresh:
+            with _fresh_would_do():
+                records = read_journal(path).records
+        work = remaining(self.plan.cells, spec.rule, spec.baseline, self._found(records))
+        seconds = estimate(work, self.start, records, jobs=self.request.jobs, machines=self.machines)
+        return Forecast(work, *seconds)
+
+    def header(self) -> Header:
+        """The first line of a new journal."""
+        return Header(
+            mpsdiag=environment.gather().mpsdiag,
+            command=environment.redact(shlex.join(self.request.command)),
+            created=utc_now(),
+            baseline=self.request.spec.baseline,
+            environment=self.facts,
         )
+
+    def _found(self, records: Sequence[Record]) -> dict[Cell, dict[int, Record]]:
+        """The rounds of this plan that are not run again, by cell."""
+        again = {"interrupted", *self.request.retry}
+        done = {(one.key, one.round): one for one in records if one.status not in again}
+        found = {}
+        for cell in self.plan.cells:
+            key = cell.key(self.versions)
+            numbers = range(self.request.spec.rule.most + 1)
+            rounds = {number: done[key, number] for number in numbers if (key, number) in done}
+            if rounds and not (0 in rounds and rounds[0].status == "skip"):
+                found[cell] = rounds
+        return found
 
     def _run(self, listener: Listener, stop: Stop | None) -> Run:
         spec = self.request.spec
@@ -161,13 +170,7 @@ class Session:
         return Run(
             plan=self.plan,
             folder=self.request.out,
-            header=Header(
-                mpsdiag=environment.gather().mpsdiag,
-                command=environment.redact(shlex.join(self.request.command)),
-                created=utc_now(),
-                baseline=spec.baseline,
-                environment=self.facts,
-            ),
+            header=self.header(),
             versions=self.versions,
             executor=self.executor,
             listener=listener,
@@ -217,37 +220,28 @@ def prepare(request: Request, note: Callable[[str], None] = lambda _: None) -> S
     executor: Executor = cluster or LocalExecutor(
         request.isolation or Isolation(start), facts, request.out / LOGS, request.jobs
     )
+    whole = plan
     if request.shard is not None:
         plan = shard(plan, *request.shard, group_of)
-    everything = [*plan.cells, *(skipped.cell for skipped in plan.skipped)]
+    for sentence in (*plan.notes, plan.empty):
+        if sentence:
+            note(sentence)
+    about = plan if len(plan) else whole  # words are checked even where this part has no cells for them
+    everything = [*about.cells, *(skipped.cell for skipped in about.skipped)]
     for gate in gates:
         require_words(gate, everything)
     machines = 1 if cluster is None else len(cluster.fleet.workers)
     return Session(request, plan, gates, executor, versions, facts, start, machines)
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """Read `2/4`: the second of four parts.
-
-    Raises:
-        BadInput: It is not of that form.
-    """
-    index, slash, count = text.partition("/")
-    if not slash or not index.isdigit() or not count.isdigit() or int(count) < 1:
-        raise BadInput(f"--shard '{text}' is not of the form I/N, such as 2/4.")
-    return int(index), int(count)
-
-
-def parse_retry(text: str) -> frozenset[str]:
-    """Read `error,crash`.
-
-    Raises:
-        BadInput: A word that is no status of a cell; the sentence suggests the nearest.
-    """
-    from mpsdiag.errors import one_of
-
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    return frozenset(one_of("status", word, CELL_STATUSES) for word in words)
+@contextlib.contextmanager
+def _fresh_would_do() -> Iterator[None]:
+    """Where a file is in the way that is no journal, name what this command can do about it."""
+    try:
+        yield
+    except NotAJournal as problem:
+        remedy = "--fresh keeps it aside and starts a new one; --out FOLDER leaves it alone."
+        raise NotAJournal(problem.name, remedy) from problem
 
 
 def _without_padding(outcome: Outcome) -> bool:

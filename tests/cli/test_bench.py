@@ -95,6 +95,16 @@ def test_a_dry_run_writes_nothing(here, tmp_path):
     assert "18 cells, 0 skipped" in out
 
 
+def test_an_empty_part_is_nothing_to_do(here, tmp_path):
+    words = ["--device", "cpu", "--shard", "3/4", "--out", tmp_path / "out"]
+    said = "part 3 of 4 is empty: the matrix has 2 groups of cells that are compared, which stay together"
+    assert here(*words) == (0, "", f"mpsdiag: {said}\n")
+    assert here(*words, "--dry-run") == (0, f"0 cells, 0 skipped; {said}.\n", f"mpsdiag: {said}\n")
+    code, out, _ = here(*words, "--json")
+    assert (code, json.loads(out)["bench"]["exit_code"]) == (0, 0)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -105,6 +115,16 @@ def test_a_dry_run_writes_nothing(here, tmp_path):
         (["--fail-if", "nonsense"], "is no gate"),
         (["--retry", "timout"], "Did you mean 'timeout'?"),
         (["--shard", "5/4"], "no such part"),
+        (["--shard", "²/4"], "--shard '²/4' is not of the form I/N"),
+        (["--rounds", "5", "--max-rounds", "3"], "--rounds and --max-rounds: rounds is 5 and max_rounds 3"),
+        (["--time-limit", "inf"], "--time-limit: should be"),
+        (["--seed", "99999999999999999999999"], "--seed: should be at most 4294967295"),
+        (["--threads", "100000"], "--threads: should be at most 1024"),
+        (
+            ["--emulate-macos", "99"],
+            "--emulate-macos: there is no macOS 99 to emulate: choose 13, 14, 15 or 26.",
+        ),
+        (["--out", ""], "--out is empty"),
         (["--max-cells", "3"], "more than --max-cells 3"),
         (["--out", "FILE/deeper"], "Choose another folder with --out"),
     ],

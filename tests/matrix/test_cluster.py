@@ -17,7 +17,8 @@ from mpsdiag.matrix import fleet as fleet_module
 from mpsdiag.matrix.interrupt import Stop
 from mpsdiag.matrix.isolation import LIGHT, Isolation
 from mpsdiag.matrix.journal import read_journal
-from mpsdiag.matrix.session import Request, prepare
+from mpsdiag.matrix.request import Request
+from mpsdiag.matrix.session import prepare
 from mpsdiag.matrix.spec import MatrixSpec, changed
 
 pytest.importorskip("distributed")

@@ -6,7 +6,8 @@ from fake_cells import FAULTS
 
 from mpsdiag.matrix.isolation import LIGHT, Isolation
 from mpsdiag.matrix.journal import read_journal
-from mpsdiag.matrix.session import Request, prepare
+from mpsdiag.matrix.request import Request
+from mpsdiag.matrix.session import prepare
 from mpsdiag.matrix.spec import MatrixSpec, changed
 
 ENDS = {

@@ -3,13 +3,14 @@ import json
 import pytest
 
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.matrix.estimate import estimate, in_words
 from mpsdiag.matrix.isolation import LIGHT, Isolation
 from mpsdiag.matrix.journal import read_journal
 from mpsdiag.matrix.listing import as_document, as_text
-from mpsdiag.matrix.record import Cell, Measured
+from mpsdiag.matrix.matrix_file import parse_matrix
+from mpsdiag.matrix.record import Measured
+from mpsdiag.matrix.request import Request
 from mpsdiag.matrix.rounds import StopRule
-from mpsdiag.matrix.session import Request, parse_retry, parse_shard, prepare
+from mpsdiag.matrix.session import prepare
 from mpsdiag.matrix.spec import MatrixSpec, changed
 
 ONE = {
@@ -128,22 +129,58 @@ def test_a_listing_names_what_varies_and_how_long_it_takes(request_for):
     assert text[0].split() == ["attention", "seed"]
     assert text[1].split() == ["sdpa", "0"]
     assert "skip (2): flash_attention_2 needs" in "\n".join(text)
-    assert text[-1].startswith("2 cells, 2 skipped; a verdict and 1 timing rounds each; about ")
+    assert text[-1].startswith("2 cells, 2 skipped; a verdict and 1 timing round each; about ")
     document = json.loads(as_document(session))
     assert (len(document["cells"]), len(document["skipped"])) == (2, 2)
 
 
-def test_an_estimate_prefers_what_was_measured(start_run, seeds):
-    outcome, _ = start_run(seeds(4), rule=StopRule(1, 2))
-    least, most = estimate(seeds(10), StopRule(1, 2), "forkserver", outcome.records)
-    assert (least - 5.0, most - 5.0) == (10 * (0.5 + 0.5), 10 * (0.5 + 1.0))
-    assert (
-        estimate([Cell()], StopRule(0, 0), "spawn")[0]
-        > estimate([Cell()], StopRule(0, 0), "forkserver")[0] - 5.0
-    )
-    alone, two = (estimate(seeds(10), StopRule(1, 2), "spawn", machines=number)[0] for number in (1, 2))
-    assert alone == 2 * two
-    assert [in_words(seconds) for seconds in (40.2, 200, 9000)] == ["40 s", "3 min", "2.5 h"]
+def test_a_dry_run_leaves_out_what_the_journal_has(request_for, quiet):
+    whole = prepare(request_for())
+    assert "already" not in as_text(whole)
+    assert prepare(request_for({"attention": ["sdpa"]})).run(quiet).fresh == 2
+    assert "; the journal has 2 of these rounds already; about " in as_text(whole)
+    assert (whole.forecast().work.verdicts, whole.forecast().work.most) == (2, 2)
+    whole.run(quiet)
+    assert as_text(whole).endswith("; the journal has 6 of these rounds already; nothing is left to run.")
+    document = json.loads(as_document(whole))
+    assert (document["seconds"], document["rounds_in_journal"]) == ({"least": 0.0, "most": 0.0}, 6)
+    assert prepare(request_for(fresh=True)).forecast().work.verdicts == 3
+    assert prepare(request_for(retry=frozenset({"ok"}))).forecast().work.verdicts == 3
+
+
+@pytest.mark.parametrize("gates", [(), ["any nan in safe_sdpa"]])
+def test_an_empty_part_is_nothing_to_do(request_for, quiet, tmp_path, gates):
+    session = prepare(request_for({"seed": [0, 1]}, shard=(3, 4), gates=gates), quiet.note)
+    said = "part 3 of 4 is empty: the matrix has 2 groups of cells that are compared, which stay together"
+    assert quiet.notes == [said]
+    assert as_text(session) == f"0 cells, 0 skipped; {said}."
+    assert json.loads(as_document(session))["cells"] == []
+    outcome = session.run(quiet)
+    assert session.exit_code(outcome) == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_of_gates_are_checked_in_an_empty_part_too(request_for):
+    with pytest.raises(BadInput, match="Did you mean 'safe_sdpa'"):
+        prepare(request_for(shard=(2, 2), gates=["any nan in safe_spda"]))
+
+
+def test_rules_that_change_nothing_are_notes(request_for, quiet):
+    spec = parse_matrix("[[exclude]]\nmodel = 'tiny-gtp2'", "m")
+    prepare(Request(spec, request_for().out), quiet.note)
+    assert [note for note in quiet.notes if "leaves nothing out" in note]
+
+
+@pytest.mark.parametrize(
+    "act", [lambda session, quiet: session.run(quiet), lambda session, _: as_text(session)]
+)
+def test_what_is_no_journal_is_in_the_way_and_fresh_helps(request_for, quiet, tmp_path, act):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "journal.jsonl").write_text("garbage\n")
+    with pytest.raises(BadInput, match=r"is no mpsdiag journal: .* --fresh keeps it aside"):
+        act(prepare(request_for()), quiet)
+    assert (tmp_path / "out" / "journal.jsonl").read_text() == "garbage\n"
+    assert prepare(request_for({"rounds": 0}, fresh=True)).run(quiet).fresh == 3
 
 
 @pytest.mark.parametrize(("pads", "said"), [(0, True), (3, False)])
@@ -155,14 +192,3 @@ def test_data_without_padding_is_mentioned(start_run, seeds, request_for, execut
         any("no evaluation batch has any padding" in one for one in prepare(request_for()).closing(outcome))
         is said
     )
-
-
-def test_words_of_options():
-    assert parse_shard("2/4") == (2, 4)
-    assert parse_retry("error, crash") == {"error", "crash"}
-    assert parse_retry("") == frozenset()
-    for text in ("2", "a/b", "1/0"):
-        with pytest.raises(BadInput, match="I/N"):
-            parse_shard(text)
-    with pytest.raises(BadInput, match="Did you mean 'timeout'"):
-        parse_retry("timout")
