@@ -187,7 +187,9 @@ def _nothing(session: Session, outcome: Outcome, *, as_json: bool) -> None:
         from mpsdiag.serialization import dumps
 
         story = tell([Journal(session.header(), [])])
-        typer.echo(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))
+        headline = f"Nothing to do: {session.plan.empty}."
+        made = {**document(story), "headline": headline, "bench": session.summary(outcome)}
+        typer.echo(dumps(made, indent=1))
 
 
 def _report(session: Session, outcome: Outcome, *, as_json: bool) -> None:

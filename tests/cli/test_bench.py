@@ -102,6 +102,7 @@ def test_an_empty_part_is_nothing_to_do(here, tmp_path):
     assert here(*words, "--dry-run") == (0, f"0 cells, 0 skipped; {said}.\n", f"mpsdiag: {said}\n")
     code, out, _ = here(*words, "--json")
     assert (code, json.loads(out)["bench"]["exit_code"]) == (0, 0)
+    assert json.loads(out)["headline"] == f"Nothing to do: {said}."
     assert not (tmp_path / "out").exists()
 
 
