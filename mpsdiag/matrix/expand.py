@@ -16,7 +16,6 @@ from mpsdiag.matrix.fingerprint import fingerprint
 from mpsdiag.matrix.record import Cell
 from mpsdiag.matrix.rules import idle_exclude, idle_include
 from mpsdiag.matrix.spec import AXES, MOST, MatrixSpec, Rule
-from mpsdiag.words import BUILTIN_MODELS
 
 Reason = Callable[[Cell], str | None]
 
@@ -35,6 +34,8 @@ class Plan:
 
     cells: tuple[Cell, ...]
     skipped: tuple[Skipped, ...] = ()
+    order: tuple[Cell, ...] = ()
+    """All cells of the matrix, in the order of its loops: machines that skip different ones share it alike."""
     notes: tuple[str, ...] = ()
     """Rules that change nothing, a sentence each."""
     empty: str = ""
@@ -74,6 +75,7 @@ def expand(
     return Plan(
         cells=tuple(cell for cell, reason in reasons if reason is None),
         skipped=tuple(Skipped(cell, reason) for cell, reason in reasons if reason is not None),
+        order=tuple(cells),
         notes=tuple(notes),
     )
 
@@ -95,12 +97,12 @@ def shard(plan: Plan, index: int, count: int, group: Callable[[Cell], Any]) -> P
     """
     if not 1 <= index <= count:
         raise BadInput(f"--shard {index}/{count}: there is no such part. Give 1/{count} to {count}/{count}.")
-    everything = [*plan.cells, *(skip.cell for skip in plan.skipped)]
-    groups = {name: number for number, name in enumerate(dict.fromkeys(map(group, everything)))}
+    groups = {name: number for number, name in enumerate(dict.fromkeys(map(group, plan.order)))}
     mine = {name for name, number in groups.items() if number % count == index - 1}
     return Plan(
         cells=tuple(cell for cell in plan.cells if group(cell) in mine),
         skipped=tuple(skip for skip in plan.skipped if group(skip.cell) in mine),
+        order=plan.order,
         notes=plan.notes,
         empty="" if mine else _empty(index, count, len(groups)),
     )
@@ -165,7 +167,7 @@ def _threads(model: str, asked: int | None) -> int | None:
     The built-in models are so small that a second thread gains nothing, and waiting for one that a busy machine
     has put aside can cost a hundred times the work.
     """
-    return 1 if asked is None and model in BUILTIN_MODELS else asked
+    return 1 if asked is None and model in words.BUILTIN_MODELS else asked
 
 
 def _points(spec: MatrixSpec, axes: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -161,6 +161,16 @@ def test_shards_cover_everything_once_and_keep_together_what_is_compared(count):
         assert not {group_of(cell) for cell in part.cells} & {group_of(cell) for cell in others}
 
 
+def test_machines_that_skip_different_cells_share_a_matrix_alike():
+    text = "[axes]\nmodel = ['a', 'b', 'c', 'd']\nattention = 'sdpa'\npadding = 'left'"
+    models = []
+    for number, lacking in ((1, "a"), (2, "d")):
+        whole = plan(text, reason=lambda cell, lacking=lacking: "no" if cell.model == lacking else None)
+        part = shard(whole, number, 2, group_of)
+        models += [*(cell.model for cell in part.cells), *(skip.cell.model for skip in part.skipped)]
+    assert sorted(set(models)) == ["a", "b", "c", "d"]
+
+
 def test_a_part_without_cells_says_why():
     assert shard(plan(), 3, 4, group_of).empty == (
         "part 3 of 4 is empty: the matrix has 2 groups of cells that are compared, which stay together"

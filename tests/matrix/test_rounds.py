@@ -78,7 +78,7 @@ def simulate(rule, spread, seed=0):
     number = 1
     while order := wanted(number, history, partners, rule):
         for cell in order:
-            samples = generator.normal(1.0, spread[cell.attention], 10).tolist()
+            samples = generator.lognormal(0.0, spread[cell.attention], 10).tolist()  # durations are above 0
             history[cell][number] = Timing(device="cpu", warmup=0, eval_step=samples)
         number += 1
     return {cell.attention: len(rounds) for cell, rounds in history.items()}
