@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from mpsdiag.errors import BadInput
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_STREAM = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
 def jsonable(value: Any) -> Any:
@@ -66,12 +69,18 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole: written beside it, flushed, synced, then renamed over it.
 
+    A link stays a link; what it leads to is replaced. What is no file (a device, a pipe, /dev/stdout) is written into.
+
     Raises:
         BadInput: The folder cannot be made or written; the sentence names it.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        if _is_written_into(path):
+            _write_into(path, text)
+            return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     except OSError as problem:
         raise BadInput(
             f"Cannot write {path}: {problem.strerror}. Choose a folder you may write to."
@@ -83,10 +92,25 @@ def write_atomically(path: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).replace(path)
+        Path(temporary).replace(target)
     except OSError as problem:
         Path(temporary).unlink(missing_ok=True)
         raise BadInput(f"Cannot write {path}: {problem.strerror}. The old file is untouched.") from problem
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _is_written_into(path: Path) -> bool:
+    """Whether there is something that must not be replaced; a stream of this process may well be a file."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _STREAM.fullmatch(str(path)) is not None
+
+
+def _write_into(path: Path, text: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)  # never made, never cut: `>> file` keeps what it has
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)

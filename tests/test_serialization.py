@@ -2,6 +2,10 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -72,3 +76,69 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match=r"Cannot write .*report\.md.*Choose a folder"):
         write_atomically(tmp_path / "file" / "report.md", "text")
+
+
+def test_a_pipe_is_written_into_and_stays_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomically(pipe, "text")
+        assert os.read(reader, 100) == b"text"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def nothing_replaced(monkeypatch):
+    """What must not be replaced is not, even by a mistake in the code: root may replace a device."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a file to rename over it")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+
+
+@pytest.mark.usefixtures("nothing_replaced")
+def test_a_device_is_written_into_and_its_link_stays(tmp_path):
+    link = tmp_path / "null"
+    link.symlink_to(os.devnull)
+    write_atomically(link, "text")
+    assert link.is_symlink()
+    assert link.is_char_device()
+
+
+@pytest.mark.usefixtures("nothing_replaced")
+def test_what_a_device_does_not_take_is_the_usual_sentence(tmp_path):
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("no device that is always full")
+    link = tmp_path / "full"
+    link.symlink_to("/dev/full")
+    with pytest.raises(BadInput, match=r"Cannot write .*full: No space left on device"):
+        write_atomically(link, "text")
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_a_link_and_its_file_is_replaced(tmp_path, there):
+    target, link = tmp_path / "deep" / "target.md", tmp_path / "link.md"
+    link.symlink_to(target)
+    if there:
+        write_atomically(target, "old")
+    write_atomically(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_standard_output_that_is_a_file_is_continued_not_replaced(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("before\n")
+    program = (
+        "import sys; from pathlib import Path; from mpsdiag.serialization import write_atomically; "
+        "write_atomically(Path(sys.argv[1]), 'text')"
+    )
+    with kept.open("a") as stream:
+        subprocess.run([sys.executable, "-c", program, "/dev/fd/1"], stdout=stream, check=True)
+    assert kept.read_text() == "before\ntext"
