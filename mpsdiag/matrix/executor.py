@@ -50,7 +50,7 @@ class LocalExecutor:
         """
         if not jobs:
             return
-        self._prepare()
+        self._prepare(stop)
         together = 1 if any(job.round for job in jobs) else self.jobs
         if together == 1:
             for job in jobs:
@@ -64,7 +64,7 @@ class LocalExecutor:
         """Nothing is held: a fork server ends with this process."""
 
     def _run_together(self, jobs: Sequence[Job], stop: Stop, together: int) -> Iterator[tuple[Job, Ended]]:
-        waiting = iter(jobs)
+        waiting = iter(() if stop.asked else jobs)
         with concurrent.futures.ThreadPoolExecutor(together, thread_name_prefix="cell") as threads:
             running = {
                 threads.submit(self._run, job, stop): job for job in itertools.islice(waiting, together)
@@ -82,12 +82,14 @@ class LocalExecutor:
     def _run(self, job: Job, stop: Stop) -> Ended:
         return self.isolation.run(job, stop).model_copy(update={"environment": self.environment})
 
-    def _prepare(self) -> None:
+    def _prepare(self, stop: Stop) -> None:
         """Start the fork server before the first cell, so that no cell pays for its imports."""
-        if self._ready:
+        if self._ready or stop.asked:
             return
         if self.isolation.start == "forkserver":
-            ended = self.isolation.warm_up(self.logs / "start.log")
+            ended = self.isolation.warm_up(self.logs / "start.log", stop)
+            if ended.status == "interrupted":
+                return
             if ended.status != "ok":
                 raise CannotDecide(
                     f"No process can be started here: {ended.reason}. The log is {self.logs / 'start.log'}."

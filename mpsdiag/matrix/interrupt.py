@@ -1,4 +1,7 @@
-"""Ctrl-C while cells run: the first asks to stop and gives the running cell a moment, the second ends it now."""
+"""Ctrl-C while cells run: the first asks to stop and gives the running cell a moment, the second ends it now.
+
+SIGTERM ends it now, too. Before cells run, Ctrl-C is an exception as everywhere.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,10 @@ class Stop:
         else:
             self._deadline = self.clock()
 
+    def end(self) -> None:
+        """Ask to stop without any such moment."""
+        self._deadline = self.clock()
+
     @property
     def asked(self) -> bool:
         """Whether somebody asked: no further cell is begun."""
@@ -51,25 +58,63 @@ class Stop:
         return self._deadline is not None and self.clock() >= self._deadline
 
 
-class Interruptible:
-    """Turns Ctrl-C into `Stop.ask` while its block runs, so that no journal line is ever cut by an exception."""
+class Remembered:
+    """Python's own handling of Ctrl-C, remembered: a context manager for what comes before the cells.
 
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
-        self._before: Any = None
+    The exception can get lost in what libraries do while they are imported, and in finalizers always; `Interruptible`
+    then asks to stop for it.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._installed = False
 
     def __enter__(self) -> Self:
-        # Only the main thread may set signal handlers; elsewhere whoever runs the thread decides.
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if ours and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self)
+            self._installed = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """As a signal's handler."""
+        self.pressed = True
+        signal.default_int_handler(number, frame)
+
+
+class Interruptible:
+    """Turns Ctrl-C and SIGTERM into words to a Stop while its block runs: no exception ever cuts a journal line."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        # Only the main thread may set signal handlers; elsewhere whoever runs the thread decides.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in ((signal.SIGINT, self._ask), (signal.SIGTERM, self._end)):
+                self._before[number] = signal.signal(number, handler)
+            before = self._before[signal.SIGINT]
+            if isinstance(before, Remembered) and before.pressed:
+                self._stop.ask()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self._stop.ask()
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._stop.end()

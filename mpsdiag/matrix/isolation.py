@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -34,6 +36,7 @@ TAIL_BYTES = 4000
 POLL = 0.1
 END_SECONDS = 10.0
 BOOT_SECONDS = 600.0
+LATE = ("timeout", "did not finish within its time limit", None)
 
 
 def start_method(devices: Iterable[str]) -> StartMethod:
@@ -73,8 +76,13 @@ class Isolation:
     preload: tuple[str, ...] = PRELOAD
     kills: Callable[[], int | None] = memory_kills
 
-    def warm_up(self, log: Path) -> Ended:
-        """Start the fork server with its imports, so that no cell's time limit pays for them."""
+    def warm_up(self, log: Path, stop: Stop | None = None) -> Ended:
+        """Start the fork server with its imports, so that no cell's time limit pays for them.
+
+        Args:
+            log: For what goes wrong.
+            stop: Says when the user no longer waits for it.
+        """
         from mpsdiag.matrix.record import Cell
 
         job = Job(
@@ -84,7 +92,7 @@ class Isolation:
             log=str(log),
             time_limit=BOOT_SECONDS,
         )
-        return self.run(job)
+        return self.run(job, stop)
 
     def run(self, job: Job, stop: Stop | None = None) -> Ended:
         """Run a job to its end, whatever end that is; raises nothing of the cell's.
@@ -93,18 +101,15 @@ class Isolation:
             job: What to run.
             stop: Says when the user no longer waits for it.
         """
+        stop = stop or Stop()
         log = Path(job.log)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         kills = self.kills()
         started, clock = utc_now(), time.perf_counter()
-        future, child = self._start(job)
-        try:
-            ended = _await(future, stop or Stop())
-        finally:
-            _end(child)
+        ended = self._end_of(job, stop)
         status, reason, name = ended if isinstance(ended, tuple) else (ended.status, ended.reason, None)
-        if status == "crash" and stop is not None and stop.asked:
+        if status == "crash" and stop.asked:
             # Ctrl-C reaches a child that has not left the terminal's group yet.
             status, reason, name = "interrupted", "ended together with the bench", None
         if name == "SIGKILL" and status == "crash" and _more(kills, self.kills()):
@@ -123,22 +128,50 @@ class Isolation:
             timing=None if isinstance(ended, tuple) else ended.timing,
         )
 
-    def _start(self, job: Job) -> tuple[concurrent.futures.Future[str], Any]:
+    def _end_of(self, job: Job, stop: Stop) -> Answer | tuple[Any, str, str | None]:
+        """Launch a job and wait for its end: its own answer, or (status, reason, signal)."""
+        try:
+            future, child = self._start(job, stop)
+        except (OSError, EOFError):
+            if not stop.asked:
+                raise
+            return "interrupted", "stopped by the user before it began", None
+        launched = time.perf_counter()
+        try:
+            ended = _await(future, stop)
+        finally:
+            seconds = time.perf_counter() - launched
+            _end(child)
+        # pebble looks at its clock every tenth of a second, or later.
+        if isinstance(ended, Answer) and seconds > job.time_limit:
+            return LATE
+        return ended
+
+    def _start(self, job: Job, stop: Stop) -> tuple[concurrent.futures.Future[str], Any]:
         """Launch a job; a fork server that was itself killed is started anew, once."""
         with _launching, _may_have_children(), _without_main():
             try:
                 return self._launch(job)
             except (OSError, EOFError):
+                if stop.asked:  # a signal to the whole group ended it: nobody waits for another one
+                    raise
                 return self._launch(job)
 
     def _launch(self, job: Job) -> tuple[concurrent.futures.Future[str], Any]:
         context: Any = multiprocessing.get_context(self.start)
-        if self.start == "forkserver":
-            context.set_forkserver_preload(list(self.preload))
         name = f"mpsdiag-cell-{job.name}"
         options: dict[str, Any] = {"daemon": False, "timeout": job.time_limit, "context": context}
-        launch = pebble_process(name=name, **options)
-        future = launch(run_in_child)(job.model_dump_json())
+        launch = pebble_process(name=name, **options)(run_in_child)
+        request = job.model_dump_json()
+        multiprocessing.resource_tracker.ensure_running()  # its start unblocks Ctrl-C, so it comes first
+        if self.start == "forkserver":
+            context.set_forkserver_preload(list(self.preload))
+            with _ctrl_c_blocked():
+                multiprocessing.forkserver.ensure_running()
+            future = launch(request)  # waits for the imports, during which Ctrl-C is heard
+        else:
+            with _ctrl_c_blocked():
+                future = launch(request)
         children = multiprocessing.active_children()
         return future, next((child for child in children if child.name == name), None)
 
@@ -163,7 +196,7 @@ def _await(future: concurrent.futures.Future[str], stop: Stop) -> Answer | tuple
     try:
         return Answer.model_validate_json(future.result())
     except (TimeoutError, concurrent.futures.TimeoutError):
-        return "timeout", "did not finish within its time limit", None
+        return LATE
     except ProcessExpired as problem:
         return _expired(problem.exitcode)
     except ValueError as problem:
@@ -194,6 +227,20 @@ def _end(child: Any) -> None:
     child.join(END_SECONDS)
     with contextlib.suppress(OSError):  # the group is empty: the usual case
         os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Start processes that Ctrl-C cannot end while they boot; a fork server and a cell ignore it once they run.
+
+    The terminal sends it to all of its group. What is started inherits the mask, and a Ctrl-C in the meantime
+    reaches this process at the end of the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from mpsdiag.matrix import isolation as isolation_module
-from mpsdiag.matrix.interrupt import Interruptible, Stop
+from mpsdiag.matrix.interrupt import Interruptible, Remembered, Stop
 from mpsdiag.matrix.isolation import LIGHT, Isolation, log_tail, memory_kills, start_method
 from mpsdiag.matrix.job import Job
 from mpsdiag.matrix.record import Cell
@@ -80,6 +81,13 @@ def test_a_hang_is_ended_with_all_it_started_and_its_place_is_in_the_log(light, 
     _until(lambda: not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie")
 
 
+def test_an_answer_after_the_time_limit_is_a_timeout_however_short_the_limit(light, job):
+    late = job("slow", time_limit=0.05).model_copy(update={"cell": Cell(seed=1)})
+    ended = light.run(late)
+    assert (ended.status, ended.measured) == ("timeout", None)
+    assert "time limit" in ended.reason
+
+
 def test_a_megabyte_of_output_stays_out_of_the_way(light, job, capfd):
     ended = light.run(job("megabyte"))
     assert ended.status == "ok"
@@ -142,6 +150,73 @@ def test_ctrl_c_asks_and_the_old_handler_comes_back():
         signal.raise_signal(signal.SIGINT)
     assert stop.asked
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_ends_at_once_and_the_old_handler_comes_back():
+    told = []
+    stop = Stop(grace=1000.0, told=lambda: told.append(1))
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruptible(stop):
+        signal.raise_signal(signal.SIGTERM)
+    assert (stop.asked, stop.due, told) == (True, True, [])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_ctrl_c_that_an_import_swallowed_is_not_lost():
+    before = signal.getsignal(signal.SIGINT)
+    with Remembered():
+        first, second = Stop(), Stop()
+        with Interruptible(first):
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with Interruptible(second):
+            pass
+    assert (first.asked, second.asked) == (False, True)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_launch_that_fails_because_the_user_stops_is_no_error(light, job, monkeypatch):
+    stop = Stop()
+
+    def ended_with_the_group(self, job):
+        stop.end()
+        raise EOFError
+
+    monkeypatch.setattr(Isolation, "_launch", ended_with_the_group)
+    assert light.run(job("quick"), stop).status == "interrupted"
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_ctrl_c_harms_no_process_that_is_being_started(tmp_path, start):
+    """Every Python that is started sends one to the whole group, as a terminal does, while it boots."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\nif 'CTRL_C' in os.environ:\n    os.killpg(0, signal.SIGINT)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import os, signal
+        from mpsdiag.matrix.isolation import LIGHT, Isolation
+        from mpsdiag.matrix.job import Job
+        from mpsdiag.matrix.record import Cell
+        heard = []
+        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+        os.environ["CTRL_C"] = "at boot"
+        job = Job(key="k", cell=Cell(), function="mpsdiag.matrix.child:nothing", log={str(tmp_path / "log")!r})
+        print(Isolation({start!r}, LIGHT).run(job).status, bool(heard))
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        start_new_session=True,
+    )
+    assert (done.stdout.split(), done.stderr) == (["ok", "True"], "")
 
 
 @pytest.mark.parametrize(

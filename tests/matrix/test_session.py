@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(request_for, tmp_path, qu
 
 
 def test_when_not_even_a_process_can_be_started(request_for, quiet, monkeypatch):
-    monkeypatch.setattr(Isolation, "warm_up", lambda self, log: self.run_nothing)
+    monkeypatch.setattr(Isolation, "warm_up", lambda self, log, stop: self.run_nothing)
     monkeypatch.setattr(Isolation, "run_nothing", _Broken, raising=False)
     with pytest.raises(CannotDecide, match="No process can be started here: no memory"):
         prepare(request_for()).run(quiet)
