@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpsdiag.cli import options
+from mpsdiag.cli import options, output
 from mpsdiag.errors import BadInput
 
 if TYPE_CHECKING:
@@ -126,40 +126,43 @@ def bench(
     3 some cells errored, crashed or timed out, 130 interrupted.
     """
     given = dict(locals())  # before anything else is: the options by their names
-    from mpsdiag.matrix.progress import Progress
-    from mpsdiag.matrix.request import Request, parse_retry, parse_shard
-    from mpsdiag.matrix.session import prepare
+    from mpsdiag.matrix.interrupt import Remembered
 
-    spec = _spec(matrix, given)
-    if out is not None and not out.strip():
-        raise BadInput("--out is empty. Name a folder, or leave it out for reports/<matrix>.")
-    with Progress() as progress:
-        session = prepare(
-            Request(
-                spec=spec,
-                out=Path(out or f"reports/{spec.name}"),
-                command=["mpsdiag", *sys.argv[1:]],
-                fresh=fresh,
-                retry=parse_retry(retry),
-                jobs=jobs,
-                shard=None if shard is None else parse_shard(shard),
-                cluster=cluster,
-                gates=fail_if or (),
-            ),
-            progress.note,
-        )
-        try:
-            outcome = None if dry_run else session.run(progress)
-        finally:
-            session.close()
-    if outcome is None:
-        _list_cells(session, as_json=json)
-        raise typer.Exit(0)
-    if session.plan.empty:
-        _nothing(session, outcome, as_json=json)
-    else:
-        _report(session, outcome, as_json=json)
-    raise typer.Exit(session.exit_code(outcome))
+    with Remembered():
+        from mpsdiag.matrix.progress import Progress
+        from mpsdiag.matrix.request import Request, parse_retry, parse_shard
+        from mpsdiag.matrix.session import prepare
+
+        spec = _spec(matrix, given)
+        if out is not None and not out.strip():
+            raise BadInput("--out is empty. Name a folder, or leave it out for reports/<matrix>.")
+        with Progress() as progress:
+            session = prepare(
+                Request(
+                    spec=spec,
+                    out=Path(out or f"reports/{spec.name}"),
+                    command=["mpsdiag", *sys.argv[1:]],
+                    fresh=fresh,
+                    retry=parse_retry(retry),
+                    jobs=jobs,
+                    shard=None if shard is None else parse_shard(shard),
+                    cluster=cluster,
+                    gates=fail_if or (),
+                ),
+                progress.note,
+            )
+            try:
+                outcome = None if dry_run else session.run(progress)
+            finally:
+                session.close()
+        if outcome is None:
+            _list_cells(session, as_json=json)
+            raise typer.Exit(0)
+        if session.plan.empty:
+            _nothing(session, outcome, as_json=json)
+        else:
+            _report(session, outcome, as_json=json)
+        raise typer.Exit(session.exit_code(outcome))
 
 
 def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
@@ -175,7 +178,10 @@ def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
 def _list_cells(session: Session, *, as_json: bool) -> None:
     from mpsdiag.matrix.listing import as_document, as_text
 
-    typer.echo(as_document(session) if as_json else as_text(session))
+    if as_json:
+        output.show_document(as_document(session))
+    else:
+        output.show(as_text(session))
 
 
 def _nothing(session: Session, outcome: Outcome, *, as_json: bool) -> None:
@@ -189,7 +195,7 @@ def _nothing(session: Session, outcome: Outcome, *, as_json: bool) -> None:
         story = tell([Journal(session.header(), [])])
         headline = f"Nothing to do: {session.plan.empty}."
         made = {**document(story), "headline": headline, "bench": session.summary(outcome)}
-        typer.echo(dumps(made, indent=1))
+        output.show_document(dumps(made, indent=1))
 
 
 def _report(session: Session, outcome: Outcome, *, as_json: bool) -> None:
@@ -205,23 +211,12 @@ def _report(session: Session, outcome: Outcome, *, as_json: bool) -> None:
     story = tell([read_journal(folder / JOURNAL)], baseline=session.request.spec.baseline)
     written = write_folder(story, folder)
     if as_json:
-        typer.echo(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))
+        output.show_document(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))
     else:
-        typer.echo(_encodable(text_of(story, "terminal", color=sys.stdout.isatty())), nl=False)
+        output.show(text_of(story, "terminal", width=output.width(), color=output.colored()))
     for sentence in session.closing(outcome):
-        typer.echo(f"mpsdiag: {sentence}", err=True)
-    typer.echo(f"mpsdiag: wrote {', '.join(str(path) for path in written)}", err=True)
-
-
-def _encodable(text: str) -> str:
-    """The text as the terminal can show it: with plain marks where its encoding has no others."""
-    from mpsdiag.report.escape import ascii_text
-
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return "\n".join(ascii_text(line) for line in text.split("\n"))
-    return text
+        output.say(sentence)
+    output.say(f"wrote {', '.join(str(path) for path in written)}")
 
 
 def register(app: typer.Typer) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from mpsdiag.cli import options
+from mpsdiag.cli import options, output
 from mpsdiag.errors import BadInput
 from mpsdiag.words import BUILTIN_DATASET, EXIT_OK
 
@@ -76,17 +75,15 @@ def check(
     if json:
         from mpsdiag.serialization import dumps
 
-        sys.stdout.write(dumps(diagnosis.document(), indent=2) + "\n")
+        output.show_document(dumps(diagnosis.document(), indent=2))
     elif markdown:
         from mpsdiag.report.check_markdown import render
 
-        sys.stdout.write(render(diagnosis))
+        output.show_document(render(diagnosis))
     else:
-        from rich.console import Console
-
         from mpsdiag.report.check_terminal import show
 
-        show(diagnosis, Console())
+        show(diagnosis, output.console())
     raise typer.Exit(diagnosis.exit_code)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
-from mpsdiag.cli import options
+from mpsdiag.cli import options, output
 
 
 def env(json: options.Json = False) -> None:
@@ -19,9 +17,9 @@ def env(json: options.Json = False) -> None:
     if json:
         from mpsdiag.serialization import dumps
 
-        sys.stdout.write(dumps({"schema": 1, **found.model_dump()}, indent=2) + "\n")
+        output.show_document(dumps({"schema": 1, **found.model_dump()}, indent=2))
     else:
-        sys.stdout.write(to_markdown(found))
+        output.show_document(to_markdown(found))
 
 
 def register(app: typer.Typer) -> None:

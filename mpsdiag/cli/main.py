@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import typer
 import typer.core
 
-from mpsdiag.cli import bench, check, env, report, run, trace, train
+from mpsdiag.cli import bench, check, env, report, run, streams, trace, train
 from mpsdiag.errors import MpsdiagError
 from mpsdiag.words import EXIT_INTERRUPTED
 
@@ -45,8 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after the program's name; those of the process if None.
     """
+    streams.guard()
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="mpsdiag")
+        try:
+            app(args=None if arguments is None else list(arguments), prog_name="mpsdiag")
+        except SystemExit:
+            sys.stdout.flush()  # while a failure can still be said
+            raise
     except MpsdiagError as problem:
+        with contextlib.suppress(streams.CannotPrint):
+            sys.stdout.flush()
         print(f"mpsdiag: {problem}", file=sys.stderr)  # noqa: T201 - the one sentence the user gets
         sys.exit(problem.exit_code)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mpsdiag.cli import options
+from mpsdiag.cli import options, output
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.words import ATTENTION_MODES, EXIT_FOUND, EXIT_OK
 
@@ -76,19 +74,22 @@ def _render(
 
     story = tell(journals, against, baseline)
     for note in story.notes:
-        _say(note)
+        output.say(note)
     if out is not None and form is None:
         for path in write_folder(story, out):
-            _say(f"Wrote {path}")
+            output.say(f"wrote {path}")
         return
-    text = text_of(story, form or "terminal", width=_width(), color=out is None and _color(), beside=out)
+    text = text_of(
+        story, form or "terminal", width=output.width(), color=out is None and output.colored(), beside=out
+    )
     if out is None:
-        _print(text, plain=form == "terminal")
+        show = output.show if form == "terminal" else output.show_document
+        show(text)
         return
     from mpsdiag.serialization import write_atomically
 
     write_atomically(out, text)
-    _say(f"Wrote {out}")
+    output.say(f"wrote {out}")
 
 
 def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
@@ -143,39 +144,8 @@ def _tripped(gates: Sequence[Gate], journals: Sequence[Journal]) -> bool:
     places = keep(journals).by_place()
     judgements = [judge(gate, places) for gate in gates]
     for judgement in judgements:
-        _say(str(judgement))
+        output.say(str(judgement))
     return not all(judgement.passed for judgement in judgements)
-
-
-def _say(sentence: str) -> None:
-    from mpsdiag.report.escape import one_line
-
-    typer.echo(one_line(sentence, 1000), err=True)
-
-
-def _print(text: str, *, plain: bool) -> None:
-    """Write to stdout; a stream that cannot hold our marks gets ASCII ones, or UTF-8 where it is a document."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        from mpsdiag.report.escape import ascii_text
-
-        if not plain:
-            sys.stdout.buffer.write(text.encode("utf-8"))
-            return
-        text = "\n".join(ascii_text(line) for line in text.split("\n"))
-    sys.stdout.write(text)
-
-
-def _width() -> int:
-    import shutil
-
-    return max(60, shutil.get_terminal_size((100, 24)).columns)
-
-
-def _color() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def register(app: typer.Typer) -> None:

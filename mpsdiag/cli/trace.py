@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mpsdiag.cli import options
+from mpsdiag.cli import options, output
 from mpsdiag.errors import BadInput
 
 OptionalDevice = Annotated[
@@ -122,17 +121,15 @@ def trace(
     if json:
         from mpsdiag.serialization import dumps
 
-        sys.stdout.write(dumps(report.document(), indent=2) + "\n")
+        output.show_document(dumps(report.document(), indent=2))
     elif markdown:
         from mpsdiag.report.trace_markdown import render
 
-        sys.stdout.write(render(report))
+        output.show_document(render(report))
     else:
-        from rich.console import Console
-
         from mpsdiag.report.trace_terminal import show
 
-        show(report, Console())
+        show(report, output.console())
     raise typer.Exit(report.exit_code)
 
 

@@ -144,7 +144,15 @@ def test_a_device_that_is_not_there_is_undecided(here, tmp_path):
     assert "No cell of the matrix can run here" in err
 
 
-def test_ctrl_c_ends_with_130_and_a_report_of_what_finished(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "lines"),
+    [
+        pytest.param(signal.SIGINT, 1, id="ctrl-c-while-the-first-process-starts"),
+        pytest.param(signal.SIGINT, 2, id="ctrl-c-later"),
+        pytest.param(signal.SIGTERM, 2, id="sigterm"),
+    ],
+)
+def test_a_signal_ends_with_130_and_a_report_of_what_finished(tmp_path, number, lines):
     process = subprocess.Popen(
         [*COMMAND, *SMALL, "--seed", "0", "--seed", "1", "--out", tmp_path],
         stdout=subprocess.PIPE,
@@ -154,17 +162,17 @@ def test_ctrl_c_ends_with_130_and_a_report_of_what_finished(tmp_path):
     )
     journal = tmp_path / "journal.jsonl"
     end = time.monotonic() + 120
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
+    while not journal.exists() or journal.read_bytes().count(b"\n") < lines:
         assert time.monotonic() < end
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    os.killpg(process.pid, number)  # as a terminal and timeout(1) do: to the whole group
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "it resumes" in err
     assert out
     assert (tmp_path / "report.md").exists()
-    assert 1 <= len(read_journal(tmp_path).records) < 8
+    assert lines - 1 <= len(read_journal(tmp_path).records) < 8
 
 
 def test_help_names_every_axis(here):
