@@ -10,6 +10,7 @@ import typer
 
 from mpsdiag.cli import options, output
 from mpsdiag.errors import BadInput
+from mpsdiag.words import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from mpsdiag.matrix.runner import Outcome
@@ -128,7 +129,7 @@ def bench(
     given = dict(locals())  # before anything else is: the options by their names
     from mpsdiag.matrix.interrupt import Remembered
 
-    with Remembered():
+    with Remembered() as interrupts:
         from mpsdiag.matrix.progress import Progress
         from mpsdiag.matrix.request import Request, parse_retry, parse_shard
         from mpsdiag.matrix.session import prepare
@@ -151,6 +152,7 @@ def bench(
                 ),
                 progress.note,
             )
+            interrupts.spare = not dry_run  # from here on there is something to report
             try:
                 outcome = None if dry_run else session.run(progress)
             finally:
@@ -162,7 +164,9 @@ def bench(
             _nothing(session, outcome, as_json=json)
         else:
             _report(session, outcome, as_json=json)
-        raise typer.Exit(session.exit_code(outcome))
+        if interrupts.pressed and not outcome.interrupted:
+            output.say("interrupted, but nothing was left to run; the report is whole.")
+        raise typer.Exit(EXIT_INTERRUPTED if interrupts.pressed else session.exit_code(outcome))
 
 
 def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:

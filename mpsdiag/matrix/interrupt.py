@@ -6,6 +6,7 @@ SIGTERM ends it now, too. Before cells run, Ctrl-C is an exception as everywhere
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -59,33 +60,47 @@ class Stop:
 
 
 class Remembered:
-    """Python's own handling of Ctrl-C, remembered: a context manager for what comes before the cells.
+    """Ctrl-C and SIGTERM around the cells: the KeyboardInterrupt that Ctrl-C is everywhere, and remembered.
 
-    The exception can get lost in what libraries do while they are imported, and in finalizers always; `Interruptible`
-    then asks to stop for it.
+    The exception gets lost where it meets a finalizer, or an import that catches everything; `Interruptible` then asks
+    to stop for it. A context manager; what other handlers the process may have stay in place.
+
+    Attributes:
+        pressed: Whether the user wants to stop.
+        spare: From when on the first one is remembered only, so that what is short and worth having gets finished.
     """
 
     def __init__(self) -> None:
         self.pressed = False
-        self._installed = False
+        self.spare = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._unraisable: Any = None
 
     def __enter__(self) -> Self:
-        ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if ours and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self)
-            self._installed = True
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) in {signal.default_int_handler, signal.SIG_DFL}:
+                    self._before[number] = signal.signal(number, self)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._lost
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = self._unraisable
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """As a signal's handler."""
-        self.pressed = True
-        signal.default_int_handler(number, frame)
+        spared, self.pressed = self.spare and not self.pressed, True
+        if not spared:
+            signal.default_int_handler(number, frame)
+
+    def _lost(self, problem: Any) -> None:
+        """Python's report of an exception that nothing could catch; ours is not lost, and no news."""
+        if not (self.pressed and problem.exc_type is KeyboardInterrupt):
+            self._unraisable(problem)
 
 
 class Interruptible:

@@ -175,6 +175,24 @@ def test_a_signal_ends_with_130_and_a_report_of_what_finished(tmp_path, number, 
     assert lines - 1 <= len(read_journal(tmp_path).records) < 8
 
 
+def test_ctrl_c_during_the_report_is_130_with_a_whole_report(done, here, monkeypatch):
+    from mpsdiag.report import export
+
+    write_folder = export.write_folder
+
+    def interrupted(story, folder):
+        signal.raise_signal(signal.SIGINT)
+        return write_folder(story, folder)
+
+    monkeypatch.setattr(export, "write_folder", interrupted)
+    _, out = done
+    (out / "report.md").unlink()
+    code, text, err = here(*SMALL, "--out", out)
+    assert (code, "the report is whole" in err) == (130, True)
+    assert text
+    assert (out / "report.md").exists()
+
+
 def test_help_names_every_axis(here):
     code, out, _ = here("--help")
     assert code == 0

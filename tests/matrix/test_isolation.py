@@ -176,6 +176,57 @@ def test_a_ctrl_c_that_an_import_swallowed_is_not_lost():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_ctrl_c_that_meets_a_finalizer_is_remembered_without_a_word(capsys):
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    stop = Stop()
+    with Remembered() as interrupts:
+        Finalized()
+        with Interruptible(stop):
+            pass
+    assert interrupts.pressed
+    assert stop.asked
+    assert capsys.readouterr().err == ""
+
+
+def test_other_exceptions_that_are_lost_are_said_as_ever(monkeypatch):
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+
+    class Finalized:
+        def __del__(self):
+            raise ValueError
+
+    with Remembered():
+        Finalized()
+    assert [one.exc_type for one in lost] == [ValueError]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_nearly_done_is_spared_once(number):
+    before = signal.getsignal(number)
+    with Remembered() as interrupts:
+        interrupts.spare = True
+        signal.raise_signal(number)
+        assert interrupts.pressed
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_handlers_of_others_stay_in_place():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with Remembered():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+
+
 def test_a_launch_that_fails_because_the_user_stops_is_no_error(light, job, monkeypatch):
     stop = Stop()
 
