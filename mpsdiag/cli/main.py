@@ -11,8 +11,8 @@ import typer
 import typer.core
 
 from mpsdiag.cli import bench, check, env, report, run, streams, trace, train
-from mpsdiag.errors import MpsdiagError
-from mpsdiag.words import EXIT_INTERRUPTED
+from mpsdiag.errors import MpsdiagError, first_line
+from mpsdiag.words import EXIT_INTERRUPTED, EXIT_UNDECIDED
 
 
 class Commands(typer.core.TyperGroup):
@@ -23,7 +23,7 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            print("mpsdiag: interrupted.", file=sys.stderr)  # noqa: T201 - the one sentence the user gets
+            _say("interrupted.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -43,6 +43,8 @@ for command in (check, trace, bench, report, train, run, env):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit the process with its code.
 
+    An exception that nobody foresaw is one sentence too, with the traceback kept, and exit code 3: 1 would be a finding.
+
     Args:
         arguments: The words after the program's name; those of the process if None.
     """
@@ -56,5 +58,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MpsdiagError as problem:
         with contextlib.suppress(streams.CannotPrint):
             sys.stdout.flush()
-        print(f"mpsdiag: {problem}", file=sys.stderr)  # noqa: T201 - the one sentence the user gets
+        _say(str(problem))
         sys.exit(problem.exit_code)
+    except Exception as problem:  # noqa: BLE001 - the last place to look at it
+        _say(_unforeseen(problem))
+        sys.exit(EXIT_UNDECIDED)
+
+
+def _say(sentence: str) -> None:
+    print(f"mpsdiag: {sentence}", file=sys.stderr)  # noqa: T201 - the one sentence the user gets
+
+
+def _unforeseen(problem: Exception) -> str:
+    """A sentence about a fault of ours, with the place where the traceback is kept."""
+    import tempfile
+    import traceback
+
+    text = "".join(traceback.format_exception(problem))
+    what = f"{type(problem).__name__}: {first_line(problem)}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="mpsdiag-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
+        ) as file:
+            file.write(text)
+    except OSError:
+        return f"Unexpected {what}.\n{text}"
+    return f"Unexpected {what}. Please report it with the traceback in {file.name} and the output of `mpsdiag env`."

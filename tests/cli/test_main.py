@@ -36,6 +36,26 @@ def test_help_needs_neither_torch_nor_transformers(words):
     assert "Usage: mpsdiag" in answer.stdout
 
 
+def test_what_nobody_foresaw_is_a_sentence_its_traceback_kept_and_no_finding(capsys, monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise ZeroDivisionError("division by zero\nand more")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("mpsdiag.environment.gather", broken)
+    with pytest.raises(SystemExit) as end:
+        main(["env"])
+    assert end.value.code == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(
+        "mpsdiag: Unexpected ZeroDivisionError: division by zero. Please report it with the"
+    )
+    assert err.count("\n") == 1
+    [file] = tmp_path.iterdir()
+    assert str(file) in err
+    assert "in broken" in file.read_text()
+
+
 @pytest.mark.parametrize("words", [["chekc"], ["check", "--emulat", "2.8"], ["check", "--level", "two"]])
 def test_bad_usage_ends_with_2(words, capsys):
     with pytest.raises(SystemExit) as end:
