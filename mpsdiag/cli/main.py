@@ -43,7 +43,7 @@ for command in (check, trace, bench, report, train, run, env):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit the process with its code.
 
-    An exception that nobody foresaw is one sentence too, with the traceback kept, and exit code 3: 1 would be a finding.
+    What nobody foresaw is one sentence too, its traceback kept, and exit code 3: 1 would be a finding.
 
     Args:
         arguments: The words after the program's name; those of the process if None.

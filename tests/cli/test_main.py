@@ -51,7 +51,7 @@ def test_what_nobody_foresaw_is_a_sentence_its_traceback_kept_and_no_finding(cap
         "mpsdiag: Unexpected ZeroDivisionError: division by zero. Please report it with the"
     )
     assert err.count("\n") == 1
-    [file] = tmp_path.iterdir()
+    [file] = tmp_path.glob("mpsdiag-*.txt")
     assert str(file) in err
     assert "in broken" in file.read_text()
 
