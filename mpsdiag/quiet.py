@@ -21,3 +21,30 @@ def errors_only(logger_name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def held_back(logger_name: str) -> Iterator[None]:
+    """Keep what a logger says until the block ends; if the block raises it is dropped, for the exception says it.
+
+    Args:
+        logger_name: Such as `transformers`; what its children hand up to it is kept too.
+    """
+    logger, keeper = logging.getLogger(logger_name), _Keeper()
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [keeper], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+    for record in keeper.kept:
+        logger.handle(record)
+
+
+class _Keeper(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(record)

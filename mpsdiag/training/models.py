@@ -6,7 +6,9 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpsdiag.errors import BadInput, one_of
+from mpsdiag.quiet import held_back
 from mpsdiag.training.hub import offline_if_unreachable
+from mpsdiag.training.model_config import load_config
 from mpsdiag.training.sources import classify, explain_missing, is_builtin_model
 from mpsdiag.training.tokenizer import BOS_ID, BYTE_VOCABULARY, EOS_ID, PAD_ID
 from mpsdiag.words import ATTENTION_MODES, DTYPES
@@ -171,21 +173,23 @@ def _load(
     from_config: bool,
     remote_code: bool,
 ) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    config = load_config(name, trust_remote_code=remote_code)
     try:
-        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=remote_code)
-        if from_config:
-            if vocab_size is not None:
-                config.vocab_size = vocab_size
-            return _with_random_weights(config, seed, dtype, attention, trust_remote_code=remote_code)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=remote_code,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as problem:
+        # On success what transformers has to say is said; a failure is one sentence.
+        with held_back("transformers"):
+            if from_config:
+                if vocab_size is not None:
+                    config.vocab_size = vocab_size
+                return _with_random_weights(config, seed, dtype, attention, trust_remote_code=remote_code)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=remote_code,
+            )
+    except Exception as problem:  # a damaged model fails in as many ways as there are libraries below
         raise BadInput(explain_missing("model", name, problem)) from problem
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from mpsdiag.errors import BadInput, nearest
+from mpsdiag.training.load_problems import described, known_problem
 from mpsdiag.words import BUILTIN_DATASET, BUILTIN_MODELS
 
 Kind = Literal["builtin", "local", "hub"]
@@ -77,11 +78,11 @@ def explain_missing(what: str, name: str, problem: BaseException) -> str:
         name: What the user gave.
         problem: The exception of the library that looked for it.
     """
-    first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-    first = first[:200].rstrip(".")
-    if Path(name).expanduser().exists():
-        return f"Cannot load the {what} from '{name}': {first}. Give a folder that save_pretrained wrote."
-    if not isinstance(problem, OSError):  # It was found, and is not what it should be.
+    if what != "dataset" and (told := known_problem(what, name, problem)) is not None:
+        return f"Cannot load the {what} from '{name}': {told.reason}. {told.advice}"
+    first = described(problem)
+    # It is there, or was found, and is not what it should be.
+    if Path(name).expanduser().exists() or not isinstance(problem, OSError):
         return f"Cannot load the {what} '{name}': {first}."
     builtins = BUILTIN_MODELS if what != "dataset" else (BUILTIN_DATASET,)
     return (

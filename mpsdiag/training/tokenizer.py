@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.training.hub import offline_if_unreachable
+from mpsdiag.training.load_problems import NO_TOKENIZER
 from mpsdiag.training.sources import classify, explain_missing, is_builtin_model
 from mpsdiag.words import PADDING_SIDES
 
@@ -78,7 +80,7 @@ def load_tokenizer(
         trust_remote_code: Let code that comes with the model run. Off unless the user asks for it.
 
     Raises:
-        BadInput: The tokenizer cannot be loaded, or has no token that could pad.
+        BadInput: The tokenizer cannot be loaded, is empty, or has no token that could pad.
     """
     if is_builtin_model(name):
         return byte_tokenizer(padding_side)
@@ -90,10 +92,29 @@ def load_tokenizer(
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 name, padding_side=padding_side, trust_remote_code=trust_remote_code
             )
-    except (OSError, ValueError, KeyError) as problem:
+    except Exception as problem:  # a damaged file fails in as many ways as there are libraries below
+        from mpsdiag.training.model_config import load_config
+
+        if (Path(name).expanduser() / "config.json").is_file():
+            load_config(
+                name, trust_remote_code=trust_remote_code
+            )  # The reason may be there, and has its sentence.
         raise BadInput(explain_missing("tokenizer", name, problem)) from problem
+    if _knows_no_text(tokenizer):
+        raise BadInput(
+            f"Cannot load the tokenizer from '{name}': {NO_TOKENIZER.reason}. {NO_TOKENIZER.advice}"
+        )
     give_pad_token(tokenizer, name)
     return tokenizer  # type: ignore[no-any-return]  # AutoTokenizer is untyped
+
+
+def _knows_no_text(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether it has special tokens only: of a folder without one transformers makes an empty tokenizer."""
+    try:
+        vocabulary = tokenizer.get_vocab()
+    except NotImplementedError:
+        return False
+    return set(vocabulary) <= set(tokenizer.all_special_tokens)
 
 
 def give_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
