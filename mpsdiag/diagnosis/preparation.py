@@ -29,7 +29,8 @@ from mpsdiag.diagnosis.case import Case
 from mpsdiag.diagnosis.reference import Batch
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
-from mpsdiag.training.data import encode, load_texts
+from mpsdiag.training.data import encode, greatest_id, load_texts
+from mpsdiag.training.fitting import fitting_length, require_known_tokens
 from mpsdiag.training.models import build_model
 from mpsdiag.training.tokenizer import byte_tokenizer, load_tokenizer
 from mpsdiag.training.trainers import TRAINERS
@@ -47,6 +48,8 @@ class Prepared:
     train_batches: list[Batch]
     eval_batches: list[Batch]
     losses: list[Tensor] = field(default_factory=list)
+    max_length: int = 0
+    """That of the case, or what the model has positions for."""
     _optimizer: torch.optim.Optimizer | None = None
 
     def train_step(self, batch: Batch) -> None:
@@ -80,11 +83,13 @@ def prepare(case: Case) -> Iterator[Prepared]:
             if case.model in BUILTIN_MODELS
             else load_tokenizer(case.model, padding_side=case.padding_side)
         )
-        train_rows, eval_rows = _rows(case, tokenizer)
+        texts = _texts(case)  # A missing file is said before a model is loaded.
         model = build_model(case.model, seed=case.seed, dtype=case.dtype, from_config=False)
+        longest = fitting_length(model, case.max_length)
+        train_rows, eval_rows = _rows(case, model, tokenizer, longest, *texts)
         stack.enter_context(apply(model, case.attention))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpsdiag-"))
-        prepared = Prepared(case, model, tokenizer, None, [], [])
+        prepared = Prepared(case, model, tokenizer, None, [], [], max_length=longest)
         # The cell is about that trainer: it acts on every device, not only where it is needed.
         more: dict[str, Any] = {"always": True} if case.trainer == "mps_safe" else {}
         prepared.trainer = _recording(TRAINERS[case.trainer], prepared.losses)(
@@ -103,23 +108,35 @@ def prepare(case: Case) -> Iterator[Prepared]:
         yield prepared
 
 
-def _rows(case: Case, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Any], list[Any]]:
-    """Evaluation takes the first sequences; training the next ones, or those of its own data set."""
+def _texts(case: Case) -> tuple[list[str], list[str]]:
+    """Evaluation takes the first texts; training the next ones, or those of its own data set."""
     wanted_eval, wanted_train = (
         case.eval_batches * case.batch_size,
         max(1, case.train_steps) * case.batch_size,
     )
     if case.eval_dataset is None:
         texts = load_texts(case.dataset, split="train", limit=wanted_eval + wanted_train)
-        eval_texts, train_texts = texts[:wanted_eval], texts[wanted_eval:] or texts
-    else:
-        eval_texts = load_texts(case.eval_dataset, split="train", limit=wanted_eval)
-        train_texts = load_texts(case.dataset, split="train", limit=wanted_train)
-    train_rows, eval_rows = (encode(texts, tokenizer, case.max_length) for texts in (train_texts, eval_texts))
+        return texts[wanted_eval:] or texts, texts[:wanted_eval]
+    eval_texts = load_texts(case.eval_dataset, split="train", limit=wanted_eval)
+    return load_texts(case.dataset, split="train", limit=wanted_train), eval_texts
+
+
+def _rows(
+    case: Case,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    train_texts: list[str],
+    eval_texts: list[str],
+) -> tuple[list[Any], list[Any]]:
+    """Token ids of training and evaluation, which the model has embeddings for."""
+    train_rows, eval_rows = (encode(texts, tokenizer, longest) for texts in (train_texts, eval_texts))
     if not train_rows or not eval_rows:
         raise BadInput(
             f"Data set '{case.dataset}' gives no sequences. Give one with at least two lines of text."
         )
+    greatest = max(greatest_id([*train_rows, *eval_rows]), tokenizer.pad_token_id or 0)
+    require_known_tokens(model, greatest, case.model)
     return train_rows, eval_rows
 
 

@@ -46,7 +46,7 @@ def run_case(case: Case) -> Outcome:
             prepared.model.config,
             prepared.eval_batches,
             attention=case.attention,
-            notes=training_notes(prepared.model),
+            notes=[*training_notes(prepared.model), *_length_notes(prepared)],
         )
         first_loss = _first_train_loss_on_cpu(prepared)
         train_losses, grad_norms = _train(prepared)
@@ -96,6 +96,12 @@ def first_nonfinite_in_training(case: Case) -> tuple[FirstNonfinite | None, list
         with observer.watching(), torch.enable_grad():
             prepared.model(**prepared.train_batches[0])
         return _first_place([observer.collect()])
+
+
+def _length_notes(prepared: Prepared) -> list[str]:
+    if prepared.max_length == prepared.case.max_length:
+        return []
+    return [f"the model has positions for {prepared.max_length} tokens: longer texts are cut to that"]
 
 
 def _first_train_loss_on_cpu(prepared: Prepared) -> float:

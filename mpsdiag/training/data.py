@@ -160,3 +160,8 @@ def encode(
         {"input_ids": list(ids), "attention_mask": list(mask)}
         for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
     ]
+
+
+def greatest_id(rows: Iterable[Mapping[str, list[int]]]) -> int:
+    """The greatest token id of rows that `encode` gave."""
+    return max((max(row["input_ids"], default=0) for row in rows), default=0)

@@ -55,6 +55,11 @@ class Examples(Dataset[dict[str, list[int]]]):
         """Tokens of the longest example."""
         return max((end - start for start, end in itertools.pairwise(self._bounds)), default=0)
 
+    @property
+    def greatest(self) -> int:
+        """The greatest token id, of all that the examples share with others."""
+        return max(self._ids, default=0)
+
     def without_label(self) -> int:
         """Number of examples with no label that counts; the first token of an example is never predicted."""
         return sum(

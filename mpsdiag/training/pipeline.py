@@ -22,6 +22,7 @@ from mpsdiag.training.attention_choice import choose_attention, require_availabl
 from mpsdiag.training.callbacks import NonFiniteCallback
 from mpsdiag.training.checkpoints import last_whole, save_undisturbed, to_resume_from
 from mpsdiag.training.console import messages_on_stderr, require_writable, say
+from mpsdiag.training.fitting import fitting_length, require_known_tokens
 from mpsdiag.training.messages import switched_to_eager, trainer_announcement
 from mpsdiag.training.models import build_model
 from mpsdiag.training.mps_safe import MPSSafeTrainer
@@ -120,10 +121,12 @@ class Run:
             padding_side=data.padding_side,
             trust_remote_code=model_options.trust_remote_code,
         )
-        length = _fitting_length(model, data.max_length)
+        length = fitting_length(model, data.max_length)
         examples = prepare_examples(
             data, tokenizer, max_length=length, mode=model_options.mode, seed=training.seed
         )
+        padded = 0 if data.use_packing else tokenizer.pad_token_id
+        require_known_tokens(model, max(examples.greatest, padded), model_options.model)
         self._describe(model, mode, examples, length)
         say(trainer_announcement(on_mps=on_mps, fix_disabled=not fix))
         kind: type[Trainer] = MPSSafeTrainer if fix else Trainer
@@ -241,14 +244,3 @@ class Run:
                 "training": self.arguments.training.to_sanitized_dict(),
             },
         }
-
-
-def _fitting_length(model: Any, wanted: int) -> int:
-    """The asked length, or the longest the model has positions for, which is said."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and wanted > positions:
-        logger.warning(
-            "--max_length %d is more than the model's %d positions: using %d.", wanted, positions, positions
-        )
-        return positions
-    return wanted

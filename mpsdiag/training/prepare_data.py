@@ -28,6 +28,11 @@ class Prepared:
     train: Examples | None
     evaluation: Examples
 
+    @property
+    def greatest(self) -> int:
+        """The greatest token id of all examples."""
+        return max(part.greatest for part in (self.train, self.evaluation) if part is not None)
+
 
 def prepare_examples(
     data: DataArguments, tokenizer: PreTrainedTokenizerBase, *, max_length: int, mode: str, seed: int

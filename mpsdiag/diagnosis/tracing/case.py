@@ -111,7 +111,8 @@ def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Cas
         if about is not None and about.autocast and request.dtype is None:
             kind = devices.kind_of(device)
             stack.enter_context(torch.autocast(kind, dtype=devices.torch_dtype(about.autocast)))
-        given = _batches(request, name) if batch is None else [batch]
+        longest = _longest(request, model)
+        given = _batches(request, name, longest) if batch is None else [batch]
         yield Case(
             model=model,
             batches=[prepare_batch(model, one) for one in given],
@@ -120,34 +121,38 @@ def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Cas
             train=request.train or (about is not None and about.phase == "training"),
             grad=about is not None and about.grad,
             learning_rate=request.learning_rate or (about.learning_rate if about else None),
-            told=_told(request, about, name, dtype, attention, len(given)),
+            told=_told(request, about, name, dtype, attention, len(given))
+            | ({"max_length": longest} if batch is None else {}),
         )
 
 
 def _model(name: str, seed: int, dtype: str) -> nn.Module:
     from mpsdiag.training.models import build_model
 
-    folder = Path(name)
-    if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-        raise BadInput(
-            f"The weights in {name} are pickles (.bin), and loading a pickle can run any code in it, so they are "
-            "refused. Convert them where you trust them: model.save_pretrained(folder), which writes safetensors."
-        )
     devices.seed_everything(seed)
     return build_model(name, seed=seed, dtype=dtype, from_config=False)
 
 
-def _batches(request: Request, model: str) -> list[dict[str, Any]]:
+def _longest(request: Request, model: nn.Module) -> int:
+    """The asked length, or what belongs to the data, and no more than the model has positions for."""
+    from mpsdiag.training.fitting import fitting_length
+
+    return fitting_length(model, request.max_length or (128 if _dataset(request) == BUILTIN_DATASET else 512))
+
+
+def _dataset(request: Request) -> str:
+    return request.dataset or BUILTIN_DATASET
+
+
+def _batches(request: Request, name: str, longest: int) -> list[dict[str, Any]]:
     """The first texts of the data, tokenized, padded and labelled as for a causal language model."""
     from transformers import DataCollatorForLanguageModeling
 
     from mpsdiag.training.data import encode, load_texts
     from mpsdiag.training.tokenizer import load_tokenizer
 
-    dataset = request.dataset or BUILTIN_DATASET
-    longest = request.max_length or (128 if dataset == BUILTIN_DATASET else 512)
-    tokenizer = load_tokenizer(model, padding_side=request.padding_side)
-    texts = load_texts(dataset, limit=request.batches * request.batch_size)
+    tokenizer = load_tokenizer(name, padding_side=request.padding_side)
+    texts = load_texts(_dataset(request), limit=request.batches * request.batch_size)
     rows = encode(texts, tokenizer, longest)
     collate = DataCollatorForLanguageModeling(
         tokenizer, mlm=False, pad_to_multiple_of=request.pad_to_multiple_of
@@ -192,7 +197,7 @@ def _told(
     elif request.batch_file is not None:
         told["batch"] = str(request.batch_file)
     else:
-        told |= {"dataset": request.dataset or BUILTIN_DATASET, "padding_side": request.padding_side}
+        told |= {"dataset": _dataset(request), "padding_side": request.padding_side}
     if attention:
         told["attention"] = attention
     return told

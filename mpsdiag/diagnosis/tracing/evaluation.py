@@ -27,7 +27,8 @@ class TracedBatches:
     Attributes:
         losses: Of each batch, in nats; NaN where a batch could not be run to its loss.
         bad: Numbers of the batches with a finding.
-        eval_loss: Mean of the losses over sequences, as a Trainer that leaves nothing out would print it.
+        eval_loss: Mean of the losses over sequences, as a Trainer that leaves nothing out would print it; None without
+            labels, and where a forward raised.
         stock_eval_loss: The mean that transformers 5.23 prints by default: non-finite losses are left out.
         origin: The first finding.
         call: The call it was born in.
@@ -61,19 +62,21 @@ def trace_batches(
     Raises:
         CannotDecide: A forward itself fails.
     """
-    found, origins = TracedBatches(), list[Origin]()
+    found, origins, ran = TracedBatches(), list[Origin](), True
     forward = ForwardTrace(model, compare=compare)
     with in_mode(model, training=False, grad=grad):
         for number, batch in enumerate(batches):
             progress(f"batch {number + 1} of {len(batches)}")
             traced = forward.run(batch, in_detail=len(found.bad) < EXPLAINED)
             found.losses.append(math.nan if traced.loss is None else traced.loss)
+            ran = ran and traced.ran
             if traced.bad:
                 found.bad.append(number)
             if traced.origin is not None:
                 found.call = found.call if origins else traced.call
                 _add(origins, traced.origin, number)
-    if any("labels" in batch for batch in batches):
+    # Where a forward raises no Trainer comes to a mean, and leaves nothing out of one.
+    if ran and any("labels" in batch for batch in batches):
         sizes = [_sequences(batch) for batch in batches]
         found.eval_loss = mean(found.losses, sizes)
         found.stock_eval_loss = filtered_mean(found.losses, sizes)

@@ -23,13 +23,14 @@ from mpsdiag.errors import CannotDecide
 class Traced:
     """What the trace of one batch gave: its loss, the origin if there is a finding, the call the value was born in.
 
-    `bad`: there is a finding, or there would be one if it were looked at in detail.
+    `bad`: there is a finding, or there would be one if it were looked at in detail. `ran`: the forward came to its end.
     """
 
     loss: float | None
     origin: Origin | None = None
     call: Call | None = None
     bad: bool = False
+    ran: bool = True
 
 
 class ForwardTrace:
@@ -58,30 +59,30 @@ class ForwardTrace:
             CannotDecide: The forward itself fails.
         """
         if self._check_first and (outside := self._indices.explain(batch)) is not None:
-            return Traced(None, outside, bad=True)
+            return Traced(None, outside, bad=True, ran=False)
         self._repeat.take()
-        loss, reading = self._cheaply(batch)
+        loss, reading, ran = self._cheaply(batch)
         if not in_detail:
-            return Traced(loss, bad=reading.certain)
+            return Traced(loss, bad=reading.certain, ran=ran)
         origin, call = None, None
         if reading.suspicious:
             if (outside := self._indices.explain(batch)) is not None:
-                return Traced(None, outside, bad=True)
+                return Traced(None, outside, bad=True, ran=False)
             origin, call = explain_forward(self._model, batch, self._repeat)
             if origin is None and reading.certain:
                 origin = did_not_repeat(self._model, "a forward", operation="forward")
         if origin is None and self._compare:
             origin, call = find_difference(self._model, batch)
-        return Traced(loss, origin, call, bad=origin is not None)
+        return Traced(loss, origin, call, bad=origin is not None, ran=ran)
 
-    def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, Reading]:
-        """The loss, and whether anything may be wrong."""
+    def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, Reading, bool]:
+        """The loss, whether anything may be wrong, and whether the forward came to its end."""
         try:
             with self._flags.watching():
                 output = self._model(**batch)
         except IndexError:
             self._flags.read()
-            return None, Reading(suspicious=True, certain=True, extra=[])
+            return None, Reading(suspicious=True, certain=True, extra=[]), False
         except RuntimeError as problem:
             raise CannotDecide(failed(problem)) from problem
         loss = getattr(output, "loss", None)
@@ -90,4 +91,4 @@ class ForwardTrace:
         value = reading.extra[0] if losses else None
         if not self._indices.fit(batch, reading.extra[len(losses) :]):
             reading = Reading(suspicious=True, certain=True, extra=[])
-        return value, reading
+        return value, reading, True

@@ -57,6 +57,15 @@ def test_clean_batches_give_the_plain_mean(build, batch_of):
     assert found.eval_loss == found.stock_eval_loss == pytest.approx(sum(found.losses) / 2)
 
 
+def test_a_forward_that_raises_gives_no_mean_and_hides_nothing(build, batch_of):
+    """One batch is longer than the model: no Trainer comes to a loss, so none is filtered."""
+    found = trace_batches(build("tiny-gpt2"), [batch_of((0, 0)), batch_of((0, 0), length=65, seed=1)])
+    assert (found.bad, found.origin.cause, found.origin.also) == ([1], "bad_inputs", [])
+    assert (found.eval_loss, found.stock_eval_loss) == (None, None)
+    assert math.isfinite(found.losses[0])
+    assert math.isnan(found.losses[1])
+
+
 def test_a_batch_survives_its_file(batch_of, tmp_path):
     batch = batch_of()
     save_batch(tmp_path / "b.safetensors", batch)
