@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+from mpsdiag.training.outputs import logits_of
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -17,13 +19,19 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """The hidden state of a module's output: the tensor itself, the first of a tuple, or the logits."""
+    """The hidden state of a module's output: the tensor itself, the first of a tuple, or the logits.
+
+    In a mapping without logits it is the first tensor that is no loss.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    logits = getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) else None
+    logits = logits_of(output)
+    if logits is not None or not isinstance(output, Mapping):
+        return logits
+    others = (value for name, value in output.items() if name != "loss" and isinstance(value, Tensor))
+    return next(others, None)
 
 
 class ModulePath:

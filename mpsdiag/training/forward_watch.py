@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 
 from mpsdiag.training.cpu_copy import mark_watcher
 from mpsdiag.training.nonfinite import no_label_counts
+from mpsdiag.training.outputs import logits_of, loss_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,14 +69,12 @@ def judge_loss(loss: Tensor) -> Tensor:
 def judge_output(output: Any) -> Tensor | None:
     """Scalar bool: the loss in a model's output is not finite, or, where it has none, its logits hold a NaN.
 
-    None if the output has neither, or is no model output.
+    None if the output has neither.
     """
-    if not isinstance(output, Mapping):
-        return None
-    loss, logits = output.get("loss"), output.get("logits")
-    if isinstance(loss, torch.Tensor):
+    loss, logits = loss_of(output), logits_of(output)
+    if loss is not None:
         return judge_loss(loss)
-    if isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.numel():
+    if logits is not None and logits.is_floating_point() and logits.numel():
         return torch.isnan(logits.detach().amax())
     return None
 

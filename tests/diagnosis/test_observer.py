@@ -125,6 +125,8 @@ def test_the_hidden_state_is_found_in_every_shape_of_output():
     assert first_tensor(hidden) is hidden
     assert first_tensor((hidden, None)) is hidden
     assert first_tensor({"a": 1}) is None
+    assert first_tensor({"loss": torch.zeros(()), "logits": hidden}) is hidden
+    assert first_tensor({"loss": torch.zeros(()), "state": hidden}) is hidden
 
 
 def test_a_copy_that_is_made_meanwhile_is_another_model():

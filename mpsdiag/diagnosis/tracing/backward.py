@@ -19,6 +19,7 @@ from mpsdiag.diagnosis.tracing.place import described
 from mpsdiag.diagnosis.tracing.repeat import Repeat
 from mpsdiag.diagnosis.tracing.tensors import LISTED, PURE, Impurity, facts, impurity, largest, tensors_in
 from mpsdiag.diagnosis.tracing.tracer import Tracer
+from mpsdiag.training.outputs import loss_of
 
 # Their derivatives are infinite somewhere: an infinite gradient of theirs is no overflow.
 _POLES = (
@@ -127,9 +128,11 @@ def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat)
     graph = GraphWatch()
     tracer = Tracer(model, batch, claim=graph.claim)
     with tracer.watching():
-        output = model(**batch)
+        loss = loss_of(model(**batch))
+    if loss is None:
+        return None
     graph.watch()
-    torch.autograd.backward(output.loss)
+    torch.autograd.backward(loss)
     graph.forget()
     bad = [name for name, p in model.named_parameters() if p.grad is not None and impurity(p.grad)]
     if not bad:

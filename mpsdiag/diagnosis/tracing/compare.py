@@ -25,6 +25,7 @@ from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
 from mpsdiag.training.cpu_copy import copy_to_cpu
+from mpsdiag.training.outputs import logits_of
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
 
     handles = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
     try:
-        logits = first_tensor(model(**batch))
+        logits = logits_of(model(**batch))
     finally:
         for handle in handles:
             handle.remove()

@@ -28,7 +28,7 @@ class TracedBatches:
         losses: Of each batch, in nats; NaN where a batch could not be run to its loss.
         bad: Numbers of the batches with a finding.
         eval_loss: Mean of the losses over sequences, as a Trainer that leaves nothing out would print it; None without
-            labels, and where a forward raised.
+            labels, and where a forward raised or gave no loss.
         stock_eval_loss: The mean that transformers 5.23 prints by default: non-finite losses are left out.
         origin: The first finding.
         call: The call it was born in.
@@ -62,21 +62,21 @@ def trace_batches(
     Raises:
         CannotDecide: A forward itself fails.
     """
-    found, origins, ran = TracedBatches(), list[Origin](), True
-    forward = ForwardTrace(model, compare=compare)
+    found, origins = TracedBatches(), list[Origin]()
+    forward, came_to_loss = ForwardTrace(model, compare=compare), True
     with in_mode(model, training=False, grad=grad):
         for number, batch in enumerate(batches):
             progress(f"batch {number + 1} of {len(batches)}")
             traced = forward.run(batch, in_detail=len(found.bad) < EXPLAINED)
+            came_to_loss = came_to_loss and traced.loss is not None
             found.losses.append(math.nan if traced.loss is None else traced.loss)
-            ran = ran and traced.ran
             if traced.bad:
                 found.bad.append(number)
             if traced.origin is not None:
                 found.call = found.call if origins else traced.call
                 _add(origins, traced.origin, number)
     # Where a forward raises no Trainer comes to a mean, and leaves nothing out of one.
-    if ran and any("labels" in batch for batch in batches):
+    if came_to_loss and any("labels" in batch for batch in batches):
         sizes = [_sequences(batch) for batch in batches]
         found.eval_loss = mean(found.losses, sizes)
         found.stock_eval_loss = filtered_mean(found.losses, sizes)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.diagnosis.modules import decoder_layers, first_tensor
+from mpsdiag.diagnosis.tracing.tensors import judged_in
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -97,10 +98,8 @@ class Flags:
             self.note(hidden)
 
     def _note_output(self, output: Any) -> None:
-        loss, logits = getattr(output, "loss", None), first_tensor(output)
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            self._surely.append(loss.detach().reshape(()))
-        if logits is not None and logits.is_floating_point() and logits.numel():
-            # The greatest value passes NaN on, and leaves out the minus infinities that models rule tokens out with.
-            with torch.no_grad():
-                self._surely.append(logits.detach().amax().reshape(()))
+        for _, tensor in judged_in(output):
+            if tensor.is_floating_point() and tensor.numel():
+                # The greatest value passes NaN on, and leaves out the minus infinities that rule tokens out.
+                with torch.no_grad():
+                    self._surely.append(tensor.detach().amax().reshape(()))

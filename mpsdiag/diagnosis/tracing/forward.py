@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mpsdiag.diagnosis.tracing.compare import find_difference
 from mpsdiag.diagnosis.tracing.detail import explain_forward, failed
@@ -17,20 +17,20 @@ from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.place import device_of, is_plain_cpu
 from mpsdiag.diagnosis.tracing.repeat import Repeat, did_not_repeat
 from mpsdiag.errors import CannotDecide
+from mpsdiag.training.outputs import loss_of
 
 
 @dataclass(frozen=True)
 class Traced:
     """What the trace of one batch gave: its loss, the origin if there is a finding, the call the value was born in.
 
-    `bad`: there is a finding, or there would be one if it were looked at in detail. `ran`: the forward came to its end.
+    `bad`: there is a finding, or there would be one if it were looked at in detail.
     """
 
     loss: float | None
     origin: Origin | None = None
     call: Call | None = None
     bad: bool = False
-    ran: bool = True
 
 
 class ForwardTrace:
@@ -59,36 +59,36 @@ class ForwardTrace:
             CannotDecide: The forward itself fails.
         """
         if self._check_first and (outside := self._indices.explain(batch)) is not None:
-            return Traced(None, outside, bad=True, ran=False)
+            return Traced(None, outside, bad=True)
         self._repeat.take()
-        loss, reading, ran = self._cheaply(batch)
+        loss, reading = self._cheaply(batch)
         if not in_detail:
-            return Traced(loss, bad=reading.certain, ran=ran)
+            return Traced(loss, bad=reading.certain)
         origin, call = None, None
         if reading.suspicious:
             if (outside := self._indices.explain(batch)) is not None:
-                return Traced(None, outside, bad=True, ran=False)
+                return Traced(None, outside, bad=True)
             origin, call = explain_forward(self._model, batch, self._repeat)
             if origin is None and reading.certain:
                 origin = did_not_repeat(self._model, "a forward", operation="forward")
         if origin is None and self._compare:
             origin, call = find_difference(self._model, batch)
-        return Traced(loss, origin, call, bad=origin is not None, ran=ran)
+        return Traced(loss, origin, call, bad=origin is not None)
 
-    def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, Reading, bool]:
-        """The loss, whether anything may be wrong, and whether the forward came to its end."""
+    def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, Reading]:
+        """The loss, and whether anything may be wrong."""
         try:
             with self._flags.watching():
                 output = self._model(**batch)
         except IndexError:
             self._flags.read()
-            return None, Reading(suspicious=True, certain=True, extra=[]), False
+            return None, Reading(suspicious=True, certain=True, extra=[])
         except RuntimeError as problem:
             raise CannotDecide(failed(problem)) from problem
-        loss = getattr(output, "loss", None)
-        losses = [loss] if isinstance(loss, Tensor) else []
+        loss = loss_of(output)
+        losses = [loss] if loss is not None and loss.numel() == 1 else []
         reading = self._flags.read(*losses, *self._indices.extremes(batch))
         value = reading.extra[0] if losses else None
         if not self._indices.fit(batch, reading.extra[len(losses) :]):
             reading = Reading(suspicious=True, certain=True, extra=[])
-        return value, reading, True
+        return value, reading

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 
 from mpsdiag import emulation, environment
 from mpsdiag.diagnosis.tracing.recorded_case import About, RecordedEmulation, write_case
 from mpsdiag.errors import BadInput
 from mpsdiag.training.cpu_copy import mark_watcher
+from mpsdiag.training.outputs import logits_of, loss_of
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -107,21 +108,23 @@ class BadBatchRecorder(TrainerCallback):
 
     def look(self, model: nn.Module, inputs: dict[str, Any], output: Any) -> None:
         """Judge one forward, and record it if it is bad. Called by the hook on the model."""
-        loss, logits = getattr(output, "loss", None), getattr(output, "logits", None)
-        judged = loss if isinstance(loss, Tensor) else logits.amax() if isinstance(logits, Tensor) else None
+        loss, logits = loss_of(output), logits_of(output)
+        judged = loss
+        if loss is None and logits is not None and logits.is_floating_point() and logits.numel():
+            judged = logits.amax()
         value = None if judged is None else float(judged.detach())
         if value is None:
             return
         # References only: nothing is copied unless it turns out bad.
-        self._last = dict(inputs), value if isinstance(loss, Tensor) else None
+        self._last = dict(inputs), value if loss is not None else None
         if math.isfinite(value):
-            if isinstance(loss, Tensor) and model.training:
+            if loss is not None and model.training:
                 self._losses = [*self._losses[-KEPT_LOSSES + 1 :], value]
             return
         self._record(
             model,
             *self._last,
-            noticed="loss" if isinstance(loss, Tensor) else "logits",
+            noticed="loss" if loss is not None else "logits",
             training=model.training,
             grad=torch.is_grad_enabled(),
         )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpsdiag.training.outputs import logits_of, loss_of
+
 LISTED = 16
 """At most this many sequences, heads, positions or weights are listed one by one."""
 
@@ -59,6 +61,14 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from tensors_in(item, f"{name}.{key}" if name else str(key))
+
+
+def judged_in(output: Any) -> Iterator[tuple[str, Tensor]]:
+    """What of a model's output has to be finite: its loss and logits; all tensors where no logits are named."""
+    logits = None if isinstance(output, tuple | list) else logits_of(output)
+    if logits is None and isinstance(output, tuple | list | Mapping):
+        return tensors_in(output)
+    return tensors_in({"loss": loss_of(output), "logits": logits})
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:

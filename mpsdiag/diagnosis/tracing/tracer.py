@@ -19,7 +19,7 @@ from mpsdiag.diagnosis.tracing.events import Call, Event, Operand, Pass, Source
 from mpsdiag.diagnosis.tracing.healing import Healing, healed
 from mpsdiag.diagnosis.tracing.operations import has_infinite_scalar, writes_in_place
 from mpsdiag.diagnosis.tracing.provenance import Provenance
-from mpsdiag.diagnosis.tracing.tensors import PURE, Impurity, impurity, mapped, tensors_in
+from mpsdiag.diagnosis.tracing.tensors import PURE, Impurity, impurity, judged_in, mapped, tensors_in
 
 KEPT_CALLS = 64
 """Calls in which a value was born are kept with their tensors, up to this many."""
@@ -146,7 +146,7 @@ class Tracer(TorchFunctionMode):
     def _watch_output(self, output: Any) -> None:
         """Minus infinity in a tensor that is no scalar is no fault: models write it into logits they rule out."""
         with _unseen():
-            found = [(tensor, impurity(tensor)) for _, tensor in tensors_in(_outputs(output))]
+            found = [(tensor, impurity(tensor)) for _, tensor in judged_in(output)]
         for tensor, state in found:
             if state.nan or state.positive or (state.negative and tensor.numel() == 1):
                 self._watch(tensor, state, self._model)
@@ -163,14 +163,6 @@ class Tracer(TorchFunctionMode):
             self.seen.operations += 1
             source = Source("event", event=event.index)
         self.seen.watched.append(source)
-
-
-def _outputs(output: Any) -> Any:
-    """Loss and logits of a model's output; whatever there is where it has neither."""
-    if isinstance(output, Mapping):
-        named = {name: output[name] for name in ("loss", "logits") if isinstance(output.get(name), Tensor)}
-        return named or {name: value for name, value in output.items() if isinstance(value, Tensor)}
-    return output
 
 
 def _unseen() -> Any:

@@ -27,6 +27,7 @@ from mpsdiag.diagnosis.tracing.indices import Indices
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.repeat import Repeat, in_mode
 from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.training.outputs import loss_of
 
 LEARNING_RATE = 5e-5
 """That of transformers' TrainingArguments."""
@@ -132,8 +133,8 @@ def _step(
     """Forward and backward; whether anything, the weights it began with included, may be non-finite."""
     try:
         with flags.watching():
-            loss = getattr(model(**batch), "loss", None)
-        if not isinstance(loss, Tensor):
+            loss = loss_of(model(**batch))
+        if loss is None:
             raise BadInput(f"{type(model).__name__} gives no loss for this batch: add labels to train on it.")
         torch.autograd.backward(loss)
     except RuntimeError as problem:
@@ -176,7 +177,9 @@ def _finite_with(
     flags = Flags(model)
     model.zero_grad(set_to_none=True)
     with flags.watching():
-        loss = model(**batch).loss
+        loss = loss_of(model(**batch))
+    if loss is None:  # There was one a moment ago, with other weights.
+        return False
     torch.autograd.backward(loss)
     for weight in model.parameters():
         if weight.grad is not None:
