@@ -16,6 +16,7 @@ from mpsdiag.errors import BadInput, nearest, one_of
 from mpsdiag.fixes import MODES
 from mpsdiag.training.attention_choice import AUTO
 from mpsdiag.training.checkpoints import LATEST
+from mpsdiag.training.ranges import check_ranges
 from mpsdiag.words import BUILTIN_MODELS, DTYPES, PADDING_SIDES
 
 RUN_MODES: Final = ("pretrain", "sft", "evaluate")
@@ -135,6 +136,9 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     given = vars(namespace)
     model, data = _take(ModelArguments, given), _take(DataArguments, given)
     _check(model, data)
+    check_ranges(given)
+    if not (given.get("output_dir") or "").strip():
+        raise BadInput("--output_dir is empty. Give a folder to write into, such as runs/train.")
     emulation = Emulation(model.emulate, model.emulate_macos) if model.emulate is not None else None
     device = _device(model, emulation, use_cpu=bool(given.get("use_cpu")))
     given["use_cpu"] = device == "cpu"
@@ -172,15 +176,6 @@ def _check(model: ModelArguments, data: DataArguments) -> None:
     one_of("attention mode", model.attn_implementation, (AUTO, *MODES))
     one_of("dtype", model.dtype, DTYPES)
     one_of("padding side", data.padding_side, PADDING_SIDES)
-    for name, least in (
-        ("max_length", 2),
-        ("eval_max_batches", 1),
-        ("max_samples", 1),
-        ("pad_to_multiple_of", 1),
-    ):
-        value = getattr(data, name)
-        if value is not None and value < least:
-            raise BadInput(f"--{name} is {value}; give a number from {least} upward.")
     if not 0 < data.validation_fraction < 1:
         raise BadInput(f"--validation_fraction is {data.validation_fraction}; give a number between 0 and 1.")
 
