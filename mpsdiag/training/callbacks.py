@@ -91,6 +91,17 @@ class NonFiniteCallback(TrainerCallback):
             self._settle_training(args, state, kwargs.get("model"))
             control.should_training_stop = True
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the steps after the last log; with fewer steps than `logging_steps` these are all there were."""
+        del control
+        self._settle_training(args, state, kwargs.get("model"))
+
+    def count_rest(self) -> None:
+        """Count the batches after the last log of a training that was ended from outside. Waits for the device."""
+        self.train += self._train.take()
+
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -195,7 +206,7 @@ class NonFiniteCallback(TrainerCallback):
     def _settle_training(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         new = self._train.take()
         self.train += new
-        if not new.bad and not self.grad_norms:
+        if (not new.bad and not self.grad_norms) or not new.batches:
             return
         cause = _cause(new, model, args)
         what = f"{new.bad} of {new.batches} training batches" if new.bad else "The gradient norm"

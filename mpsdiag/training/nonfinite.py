@@ -21,7 +21,9 @@ SENTENCES: Final[Mapping[Cause, str]] = {
         "every label of the batch is -100, so its loss is 0/0 on any device. This is the data, not the MPS defect: "
         "check the truncation length, and what the collator masks"
     ),
-    "bad_weights": "weights of the model are not finite: training has diverged, and no evaluation can be finite",
+    "bad_weights": (
+        "weights of the model are not finite: training has diverged, or they were loaded so; no loss can be finite"
+    ),
     "device": (
         "the logits are not finite on this device, and finite on the CPU with the same weights. Fully masked attention "
         "rows of a padded batch are the usual reason: `mpsdiag check` finds out, attention 'safe_sdpa' repairs them"

@@ -91,6 +91,8 @@ class Run:
             raise
         except Exception as problem:  # noqa: BLE001 - whatever fails in training ends in one sentence and exit code 1
             self._say_failed(problem)
+        with contextlib.suppress(RuntimeError):  # A device that failed can no longer be asked.
+            self.watcher.count_rest()
         self._sum_up(status)
         return code
 
@@ -229,6 +231,7 @@ class Run:
             "losses": losses_of(history),
             "nonfinite": {
                 "train_batches": self.watcher.train.bad,
+                "train_batches_seen": self.watcher.train.batches,
                 "grad_norms": self.watcher.grad_norms,
                 "eval_batches": self.metrics.get("eval_nonfinite_batches", self.watcher.evaluation.bad),
                 "eval_batches_seen": self.watcher.evaluation.batches,

@@ -64,8 +64,12 @@ def lines_for_people(summary: Mapping[str, Any]) -> list[str]:
     if loss is not None and math.isfinite(loss):
         found.append(f"eval_perplexity = {math.exp(min(loss, 700.0)):.4f}")
     bad = summary["nonfinite"]
-    found.append(
-        f"nonfinite_batches = {bad['train_batches']} in training, {bad['eval_batches']} in evaluation"
-        + (f" ({bad['eval_on_cpu']} evaluated on the CPU instead)" if bad["eval_on_cpu"] else "")
-    )
+    counts = []
+    if bad["train_batches_seen"]:
+        counts.append(f"{bad['train_batches']} in training")
+    if bad["eval_batches_seen"]:
+        on_cpu = f" ({bad['eval_on_cpu']} evaluated on the CPU instead)" if bad["eval_on_cpu"] else ""
+        counts.append(f"{bad['eval_batches']} in evaluation{on_cpu}")
+    if counts:  # Of what did not run nothing is said.
+        found.append(f"nonfinite_batches = {', '.join(counts)}")
     return found

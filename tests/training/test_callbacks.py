@@ -93,6 +93,23 @@ def test_the_hidden_training_loss_is_counted(trainer_of, caplog):
     assert "weights of the model are not finite" in caplog.text
 
 
+@pytest.mark.parametrize("filtered", [True, False])
+def test_a_training_shorter_than_its_first_log_is_counted(trainer_of, filtered, caplog):
+    watcher = NonFiniteCallback()
+    options = {"max_steps": 2, "logging_steps": 10, "logging_nan_inf_filter": filtered}
+    trainer = trainer_of(Trainer, diverged(), callbacks=[watcher], options=options)
+    with caplog.at_level(logging.WARNING, LOGGER):
+        trainer.train()
+    assert (watcher.train.batches, watcher.train.bad) == (2, 2)
+    assert "2 of 2 training batches up to step 2" in caplog.text
+
+
+def test_weights_that_were_loaded_bad_are_not_called_diverged_for_sure(trainer_of, caplog):
+    with caplog.at_level(logging.WARNING, LOGGER):
+        trainer_of(Trainer, diverged(), callbacks=[NonFiniteCallback()]).evaluate()
+    assert "training has diverged, or they were loaded so" in caplog.text
+
+
 def test_micro_batches_of_gradient_accumulation_are_counted_one_by_one(trainer_of):
     watcher = NonFiniteCallback()
     options = {"max_steps": 2, "gradient_accumulation_steps": 3, "per_device_train_batch_size": 2}

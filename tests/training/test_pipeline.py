@@ -222,8 +222,9 @@ def test_ctrl_c_leaves_a_whole_checkpoint_and_resuming_reaches_the_same_losses(r
 
 def test_ctrl_c_before_the_first_checkpoint(run, during):
     during(1, interrupt)
-    code, _, _, err = run()
+    code, summary, _, err = run(logging_steps=50)
     assert code == 130
+    assert summary["nonfinite"]["train_batches_seen"] == 1, "also those after the last log"
     assert "No checkpoint had been written yet" in err
 
 
@@ -238,6 +239,33 @@ def test_a_training_that_fails_ends_with_1_and_a_sentence(run, during, tmp_path)
     assert "Training failed: RuntimeError: out of memory" in err
     assert "and more" not in err
     assert "RuntimeError" in (tmp_path / "out" / "traceback.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", ["sft", "evaluate"])
+def test_what_is_not_finite_is_counted_where_it_ran_and_nowhere_else(run, tmp_path, mode):
+    """Weights that were NaN when loaded, and fewer steps than one log."""
+    import torch
+
+    from mpsdiag.training.models import build_model
+    from mpsdiag.training.tokenizer import byte_tokenizer
+
+    model = build_model("tiny-gpt2", max_positions=96)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer("left").save_pretrained(tmp_path / "model")
+    _, summary, out, err = run(model=tmp_path / "model", mode=mode, max_steps=2, logging_steps=10)
+    batches = summary["nonfinite"]["eval_batches_seen"]
+    trained = 2 if mode == "sft" else 0
+    assert summary["nonfinite"]["train_batches"] == summary["nonfinite"]["train_batches_seen"] == trained
+    said = (
+        f"nonfinite_batches = 2 in training, {batches} in evaluation"
+        if trained
+        else f"= {batches} in evaluation"
+    )
+    assert said in out
+    assert ("in training" in out) == bool(trained)
+    assert "training has diverged, or they were loaded so" in err
 
 
 def test_a_loss_that_is_not_finite_can_stop_it(run):
