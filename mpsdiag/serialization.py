@@ -66,6 +66,17 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
+def readable(text: str) -> str:
+    """The text as it was typed, where the locale could not decode it: UTF-8 again, which any file can hold.
+
+    Python hands on undecodable bytes of arguments and file names as lone surrogates (PEP 383).
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # A surrogate that stands for no byte.
+        return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole: written beside it, flushed, synced, then renamed over it.
 
@@ -89,7 +100,7 @@ def write_atomically(path: Path, text: str) -> None:
         # mkstemp keeps its file to its owner; what is written here is an ordinary file.
         os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - a name, not a Path
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.write(readable(text))
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).replace(target)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mpsdiag.errors import BadInput
+from mpsdiag.serialization import readable
 
 
 def require_writable(folder: Path) -> None:
@@ -17,6 +18,14 @@ def require_writable(folder: Path) -> None:
     Raises:
         BadInput: The folder cannot be made or written.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as problem:
+        # A locale without these letters hands them over as surrogates. Python can write there; the libraries cannot.
+        raise BadInput(
+            f"Cannot write into '{readable(str(folder))}': this locale has no such letters. Set LC_ALL=C.UTF-8 or "
+            "PYTHONUTF8=1, or choose an --output_dir in ASCII."
+        ) from problem
     probe = folder / ".mpsdiag-write-test"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer
 
 from mpsdiag import emulation as emulations
 from mpsdiag.errors import BadInput, MpsdiagError
-from mpsdiag.serialization import dumps
+from mpsdiag.serialization import dumps, readable
 from mpsdiag.training.arguments import RunArguments, command_line, parse
 from mpsdiag.training.attention_choice import choose_attention, require_available
 from mpsdiag.training.callbacks import NonFiniteCallback
@@ -197,7 +197,8 @@ class Run:
             return
         path = self.output_dir / TRACEBACK_FILE
         with contextlib.suppress(OSError):
-            path.write_text("".join(traceback.format_exception(problem)), encoding="utf-8")
+            text_of_it = readable("".join(traceback.format_exception(problem)))
+            path.write_text(text_of_it, encoding="utf-8")
         say(
             f"Training failed: {type(problem).__name__}: {text.splitlines()[0]} The traceback is in '{path}'."
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mpsdiag.diagnosis.tracing.saved_batch import load_batch, save_batch
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, first_line
-from mpsdiag.serialization import dumps
+from mpsdiag.serialization import dumps, readable
 
 SCHEMA = 1
 ABOUT, BATCH, MODEL = "case.json", "batch.safetensors", "model"
@@ -91,7 +91,7 @@ def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], 
                 saver: Any = model
                 saver.save_pretrained(temporary / MODEL)
             document = about.model_copy(update={"arguments": plain}).model_dump(by_alias=True)
-            (temporary / ABOUT).write_text(dumps(document, indent=2) + "\n", encoding="utf-8")
+            (temporary / ABOUT).write_text(readable(dumps(document, indent=2)) + "\n", encoding="utf-8")
             if folder.is_dir():
                 folder.rmdir()
             temporary.rename(folder)
