@@ -73,18 +73,27 @@ def dead_positions(padding: Tensor, kind: Kind) -> Tensor:
         (sequences, positions) bool.
     """
     kept = padding.bool().cpu()
-    length = kept.shape[1]
-    queries, keys = torch.arange(length)[:, None], torch.arange(length)[None, :]
-    seen = (keys <= queries) if kind.causal else torch.ones(length, length, dtype=torch.bool)
-    seen = seen.expand(len(kept), length, length)
+    queries = torch.arange(kept.shape[1]).expand_as(kept)
+    first, last = _reach(kept, queries, kind)
+    # What a query may attend to is a run of positions: no key of it is kept where the count of kept ones stands still.
+    counts = torch.nn.functional.pad(kept.long().cumsum(-1), (1, 0))
+    return counts.gather(-1, last + 1) == counts.gather(-1, first)
+
+
+def _reach(kept: Tensor, queries: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """The first and the last position that each query would see without padding, each (sequences, positions)."""
+    end = kept.shape[1] - 1
+    last = queries if kind.causal else torch.full_like(queries, end)
     if kind.name == "sliding" and kind.width is not None:
-        near = (keys > queries - kind.width) if kind.causal else ((keys - queries).abs() <= kind.width)
-        seen = seen & near
-    elif kind.name == "chunked" and kind.width is not None:
+        if kind.causal:
+            return (queries - kind.width + 1).clamp(min=0), last
+        return (queries - kind.width).clamp(min=0), (queries + kind.width).clamp(max=end)
+    if kind.name == "chunked" and kind.width is not None:
         # Chunks are counted from the first real token; that is where transformers starts them.
-        start = (kept.cumsum(-1) == 0).sum(-1)[:, None, None]
-        seen = seen & ((keys - start) // kind.width == (queries - start) // kind.width)
-    return ~(seen & kept[:, None, :]).any(-1)
+        start = (kept.cumsum(-1) == 0).sum(-1, keepdim=True)
+        chunk = start + (queries - start) // kind.width * kind.width
+        return chunk.clamp(min=0), torch.minimum(last, chunk + kind.width - 1)
+    return torch.zeros_like(queries), last
 
 
 def reasons(padding: Tensor, dead: Tensor) -> dict[str, int]:

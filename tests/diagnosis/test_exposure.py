@@ -90,6 +90,47 @@ def test_the_prediction_is_what_reaches_attention(models, name, mask):
     assert sum(layer.rows * layer.layers for layer in found.layers) == sum(seen), per_kind
 
 
+def dead_by_the_whole_mask(padding, kind):
+    """The definition: a mask of every query and key."""
+    kept = padding.bool()
+    length = kept.shape[1]
+    queries, keys = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    seen = (keys <= queries) if kind.causal else torch.ones(length, length, dtype=torch.bool)
+    seen = seen.expand(len(kept), length, length)
+    if kind.name == "sliding":
+        near = (keys > queries - kind.width) if kind.causal else ((keys - queries).abs() <= kind.width)
+        seen = seen & near
+    elif kind.name == "chunked":
+        start = (kept.cumsum(-1) == 0).sum(-1)[:, None, None]
+        seen = seen & ((keys - start) // kind.width == (queries - start) // kind.width)
+    return ~(seen & kept[:, None, :]).any(-1)
+
+
+kinds = st.builds(
+    Kind, st.sampled_from(["full", "sliding", "chunked"]), st.integers(1, 9), st.sampled_from([True, False])
+)
+any_padding = st.integers(1, 20).flatmap(
+    lambda length: st.lists(
+        st.lists(st.sampled_from([0, 1]), min_size=length, max_size=length), min_size=1, max_size=3
+    )
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(padding=any_padding, kind=kinds)
+def test_dead_rows_are_those_of_the_whole_mask(padding, kind):
+    padding = torch.tensor(padding)
+    assert torch.equal(dead_positions(padding, kind), dead_by_the_whole_mask(padding, kind))
+
+
+@pytest.mark.parametrize("kind", [Kind("full"), Kind("sliding", 512), Kind("chunked", 8192)])
+def test_a_long_sequence_takes_no_memory_of_its_square(kind):
+    """A mask of every query and key would have 10^11 entries."""
+    padding = torch.ones(2, 330_000, dtype=torch.long)
+    padding[0, :1000] = 0
+    assert int(dead_positions(padding, kind).sum()) == 1000
+
+
 @pytest.mark.parametrize(
     ("name", "mask", "expected"),
     [
