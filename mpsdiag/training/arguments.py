@@ -63,7 +63,8 @@ class DataArguments:
 
     dataset: str = _option(
         "synthetic",
-        "synthetic, a local .txt, .jsonl or .parquet file, a folder saved by datasets, or a hub name.",
+        "synthetic, a local .txt, .jsonl, .csv or .parquet file, a folder of .txt files or saved by datasets, or a hub "
+        "name.",
     )
     dataset_config: str | None = _option(None, "Configuration of a hub dataset, such as wikitext-2-raw-v1.")
     eval_dataset: str | None = _option(None, "Evaluate on this instead of a validation split.")

@@ -19,6 +19,7 @@ Splits = Mapping[str, Iterable[Record]]
 """Rows by split. A single file has the split `train` and no other; its rows can be gone through once."""
 
 _SYNTHETIC_LINES: Final = 256
+VALIDATION_SPLITS: Final = ("validation", "valid", "val", "dev", "eval", "test")
 _TEXT_COLUMNS: Final = ("text", "content", "sentence", "document", "body")
 
 
@@ -28,8 +29,8 @@ def open_splits(
     """Open a dataset; files are looked into here and read when their rows are gone through.
 
     Args:
-        dataset: `synthetic`; a local `.txt` (one text a line), `.jsonl`, `.json` or `.parquet` file; a folder that
-            `datasets` saved; or a hub name.
+        dataset: `synthetic`; a local `.txt` (one text a line), `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; a
+            folder of `.txt` files, or one that `datasets` saved; or a hub name.
         config: Configuration of a hub dataset, such as `wikitext-2-raw-v1`.
         seed: Seed of synthetic text.
         lines: Number of lines of synthetic text.
@@ -98,14 +99,30 @@ def texts_of(records: Iterable[Record], dataset: str, text_column: str | None) -
         text_column: The column the user asked for, if any.
 
     Raises:
-        BadInput: There is no such column, or it cannot be told which is meant.
+        BadInput: There is no such column, it cannot be told which is meant, or it holds something else than text.
     """
     column: str | None = None
+    any_text = False
     for record in records:
         column = column or text_column_of(dataset, record, text_column)
         text = record.get(column)
-        if isinstance(text, str) and text.strip() and not is_heading(text):
-            yield text.rstrip("\r\n")
+        if isinstance(text, str):
+            any_text = True
+            if text.strip() and not is_heading(text):
+                yield text.rstrip("\r\n")
+        elif text is not None and not any_text:
+            raise BadInput(
+                f"The column '{column}' of the dataset '{dataset}' holds values of the type {type(text).__name__}, not "
+                f"text. {_text_columns(record)}"
+            )
+
+
+def _text_columns(record: Record) -> str:
+    """What to do where the column is no text."""
+    names = [name for name, value in record.items() if isinstance(value, str)]
+    if not names:
+        return "None of its columns does: write the texts into one, as strings."
+    return f"Call the one with the texts 'text', or name it to mpsdiag train with --text_column: {', '.join(names)}."
 
 
 def is_heading(text: str) -> bool:

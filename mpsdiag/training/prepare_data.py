@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from mpsdiag.errors import BadInput
-from mpsdiag.training.data import Splits, open_splits
+from mpsdiag.training.data import VALIDATION_SPLITS, Splits, open_splits
 from mpsdiag.training.examples import Examples, tokenize
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from mpsdiag.training.arguments import DataArguments
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_SPLITS: Final = ("validation", "valid", "val", "dev", "eval", "test")
 
 
 @dataclass(frozen=True)

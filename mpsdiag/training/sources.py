@@ -22,6 +22,7 @@ _FILE_SUFFIXES: Final = (
     ".json",
     ".parquet",
     ".csv",
+    ".tsv",
     ".gz",
     ".zip",
     ".arrow",
