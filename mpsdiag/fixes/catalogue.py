@@ -114,10 +114,20 @@ _BY_NAME = {mode.name: mode for mode in _ALL}
 MODES: Final[Mapping[str, Mode]] = MappingProxyType({name: _BY_NAME[name] for name in ATTENTION_MODES})
 
 
-def mode_named(name: str) -> Mode:
+def mode_named(name: str, *, process_wide: bool = False) -> Mode:
     """Look a mode up.
+
+    Args:
+        name: Its word in the contract.
+        process_wide: The sentence about an unknown word lists only modes that can be installed process-wide.
 
     Raises:
         BadInput: There is none of that name; the sentence suggests the nearest.
     """
-    return MODES[one_of("attention mode", name, MODES)]
+    if name not in MODES:
+        one_of(
+            "attention mode",
+            name,
+            (word for word, mode in MODES.items() if mode.process_wide or not process_wide),
+        )
+    return MODES[name]

@@ -28,7 +28,7 @@ def install(name: str) -> Handle:
     Raises:
         BadInput: No such mode, or one that cannot stand in for SDPA.
     """
-    mode = mode_named(name)
+    mode = mode_named(name, process_wide=True)
     if not mode.process_wide:
         raise BadInput(
             f"Attention mode '{name}' cannot be installed process-wide: it takes masks of another kind than "

@@ -62,7 +62,7 @@ def prepare(
     Raises:
         BadInput: No such script, module, mode or release; or a mode for single models only.
     """
-    mode = mode_named(fix)
+    mode = mode_named(fix, process_wide=True)
     if not mode.process_wide:
         raise BadInput(
             f"--fix {fix} cannot be put under a script: it takes masks of another kind than SDPA. Write into the "
@@ -111,7 +111,12 @@ def _script(target: str) -> tuple[str, ...]:
             f"No script {target} here. If you mean the command of that name, and it is written in Python, "
             f"run it by its file: mpsdiag run {command} ..."
         )
-    raise BadInput(f"No script {target}: there is no such file. For a module: mpsdiag run -m {target} ...")
+    is_module = all(part.isidentifier() for part in target.split("."))
+    if is_module and not target.endswith(".py"):
+        raise BadInput(
+            f"No script {target}: there is no such file. For a module: mpsdiag run -m {target} ..."
+        )
+    raise BadInput(f"No script {target}: there is no such file. Look at the path, from {Path.cwd()}.")
 
 
 def _module(target: str) -> tuple[str, ...]:

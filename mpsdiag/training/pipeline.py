@@ -199,9 +199,8 @@ class Run:
         with contextlib.suppress(OSError):
             text_of_it = readable("".join(traceback.format_exception(problem)))
             path.write_text(text_of_it, encoding="utf-8")
-        say(
-            f"Training failed: {type(problem).__name__}: {text.splitlines()[0]} The traceback is in '{path}'."
-        )
+        first = text.splitlines()[0].rstrip(".")
+        say(f"Training failed: {type(problem).__name__}: {first}. The traceback is in '{path}'.")
 
     def _sum_up(self, status: str) -> None:
         summary = self.summary(status)

@@ -236,7 +236,7 @@ def test_a_training_that_fails_ends_with_1_and_a_sentence(run, during, tmp_path)
     code, summary, _, err = run()
     assert code == 1
     assert summary["status"] == "failed"
-    assert "Training failed: RuntimeError: out of memory" in err
+    assert "Training failed: RuntimeError: out of memory. The traceback is in" in err
     assert "and more" not in err
     assert "RuntimeError" in (tmp_path / "out" / "traceback.txt").read_text(encoding="utf-8")
 
