@@ -48,7 +48,7 @@ def advise(
     if verdict.verdict == "undecided":
         return [Advice(text=f"Nothing is decided: {verdict.reason}.", commands=["mpsdiag env"])]
     if verdict.verdict == "not_affected":
-        return [_clean(scenario)]
+        return [_clean(scenario, probes)]
     advice = []
     dead_row_bug = any(probe.id == DEAD_ROWS and probe.status == "fail" for probe in probes)
     exact = [fix.name for fix in fixes if fix.resolves and fix.exact]
@@ -100,9 +100,12 @@ def _filter_hides(scenario: Outcome) -> bool:
     return scenario.nonfinite_batches > 0 and math.isfinite(scenario.stock_eval_loss)
 
 
-def _clean(scenario: Outcome | None) -> Advice:
-    if scenario is None:
+def _clean(scenario: Outcome | None, probes: Sequence[ProbeResult]) -> Advice:
+    passed = [probe.id for probe in probes if probe.status == "pass"]
+    if scenario is None and DEAD_ROWS in passed:
         return Advice(text="Fully masked rows come out right. Level 2 tries them through transformers.")
+    if scenario is None:
+        return Advice(text=f"The probes that ran passed: {', '.join(passed)}.")
     if scenario.dead_rows == 0:
         return Advice(
             text="Nothing to fix, but the scenario had no fully masked row: without padding on the left (or a "

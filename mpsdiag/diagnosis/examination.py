@@ -24,7 +24,7 @@ from mpsdiag.diagnosis.diagnosis import (
 from mpsdiag.diagnosis.verdict import kernel_verdict, overall, scenario_verdict
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
-from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
+from mpsdiag.probes import CATALOGUE, Finding, find, predicted, run_level, run_probe, surprises
 from mpsdiag.quiet import errors_only
 from mpsdiag.words import BUILTIN_DATASET, PADDING_SIDES
 
@@ -43,7 +43,7 @@ def check(
     model: str = "tiny-gpt2",
     dataset: str = "synthetic",
     level: int = 2,
-    probes: Sequence[str] = (),
+    probes: str | Sequence[str] = (),
     padding_side: str = "left",
     dtype: str = "float32",
     max_length: int | None = None,
@@ -59,7 +59,7 @@ def check(
         model: A built-in model, a local folder or a hub name, for the scenario.
         dataset: `synthetic`, a local file or folder, or a hub name.
         level: 1 probes fully masked rows, 2 adds the scenario, 3 the whole catalogue and the sweep.
-        probes: Ids of probes to run instead of a level's; the scenario is left out then.
+        probes: Ids of probes, or one, to run instead of a level's; the scenario is left out then.
         padding_side: left or right.
         dtype: float32, bfloat16 or float16.
         max_length: Longest sequence, in tokens; 128 for the built-in data, 512 for others if None.
@@ -76,8 +76,7 @@ def check(
             f"Level {level} does not exist. Choose 1 (dead rows), 2 (and scenario) or 3 (everything)."
         )
     one_of("padding side", padding_side, PADDING_SIDES)
-    for probe in probes:
-        one_of("probe", probe, CATALOGUE)
+    probes = [find(probe).id for probe in ((probes,) if isinstance(probes, str) else probes)]
     emulation = _emulation(device, emulate, emulate_macos)
     where = "cpu" if emulation else devices.resolve(device)
     devices.torch_dtype(dtype)

@@ -17,13 +17,22 @@ def subject(diagnosis: Diagnosis) -> str:
     if diagnosis.emulated is not None:
         emulated = diagnosis.emulated
         return f"EMULATED MPS of torch {emulated.release} on macOS {emulated.macos} (on the CPU)"
-    versions = diagnosis.environment.versions
-    return f"{diagnosis.device} with torch {versions.get('torch')}"
+    torch = f"torch {diagnosis.environment.versions.get('torch')}"
+    if not anything_ran(diagnosis):
+        return f"{diagnosis.device}, on which nothing ran ({torch})"
+    return f"{diagnosis.device} with {torch}"
+
+
+def anything_ran(diagnosis: Diagnosis) -> bool:
+    """Whether there is anything that was measured, or emulated: a probe that is no skip, or the scenario."""
+    return diagnosis.scenario is not None or any(probe.status != "skip" for probe in diagnosis.probes)
 
 
 def subtitle(diagnosis: Diagnosis) -> str:
     """Say whether the numbers are measured or emulated, and with which transformers."""
     transformers = f"transformers {diagnosis.environment.versions.get('transformers')}"
+    if not anything_ran(diagnosis):
+        return f"Nothing was measured: no probe ran. {transformers}."
     if diagnosis.emulated is not None:
         return f"Nothing here was measured on MPS: a model of its kernels ran on the CPU. {transformers}."
     return f"Measured on this machine's {diagnosis.device}. {transformers}."

@@ -118,6 +118,18 @@ def test_a_device_that_is_not_there_leaves_it_undecided(run):
     assert out.startswith("undecided: mps")
     assert "MPS" in out
     assert "built without MPS" in re.sub(r"\s+", " ", out)
+    assert "on which nothing ran" in out.splitlines()[0]
+    assert "Measured on" not in out
+    assert "Nothing was measured: no probe ran" in out
+
+
+@pytest.mark.parametrize("words", [("--device", "cuda:9"), ("SDPA007", "--device", "cpu")])
+def test_where_no_probe_ran_nothing_is_called_measured(run, words):
+    code, out, _ = run(*words, "--markdown")
+    assert code == 3
+    assert "on which nothing ran" in out.splitlines()[0]
+    assert "Measured on" not in out
+    assert "Nothing was measured: no probe ran" in out
 
 
 def test_real_text_shows_what_the_filter_hides(run, wikitext):
@@ -173,6 +185,15 @@ def test_one_probe_by_its_id(run):
     assert code == 0
     assert [probe["id"] for probe in found["probes"]] == ["SDPA001"]
     assert found["scenario"] is None
+
+
+def test_a_probe_by_itself_says_nothing_of_the_others_and_is_found_in_any_case(run):
+    code, out, _ = run("sdpa003", "--device", "cpu", "--json")
+    assert code == 0
+    assert [advice["text"] for advice in document(out)["advice"]] == ["The probes that ran passed: SDPA003."]
+    code, out, _ = run("sdpa001", "--device", "cpu", "--json")
+    assert code == 0
+    assert "Fully masked rows come out right" in document(out)["advice"][0]["text"]
 
 
 def test_the_list_names_every_probe(run):
