@@ -23,6 +23,8 @@ DTYPES: Final[tuple[str, ...]] = get_args(DtypeName)
 BUILTIN_MODELS: Final[tuple[str, ...]] = ("tiny-gpt2", "tiny-llama", "tiny-mistral", "tiny-qwen2")
 BUILTIN_DATASET: Final = "synthetic"
 
+LARGEST_SEED: Final = 2**32 - 1  # what NumPy takes; torch and Python take more
+
 # Process exit codes that mean the same in every command; 1 is the command's own finding.
 EXIT_OK: Final = 0
 EXIT_FOUND: Final = 1

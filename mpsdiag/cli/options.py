@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mpsdiag.words import LARGEST_SEED
+
 Device = Annotated[
     str,
     typer.Option(
@@ -16,7 +18,9 @@ Dtype = Annotated[
     str,
     typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16 (and float64 on the CPU)."),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, data and dropout.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of weights, data and dropout.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 Emulate = Annotated[
     str | None,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Literal
 
 from mpsdiag import device as devices
 from mpsdiag import environment
+from mpsdiag.diagnosis import given
 from mpsdiag.diagnosis.advice import advise, why
 from mpsdiag.diagnosis.case import Case, Outcome
 from mpsdiag.diagnosis.diagnosis import (
@@ -24,9 +26,12 @@ from mpsdiag.diagnosis.diagnosis import (
 from mpsdiag.diagnosis.verdict import kernel_verdict, overall, scenario_verdict
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
-from mpsdiag.probes import CATALOGUE, Finding, find, predicted, run_level, run_probe, surprises
+from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
 from mpsdiag.quiet import errors_only
 from mpsdiag.words import BUILTIN_DATASET, PADDING_SIDES
+
+if TYPE_CHECKING:
+    import torch
 
 FIXES: tuple[tuple[Literal["attention", "trainer"], str], ...] = (
     ("attention", "eager"),
@@ -40,12 +45,12 @@ Progress = Callable[[str], None]
 def check(
     device: str = "auto",
     *,
-    model: str = "tiny-gpt2",
-    dataset: str = "synthetic",
+    model: str | PathLike[str] = "tiny-gpt2",
+    dataset: str | PathLike[str] = "synthetic",
     level: int = 2,
     probes: str | Sequence[str] = (),
     padding_side: str = "left",
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     max_length: int | None = None,
     seed: int = 0,
     emulate: str | None = None,
@@ -61,9 +66,9 @@ def check(
         level: 1 probes fully masked rows, 2 adds the scenario, 3 the whole catalogue and the sweep.
         probes: Ids of probes, or one, to run instead of a level's; the scenario is left out then.
         padding_side: left or right.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16, by name or as of torch (and float64 on the CPU).
         max_length: Longest sequence, in tokens; 128 for the built-in data, 512 for others if None.
-        seed: Seed of weights and data.
+        seed: Seed of weights and data, from 0 to 2**32 - 1.
         emulate: Torch release whose MPS kernels are emulated on the CPU, such as "2.8".
         emulate_macos: The macOS the emulation stands on.
         progress: Told what is being done, in a few words.
@@ -75,8 +80,13 @@ def check(
         raise BadInput(
             f"Level {level} does not exist. Choose 1 (dead rows), 2 (and scenario) or 3 (everything)."
         )
+    model = given.path_or_name("model", model, '"tiny-gpt2", a folder or a hub name')
+    dataset = given.path_or_name("dataset", dataset, '"synthetic", a file or a hub name')
+    device = given.text("device", device, '"auto" or "mps"')
+    dtype = given.dtype_name(dtype)
+    seed = given.seed(seed)
+    probes = given.probe_ids(probes)
     one_of("padding side", padding_side, PADDING_SIDES)
-    probes = [find(probe).id for probe in ((probes,) if isinstance(probes, str) else probes)]
     emulation = _emulation(device, emulate, emulate_macos)
     where = "cpu" if emulation else devices.resolve(device)
     devices.torch_dtype(dtype)

@@ -34,9 +34,17 @@ class Emulation:
 
     def __post_init__(self) -> None:
         """Bring the fields to their one form, and refuse what does not exist."""
-        match = re.fullmatch(r"(\d+\.\d+)(\.\d+)?([+a-z].*)?", str(self.release))
-        release = one_of("torch release", match[1] if match else str(self.release), RELEASES)
+        if not isinstance(self.release, str):
+            raise BadInput(
+                f"The torch release is {self.release!r}, which is no text: put it into quotes, as in "
+                'emulate_mps("2.10"). As a number, 2.10 is 2.1.'
+            )
+        match = re.fullmatch(r"(\d+\.\d+)(\.\d+)?([+a-z].*)?", self.release)
+        release = one_of("torch release", match[1] if match else self.release, RELEASES)
         object.__setattr__(self, "release", release)
+        macos: object = self.macos
+        if isinstance(macos, str) and macos.isdecimal():
+            object.__setattr__(self, "macos", int(macos))
         if not isinstance(self.macos, int) or self.macos not in MACOS:
             raise BadInput(f"There is no macOS {self.macos} to emulate: choose 13, 14, 15 or 26.")
         if self.defects is not None:

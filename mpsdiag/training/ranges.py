@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from mpsdiag.errors import BadInput
+from mpsdiag.words import LARGEST_SEED
 
-_SEEDS: Final = (0, 2**32 - 1)  # What numpy takes.
+_SEEDS: Final = (0, LARGEST_SEED)
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "max_length": (2, math.inf),
     "eval_max_batches": (1, math.inf),

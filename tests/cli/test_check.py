@@ -227,6 +227,15 @@ def test_bad_input_gets_one_sentence(run, words, sentence):
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["check", "trace"])
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_that_numpy_would_refuse_is_bad_usage(capsys, command, seed):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--seed", seed])
+    assert end.value.code == 2
+    assert "Invalid value for '--seed'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [(b"", "empty"), (b"\x00\x01\xff\xfe" * 64, "binary"), (b"\n = Title = \n\n", "")],

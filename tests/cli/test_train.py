@@ -42,6 +42,8 @@ def test_help_is_the_pipelines_own_and_complete(capsys):
         (["--text_column", "nothing"], "has no column 'nothing'"),
         (["--resume_from_checkpoint", "/"], "is not a checkpoint to resume from"),
         (["--output_dir", "/proc/nowhere/x"], "Cannot write into"),
+        (["--seed", "-1"], "--seed is -1; give a number from 0 to 4294967295"),
+        (["--seed", "4294967296"], "--seed is 4294967296"),
         (["--no_such_option"], "Unknown argument '--no_such_option'"),
     ],
 )

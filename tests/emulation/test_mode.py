@@ -158,6 +158,17 @@ def test_bad_input_in_a_sentence(arguments, sentence):
         emulate_mps(*arguments)
 
 
+def test_a_release_is_a_text_because_the_number_2_10_is_2_1():
+    with pytest.raises(BadInput, match=r'put it into quotes, as in emulate_mps\("2.10"\)'):
+        emulate_mps(2.10)
+
+
+def test_the_macos_may_be_given_in_digits():
+    assert Emulation("2.8", macos="15") == Emulation("2.8", macos=15)
+    with pytest.raises(BadInput, match="no macOS 16 to emulate"):
+        Emulation("2.8", macos="16")
+
+
 def test_the_spec_travels():
     spec = Emulation("2.8", 14, ("SDPA001",))
     assert pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301 - our own bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from mpsdiag.diagnosis.tracing.forward import ForwardTrace
 from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.repeat import in_mode
 from mpsdiag.diagnosis.tracing.training import trace_training
+from mpsdiag.errors import BadInput
 
 
 def trace(
@@ -31,12 +33,25 @@ def trace(
         Where, in which operation and why; None if everything is finite, and as right as the CPU where compared.
 
     Raises:
-        BadInput: The batch does not fit the model.
+        BadInput: It is no model, or the batch does not fit it.
         CannotDecide: The forward itself fails.
     """
+    _require_module(model)
     model = getattr(model, "_orig_mod", model)  # The graph of torch.compile hides its operations.
     prepared = prepare_batch(model, batch)
     if train:
         return trace_training(model, [prepared]).origin
     with in_mode(model, training=False, grad=False):
         return ForwardTrace(model, compare=compare).run(prepared).origin
+
+
+def _require_module(model: object) -> None:
+    if isinstance(model, nn.Module):
+        return
+    if model is None or isinstance(model, str | PathLike):
+        name = "FOLDER" if model is None else str(model)
+        raise BadInput(
+            f"model is {model!r}, not a loaded model. Load it first (AutoModelForCausalLM.from_pretrained), or use the "
+            f"command: mpsdiag trace --model {name}."
+        )
+    raise BadInput(f"model is a {type(model).__name__}, not a torch.nn.Module. Give the loaded model itself.")

@@ -1,5 +1,7 @@
 """`mpsdiag.trace`: what it takes, what it refuses in a sentence, and that it leaves everything as it was."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,20 @@ def test_a_batch_that_does_not_fit_is_refused(build, batch_of, change, sentence)
     with pytest.raises(BadInput) as refusal:
         trace(build(), change(batch_of()))
     assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (None, "mpsdiag trace --model FOLDER"),
+        ("some/folder", "Load it first"),
+        (Path("some/folder"), "mpsdiag trace --model some/folder"),
+        (nn.Linear, "Give the loaded model itself"),
+    ],
+)
+def test_what_is_no_model_is_refused(batch_of, model, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        trace(model, batch_of())
 
 
 def test_a_forward_that_fails_leaves_it_undecided(build, batch_of):
