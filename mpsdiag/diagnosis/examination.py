@@ -90,6 +90,8 @@ def check(
     emulation = _emulation(device, emulate, emulate_macos)
     where = "cpu" if emulation else devices.resolve(device)
     devices.torch_dtype(dtype)
+    if emulation is not None:
+        emulation.require_dtype(dtype)
     case = Case(
         model=model,
         dataset=dataset,

@@ -57,6 +57,24 @@ class Emulation:
         """The ids of the defects that are shown."""
         return defects_of(self.release) if self.defects is None else self.defects
 
+    def lacks_dtype(self, name: str) -> str | None:
+        """Why the emulated device cannot compute in a dtype, or None when it can: the CPU beneath it has them all.
+
+        Args:
+            name: Such as `float64`.
+        """
+        return "MPS does not support float64" if name == "float64" else None
+
+    def require_dtype(self, name: str) -> None:
+        """Do nothing when the emulated device computes in this dtype.
+
+        Raises:
+            BadInput: It does not.
+        """
+        reason = self.lacks_dtype(name)
+        if reason:
+            raise BadInput(f"{reason}, and neither does {self.describe()}. Choose another dtype.")
+
     def describe(self) -> str:
         """One phrase for people, such as `emulated MPS of torch 2.8 on macOS 15`."""
         phrase = f"emulated MPS of torch {self.release} on macOS {self.macos}"

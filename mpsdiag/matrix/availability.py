@@ -11,7 +11,17 @@ def unavailable(cell: Cell) -> str | None:
     """Why a cell cannot run here, or None if it can."""
     if cell.emulate is not None and cell.device != "cpu":
         return f"the emulation is of MPS on the CPU; it cannot run on {cell.device}"
-    return _device(cell.device) or _dtype(cell.device, cell.dtype) or _attention(cell)
+    return (
+        _emulated_dtype(cell) or _device(cell.device) or _dtype(cell.device, cell.dtype) or _attention(cell)
+    )
+
+
+def _emulated_dtype(cell: Cell) -> str | None:
+    if cell.emulate is None:
+        return None
+    from mpsdiag.emulation import Emulation
+
+    return Emulation(cell.emulate).lacks_dtype(cell.dtype)
 
 
 @functools.cache

@@ -141,6 +141,8 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     if not (given.get("output_dir") or "").strip():
         raise BadInput("--output_dir is empty. Give a folder to write into, such as runs/train.")
     emulation = Emulation(model.emulate, model.emulate_macos) if model.emulate is not None else None
+    if emulation is not None:
+        emulation.require_dtype(model.dtype)
     device = _device(model, emulation, use_cpu=bool(given.get("use_cpu")))
     given["use_cpu"] = device == "cpu"
     resume = given.pop("resume_from_checkpoint", None)

@@ -207,6 +207,7 @@ def test_the_list_names_every_probe(run):
     ("words", "sentence"),
     [
         (("--emulate", "1.9"), "1.9"),
+        (("--emulate", "2.8", "--dtype", "float64"), "MPS does not support float64"),
         (("--emulate", "2.8", "--device", "cuda"), "--emulate runs on the CPU"),
         (("--device", "cdua"), "Did you mean 'cuda'"),
         (("--level", "4"), "Level 4 does not exist"),

@@ -178,6 +178,7 @@ def test_a_device_that_is_not_there_leaves_it_undecided(run):
         (("--batch", "no.safetensors"), "Cannot read the batch"),
         (("--device", "cdua"), "Did you mean 'cuda'"),
         (("--emulate", "1.9"), "1.9"),
+        (("--emulate", "2.8", "--dtype", "float64"), "MPS does not support float64"),
         (("--emulate", "2.8", "--device", "cuda"), "--emulate runs on the CPU"),
         (("--padding", "lefft"), "Did you mean 'left'"),
         (("--attention", "spda"), "Did you mean 'sdpa'"),

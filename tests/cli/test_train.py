@@ -44,6 +44,7 @@ def test_help_is_the_pipelines_own_and_complete(capsys):
         (["--output_dir", "/proc/nowhere/x"], "Cannot write into"),
         (["--seed", "-1"], "--seed is -1; give a number from 0 to 4294967295"),
         (["--seed", "4294967296"], "--seed is 4294967296"),
+        (["--device", "auto", "--emulate", "2.8", "--dtype", "float64"], "MPS does not support float64"),
         (["--no_such_option"], "Unknown argument '--no_such_option'"),
     ],
 )

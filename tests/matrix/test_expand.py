@@ -100,6 +100,8 @@ def test_cells_that_cannot_be_are_skipped_with_the_reason():
 
 def test_an_emulation_on_a_real_device_is_skipped():
     assert "cannot run on mps" in unavailable(Cell(emulate="2.8", device="mps"))
+    assert unavailable(Cell(emulate="2.8", dtype="float64")) == "MPS does not support float64"
+    assert unavailable(Cell(dtype="float64")) is None
 
 
 def test_a_device_that_is_not_there_is_a_reason(monkeypatch):

@@ -101,7 +101,7 @@ def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Cas
     emulation = _emulation(request, about)
     device = "cpu" if emulation else devices.resolve(request.device or "auto")
     dtype = request.dtype or (about.dtype if about else "float32")
-    _require(device, dtype)
+    _require(device, dtype, emulation)
     progress("loading the model")
     with ExitStack() as stack:
         model = _model(name, request.seed, dtype).to(device)
@@ -173,8 +173,10 @@ def _emulation(request: Request, about: About | None) -> Emulation | None:
     return about.emulation.restored()
 
 
-def _require(device: str, dtype: str) -> None:
+def _require(device: str, dtype: str, emulation: Emulation | None) -> None:
     devices.torch_dtype(dtype)
+    if emulation is not None:
+        emulation.require_dtype(dtype)
     devices.require_usable(device)
     reason = devices.supports_dtype(device, dtype)
     if reason:
