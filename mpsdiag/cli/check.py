@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.cli.notes import note_without_effect
 from mpsdiag.errors import BadInput
 from mpsdiag.words import BUILTIN_DATASET, EXIT_OK
 
@@ -20,7 +21,12 @@ Level = Annotated[
 ]
 
 
+# What only the scenario reads.
+SCENARIO = ("model", "dataset", "padding", "dtype", "max_length", "seed")
+
+
 def check(
+    context: typer.Context,
     probes: Annotated[
         list[str] | None, typer.Argument(metavar="[PROBE]...", help="Run only these, such as SDPA003.")
     ] = None,
@@ -54,6 +60,12 @@ def check(
 
         show_catalogue(as_json=json)
         raise typer.Exit(EXIT_OK)
+    if emulate is None:
+        note_without_effect(context, ["emulate_macos"], "without --emulate")
+    if probes:
+        note_without_effect(context, [*SCENARIO, "level"], "when probes are named: only they run")
+    elif level == 1:
+        note_without_effect(context, SCENARIO, "at level 1: it runs no scenario")
     from mpsdiag.cli.progress import told
     from mpsdiag.diagnosis import check as examine
 

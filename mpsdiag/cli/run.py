@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options
+from mpsdiag.cli.notes import note_without_effect
 
 Target = Annotated[
     str,
@@ -29,6 +30,7 @@ Fix = Annotated[
 
 
 def run(
+    context: typer.Context,
     target: Target,
     arguments: Arguments = None,
     as_module: AsModule = False,
@@ -51,6 +53,8 @@ def run(
         macos=emulate_macos,
         environ=os.environ,
     )
+    if emulate is None:
+        note_without_effect(context, ["emulate_macos"], "without --emulate")
     sys.stderr.write(f"mpsdiag: {launch.note}\n")
     become(launch)
 

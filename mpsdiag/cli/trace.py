@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.cli.notes import note_without_effect
 from mpsdiag.errors import BadInput
 
 OptionalDevice = Annotated[
@@ -24,7 +25,13 @@ OptionalDtype = Annotated[
 ]
 
 
+# What only a data set is read with.
+DATA = ("dataset", "padding", "max_length", "batch_size", "batches", "pad_to_multiple_of")
+TRAINING = ("steps", "learning_rate")
+
+
 def trace(
+    context: typer.Context,
     folder: Annotated[
         Path | None, typer.Argument(metavar="[FOLDER]", help="A case that BadBatchRecorder wrote.")
     ] = None,
@@ -90,6 +97,10 @@ def trace(
     """
     if json and markdown:
         raise BadInput("--json and --markdown exclude each other: choose one.")
+    if emulate is None:
+        note_without_effect(context, ["emulate_macos"], "without --emulate")
+    if folder is not None or batch is not None:
+        note_without_effect(context, DATA, "with a recorded folder or a saved batch")
     from mpsdiag.cli.progress import told
     from mpsdiag.diagnosis.tracing.case import Request
     from mpsdiag.diagnosis.tracing.investigation import investigate
@@ -118,6 +129,8 @@ def trace(
     )
     with told() as progress:
         report = investigate(request, repro=repro, progress=progress)
+    if report.mode == "evaluation":  # a recorded folder may be of a training
+        note_without_effect(context, TRAINING, "without --train")
     if json:
         from mpsdiag.serialization import dumps
 

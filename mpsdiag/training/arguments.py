@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -18,6 +19,8 @@ from mpsdiag.training.attention_choice import AUTO
 from mpsdiag.training.checkpoints import LATEST
 from mpsdiag.training.ranges import check_ranges
 from mpsdiag.words import BUILTIN_MODELS, DTYPES, PADDING_SIDES
+
+logger = logging.getLogger(__name__)
 
 RUN_MODES: Final = ("pretrain", "sft", "evaluate")
 # Where we differ from the defaults of TrainingArguments: no NaN is left out of the means.
@@ -143,6 +146,8 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     emulation = Emulation(model.emulate, model.emulate_macos) if model.emulate is not None else None
     if emulation is not None:
         emulation.require_dtype(model.dtype)
+    elif {"--emulate_macos", "--emulate-macos"} & {word.partition("=")[0] for word in arguments}:
+        logger.warning("--emulate_macos has no effect without --emulate.")
     device = _device(model, emulation, use_cpu=bool(given.get("use_cpu")))
     given["use_cpu"] = device == "cpu"
     resume = given.pop("resume_from_checkpoint", None)

@@ -228,6 +228,24 @@ def test_bad_input_gets_one_sentence(run, words, sentence):
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (("SDPA001", "--emulate-macos", "14"), "--emulate-macos has no effect without --emulate"),
+        (
+            ("SDPA001", "--model", "x", "--level", "3"),
+            "--model, --level have no effect when probes are named",
+        ),
+        (("--level", "1", "--seed", "3"), "--seed has no effect at level 1"),
+        (("SDPA001",), None),
+    ],
+)
+def test_options_without_effect_are_named(run, words, note):
+    code, _, err = run(*words, "--device", "cpu")
+    assert code == 0
+    assert err == "" if note is None else err.startswith(f"mpsdiag: note: {note}")
+
+
 @pytest.mark.parametrize("command", ["check", "trace"])
 @pytest.mark.parametrize("seed", ["-1", "4294967296"])
 def test_a_seed_that_numpy_would_refuse_is_bad_usage(capsys, command, seed):

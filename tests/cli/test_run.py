@@ -224,3 +224,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(words, said):
     assert result.stderr.startswith("mpsdiag: ")
     assert result.stderr.count("\n") == 1
     assert said in result.stderr
+
+
+def test_a_macos_without_an_emulation_is_said_to_do_nothing(script):
+    result = run("--emulate-macos", "14", script("print(1)"))
+    assert result.stdout == "1\n"
+    assert result.stderr.startswith("mpsdiag: note: --emulate-macos has no effect without --emulate.\n")

@@ -231,6 +231,20 @@ def test_a_batch_that_does_not_fit(run, batch, sentence, tmp_path):
     assert sentence in err
 
 
+def test_options_without_effect_are_named(run, tmp_path):
+    ids = torch.ones(2, 5, dtype=torch.long)
+    save_file({"input_ids": ids, "labels": ids.clone()}, tmp_path / "b.safetensors")
+    words = ("--device", "cpu", "--batch", tmp_path / "b.safetensors", "--no-compare")
+    _, _, err = run(*words, "--steps", 3, "--emulate-macos", 14, "--batch-size", 2)
+    assert err.splitlines() == [
+        "mpsdiag: note: --emulate-macos has no effect without --emulate.",
+        "mpsdiag: note: --batch-size has no effect with a recorded folder or a saved batch.",
+        "mpsdiag: note: --steps has no effect without --train.",
+    ]
+    _, _, err = run(*words, "--train", "--steps", 1)
+    assert err == ""
+
+
 def test_ctrl_c_ends_with_130(run, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -63,6 +63,7 @@ def test_a_plain_run_on_the_cpu(run, tmp_path):
     assert err.splitlines()[-1] != ""
     assert USING_STANDARD_TRAINER in err.splitlines()
     assert "WARNING: MPS" not in err
+    assert "no effect" not in err
     assert summary["status"] == "finished"
     assert summary["schema"] == 1
     assert (summary["attention"], summary["trainer"], summary["emulated"]) == ("sdpa", "Trainer", None)
@@ -103,6 +104,11 @@ def test_with_the_fix_disabled_the_evaluation_is_nan_and_the_warning_stands(run)
     assert (summary["attention"], summary["trainer"]) == ("sdpa", "Trainer")
     assert summary["nonfinite"]["eval_batches"] == summary["nonfinite"]["eval_batches_seen"] > 0
     assert "switched" not in err
+
+
+def test_a_macos_without_an_emulation_is_said_to_do_nothing(run):
+    _, _, _, err = run(emulate_macos=14, max_steps=1)
+    assert "WARNING: --emulate_macos has no effect without --emulate." in err.splitlines()
 
 
 def test_off_mps_the_flag_changes_nothing(run):
