@@ -9,6 +9,10 @@ from mpsdiag.diagnosis.case import Case, Outcome
 from mpsdiag.diagnosis.diagnosis import Advice, Emulated, FixResult, Judged, ProbeResult
 
 DEAD_ROWS = "SDPA001"
+BOTH_WAYS = (
+    "this is not a causal model: each query sees every real token, on both sides, so that only a sequence of padding "
+    "only leaves one without a key"
+)
 
 
 def why(name: str, outcome: Outcome) -> str:
@@ -106,6 +110,8 @@ def _clean(scenario: Outcome | None, probes: Sequence[ProbeResult]) -> Advice:
         return Advice(text="Fully masked rows come out right. Level 2 tries them through transformers.")
     if scenario is None:
         return Advice(text=f"The probes that ran passed: {', '.join(passed)}.")
+    if scenario.dead_rows == 0 and _sees_both_ways(scenario):
+        return Advice(text=f"Nothing to fix, but the scenario had no fully masked row: {BOTH_WAYS}.")
     if scenario.dead_rows == 0:
         return Advice(
             text="Nothing to fix, but the scenario had no fully masked row: without padding on the left (or a "
@@ -116,14 +122,23 @@ def _clean(scenario: Outcome | None, probes: Sequence[ProbeResult]) -> Advice:
     )
 
 
+def _sees_both_ways(scenario: Outcome) -> bool:
+    return scenario.exposure is not None and not scenario.exposure.causal
+
+
 def _escaped(scenario: Outcome, case: Case, emulated: Emulated | None) -> Advice:
     """The kernel fails, the model escapes: say how, and what would tip it over."""
+    if scenario.dead_rows == 0 and _sees_both_ways(scenario):
+        return Advice(
+            text=f"The kernel fails on fully masked rows, but this scenario has none: {BOTH_WAYS}.",
+            commands=["mpsdiag check --model A_CAUSAL_MODEL"],
+        )
     if scenario.dead_rows == 0:
         return Advice(
             text="The kernel fails on fully masked rows, but this scenario has none, so it comes out finite. What "
             "would tip it over: padding on the left with sequences of unequal length, pad_to_multiple_of, "
             "a sliding window with long padding, a sequence of padding only.",
-            commands=["mpsdiag check --padding left"],
+            commands=["mpsdiag check --padding left"] if case.padding_side != "left" else [],
         )
     if scenario.noncontiguous_dead_calls:
         where = f" on macOS {emulated.macos}" if emulated and emulated.macos < 15 else ""

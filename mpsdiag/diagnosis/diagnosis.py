@@ -89,6 +89,8 @@ class Exposure(_Part):
     layers: list[LayerExposure] = Field(default_factory=list)
     reach_sdpa: bool = True
     """The attention hands them to F.scaled_dot_product_attention."""
+    causal: bool = True
+    """False for an encoder: its queries see every real token, so padding leaves none of them without a key."""
     notes: list[str] = Field(default_factory=list)
 
 

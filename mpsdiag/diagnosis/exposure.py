@@ -1,7 +1,8 @@
 """Predict dead rows without running on the device: from the config, the padding of the batches, and the attention.
 
 A causal decoder builds its mask as `key <= query` and `key is no padding` (and the window or chunk of the layer), and
-nothing repairs a row that is left without a key. So the rows follow from the 2D padding masks alone.
+nothing repairs a row that is left without a key. So the rows follow from the 2D padding masks alone. An encoder's
+mask has no `key <= query`: every query sees every real token.
 """
 
 from __future__ import annotations
@@ -36,6 +37,23 @@ class Kind:
     causal: bool = True
 
 
+def is_causal(config: Any) -> bool:
+    """Whether a query of this model sees no key behind it; encoders such as BERT see both ways unless told otherwise.
+
+    Args:
+        config: Of a transformers model.
+    """
+    from transformers.models.auto import modeling_auto
+
+    if getattr(config, "is_causal", True) is False:
+        return False
+    # Configs of decoders do not say what they are; those that can be either are encoders until `is_decoder` is set.
+    either = getattr(modeling_auto, "MODEL_FOR_MASKED_LM_MAPPING_NAMES", {})
+    if getattr(config, "model_type", None) not in either:
+        return True
+    return bool(getattr(config, "is_decoder", False) or getattr(config, "causal", False))
+
+
 def attention_kinds(config: Any) -> dict[Kind, int]:
     """The kinds of attention a config asks for, with the number of layers of each.
 
@@ -48,14 +66,15 @@ def attention_kinds(config: Any) -> dict[Kind, int]:
     if getattr(text, "use_sliding_window", True) is False:
         window = None
     named = getattr(text, "layer_types", None)
+    causal = is_causal(config)
     found: dict[Kind, int] = {}
     for name in named or ["sliding_attention" if window else "full_attention"] * layers:
         if name == "sliding_attention" and window:
-            kind = Kind("sliding", int(window))
+            kind = Kind("sliding", int(window), causal)
         elif name == "chunked_attention" and chunk:
-            kind = Kind("chunked", int(chunk))
+            kind = Kind("chunked", int(chunk), causal)
         elif name.endswith("full_attention") or name in ("sliding_attention", "chunked_attention"):
-            kind = Kind("full")
+            kind = Kind("full", causal=causal)
         else:
             continue  # Linear attention, state spaces: no softmax over keys.
         found[kind] = found.get(kind, 0) + 1
@@ -160,6 +179,7 @@ def predict(
             for kind, count in kinds.items()
         ],
         reach_sdpa=attention in _HANDS_THEM_ON,
+        causal=is_causal(config),
         notes=list(notes),
     )
 

@@ -68,7 +68,7 @@ def predicted(scenario: ScenarioResult) -> str:
     if exposure is None:
         return "-"
     if not exposure.rows:
-        return "0"
+        return "0" if exposure.causal else "0 (not a causal model: each query sees every real token)"
     why = "; ".join(f"{count} from {reason}" for reason, count in exposure.reasons.items())
     kept = "" if exposure.reach_sdpa else f"; attention '{scenario.attention}' hands none to F.sdpa"
     return f"{exposure.rows}, in {exposure.sequences} of {exposure.of_sequences} sequences ({why}{kept})"

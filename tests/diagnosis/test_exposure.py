@@ -5,9 +5,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsdiag.diagnosis.exposure import EMPTY, FIXED, GAPS, GIVEN, LEFT, WINDOW, Kind, dead_positions, predict
+from mpsdiag.diagnosis.advice import advise
+from mpsdiag.diagnosis.case import Case, Outcome
+from mpsdiag.diagnosis.diagnosis import Judged, ProbeResult
+from mpsdiag.diagnosis.exposure import (
+    EMPTY,
+    FIXED,
+    GAPS,
+    GIVEN,
+    LEFT,
+    WINDOW,
+    Kind,
+    dead_positions,
+    is_causal,
+    predict,
+)
 from mpsdiag.diagnosis.observer import Observer
+from mpsdiag.report import check_markdown
 from mpsdiag.training.models import build_model, builtin_config
+from mpsdiag.training.tokenizer import BYTE_VOCABULARY, byte_tokenizer
 from mpsdiag.words import BUILTIN_MODELS
 
 
@@ -194,6 +210,48 @@ def test_a_fix_keeps_them_away_from_sdpa(models, mode):
     assert (found.rows, found.reach_sdpa) == (2, False)
     with apply(model, mode):
         assert max(observed(model, batch), default=0) == 0
+
+
+def small_bert(**options):
+    from transformers import BertConfig
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertConfig(**sizes, vocab_size=BYTE_VOCABULARY, pad_token_id=0, **options)
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_an_encoder_sees_both_ways_until_it_is_made_a_decoder(decoder):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(small_bert(is_decoder=decoder)).eval()
+    batch = batch_of([[0, 0, 1, 1], [1, 1, 1, 1]])
+    found = predict(model.config, [batch])
+    assert found.causal == decoder
+    assert found.rows == max(observed(model, batch), default=0) == (2 if decoder else 0)
+    assert is_causal(builtin_config("tiny-mistral"))
+
+
+def test_the_report_of_an_encoder_does_not_contradict_itself(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from mpsdiag import check
+
+    AutoModelForCausalLM.from_config(small_bert()).save_pretrained(tmp_path)
+    byte_tokenizer("left").save_pretrained(tmp_path)
+    found = check(model=tmp_path, emulate="2.8")
+    assert (found.scenario.dead_rows, found.scenario.exposure.rows) == (0, 0)
+    assert "not a causal model" in found.advice[0].text
+    assert not any("--padding" in command for advice in found.advice for command in advice.commands)
+    assert "not a causal model" in check_markdown.render(found)
+
+
+def test_a_padding_side_that_is_set_is_not_suggested():
+    outcome = Outcome(status="ok", reason="", exposure=predict(builtin_config("tiny-gpt2"), []))
+    kernel = ProbeResult(id="SDPA001", title="", status="fail", detail="", training="pass", evaluation="fail")
+    affected = Judged(verdict="affected", reason="")
+    for side, commands in (("left", []), ("right", ["mpsdiag check --padding left"])):
+        found = advise(affected, [kernel], outcome, Case(padding_side=side), [], None)
+        assert found[0].commands == commands
 
 
 def test_attention_both_ways_dies_only_in_empty_sequences_or_local_windows():
