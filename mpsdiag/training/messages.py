@@ -13,6 +13,19 @@ FIX_DISABLED: Final = (
 )
 
 
+def emulation_announcement(emulated: str) -> str:
+    """The first line of a run under emulation: the messages after it are those of an MPS device.
+
+    Args:
+        emulated: Such as `emulated MPS of torch 2.8 on macOS 15`.
+    """
+    what = emulated.removeprefix("emulated ")
+    return (
+        f"EMULATED {what} (on the CPU): nothing here was measured on MPS. Where the messages below say MPS, they mean "
+        "the emulated one."
+    )
+
+
 def switched_to_eager(device: str) -> str:
     """The warning that attention has been switched, why, what is better, and how to be rid of the warning.
 

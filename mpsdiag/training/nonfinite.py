@@ -29,8 +29,8 @@ SENTENCES: Final[Mapping[Cause, str]] = {
         "rows of a padded batch are the usual reason: `mpsdiag check` finds out, attention 'safe_sdpa' repairs them"
     ),
     "suspected_device": (
-        "on MPS, fully masked attention rows of a padded batch are the usual reason: `mpsdiag check` finds out, "
-        "attention 'safe_sdpa' repairs them"
+        "on MPS (emulated or real), fully masked attention rows of a padded batch are the usual reason: "
+        "`mpsdiag check` finds out, attention 'safe_sdpa' repairs them"
     ),
     "same_on_cpu": (
         "it is not finite on the CPU either, so the device is not the reason: `mpsdiag trace` finds the layer"

@@ -22,8 +22,9 @@ from mpsdiag.training.attention_choice import choose_attention, require_availabl
 from mpsdiag.training.callbacks import NonFiniteCallback
 from mpsdiag.training.checkpoints import last_whole, save_undisturbed, to_resume_from
 from mpsdiag.training.console import messages_on_stderr, require_writable, say
+from mpsdiag.training.emulated_log import mark_as_emulated
 from mpsdiag.training.fitting import fitting_length, require_known_tokens
-from mpsdiag.training.messages import switched_to_eager, trainer_announcement
+from mpsdiag.training.messages import emulation_announcement, switched_to_eager, trainer_announcement
 from mpsdiag.training.models import build_model
 from mpsdiag.training.mps_safe import MPSSafeTrainer
 from mpsdiag.training.nonfinite import IGNORED_LABEL
@@ -77,6 +78,8 @@ class Run:
         require_writable(self.output_dir)
         evaluates = self.arguments.model.mode == "evaluate"
         checkpoint = None if evaluates else to_resume_from(self.arguments.resume, self.output_dir)
+        if emulation is not None:
+            say(emulation_announcement(emulation.describe()))
         status, code = "failed", EXIT_FOUND
         try:
             with emulations.emulated(emulation):
@@ -145,6 +148,8 @@ class Run:
                 tokenizer, label_pad_token_id=IGNORED_LABEL, pad_to_multiple_of=data.pad_to_multiple_of
             ),
         )
+        if self.arguments.emulation is not None:
+            mark_as_emulated(self.trainer)
         self.watcher.watch(self.trainer)
         save_undisturbed(self.trainer)
 
@@ -239,7 +244,8 @@ class Run:
                 "causes": getattr(trainer, "nonfinite_causes", {}),
             },
             "last_checkpoint": last_whole(self.output_dir),
-            "seconds": round(time.time() - self._started, 3),
+            # Under emulation nothing is timed.
+            "seconds": round(time.time() - self._started, 3) if emulation is None else None,
             "arguments": {
                 "model": asdict(self.arguments.model),
                 "data": asdict(self.arguments.data),

@@ -35,7 +35,7 @@ def losses_of(history: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     evaluation = [
         {"step": row["step"], **{name: value for name, value in row.items() if name.endswith("_loss")}}
         for row in history
-        if "eval_runtime" in row
+        if any(name.startswith("eval_") and name.endswith("_loss") for name in row)
     ]
     return {"train": train, "evaluation": evaluation}
 
@@ -56,13 +56,14 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
 def lines_for_people(summary: Mapping[str, Any]) -> list[str]:
     """The end of a run in a few `name = value` lines."""
     found = []
+    mark = " (emulated)" if summary.get("emulated") else ""
     for name in ("train_loss", "eval_loss"):
         value = summary.get(name)
         if value is not None:
-            found.append(f"{name} = {value:.4f}")
+            found.append(f"{name} = {value:.4f}{mark}")
     loss = summary.get("eval_loss")
     if loss is not None and math.isfinite(loss):
-        found.append(f"eval_perplexity = {math.exp(min(loss, 700.0)):.4f}")
+        found.append(f"eval_perplexity = {math.exp(min(loss, 700.0)):.4f}{mark}")
     bad = summary["nonfinite"]
     counts = []
     if bad["train_batches_seen"]:

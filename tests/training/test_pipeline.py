@@ -111,6 +111,31 @@ def test_a_macos_without_an_emulation_is_said_to_do_nothing(run):
     assert "WARNING: --emulate_macos has no effect without --emulate." in err.splitlines()
 
 
+@pytest.mark.parametrize("tqdm", [True, False])
+def test_under_emulation_it_says_so_first_and_times_nothing(run, tmp_path, tqdm):
+    _, summary, out, err = run("--disable_mps_fix", emulate="2.8", disable_tqdm=not tqdm, eval_steps=2)
+    first = "EMULATED MPS of torch 2.8 on macOS 15 (on the CPU): nothing here was measured on MPS."
+    assert err.startswith(first)
+    assert f"train_loss = {summary['train_loss']:.4f} (emulated)" in out.splitlines()
+    assert "eval_loss = nan (emulated)" in out.splitlines()
+    rows = [line for line in err.splitlines() if line.startswith("{")]
+    assert any("'eval_loss'" in row for row in rows) or tqdm  # no bar, no row, after the training
+    assert any("'loss'" in row for row in rows)
+    assert all("'emulated': True" in row for row in rows)
+    assert "_runtime" not in err
+    assert "per_second" not in err
+    assert summary["seconds"] is None
+    assert len(summary["losses"]["evaluation"]) == 1
+    assert "runtime" not in (tmp_path / "out" / "trainer_state.json").read_text(encoding="utf-8")
+
+
+def test_without_emulation_it_is_timed_and_nothing_is_marked(run):
+    _, summary, out, err = run(max_steps=1)
+    assert "emulated" not in (out + err).lower()
+    assert "eval_runtime" in err
+    assert summary["seconds"] > 0
+
+
 def test_off_mps_the_flag_changes_nothing(run):
     _, _, _, err = run("--disable_mps_fix", max_steps=1)
     assert USING_STANDARD_TRAINER in err.splitlines()
@@ -124,7 +149,9 @@ def test_safe_sdpa_under_emulation_has_the_loss_of_the_run_without(run, model):
     _, emulated, same, _ = run(name="emulated", emulate="2.8", **options)
     assert emulated["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
     shown = [line for line in out.splitlines() if line.startswith("eval_loss")]
-    assert shown == [line for line in same.splitlines() if line.startswith("eval_loss")]
+    assert [f"{line} (emulated)" for line in shown] == [
+        line for line in same.splitlines() if line.startswith("eval_loss")
+    ]
     assert emulated["nonfinite"]["eval_on_cpu"] == 0
 
 
