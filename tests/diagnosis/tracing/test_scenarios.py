@@ -67,6 +67,36 @@ def test_a_doubled_mask(build, batch_of, plants, name, dtype, layer):
     assert origin.also == []
 
 
+def test_plus_infinity_in_an_additive_mask(build, batch_of, plants, name, dtype, layer):
+    model = build(name, dtype)
+
+    def additive(mask):
+        made = torch.zeros(mask.shape, dtype=getattr(torch, dtype)).masked_fill(~mask, float("-inf"))
+        made[1, 0, 7, 2] = float("inf")
+        return made
+
+    plants.on_mask(model, layer, additive)
+    origin = trace(model, batch_of())
+    module = plants.path(model, plants.attention(model, layer))
+    assert located(origin) == ("bad_mask", layer, module, "scaled_dot_product_attention")
+    assert origin.evidence["plus_infinities"] == origin.evidence["mask"]["inf"] == 1
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_plus_infinity_in_a_given_mask(build, batch_of, name, attention):
+    model = build(name)
+    model.set_attn_implementation(attention)
+    batch = batch_of()
+    length = batch["input_ids"].shape[1]
+    mask = torch.zeros(3, 1, length, length).masked_fill(
+        ~torch.ones(length, length, dtype=torch.bool).tril(), float("-inf")
+    )
+    mask[2, 0, 5, 1] = float("inf")
+    origin = trace(model, {**batch, "attention_mask": mask})
+    assert (origin.cause, origin.layer) == ("bad_mask", 0)
+    assert "plus infinity" in origin.summary
+
+
 def test_a_mask_of_other_sequences(build, batch_of, plants, name, dtype, layer):
     model = build(name, dtype)
     module, operation = plants.swapped_mask(model, layer)

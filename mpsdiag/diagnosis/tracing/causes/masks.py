@@ -1,4 +1,4 @@
-"""Mask arithmetic that gives infinities or NaN: finfo.min added twice, 0 times minus infinity, NaN in a given mask."""
+"""Mask arithmetic that gives infinities or NaN: finfo.min added twice, 0 times infinity, NaN or plus infinity in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mpsdiag.diagnosis.diagnosis import Advice
 from mpsdiag.diagnosis.tracing.causes.birth import Birth, Explanation
+from mpsdiag.diagnosis.tracing.operations import SDPA, SOFTMAX
+from mpsdiag.diagnosis.tracing.tensors import facts
 
 REMEDY = Advice(
     text="Hand attention a bool mask (True: may attend): it cannot overflow. For a float mask, combine masks "
@@ -17,7 +19,7 @@ REMEDY = Advice(
 
 def mask_arithmetic(birth: Birth) -> Explanation | None:
     """The first bad value comes from computing a mask."""
-    return _given_nan(birth) or _doubled(birth) or _zero_times_infinity(birth)
+    return _given_nan(birth) or _doubled(birth) or _zero_times_infinity(birth) or _plus_infinity(birth)
 
 
 def _given_nan(birth: Birth) -> Explanation | None:
@@ -67,3 +69,34 @@ def _zero_times_infinity(birth: Birth) -> Explanation | None:
         Advice(text=REMEDY.text, commands=['mask = torch.where(allowed, 0.0, float("-inf"))']),
         {"device": birth.device},
     )
+
+
+def _plus_infinity(birth: Birth) -> Explanation | None:
+    """Plus infinity in the mask of an attention, or put into the scores that a softmax reads: it gives NaN always."""
+    if birth.terminal.kind != "nan" or birth.event.operation not in (SDPA, *SOFTMAX):
+        return None
+    mask = birth.named.get("attn_mask") if birth.event.operation == SDPA else _scores_with_infinity(birth)
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return None
+    count = int(torch.isposinf(mask).sum())
+    if not count:
+        return None
+    holder = "the mask" if birth.event.operation == SDPA else "the masked score"
+    return Explanation(
+        "bad_mask",
+        f"{holder} is plus infinity in {count} of {mask.numel()} places, and a softmax over that is NaN: an additive "
+        "mask has 0 where a query may attend, and minus infinity where it may not",
+        Advice(
+            text="Look at what makes the mask: a sign is the wrong way round, or an infinity was subtracted.",
+            commands=['mask = torch.where(allowed, 0.0, float("-inf"))'],
+        ),
+        {"plus_infinities": count, "mask": facts(mask, "attn_mask"), "device": birth.device},
+    )
+
+
+def _scores_with_infinity(birth: Birth) -> Tensor | None:
+    """What the softmax read; the way back has found that no operation computed this infinity from finite numbers."""
+    known = [operand for operand in birth.event.operands if operand.source.kind != "unseen"]
+    if not any(operand.impurity.positive for operand in known):
+        return None
+    return next((tensor for _, tensor in birth.inputs), None)
