@@ -5,6 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Show no bars of transformers, such as that of loading weights, until the block ends. Also a decorator."""
+    from huggingface_hub import utils
+    from transformers.utils import logging as bars
+
+    hub: Any = utils  # exports it without saying so
+    if not bars.is_progress_bar_enabled() or hub.are_progress_bars_disabled():
+        yield
+        return
+    bars.disable_progress_bar()  # type: ignore[no-untyped-call]  # in transformers
+    try:
+        yield
+    finally:
+        bars.enable_progress_bar()  # type: ignore[no-untyped-call]  # in transformers
 
 
 @contextmanager

@@ -71,3 +71,5 @@ class Outcome:
     loss_moved_by: float | None = None
     real_tokens: int = 0
     pad_tokens: int = 0
+    missing_weights: str | None = None
+    """A sentence about weights that the checkpoint lacks, if any."""

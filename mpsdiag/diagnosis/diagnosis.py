@@ -176,6 +176,8 @@ class Diagnosis(_Part):
     differs_from_release: list[str] = Field(default_factory=list)
     """Where a real device does not behave as the table for its torch release says."""
     not_probed: list[KnownDefect] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    """What else has to be known to read this, such as weights that are random."""
 
     @property
     def exit_code(self) -> int:

@@ -27,7 +27,7 @@ from mpsdiag.diagnosis.verdict import kernel_verdict, overall, scenario_verdict
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
-from mpsdiag.quiet import errors_only
+from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.words import BUILTIN_DATASET, PADDING_SIDES
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def check(
     findings = _probe(level, probes, where, emulation)
     outcome, fixes = None, list[FixResult]()
     if level >= 2 and not probes:
+        progress("loading transformers")
         outcome, fixes = _scenario_and_fixes(case, progress)
     return _put_together(level, case, findings, outcome, fixes, probes)
 
@@ -129,9 +130,10 @@ def _probe(level: int, chosen: Sequence[str], where: str, emulation: Emulation |
 
 # What the trainers would warn of is what is being found out here, and said in the diagnosis.
 @errors_only("mpsdiag.training")
+@errors_only("transformers")
+@no_bars()
 def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[FixResult]]:
     """The stock scenario; and each fix on it, when it came out bad."""
-    progress("loading transformers")
     from mpsdiag.diagnosis.scenario import run_case
 
     reason = devices.supports_dtype(case.device, case.dtype)
@@ -182,6 +184,7 @@ def _put_together(
         Emulated(release=case.emulation.release, macos=case.emulation.macos) if case.emulation else None
     )
     seen = {probe.id for probe in probes}
+    note = None if outcome is None else outcome.missing_weights
     row = _table_row(case)
     return Diagnosis(
         verdict=verdict.verdict,
@@ -195,6 +198,7 @@ def _put_together(
         scenario=None if outcome is None or scenario is None else _scenario_result(case, outcome, scenario),
         fixes=fixes,
         advice=advise(verdict, probes, outcome, case, fixes, emulated),
+        notes=[note] if note else [],
         differs_from_release=surprises(findings, *row) if row and not case.emulation else [],
         not_probed=[
             KnownDefect(id=name, title=CATALOGUE[name].title)

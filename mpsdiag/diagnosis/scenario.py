@@ -31,6 +31,7 @@ from mpsdiag.diagnosis.reference import (
 )
 from mpsdiag.emulation import emulated, suspended
 from mpsdiag.errors import BadInput
+from mpsdiag.training.missing_weights import missing_note
 
 
 def run_case(case: Case) -> Outcome:
@@ -69,6 +70,7 @@ def run_case(case: Case) -> Outcome:
         # From the batches: the Trainer's own mean is rounded to float32.
         loss_moved_by=mean(losses, sizes) - mean(truth.losses, sizes),
         exposure=exposure,
+        missing_weights=missing_note(prepared.model),
         nonfinite_batches=sum(not math.isfinite(loss) for loss in losses),
         real_tokens=sum(real),
         pad_tokens=sum(batch["input_ids"].numel() for batch in prepared.eval_batches) - sum(real),

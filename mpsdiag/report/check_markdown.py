@@ -18,6 +18,7 @@ def render(diagnosis: Diagnosis) -> str:
     lines += [f"- Kernel: {diagnosis.kernel.verdict}. {md_cell(diagnosis.kernel.reason, 1000)}"]
     if diagnosis.scenario is not None:
         lines += [f"- Scenario: {diagnosis.scenario.verdict}. {md_cell(diagnosis.scenario.reason, 1000)}"]
+    lines += [f"- Note: {md_cell(note, 1000)}." for note in diagnosis.notes]
     lines += [f"- Differs from its release: {md_cell(text, 1000)}" for text in diagnosis.differs_from_release]
     if diagnosis.probes:
         lines += _table(

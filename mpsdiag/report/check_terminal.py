@@ -36,6 +36,7 @@ def render(diagnosis: Diagnosis) -> RenderableType:
     if diagnosis.scenario is not None:
         parts += [_judged("Scenario", diagnosis.scenario.verdict, diagnosis.scenario.reason)]
         parts += [_scenario(diagnosis.scenario), Text()]
+    parts += [Text(_clean(f"Note: {note}.\n")) for note in diagnosis.notes]
     if diagnosis.fixes:
         parts += [Text("Which fix resolves it", style="bold"), _fixes(diagnosis.fixes), Text()]
     if diagnosis.advice:

@@ -19,6 +19,8 @@ def render(report: Report) -> str:
         lines += _origin(report.origin)
         for other in report.origin.also:
             lines += ["", f"Also, {md_cell(other.cause)}:", *_origin(other)]
+    for note in report.notes:
+        lines += ["", f"Note: {md_cell(note, 1000)}."]
     if report.repro_note is not None:
         lines += ["", md_cell(report.repro_note, 600)]
     return "\n".join([*lines, "", to_markdown(report.environment)])

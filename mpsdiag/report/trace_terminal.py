@@ -25,6 +25,8 @@ def render(report: Report) -> RenderableType:
         parts += _origin("Where the first one is born", report.origin)
         for other in report.origin.also:
             parts += _origin(f"Also: {other.cause}", other)
+    for note in report.notes:
+        parts += [Text(), Text(terminal_text(f"Note: {note}."))]
     if report.repro_note is not None:
         parts += [Text(), Text(terminal_text(report.repro_note))]
     return Group(*parts)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.quiet import held_back
 from mpsdiag.training.hub import offline_if_unreachable
+from mpsdiag.training.missing_weights import keep_missing
 from mpsdiag.training.model_config import load_config
 from mpsdiag.training.sources import classify, explain_missing, is_builtin_model
 from mpsdiag.training.tokenizer import BOS_ID, BYTE_VOCABULARY, EOS_ID, PAD_ID
@@ -183,13 +184,16 @@ def _load(
                 if vocab_size is not None:
                     config.vocab_size = vocab_size
                 return _with_random_weights(config, seed, dtype, attention, trust_remote_code=remote_code)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 config=config,
                 attn_implementation=attention,
                 use_safetensors=True,
                 trust_remote_code=remote_code,
+                output_loading_info=True,
             )
     except Exception as problem:  # a damaged model fails in as many ways as there are libraries below
         raise BadInput(explain_missing("model", name, problem)) from problem
+    model, info = loaded
+    keep_missing(model, info["missing_keys"])
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped

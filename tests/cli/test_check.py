@@ -285,6 +285,33 @@ def test_weights_that_are_not_finite_are_blamed_and_not_the_device(run, tmp_path
     assert "weights themselves are broken" in found["advice"][0]["text"]
 
 
+def test_weights_that_the_checkpoint_lacks_are_said_to_be_random_and_no_bar_is_shown(capfd, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from mpsdiag.training.models import build_model
+    from mpsdiag.training.tokenizer import byte_tokenizer
+
+    build_model("tiny-llama").save_pretrained(tmp_path)
+    byte_tokenizer("left").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if ".layers.1." not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    capfd.readouterr()
+    for command in ("check", "trace"):
+        with pytest.raises(SystemExit):
+            main([command, "--device", "cpu", "--model", str(tmp_path), "--json"])
+        out, err = capfd.readouterr()
+        assert document(out)["notes"] == [
+            "the checkpoint lacks weights of model.layers.1 (9 tensors): they are random, and so are the losses"
+        ]
+        assert err == ""
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit):
+        main(["trace", "--device", "cpu", "--model", str(tmp_path), "--json"])
+    out, err = capfd.readouterr()
+    assert (document(out)["notes"], err) == ([], "")
+
+
 def test_a_hub_name_without_network_is_explained(run, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, _, err = run("--device", "cpu", "--model", "somebody/some-model")

@@ -20,7 +20,8 @@ from mpsdiag.diagnosis.tracing.origin import Origin
 from mpsdiag.diagnosis.tracing.repro import check_target, write_repro
 from mpsdiag.diagnosis.tracing.training import LEARNING_RATE, Recipe, trace_training
 from mpsdiag.environment import Environment
-from mpsdiag.quiet import errors_only
+from mpsdiag.quiet import errors_only, no_bars
+from mpsdiag.training.missing_weights import missing_note
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 SCHEMA = 1
@@ -43,6 +44,7 @@ class Report(BaseModel):
         origin: The first finding; others in its `also`.
         repro: Where the script that shows it alone was written.
         repro_note: What running it showed, or why there is none.
+        notes: What else has to be known to read this, such as weights that are random.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -61,6 +63,7 @@ class Report(BaseModel):
     origin: Origin | None = None
     repro: str | None = None
     repro_note: str | None = None
+    notes: list[str] = Field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -92,7 +95,8 @@ def investigate(
     if checkpoints and request.model is None and request.folder is None:
         request = replace(request, model=str(checkpoints[-1]))
     # What the libraries would warn of is what is being found out here.
-    with errors_only("mpsdiag.training"), load_case(request, progress) as case:
+    quiet = errors_only("mpsdiag.training"), errors_only("transformers")
+    with quiet[0], quiet[1], no_bars(), load_case(request, progress) as case:
         report, call = _train(request, case, progress) if case.train else _evaluate(request, case, progress)
     if checkpoints and report.origin is not None:
         report.origin = _with_history(report.origin, checkpoints)
@@ -137,12 +141,14 @@ def _train(request: Request, case: Case, progress: Callable[[str], None]) -> tup
 
 def _report(case: Case, mode: Literal["evaluation", "training"], **found: Any) -> Report:
     emulation = case.emulation
+    note = missing_note(case.model)
     return Report(
         mode=mode,
         device=case.device,
         emulated=None if emulation is None else Emulated(release=emulation.release, macos=emulation.macos),
         environment=environment.gather(devices.accelerators(probe=False)),
         case=case.told,
+        notes=[note] if note else [],
         **found,
     )
 
