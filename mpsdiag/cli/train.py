@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import typer
 
+from mpsdiag.words import EXIT_OK
+
 
 def train(context: typer.Context) -> None:
     """Train or evaluate a causal language model, with the fix for NaN evaluation losses on MPS.
 
     All options of transformers' TrainingArguments are taken too; `mpsdiag train --help` lists them.
     """
+    if {"--help", "-h"} & set(context.args):
+        from mpsdiag.training.help_text import kept_help
+
+        typer.echo(kept_help(), nl=False)
+        raise typer.Exit(EXIT_OK)
     from mpsdiag.training.pipeline import main
 
     raise typer.Exit(main(context.args))

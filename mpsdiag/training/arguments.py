@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from mpsdiag.errors import BadInput, nearest, one_of
 from mpsdiag.fixes import MODES
 from mpsdiag.training.attention_choice import AUTO
 from mpsdiag.training.checkpoints import LATEST
+from mpsdiag.training.help_text import render
 from mpsdiag.training.ranges import check_ranges
 from mpsdiag.words import BUILTIN_MODELS, DTYPES, PADDING_SIDES
 
@@ -104,6 +104,12 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message[:1].upper()}{message[1:].rstrip('.')}. See mpsdiag train --help.")
 
+    def format_help(self) -> str:
+        """As it is kept in a file, so that asking for it loads nothing."""
+        return render(
+            self, frozenset(part.name for part in (*fields(ModelArguments), *fields(DataArguments)))
+        )
+
 
 def make_parser() -> HfArgumentParser:
     """The parser; its help lists every option of `TrainingArguments` too."""
@@ -113,7 +119,6 @@ def make_parser() -> HfArgumentParser:
         prog="mpsdiag train",
         description="Train or evaluate a causal language model, with the fix for NaN evaluation losses on MPS.",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.set_defaults(**_DEFAULTS)
     return parser

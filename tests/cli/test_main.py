@@ -18,9 +18,7 @@ def test_help_names_every_command(capsys):
     assert all(f"\n  {command} " in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], *([command, "--help"] for command in COMMANDS if command != "train")]
-)
+@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)])
 def test_help_needs_neither_torch_nor_transformers(words):
     program = (
         "import sys\n"
@@ -33,7 +31,7 @@ def test_help_needs_neither_torch_nor_transformers(words):
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert "Usage: mpsdiag" in answer.stdout
+    assert "usage: mpsdiag" in answer.stdout.replace("Usage", "usage")
 
 
 def test_what_nobody_foresaw_is_a_sentence_its_traceback_kept_and_no_finding(capsys, monkeypatch, tmp_path):
