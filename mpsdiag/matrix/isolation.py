@@ -141,7 +141,7 @@ class Isolation:
             ended = _await(future, stop)
         finally:
             seconds = time.perf_counter() - launched
-            _end(child)
+            _end(child, at_once=stop.due)
         # pebble looks at its clock every tenth of a second, or later.
         if isinstance(ended, Answer) and seconds > job.time_limit:
             return LATE
@@ -190,8 +190,7 @@ def log_tail(path: Path, limit: int = TAIL_BYTES) -> str:
 def _await(future: concurrent.futures.Future[str], stop: Stop) -> Answer | tuple[Any, str, str | None]:
     """Wait for the end: the cell's own answer, or (status, reason, signal)."""
     while not concurrent.futures.wait([future], timeout=POLL).done:
-        if stop.due:
-            future.cancel()
+        if stop.due:  # not cancelled: pebble may be answering for a process that the same signal ended
             return "interrupted", "stopped by the user before it finished", None
     try:
         return Answer.model_validate_json(future.result())
@@ -220,10 +219,12 @@ def _more(before: int | None, after: int | None) -> bool:
     return before is not None and after is not None and after > before
 
 
-def _end(child: Any) -> None:
+def _end(child: Any, *, at_once: bool) -> None:
     """Make sure that the process is gone, and whatever it started with it."""
     if child is None or child.pid is None:
         return
+    if at_once:
+        child.kill()
     child.join(END_SECONDS)
     with contextlib.suppress(OSError):  # the group is empty: the usual case
         os.killpg(child.pid, signal.SIGKILL)
