@@ -138,11 +138,14 @@ def test_what_transformers_says_of_a_model_that_loads_is_not_lost(folder, caplog
     from transformers.utils import logging
 
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    before = logging.get_verbosity()  # any Trainer made earlier has set it
+    logging.set_verbosity_warning()
     logging.enable_propagation()
     try:
         build_model(str(folder), from_config=False)
     finally:
         logging.disable_propagation()
+        logging.set_verbosity(before)
     assert "model.norm.weight" in caplog.text
 
 
