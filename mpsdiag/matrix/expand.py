@@ -14,7 +14,7 @@ from mpsdiag.errors import BadInput
 from mpsdiag.matrix import availability
 from mpsdiag.matrix.fingerprint import fingerprint
 from mpsdiag.matrix.record import Cell
-from mpsdiag.matrix.rules import idle_exclude, idle_include
+from mpsdiag.matrix.rules import idle_exclude, idle_include, idle_macos
 from mpsdiag.matrix.spec import AXES, MOST, MatrixSpec, Rule
 
 Reason = Callable[[Cell], str | None]
@@ -121,7 +121,7 @@ def _cells(
     """The cells, each once, and the rules that change nothing."""
     axes = {name: getattr(spec.axes, name) for name in AXES}
     found = (idle_exclude(number, rule, axes) for number, rule in enumerate(spec.exclude, start=1))
-    notes = [note for note in found if note is not None]
+    notes = [note for note in (idle_macos(spec.axes), *found) if note is not None]
     points = [
         point for point in _points(spec, axes) if not any(_matches(rule, point) for rule in spec.exclude)
     ]

@@ -1,4 +1,4 @@
-"""Rules of a matrix that change nothing: most often a slip of the finger, which nobody would notice else."""
+"""What of a matrix changes nothing: most often a slip of the finger, which nobody would notice else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpsdiag.errors import nearest
-from mpsdiag.matrix.spec import Rule
+from mpsdiag.matrix.spec import Axes, Rule
 
 
 def idle_exclude(number: int, rule: Rule, axes: Mapping[str, Sequence[Any]]) -> str | None:
@@ -32,6 +32,13 @@ def idle_include(number: int, rule: Rule) -> str:
         rule: The cells to add.
     """
     return f"{_title('include', number, rule)} adds nothing: the matrix has its cells already."
+
+
+def idle_macos(axes: Axes) -> str | None:
+    """Say that a macOS was named with nothing to emulate on it; None if there is something, or none was named."""
+    if "emulate_macos" not in axes.model_fields_set or any(axes.emulate):
+        return None
+    return "emulate_macos has no effect without emulate"
 
 
 def _title(kind: str, number: int, rule: Rule) -> str:

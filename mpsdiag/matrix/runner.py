@@ -16,7 +16,7 @@ from mpsdiag.matrix.journal import JournalWriter, read_journal
 from mpsdiag.matrix.provenance import kind
 from mpsdiag.matrix.record import Cell, Header, Record, Timing
 from mpsdiag.matrix.rounds import StopRule, baselines, group_of, wanted
-from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED
+from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, count
 
 JOURNAL = "journal.jsonl"
 LOGS = "logs"
@@ -143,8 +143,9 @@ class Run:
         others = len({record.key for record in journal.records} - keys)
         if others:
             self.listener.note(
-                f"{path} also has {others} other cells (another matrix, or other versions of torch or transformers); "
-                "the report shows them too. --fresh starts a new journal."
+                f"{path} also has {count(others, 'other cell')}: of another matrix, of other data, timed in another "
+                "way, or of other versions of torch or transformers. They are in the report too; --fresh starts a new "
+                "journal."
             )
 
     def _skip(self, journal: JournalWriter) -> None:

@@ -163,6 +163,13 @@ def test_shards_cover_everything_once_and_keep_together_what_is_compared(count):
         assert not {group_of(cell) for cell in part.cells} & {group_of(cell) for cell in others}
 
 
+@pytest.mark.parametrize(
+    ("axes", "said"), [("emulate_macos = 14", 1), ("emulate_macos = 14\nemulate = '2.8'", 0), ("", 0)]
+)
+def test_a_macos_that_nothing_is_emulated_on_is_mentioned(axes, said):
+    assert sum("emulate_macos has no effect" in note for note in plan(f"[axes]\n{axes}").notes) == said
+
+
 def test_machines_that_skip_different_cells_share_a_matrix_alike():
     text = "[axes]\nmodel = ['a', 'b', 'c', 'd']\nattention = 'sdpa'\npadding = 'left'"
     models = []
