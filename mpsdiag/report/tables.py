@@ -45,7 +45,8 @@ HOW_TO_READ = (
         " or it cannot exist."
     ),
     (
-        "Durations are medians with a 95 % interval; ratios are to the baseline on the same padding side."
+        "Durations are medians with a 95 % interval; ratios are to the baseline on the same padding side, median over "
+        "the rounds that both ran. MAD is the median absolute deviation; p that of the Mann-Whitney test."
         " Only correct cells are ranked: fast and wrong is no speed-up."
     ),
     "Emulated means computed by a CPU model of that release's MPS kernels: it gives verdicts, never timings.",
