@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.errors import CannotDecide
 from mpsdiag.matrix.fleet import RESOURCE, Fleet
 from mpsdiag.matrix.interrupt import Stop
 from mpsdiag.matrix.job import Ended, Job, utc_now
@@ -72,15 +72,10 @@ class ClusterExecutor:
         """Run jobs on the workers. What a lost worker was running runs again elsewhere.
 
         Raises:
-            BadInput: Cells are to be timed, and no worker offers the resource for it.
             CannotDecide: The scheduler is lost.
         """
         self._look()
-        if any(job.round for job in jobs) and not any(one.times for one in self.fleet.workers.values()):
-            raise BadInput(
-                f"No worker offers the resource {RESOURCE}, so nothing can be timed. Start the workers with "
-                f'--resources "{RESOURCE}=1" (one timed cell at a time), or give --rounds 0.'
-            )
+        timed = any(job.round for job in jobs)
         self._waiting = deque(_Task(job, group_of(job.cell)) for job in jobs)
         self._placement.settle(
             Counter(task.group for task in self._waiting),
@@ -97,10 +92,13 @@ class ClusterExecutor:
             yield from self._finished()
             self._look()
             yield from self._lost()
-            if self.fleet.workers:
+            if self._running or any(one.times or not timed for one in self.fleet.workers.values()):
                 quiet_until = time.monotonic() + QUIET_SECONDS
             elif time.monotonic() > quiet_until:
-                self.told("No worker is left at the scheduler; waiting for one (Ctrl-C stops).")
+                what = f"No worker that offers {RESOURCE}" if timed else "No worker"
+                self.told(
+                    f"{what} is left at the scheduler; waiting for one (Ctrl-C stops). Start some again."
+                )
                 quiet_until = time.monotonic() + QUIET_SECONDS
 
     def close(self) -> None:

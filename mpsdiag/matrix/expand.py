@@ -14,7 +14,7 @@ from mpsdiag.errors import BadInput
 from mpsdiag.matrix import availability
 from mpsdiag.matrix.fingerprint import fingerprint
 from mpsdiag.matrix.record import Cell
-from mpsdiag.matrix.rules import idle_exclude, idle_include, idle_macos
+from mpsdiag.matrix.rules import idle_exclude, idle_include, idle_macos, lacking_baseline
 from mpsdiag.matrix.spec import AXES, MOST, MatrixSpec, Rule
 
 Reason = Callable[[Cell], str | None]
@@ -134,7 +134,8 @@ def _cells(
         cells.update(dict.fromkeys(map(cell_of, added)))
         if len(cells) == before:
             notes.append(idle_include(number, rule))
-    return list(cells), notes
+    lacking = lacking_baseline(spec.baseline, cells)
+    return list(cells), notes if lacking is None else [*notes, lacking]
 
 
 def _maker(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -146,6 +147,18 @@ class Fleet:
         with self._reached():
             self.client.run(function, argument, on_error="ignore")
 
+    def require_timing(self) -> None:
+        """Make sure, before hours of verdicts, that cells can be timed.
+
+        Raises:
+            BadInput: No worker offers the resource for it.
+        """
+        if not any(one.times for one in self.workers.values()):
+            raise BadInput(
+                f"No worker offers the resource {RESOURCE}, so nothing can be timed. Start the workers with "
+                f'--resources "{RESOURCE}=1" (one timed cell at a time), or give --rounds 0.'
+            )
+
     def close(self) -> None:
         """Leave the scheduler; its workers stay."""
         with contextlib.suppress(Exception):  # it may be gone
@@ -218,6 +231,10 @@ def connect(address: str) -> Fleet:
 
 def _distributed() -> Any:
     try:
-        return importlib.import_module("distributed")
+        found = importlib.import_module("distributed")
     except ImportError as problem:
         raise BadInput("--cluster needs dask.distributed: pip install 'mpsdiag[cluster]'.") from problem
+    for name in ("distributed.client", "distributed.core", "distributed.comm"):
+        # What they warn of, a scheduler that is gone, is said in one sentence of ours.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return found

@@ -59,6 +59,13 @@ def judge(gate: Gate, places: Sequence[tuple[Place, Sequence[Record]]]) -> Judge
     return _any(gate, found) if isinstance(gate, AnyGate) else _compare(gate, found)
 
 
+def concerns(gate: Gate, cells: Sequence[Cell]) -> bool:
+    """Whether there are cells that a gate is about: one that it selects, or a pair that it compares."""
+    if isinstance(gate, AnyGate):
+        return any(map(gate.selector.takes, cells))
+    return any(True for _ in _pairs(gate, cells))
+
+
 def _any(gate: AnyGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
     wanted = BAD_ENDS if gate.status == "bad" else {gate.status}
     asked = [

@@ -52,7 +52,7 @@ class Placement:
         for group, cells in groups.items():
             if group not in self._homes:
                 self._cells[group] = cells
-                self._move(group, before.get(group), strangers=True)
+                self._move(group, before.get(group), timed=False, strangers=True)
 
     def choose(
         self, group: Cell, busy: Mapping[str, int], *, timed: bool, strangers: bool = False
@@ -65,10 +65,10 @@ class Placement:
             timed: Whether the cell is timed.
             strangers: Whether a group whose home is gone may move to a machine of another kind.
         """
-        if self._homes.get(group) not in self.workers:
-            self._move(group, self._kinds.get(group), strangers=strangers)
+        if not self._serves(self._homes.get(group), timed=timed):
+            self._move(group, self._kinds.get(group), timed=timed, strangers=strangers)
         home = self._homes.get(group)
-        if home is None or home not in self.workers:
+        if home is None or not self._serves(home, timed=timed):
             return None
         if timed:
             return None if busy.get(home) else home
@@ -80,9 +80,15 @@ class Placement:
         """The kind of machine that a group has its home on."""
         return self._kinds.get(group)
 
-    def _move(self, group: Cell, kind: str | None, *, strangers: bool) -> None:
-        """Find a new home; there may be none."""
-        fit = [one for one, worker in self.workers.items() if worker.times] or list(self.workers)
+    def _serves(self, home: str | None, *, timed: bool) -> bool:
+        worker = None if home is None else self.workers.get(home)
+        return worker is not None and (worker.times or not timed)
+
+    def _move(self, group: Cell, kind: str | None, *, timed: bool, strangers: bool) -> None:
+        """Find a new home, one where cells can be timed if there is one; there may be none."""
+        fit = [one for one, worker in self.workers.items() if worker.times]
+        if not fit and not timed:
+            fit = list(self.workers)
         alike = [one for one in fit if self.workers[one].kind == kind]
         if not alike and not strangers:
             return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mpsdiag.errors import nearest
+from mpsdiag.matrix.record import Cell
 from mpsdiag.matrix.spec import Axes, Rule
 
 
@@ -39,6 +40,13 @@ def idle_macos(axes: Axes) -> str | None:
     if "emulate_macos" not in axes.model_fields_set or any(axes.emulate):
         return None
     return "emulate_macos has no effect without emulate"
+
+
+def lacking_baseline(baseline: str, cells: Iterable[Cell]) -> str | None:
+    """Say that nothing is there to compare with; None if something is."""
+    if any(cell.attention == baseline for cell in cells):
+        return None
+    return f"no cell has the baseline's attention, {baseline}: there will be no ratios and no verdict (see --baseline)"
 
 
 def _title(kind: str, number: int, rule: Rule) -> str:

@@ -5,32 +5,27 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpsdiag import environment
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.matrix.estimate import Work, estimate, remaining
-from mpsdiag.matrix.executor import Executor, LocalExecutor
-from mpsdiag.matrix.expand import Plan, expand, shard
+from mpsdiag.matrix.expand import Plan, shard
 from mpsdiag.matrix.gate import Gate, parse_gate, require_words
 from mpsdiag.matrix.interrupt import Stop
-from mpsdiag.matrix.isolation import Isolation, StartMethod, start_method
 from mpsdiag.matrix.job import utc_now
 from mpsdiag.matrix.journal import Journal, NotAJournal, read_journal
-from mpsdiag.matrix.judgement import Judgement, judge
+from mpsdiag.matrix.judgement import Judgement, concerns, judge
 from mpsdiag.matrix.provenance import keep
 from mpsdiag.matrix.record import Cell, Header, Record
 from mpsdiag.matrix.request import Request
 from mpsdiag.matrix.rounds import group_of
-from mpsdiag.matrix.runner import JOURNAL, LOGS, Listener, Outcome, Run, Settings
-from mpsdiag.matrix.spec import MatrixSpec
+from mpsdiag.matrix.runner import JOURNAL, Listener, Outcome, Run, Settings
+from mpsdiag.matrix.site import Site, here, on_cluster
 from mpsdiag.matrix.writer import set_aside
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
-
-if TYPE_CHECKING:
-    from mpsdiag.matrix.cluster import ClusterExecutor
 
 
 @dataclass(frozen=True)
@@ -49,11 +44,7 @@ class Session:
     request: Request
     plan: Plan
     gates: list[Gate]
-    executor: Executor
-    versions: dict[str, str]
-    facts: dict[str, Any]
-    start: StartMethod
-    machines: int = 1
+    site: Site
     judgements: list[Judgement] = field(default_factory=list)
 
     def run(self, listener: Listener, stop: Stop | None = None) -> Outcome:
@@ -85,7 +76,7 @@ class Session:
 
     def close(self) -> None:
         """Let go of the cluster, if there is one."""
-        self.executor.close()
+        self.site.executor.close()
 
     def exit_code(self, outcome: Outcome) -> int:
         """The exit code of the contract, gates included: 130, then 1, then 3, then 0. An empty part is 0."""
@@ -138,7 +129,9 @@ class Session:
             with _fresh_would_do():
                 records = read_journal(path).records
         work = remaining(self.plan.cells, spec.rule, spec.baseline, self._found(records))
-        seconds = estimate(work, self.start, records, jobs=self.request.jobs, machines=self.machines)
+        seconds = estimate(
+            work, self.site.start, records, jobs=self.request.jobs, machines=self.site.machines
+        )
         return Forecast(work, *seconds)
 
     def header(self) -> Header:
@@ -148,7 +141,7 @@ class Session:
             command=environment.redact(shlex.join(self.request.command)),
             created=utc_now(),
             baseline=self.request.spec.baseline,
-            environment=self.facts,
+            environment=self.site.facts,
         )
 
     def _found(self, records: Sequence[Record]) -> dict[Cell, dict[int, Record]]:
@@ -157,7 +150,7 @@ class Session:
         done = {(one.key, one.round): one for one in records if one.status not in again}
         found = {}
         for cell in self.plan.cells:
-            key = cell.key(self.versions)
+            key = cell.key(self.site.versions)
             numbers = range(self.request.spec.rule.most + 1)
             rounds = {number: done[key, number] for number in numbers if (key, number) in done}
             if rounds and not (0 in rounds and rounds[0].status == "skip"):
@@ -171,8 +164,8 @@ class Session:
             plan=self.plan,
             folder=self.request.out,
             header=self.header(),
-            versions=self.versions,
-            executor=self.executor,
+            versions=self.site.versions,
+            executor=self.site.executor,
             listener=listener,
             settings=Settings(
                 rule=spec.rule,
@@ -201,37 +194,31 @@ def prepare(request: Request, note: Callable[[str], None] = lambda _: None) -> S
         raise BadInput(
             "--jobs is for this machine; on a cluster each worker says how many verdicts it runs at once (--nthreads)."
         )
-    cluster: ClusterExecutor | None = None
-    if request.cluster is not None:
-        from mpsdiag.matrix.cluster import ClusterExecutor
-        from mpsdiag.matrix.fleet import connect
+    site = here(request) if request.cluster is None else on_cluster(request, request.cluster, note)
+    try:
+        plan = site.plan if request.shard is None else shard(site.plan, *request.shard, group_of)
+        for sentence in (*plan.notes, plan.empty):
+            if sentence:
+                note(sentence)
+        for gate in gates:
+            require_words(gate, site.plan.order)
+        if request.shard is not None and len(plan):
+            gates = list(_of_this_part(gates, plan, note))
+    except BaseException:
+        site.executor.close()
+        raise
+    return Session(request, plan, gates, site)
 
-        fleet = connect(request.cluster)
-        preload = None if request.isolation is None else request.isolation.preload
-        cluster = ClusterExecutor(fleet, preload, told=note)
-        plan = expand(request.spec, unavailable=fleet.unavailable, resolve=fleet.resolve, files=fleet.files)
-        facts, versions = fleet.environment, fleet.versions
-    else:
-        _require_inputs(request.spec)
-        plan = expand(request.spec)
-        facts = environment.gather().model_dump(exclude_none=True)
-        versions = environment.versions()
-    start = start_method(cell.device for cell in plan.cells)
-    executor: Executor = cluster or LocalExecutor(
-        request.isolation or Isolation(start), facts, request.out / LOGS, request.jobs
-    )
-    whole = plan
-    if request.shard is not None:
-        plan = shard(plan, *request.shard, group_of)
-    for sentence in (*plan.notes, plan.empty):
-        if sentence:
-            note(sentence)
-    about = plan if len(plan) else whole  # words are checked even where this part has no cells for them
-    everything = [*about.cells, *(skipped.cell for skipped in about.skipped)]
+
+def _of_this_part(gates: Iterable[Gate], plan: Plan, note: Callable[[str], None]) -> Iterator[Gate]:
+    """The gates that the cells of a part of the matrix can decide; the others are named."""
+    cells = [*plan.cells, *(skipped.cell for skipped in plan.skipped)]
     for gate in gates:
-        require_words(gate, everything)
-    machines = 1 if cluster is None else len(cluster.fleet.workers)
-    return Session(request, plan, gates, executor, versions, facts, start, machines)
+        if concerns(gate, cells):
+            yield gate
+        else:
+            judge_later = "`mpsdiag report --fail-if` judges the merged journals"
+            note(f"--fail-if '{gate}' is about cells of another part; {judge_later}")
 
 
 @contextlib.contextmanager
@@ -247,14 +234,3 @@ def _fresh_would_do() -> Iterator[None]:
 def _without_padding(outcome: Outcome) -> bool:
     found = [one.measured for one in outcome.records if one.round == 0 and one.measured is not None]
     return bool(found) and all(one.real_tokens > 0 and one.pad_tokens == 0 for one in found)
-
-
-def _require_inputs(spec: MatrixSpec) -> None:
-    """Look at models and data before any cell fails over them."""
-    from mpsdiag.training.data import load_texts
-    from mpsdiag.training.sources import classify
-
-    for model in spec.axes.model:
-        classify("model", model)
-    for dataset in dict.fromkeys(one for one in (spec.dataset, spec.eval_dataset) if one is not None):
-        load_texts(dataset, limit=1)

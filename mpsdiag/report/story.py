@@ -32,6 +32,10 @@ _AXIS_WORDS = {
     "train_steps": "training steps",
     "eval_batches": "evaluation batches",
     "seed": "seed",
+    "warmup": "warm-up",
+    "repeats": "repeats",
+    "threads": "threads",
+    "files": "files",
 }
 
 

@@ -31,9 +31,10 @@ def loss_table(panel: Panel, scene: Scene, limits: Limits, *, alone: bool) -> Ta
         key=lambda one: (one.cell.padding, severity(one.status)),
     )
     title = [] if alone else [panel.label]
-    title.append(scene.emulated or f"on {scene.device}")
+    where = scene.emulated or f"on {scene.device}"
+    title.append(where[:1].upper() + where[1:] if alone and scene.emulated else where)
     return Table(
-        title=", ".join(title).capitalize() if alone and scene.emulated else ", ".join(title),
+        title=", ".join(title),
         columns=(
             Column("padding"),
             Column("attention + trainer"),

@@ -199,7 +199,7 @@ def test_cells_that_go_wrong_stay_in_their_child(fleet, session, tmp_path, quiet
         9: None,
         11: None,
     }
-    assert len(made.executor.fleet.client.nthreads()) == 2  # no worker noticed
+    assert len(made.site.executor.fleet.client.nthreads()) == 2  # no worker noticed
 
 
 def test_stopping_ends_what_runs_on_the_workers(fleet, session, tmp_path, quiet):
@@ -241,7 +241,8 @@ def test_what_a_lost_worker_was_running_runs_again_elsewhere(fleet, session, tmp
 def test_timing_needs_a_worker_that_offers_it(fleet, session, tmp_path, quiet, monkeypatch):
     monkeypatch.setattr(fleet_module, "RESOURCE", "UNHEARD_OF")
     with pytest.raises(BadInput, match="No worker offers the resource"):
-        session(fleet[0], tmp_path, seed=[0]).run(quiet)
+        session(fleet[0], tmp_path, seed=[0])
+    assert session(fleet[0], tmp_path, seed=[0], rounds=0).run(quiet).exit_code == 0
 
 
 def test_no_scheduler_and_no_dask(monkeypatch):

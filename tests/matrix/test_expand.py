@@ -170,6 +170,12 @@ def test_a_macos_that_nothing_is_emulated_on_is_mentioned(axes, said):
     assert sum("emulate_macos has no effect" in note for note in plan(f"[axes]\n{axes}").notes) == said
 
 
+@pytest.mark.parametrize(("baseline", "said"), [("eager", 1), ("sdpa", 0)])
+def test_a_baseline_that_is_not_run_is_mentioned(baseline, said):
+    notes = plan(f"baseline = '{baseline}'\n[axes]\nattention = ['sdpa', 'safe_sdpa']").notes
+    assert sum("no cell has the baseline's attention, eager" in note for note in notes) == said
+
+
 def test_machines_that_skip_different_cells_share_a_matrix_alike():
     text = "[axes]\nmodel = ['a', 'b', 'c', 'd']\nattention = 'sdpa'\npadding = 'left'"
     models = []

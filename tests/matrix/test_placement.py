@@ -70,6 +70,19 @@ def test_homes_are_where_cells_can_be_timed():
     assert settled({"a": Worker("M1", times=False)}).choose(GROUPS[0], {}, timed=False) == "a"
 
 
+def test_what_is_timed_waits_for_a_worker_that_times_and_takes_it_when_it_comes():
+    """Also where the home, of the verdicts, is one that does not."""
+    placement = settled({"a": Worker("M1", times=False)})
+    assert placement.choose(GROUPS[0], {}, timed=False) == "a"
+    assert placement.choose(GROUPS[0], {}, timed=True, strangers=True) is None
+    placement.workers = {"a": Worker("M1", times=False), "b": Worker("M1")}
+    assert placement.choose(GROUPS[0], {}, timed=True) == "b"
+    placement.workers = {"a": Worker("M1", times=False)}
+    assert placement.choose(GROUPS[0], {}, timed=True, strangers=True) is None
+    placement.workers = {"a": Worker("M1", times=False), "c": Worker("M1")}
+    assert placement.choose(GROUPS[0], {}, timed=True) == "c"
+
+
 def test_a_lost_home_is_replaced_by_its_like_and_by_a_stranger_only_if_allowed(macs):
     placement = settled(macs)
     placement.workers = {"b": macs["b"], "c": macs["c"]}

@@ -75,8 +75,28 @@ def test_shards_together_are_the_whole(request_for, quiet):
     for number in (1, 2):
         values = {"rounds": 0, "seed": [0, 1, 2]}
         session = prepare(request_for(values, shard=(number, 2)))
-        keys += [cell.key(session.versions) for cell in session.plan.cells]
+        keys += [cell.key(session.site.versions) for cell in session.plan.cells]
     assert len(keys) == len(set(keys)) == 9
+
+
+@pytest.mark.parametrize(
+    ("gate", "codes"),
+    [
+        ("any ok in left", {(1, "tripped"), (0, "another part")}),
+        ("left.eval_loss > 100 * right.eval_loss", {(0, "another part")}),
+    ],
+)
+def test_a_part_leaves_gates_about_other_parts_to_the_report(request_for, quiet, tmp_path, gate, codes):
+    found = set()
+    for number in (1, 2):
+        notes = []
+        values = {"rounds": 0, "padding": ["left", "right"]}
+        request = request_for(values, shard=(number, 2), gates=[gate], fresh=True)
+        session = prepare(request, notes.append)
+        code = session.exit_code(outcome := session.run(quiet))
+        said = " ".join([*notes, *session.closing(outcome)])
+        found.add((code, "another part" if "another part" in said else "tripped"))
+    assert found == codes
 
 
 def test_a_matrix_that_cannot_run_here_at_all_is_undecided(request_for, quiet):
