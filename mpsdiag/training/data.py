@@ -19,7 +19,6 @@ Splits = Mapping[str, Iterable[Record]]
 """Rows by split. A single file has the split `train` and no other; its rows can be gone through once."""
 
 _SYNTHETIC_LINES: Final = 256
-VALIDATION_SPLITS: Final = ("validation", "valid", "val", "dev", "eval", "test")
 _TEXT_COLUMNS: Final = ("text", "content", "sentence", "document", "body")
 
 

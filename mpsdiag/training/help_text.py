@@ -2,13 +2,12 @@
 
 Options of transformers' own are named with their values and defaults; what they mean, its documentation says.
 
-After a change of the options: `python -m mpsdiag.training.help_text > mpsdiag/training/help.txt`.
+After a change of the options: `MPSDIAG_UPDATE_GOLDEN=1 pytest tests/training/test_help_text.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from importlib import metadata
 from pathlib import Path
@@ -80,9 +79,3 @@ def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
-
-
-if __name__ == "__main__":
-    from mpsdiag.training.arguments import make_parser
-
-    sys.stdout.write(make_parser().format_help())

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from mpsdiag.errors import BadInput
-from mpsdiag.training.data import VALIDATION_SPLITS
 from mpsdiag.training.tables import csv_rows, parquet_rows
 
 # Not of `mpsdiag.training`: that a file was taken for text has to be said in a check and a trace too.
 logger = logging.getLogger("mpsdiag.data")
 
+VALIDATION_SPLITS: Final = ("validation", "valid", "val", "dev", "eval", "test")
 _PROBE_BYTES: Final = 8192
 _JSON: Final = (".jsonl", ".ndjson", ".json")
 _SEPARATORS: Final[Mapping[str, str]] = {".csv": ",", ".tsv": "\t"}

@@ -1,6 +1,7 @@
 """The help that is kept in a file says what the parser takes."""
 
 import argparse
+import os
 from importlib.metadata import version
 
 import pytest
@@ -9,7 +10,7 @@ from mpsdiag.training import help_text
 from mpsdiag.training.arguments import make_parser
 
 TESTED = {"torch": "2.13", "transformers": "5.23.0"}
-REGENERATE = "python -m mpsdiag.training.help_text > mpsdiag/training/help.txt"
+REGENERATE = "MPSDIAG_UPDATE_GOLDEN=1 pytest tests/training/test_help_text.py"
 
 
 def own_part(text):
@@ -17,7 +18,10 @@ def own_part(text):
 
 
 def test_the_kept_help_is_the_parsers_own():
-    kept, rendered = help_text.FILE.read_text(encoding="utf-8"), make_parser().format_help()
+    rendered = make_parser().format_help()
+    if "MPSDIAG_UPDATE_GOLDEN" in os.environ:
+        help_text.FILE.write_text(rendered, encoding="utf-8", newline="\n")
+    kept = help_text.FILE.read_text(encoding="utf-8")
     assert own_part(kept) == own_part(rendered), REGENERATE
     if not all(version(name).startswith(release) for name, release in TESTED.items()):
         pytest.skip("TrainingArguments are described as of the releases in constraints.txt")
