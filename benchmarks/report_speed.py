@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from mpsdiag.matrix.record import SCHEMA
+
 SECONDS = 10.0
 MEMORY = 2**30
 FORMATS = ("terminal", "markdown", "html", "csv", "json")
@@ -39,7 +41,7 @@ def record(cell_number: int, round_number: int) -> dict:
     bad = attention == "sdpa" and side == "left" and trainer != "mps_safe"
     loss = "nan" if bad else 5.5
     line = {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "cell",
         "key": f"{cell_number:016x}",
         "round": round_number,
@@ -84,7 +86,7 @@ def record(cell_number: int, round_number: int) -> dict:
 def write(path: Path, records: int, rounds: int) -> None:
     """Write a journal of made-up records."""
     header = {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "header",
         "mpsdiag": "0.1.0",
         "command": "mpsdiag bench",

@@ -9,13 +9,15 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mpsdiag.errors import BadInput
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+PIECE = 2**20
+"""Characters that are written at once, at least; then to the end of the line."""
 _STREAM = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
@@ -77,6 +79,15 @@ def readable(text: str) -> str:
         return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _pieces(text: str) -> Iterator[str]:
+    """The text as any file can hold it, some lines at a time: a large one is never there twice."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + PIECE) + 1 or len(text)
+        yield readable(text[start:end])
+        start = end
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file whole: written beside it, flushed, synced, then renamed over it.
 
@@ -100,7 +111,7 @@ def write_atomically(path: Path, text: str) -> None:
         # mkstemp keeps its file to its owner; what is written here is an ordinary file.
         os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - a name, not a Path
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(readable(text))
+            stream.writelines(_pieces(text))
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).replace(target)
@@ -124,4 +135,4 @@ def _is_written_into(path: Path) -> bool:
 def _write_into(path: Path, text: str) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND)  # never made, never cut: `>> file` keeps what it has
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
+        stream.writelines(_pieces(text))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpsdiag import serialization
 from mpsdiag.errors import BadInput
 from mpsdiag.serialization import dumps, jsonable, number, write_atomically
 
@@ -76,6 +77,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match=r"Cannot write .*report\.md.*Choose a folder"):
         write_atomically(tmp_path / "file" / "report.md", "text")
+
+
+def test_a_large_text_is_written_in_pieces_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(serialization, "PIECE", 3)
+    for text in ("", "a", "ab\ncdefg\n\nü\udcc3\udcbc\nlast", "no line feed at all\n"):
+        write_atomically(tmp_path / "a.txt", text)
+        found = (tmp_path / "a.txt").read_bytes().decode()
+        assert found == text.replace("\udcc3\udcbc", "ü")
 
 
 def test_a_pipe_is_written_into_and_stays_a_pipe(tmp_path):

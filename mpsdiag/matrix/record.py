@@ -18,7 +18,8 @@ SCHEMA = 2
 
 # JSON has no NaN: non-finite numbers are written as strings and read back as numbers.
 Number = Annotated[float, BeforeValidator(number)]
-Seconds = Annotated[Number, Field(gt=0, le=1e7, allow_inf_nan=False)]
+# Without a validator of ours: a long journal is mostly durations.
+Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False, strict=True)]
 
 
 class Cell(BaseModel):
