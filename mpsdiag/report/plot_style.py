@@ -113,6 +113,8 @@ def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
     with mpl.rc_context(settings), warnings.catch_warnings():
         # A name may hold any character; one without a shape in the font is measured as a box, and that is fine.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        # Labels beside a wide interval may leave no room; the picture is then drawn without that layout.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
         make(theme).savefig(
             stream, format="svg", facecolor=theme.page, metadata={"Date": None, "Creator": "mpsdiag"}
         )

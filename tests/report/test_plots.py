@@ -82,3 +82,16 @@ def test_files_stand_beside_the_report(tmp_path, drawn):
     for one in files.values():
         assert (tmp_path / one.light).read_text().startswith("<svg")
         assert (tmp_path / one.dark).exists()
+
+
+def test_labels_that_leave_no_room_are_no_failure():
+    from matplotlib.figure import Figure
+
+    from mpsdiag.report.plot_style import draw
+
+    def crowded(theme):
+        figure = Figure(figsize=(1, 0.3), layout="constrained")
+        figure.subplots().set_ylabel("long " * 30)
+        return figure
+
+    assert draw(crowded).light.startswith("<svg")
