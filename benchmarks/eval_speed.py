@@ -24,9 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from mpsdiag import device as devices
 from mpsdiag.fixes import apply
-from mpsdiag.matrix.statistics import bootstrap_interval, iqr_ratio, median
-from mpsdiag.training import chunked_loss
-from mpsdiag.training.mps_safe import MPSSafeTrainer
+from mpsdiag.statistics import bootstrap_interval, iqr_ratio, median
+from mpsdiag.trainers import chunked_loss
+from mpsdiag.trainers.mps_safe import MPSSafeTrainer
 
 MEBIBYTE = 2**20
 # CPU time of the process is for a machine that others use as well; it needs --device cpu and one thread.

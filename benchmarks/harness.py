@@ -20,9 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mpsdiag.matrix.isolation import Isolation
-from mpsdiag.matrix.job import Job
-from mpsdiag.matrix.record import Cell
+from mpsdiag.benching.journal.record import Cell
+from mpsdiag.benching.run.isolation import Isolation
+from mpsdiag.benching.run.job import Job
 
 CELLS = 20
 STEPS = 40
@@ -34,10 +34,12 @@ def isolation(folder: Path) -> float:
     """Seconds that a process of its own costs an empty cell; prints it beside a fresh interpreter's."""
     apart = Isolation()
     apart.warm_up(folder / "start.log")
-    job = Job(key="empty", cell=Cell(), function="mpsdiag.matrix.child:nothing", log=str(folder / "cell.log"))
+    job = Job(
+        key="empty", cell=Cell(), function="mpsdiag.benching.run.child:nothing", log=str(folder / "cell.log")
+    )
     cost = statistics.median(apart.run(job).seconds for _ in range(CELLS))
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import mpsdiag.matrix.preload"], check=True)
+    subprocess.run([sys.executable, "-c", "import mpsdiag.benching.run.preload"], check=True)
     fresh = time.perf_counter() - begin
     print(f"isolation: {cost * 1000:.0f} ms a cell (bound 100); a fresh interpreter takes {fresh:.1f} s")
     return cost
@@ -45,8 +47,8 @@ def isolation(folder: Path) -> float:
 
 def overhead() -> float:
     """How much longer the timed steps of a cell take than bare ones; the two take turns, so that drift cancels."""
-    from mpsdiag.diagnosis.preparation import prepare
-    from mpsdiag.matrix.cell import case_of, timing
+    from mpsdiag.benching.run.cell import case_of, timing
+    from mpsdiag.scenario.preparation import prepare
 
     cell = Cell(sequence_length=256, batch_size=8, train_steps=0, warmup=3, repeats=STEPS)
     ratios = []
@@ -73,9 +75,9 @@ def cluster() -> float:
     """How many times faster two workers are than one, over the verdicts of real cells."""
     from distributed import LocalCluster
 
-    from mpsdiag.matrix.cluster import ClusterExecutor
-    from mpsdiag.matrix.fleet import connect
-    from mpsdiag.matrix.interrupt import Stop
+    from mpsdiag.benching.cluster.cluster import ClusterExecutor
+    from mpsdiag.benching.cluster.fleet import connect
+    from mpsdiag.benching.run.interrupt import Stop
 
     cells = [
         Cell(model=model, attention=attention, emulate="2.8", emulate_macos=15, threads=1, seed=seed)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mpsdiag.matrix.record import SCHEMA
+from mpsdiag.benching.journal.record import SCHEMA
 
 SECONDS = 10.0
 MEMORY = 2**30

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from mpsdiag import device as devices
-from mpsdiag.diagnosis.tracing.batch import prepare_batch
-from mpsdiag.diagnosis.tracing.case import Request, load_case
-from mpsdiag.diagnosis.tracing.evaluation import trace_batches
+from mpsdiag.tracing.cases.batch import prepare_batch
+from mpsdiag.tracing.cases.case import Request, load_case
+from mpsdiag.tracing.passes.evaluation import trace_batches
 from mpsdiag.words import BUILTIN_MODELS
 
 GOAL = 1.25

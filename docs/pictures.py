@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpsdiag.diagnosis import check
-from mpsdiag.report.check_terminal import show
+from mpsdiag.checking.examination import check
+from mpsdiag.reporting.check_terminal import show
 
 
 def main() -> None:

@@ -9,22 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpsdiag.diagnosis import BadBatchRecorder, check, trace
+    from mpsdiag.checking.examination import check
     from mpsdiag.emulation import emulate_mps
     from mpsdiag.fixes import apply, install
-    from mpsdiag.training import MPSSafeTrainer, NonFiniteCallback
+    from mpsdiag.tracing.api import trace
+    from mpsdiag.tracing.cases.recorder import BadBatchRecorder
+    from mpsdiag.trainers.callbacks import NonFiniteCallback
+    from mpsdiag.trainers.mps_safe import MPSSafeTrainer
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "BadBatchRecorder": "mpsdiag.diagnosis",
-    "check": "mpsdiag.diagnosis",
+    "BadBatchRecorder": "mpsdiag.tracing.cases.recorder",
+    "check": "mpsdiag.checking.examination",
     "emulate_mps": "mpsdiag.emulation",
     "apply": "mpsdiag.fixes",
     "install": "mpsdiag.fixes",
-    "MPSSafeTrainer": "mpsdiag.training",
-    "NonFiniteCallback": "mpsdiag.training",
-    "trace": "mpsdiag.diagnosis",
+    "MPSSafeTrainer": "mpsdiag.trainers.mps_safe",
+    "NonFiniteCallback": "mpsdiag.trainers.callbacks",
+    "trace": "mpsdiag.tracing.api",
 }
 
 __all__ = [

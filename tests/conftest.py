@@ -1,7 +1,8 @@
-"""What every test stands on: no network, one thread, and the markers of machines that are not there."""
+"""What every test stands on: no network, one thread, markers of missing devices, and Trainers that print nothing."""
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,89 @@ def wikitext():
     if not WIKITEXT.is_dir():
         pytest.skip("the WikiText-2 text is not beside this checkout")
     return WIKITEXT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The machine is shared, and sums split over threads have another last bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over():
+    """Older transformers pass bf16 and torch_compile on to every later Trainer of the process, through accelerate."""
+    before = dict(os.environ)
+    yield
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in before]:
+        del os.environ[name]
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def arguments(tmp_path_factory):
+    """Make quiet TrainingArguments on the CPU."""
+    from transformers import TrainingArguments
+
+    folder = tmp_path_factory.mktemp("trainer")
+
+    def make(**options):
+        defaults = {
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "per_device_eval_batch_size": 4,
+            "per_device_train_batch_size": 4,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+        }
+        return TrainingArguments(**{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from mpsdiag.inputs.tokenizer import byte_tokenizer
+
+    return byte_tokenizer("left")
+
+
+@pytest.fixture(scope="session")
+def examples(tokenizer):
+    """Twelve texts of 40 to 64 tokens or so, of unequal length: every batch is padded."""
+    from mpsdiag.inputs.data import encode, load_texts
+
+    return encode(load_texts("synthetic", limit=12), tokenizer, 64)
+
+
+@pytest.fixture(scope="session")
+def collator(tokenizer):
+    from transformers import DataCollatorForLanguageModeling
+
+    return DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+
+@pytest.fixture
+def trainer_of(arguments, examples, collator):
+    """Make a Trainer of a class on tiny-gpt2 and the padded examples."""
+    from mpsdiag.inputs.models import build_model
+
+    def make(kind, model="tiny-gpt2", *, options=None, **kwargs):
+        defaults = {
+            "model": build_model(model, max_positions=128) if isinstance(model, str) else model,
+            "args": arguments(**(options or {})),
+            "eval_dataset": examples,
+            "train_dataset": examples,
+            "data_collator": collator,
+        }
+        return kind(**{**defaults, **kwargs})
+
+    return make

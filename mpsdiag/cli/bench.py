@@ -13,9 +13,9 @@ from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
-    from mpsdiag.matrix.runner import Outcome
-    from mpsdiag.matrix.session import Session
-    from mpsdiag.matrix.spec import MatrixSpec
+    from mpsdiag.benching.plan.spec import MatrixSpec
+    from mpsdiag.benching.run.runner import Outcome
+    from mpsdiag.benching.run.session import Session
 
 AXES_PANEL = "Axes (repeat an option for several values)"
 AMOUNT = "How much is measured"
@@ -127,12 +127,12 @@ def bench(
     3 some cells errored, crashed or timed out, 130 interrupted.
     """
     given = dict(locals())  # before anything else is: the options by their names
-    from mpsdiag.matrix.interrupt import Remembered
+    from mpsdiag.benching.run.interrupt import Remembered
 
     with Remembered() as interrupts:
-        from mpsdiag.matrix.progress import Progress
-        from mpsdiag.matrix.request import Request, parse_retry, parse_shard
-        from mpsdiag.matrix.session import prepare
+        from mpsdiag.benching.plan.request import Request, parse_retry, parse_shard
+        from mpsdiag.benching.run.progress import Progress
+        from mpsdiag.benching.run.session import prepare
 
         spec = _spec(matrix, given)
         if out is not None and not out.strip():
@@ -171,8 +171,8 @@ def bench(
 
 def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
     """The matrix of the file, or the default one, with the options that name an axis or an amount applied."""
-    from mpsdiag.matrix.matrix_file import load_matrix
-    from mpsdiag.matrix.spec import AXES, MatrixSpec, changed
+    from mpsdiag.benching.plan.matrix_file import load_matrix
+    from mpsdiag.benching.plan.spec import AXES, MatrixSpec, changed
 
     known = {*AXES, *MatrixSpec.model_fields}
     values = {name: value for name, value in given.items() if name in known}
@@ -180,7 +180,7 @@ def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
 
 
 def _list_cells(session: Session, *, as_json: bool) -> None:
-    from mpsdiag.matrix.listing import as_document, as_text
+    from mpsdiag.benching.plan.listing import as_document, as_text
 
     if as_json:
         output.show_document(as_document(session))
@@ -191,9 +191,9 @@ def _list_cells(session: Session, *, as_json: bool) -> None:
 def _nothing(session: Session, outcome: Outcome, *, as_json: bool) -> None:
     """An empty part leaves no folder; a script that asked for a JSON document gets one all the same."""
     if as_json:
-        from mpsdiag.matrix.journal import Journal
-        from mpsdiag.report.json_document import document
-        from mpsdiag.report.story import tell
+        from mpsdiag.benching.journal.journal import Journal
+        from mpsdiag.reporting.formats.json_document import document
+        from mpsdiag.reporting.story.story import tell
         from mpsdiag.serialization import dumps
 
         story = tell([Journal(session.header(), [])])
@@ -204,11 +204,11 @@ def _nothing(session: Session, outcome: Outcome, *, as_json: bool) -> None:
 
 def _report(session: Session, outcome: Outcome, *, as_json: bool) -> None:
     """Write the report's folder; print the story, or one JSON document."""
-    from mpsdiag.matrix.journal import read_journal
-    from mpsdiag.matrix.runner import JOURNAL
-    from mpsdiag.report.export import text_of, write_folder
-    from mpsdiag.report.json_document import document
-    from mpsdiag.report.story import tell
+    from mpsdiag.benching.journal.journal import read_journal
+    from mpsdiag.benching.run.runner import JOURNAL
+    from mpsdiag.reporting.formats.export import text_of, write_folder
+    from mpsdiag.reporting.formats.json_document import document
+    from mpsdiag.reporting.story.story import tell
     from mpsdiag.serialization import dumps
 
     folder = session.request.out

@@ -56,7 +56,7 @@ def check(
     if json and markdown:
         raise BadInput("--json and --markdown exclude each other: choose one.")
     if listing:
-        from mpsdiag.report.check_listing import show_catalogue
+        from mpsdiag.reporting.check_listing import show_catalogue
 
         show_catalogue(as_json=json)
         raise typer.Exit(EXIT_OK)
@@ -66,8 +66,8 @@ def check(
         note_without_effect(context, [*SCENARIO, "level"], "when probes are named: only they run")
     elif level == 1:
         note_without_effect(context, SCENARIO, "at level 1: it runs no scenario")
+    from mpsdiag.checking.examination import check as examine
     from mpsdiag.cli.progress import told
-    from mpsdiag.diagnosis import check as examine
 
     with told() as progress:
         diagnosis = examine(
@@ -89,11 +89,11 @@ def check(
 
         output.show_document(dumps(diagnosis.document(), indent=2))
     elif markdown:
-        from mpsdiag.report.check_markdown import render
+        from mpsdiag.reporting.check_markdown import render
 
         output.show_document(render(diagnosis))
     else:
-        from mpsdiag.report.check_terminal import show
+        from mpsdiag.reporting.check_terminal import show
 
         show(diagnosis, output.console())
     raise typer.Exit(diagnosis.exit_code)

@@ -51,7 +51,7 @@ def show_document(text: str) -> None:
 
 def say(sentence: str) -> None:
     """Tell the user on stderr, on one line, who says it."""
-    from mpsdiag.report.escape import one_line
+    from mpsdiag.reporting.formats.escape import one_line
 
     sys.stderr.write(f"mpsdiag: {one_line(sentence, 1000)}\n")
     sys.stderr.flush()

@@ -14,8 +14,8 @@ from mpsdiag.words import ATTENTION_MODES, EXIT_FOUND, EXIT_OK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpsdiag.matrix.gate import Gate
-    from mpsdiag.matrix.journal import Journal
+    from mpsdiag.benching.gates.gate import Gate
+    from mpsdiag.benching.journal.journal import Journal
 
 
 def report(
@@ -50,7 +50,7 @@ def report(
     Exit code: 0, 1 a --fail-if gate tripped, 2 bad usage or input.
     """
     chosen = _format(form, out, json=json)
-    from mpsdiag.report.memory import collector_paused
+    from mpsdiag.reporting.formats.memory import collector_paused
 
     with collector_paused():
         journals = _journals(results)
@@ -69,8 +69,8 @@ def _render(
     out: Path | None,
     baseline: str | None,
 ) -> None:
-    from mpsdiag.report.export import text_of, write_folder
-    from mpsdiag.report.story import tell
+    from mpsdiag.reporting.formats.export import text_of, write_folder
+    from mpsdiag.reporting.story.story import tell
 
     story = tell(journals, against, baseline)
     for note in story.notes:
@@ -94,7 +94,7 @@ def _render(
 
 def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
     """The format to write; None for a folder of all."""
-    from mpsdiag.report.export import FORMATS, SUFFIXES
+    from mpsdiag.reporting.formats.export import FORMATS, SUFFIXES
 
     if json:
         if form not in {None, "json"}:
@@ -114,8 +114,8 @@ def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
 
 
 def _journals(paths: list[Path]) -> list[Journal]:
+    from mpsdiag.benching.journal.journal import read_journal
     from mpsdiag.environment import redact
-    from mpsdiag.matrix.journal import read_journal
 
     journals = [read_journal(path) for path in {path.resolve(): path for path in paths}.values()]
     for journal in journals:  # warnings hold paths, and reports get pasted
@@ -125,7 +125,7 @@ def _journals(paths: list[Path]) -> list[Journal]:
 
 def _gates(texts: Sequence[str], journals: Sequence[Journal]) -> list[Gate]:
     """Parse the gates before anything is written, and make sure that they are about cells that there are."""
-    from mpsdiag.matrix.gate import parse_gate, require_words
+    from mpsdiag.benching.gates.gate import parse_gate, require_words
 
     cells = list({record.cell: None for journal in journals for record in journal.records}) if texts else []
     gates = [parse_gate(text) for text in texts]
@@ -136,8 +136,8 @@ def _gates(texts: Sequence[str], journals: Sequence[Journal]) -> list[Gate]:
 
 def _tripped(gates: Sequence[Gate], journals: Sequence[Journal]) -> bool:
     """Whether a gate tripped, or cannot be decided."""
-    from mpsdiag.matrix.judgement import judge
-    from mpsdiag.matrix.provenance import keep
+    from mpsdiag.benching.gates.judgement import judge
+    from mpsdiag.benching.journal.provenance import keep
 
     if not gates:
         return False

@@ -102,8 +102,8 @@ def trace(
     if folder is not None or batch is not None:
         note_without_effect(context, DATA, "with a recorded folder or a saved batch")
     from mpsdiag.cli.progress import told
-    from mpsdiag.diagnosis.tracing.case import Request
-    from mpsdiag.diagnosis.tracing.investigation import investigate
+    from mpsdiag.tracing.cases.case import Request
+    from mpsdiag.tracing.investigation import investigate
 
     request = Request(
         folder=folder,
@@ -136,11 +136,11 @@ def trace(
 
         output.show_document(dumps(report.document(), indent=2))
     elif markdown:
-        from mpsdiag.report.trace_markdown import render
+        from mpsdiag.reporting.trace_markdown import render
 
         output.show_document(render(report))
     else:
-        from mpsdiag.report.trace_terminal import show
+        from mpsdiag.reporting.trace_terminal import show
 
         show(report, output.console())
     raise typer.Exit(report.exit_code)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.errors import BadInput
-from mpsdiag.training.data import Splits, open_splits
+from mpsdiag.inputs.data import Splits, open_splits
+from mpsdiag.inputs.local_data import VALIDATION_SPLITS
 from mpsdiag.training.examples import Examples, tokenize
-from mpsdiag.training.local_data import VALIDATION_SPLITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

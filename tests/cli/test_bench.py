@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.cli import main
-from mpsdiag.matrix.journal import read_journal
 
 MATRICES = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = [
@@ -176,7 +176,7 @@ def test_a_signal_ends_with_130_and_a_report_of_what_finished(tmp_path, number, 
 
 
 def test_ctrl_c_during_the_report_is_130_with_a_whole_report(done, here, monkeypatch):
-    from mpsdiag.report import export
+    from mpsdiag.reporting.formats import export
 
     write_folder = export.write_folder
 

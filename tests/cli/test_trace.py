@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mpsdiag.cli import main
-from mpsdiag.diagnosis.tracing.investigation import Report
+from mpsdiag.tracing.investigation import Report
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def run(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A saved tiny model with its tokenizer."""
-    from mpsdiag.training.models import build_model
-    from mpsdiag.training.tokenizer import byte_tokenizer
+    from mpsdiag.inputs.models import build_model
+    from mpsdiag.inputs.tokenizer import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     build_model("tiny-llama").save_pretrained(folder)
@@ -105,7 +105,7 @@ def test_training(run):
 
 
 def test_a_script_is_written_beside_the_report(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mpsdiag.diagnosis.tracing.repro._run", lambda text, emulation: "1 of 1 values")
+    monkeypatch.setattr("mpsdiag.tracing.repro.repro._run", lambda text, emulation: "1 of 1 values")
     path = tmp_path / "repro.py"
     code, out, _ = run("--emulate", "2.8", "--batches", 1, "--repro", path, "--json")
     found = document(out)
@@ -249,7 +249,7 @@ def test_ctrl_c_ends_with_130(run, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mpsdiag.diagnosis.tracing.investigation.investigate", interrupt)
+    monkeypatch.setattr("mpsdiag.tracing.investigation.investigate", interrupt)
     code, _, err = run("--device", "cpu")
     assert code == 130
     assert "interrupted" in err

@@ -3,11 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpsdiag.errors import BadInput
+from mpsdiag.inputs.tokenizer import byte_tokenizer
+from mpsdiag.trainers.shorten import first_examples
 from mpsdiag.training.arguments import DataArguments
 from mpsdiag.training.examples import Examples, tokenize
 from mpsdiag.training.prepare_data import prepare_examples
-from mpsdiag.training.shorten import first_examples
-from mpsdiag.training.tokenizer import byte_tokenizer
 
 BYTES = byte_tokenizer()
 

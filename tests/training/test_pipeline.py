@@ -23,7 +23,7 @@ Using standard HuggingFace Trainer
 @pytest.fixture
 def lines(tmp_path):
     """Text of unequal lines, without a validation split."""
-    from mpsdiag.training.synthetic import synthetic_texts
+    from mpsdiag.inputs.synthetic import synthetic_texts
 
     file = tmp_path / "lines.txt"
     file.write_text("\n".join(synthetic_texts(60)), encoding="utf-8")
@@ -190,8 +190,8 @@ def test_json_is_one_document_on_stdout(run):
 
 
 def test_sequences_longer_than_the_models_positions_are_cut_and_said(run, tmp_path):
-    from mpsdiag.training.models import build_model
-    from mpsdiag.training.tokenizer import byte_tokenizer
+    from mpsdiag.inputs.models import build_model
+    from mpsdiag.inputs.tokenizer import byte_tokenizer
 
     build_model("tiny-gpt2", max_positions=24).save_pretrained(tmp_path / "short")
     byte_tokenizer().save_pretrained(tmp_path / "short")
@@ -279,8 +279,8 @@ def test_what_is_not_finite_is_counted_where_it_ran_and_nowhere_else(run, tmp_pa
     """Weights that were NaN when loaded, and fewer steps than one log."""
     import torch
 
-    from mpsdiag.training.models import build_model
-    from mpsdiag.training.tokenizer import byte_tokenizer
+    from mpsdiag.inputs.models import build_model
+    from mpsdiag.inputs.tokenizer import byte_tokenizer
 
     model = build_model("tiny-gpt2", max_positions=96)
     with torch.no_grad():

@@ -1,0 +1,1 @@
+"""The matrix: its plan, its journal, one process a cell, gates, and a fleet of machines."""

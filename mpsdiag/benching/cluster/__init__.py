@@ -1,0 +1,1 @@
+"""The cells of a matrix on several machines, through dask.distributed."""

@@ -1,0 +1,179 @@
+"""A matrix on several machines, through dask.distributed; every cell still runs in a child of its worker.
+
+Workers say what they can carry: `dask worker ... --resources "MPS=1"` takes one timed cell at a time. dask only carries
+cells to the worker that `mpsdiag.benching.cluster.placement` names: its own scheduling would let an idle machine
+take a cell away from those it is compared with. JSON text goes over the wire, wrapped in dask's own pickles: trust
+the scheduler's network, or use dask's TLS. See docs/fleet.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mpsdiag.benching.cluster.fleet import RESOURCE, Fleet
+from mpsdiag.benching.cluster.placement import Placement
+from mpsdiag.benching.cluster.worker import run_job, stop_on_worker
+from mpsdiag.benching.journal.record import Cell
+from mpsdiag.benching.run.interrupt import Stop
+from mpsdiag.benching.run.job import Ended, Job, utc_now
+from mpsdiag.benching.run.rounds import group_of
+from mpsdiag.errors import CannotDecide
+
+POLL = 0.2
+QUIET_SECONDS = 30.0
+PATIENCE = 15.0
+"""Seconds that cells wait for a lost worker, or one like it, before they go to a machine of another kind."""
+LOSSES = 3
+"""How many workers a cell may lose; after that it is taken to be the reason."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A cell and where it is."""
+
+    job: Job
+    group: Cell
+    address: str = ""
+
+
+@dataclass
+class ClusterExecutor:
+    """Runs jobs on the workers of a dask scheduler; see `mpsdiag.benching.run.executor.Executor`.
+
+    Attributes:
+        fleet: The scheduler's workers.
+        preload: For the workers' fork servers; their own choice if None.
+        told: Is told what the user should know.
+        token: Names this run to the workers.
+    """
+
+    fleet: Fleet
+    preload: tuple[str, ...] | None = None
+    told: Callable[[str], None] = lambda _: None
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _placement: Placement = field(init=False)
+    _waiting: deque[_Task] = field(default_factory=deque, init=False)
+    _running: dict[Any, _Task] = field(default_factory=dict, init=False)
+    _losses: Counter[str] = field(default_factory=Counter, init=False)
+    _news: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def __post_init__(self) -> None:
+        self._placement = Placement(self.fleet.workers)
+
+    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Job, Ended]]:
+        """Run jobs on the workers. What a lost worker was running runs again elsewhere.
+
+        Raises:
+            CannotDecide: The scheduler is lost.
+        """
+        self._look()
+        timed = any(job.round for job in jobs)
+        self._waiting = deque(_Task(job, group_of(job.cell)) for job in jobs)
+        self._placement.settle(
+            Counter(task.group for task in self._waiting),
+            {task.group: task.job.machine for task in self._waiting if task.job.machine},
+        )
+        quiet_until = time.monotonic() + QUIET_SECONDS
+        while self._waiting or self._running:
+            if stop.asked:
+                self._waiting.clear()
+            if stop.due:
+                yield from self._end()
+                return
+            self._hand_out()
+            yield from self._finished()
+            self._look()
+            yield from self._lost()
+            if self._running or any(one.times or not timed for one in self.fleet.workers.values()):
+                quiet_until = time.monotonic() + QUIET_SECONDS
+            elif time.monotonic() > quiet_until:
+                what = f"No worker that offers {RESOURCE}" if timed else "No worker"
+                self.told(
+                    f"{what} is left at the scheduler; waiting for one (Ctrl-C stops). Start some again."
+                )
+                quiet_until = time.monotonic() + QUIET_SECONDS
+
+    def close(self) -> None:
+        """Leave the scheduler; its workers stay."""
+        self.fleet.close()
+
+    def _look(self) -> None:
+        """See who is there."""
+        for sentence in self.fleet.look():
+            self.told(sentence)
+        self._placement.workers = self.fleet.workers
+
+    def _hand_out(self) -> None:
+        """Give every free worker a cell, those that wait longest first."""
+        busy = Counter(task.address for task in self._running.values())
+        strangers = time.monotonic() - self.fleet.shrunk > PATIENCE
+        for _ in range(len(self._waiting)):
+            task = self._waiting.popleft()
+            before = self._placement.kind(task.group)
+            address = self._placement.choose(task.group, busy, timed=task.job.round > 0, strangers=strangers)
+            if address is None:
+                self._waiting.append(task)
+                continue
+            if self._placement.kind(task.group) != before:
+                self.told(
+                    f"{task.job.cell.title} and what it is compared with go on at {address}, a machine of another "
+                    "kind; the report keeps the two apart."
+                )
+            busy[address] += 1
+            task = _Task(task.job, task.group, address)
+            self._running[self._submit(task)] = task
+
+    def _submit(self, task: _Task) -> Any:
+        options: dict[str, Any] = {"resources": {RESOURCE: 1}} if task.job.round else {}
+        request = json.dumps(
+            {"job": task.job.model_dump(mode="json"), "preload": self.preload, "token": self.token}
+        )
+        future = self.fleet.submit(run_job, request, task.address, **options)
+        future.add_done_callback(lambda _: self._news.set())
+        return future
+
+    def _finished(self) -> Iterator[tuple[Job, Ended]]:
+        """Those that ended, after a moment at most."""
+        self._news.wait(POLL)
+        self._news.clear()
+        for future in [one for one in self._running if one.done()]:
+            task = self._running.pop(future)
+            ended = self.fleet.result(future)
+            if ended is None:
+                yield from self._again(task)
+            else:
+                yield task.job, ended
+
+    def _lost(self) -> Iterator[tuple[Job, Ended]]:
+        """Take back what ran on workers that are gone."""
+        for future in [one for one, task in self._running.items() if task.address not in self.fleet.workers]:
+            task = self._running.pop(future)
+            future.cancel()
+            yield from self._again(task)
+
+    def _again(self, task: _Task) -> Iterator[tuple[Job, Ended]]:
+        """Run a cell again whose worker was lost; but not for ever."""
+        self._losses[task.job.name] += 1
+        if self._losses[task.job.name] <= LOSSES:
+            self._waiting.appendleft(task)
+            return
+        reason = f"{self._losses[task.job.name]} workers were lost while they ran it"
+        yield task.job, Ended(status="crash", reason=reason, started=utc_now(), seconds=0.0)
+
+    def _end(self) -> Iterator[tuple[Job, Ended]]:
+        """End what still runs, also on the workers."""
+        with contextlib.suppress(CannotDecide):
+            self.fleet.tell(stop_on_worker, self.token)
+        while self._running:
+            future, task = self._running.popitem()
+            future.cancel()
+            reason = "stopped by the user before it finished"
+            yield task.job, Ended(status="interrupted", reason=reason, started=utc_now(), seconds=0.0)

@@ -1,0 +1,102 @@
+"""Which worker of a cluster runs which cells. Bookkeeping without dask: addresses in, addresses out.
+
+Cells that are compared form a group, and a group has a home: one worker that runs all its timed rounds, so that every
+ratio is one of one machine. Verdicts go to any worker of the same kind, so that each timing has its verdict on a
+machine like its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mpsdiag.benching.journal.record import Cell
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a worker is.
+
+    Attributes:
+        kind: The same for machines that cannot be told apart.
+        slots: How many cells at once that are not timed.
+        times: Whether cells may be timed on it, one at a time.
+    """
+
+    kind: str
+    slots: int = 1
+    times: bool = True
+
+
+@dataclass
+class Placement:
+    """Homes of groups among the workers that are there.
+
+    Attributes:
+        workers: By address; replaced by whoever sees them come and go.
+    """
+
+    workers: Mapping[str, Worker]
+    _homes: dict[Cell, str] = field(default_factory=dict, init=False)
+    _kinds: dict[Cell, str] = field(default_factory=dict, init=False)
+    _cells: dict[Cell, int] = field(default_factory=dict, init=False)
+
+    def settle(self, groups: Mapping[Cell, int], before: Mapping[Cell, str]) -> None:
+        """Give groups that have none a home: where their earlier rounds ran, if possible, else the least loaded.
+
+        Args:
+            groups: How many cells each has.
+            before: The kind of machine of its earlier rounds, where there were some.
+        """
+        for group, cells in groups.items():
+            if group not in self._homes:
+                self._cells[group] = cells
+                self._move(group, before.get(group), timed=False, strangers=True)
+
+    def choose(
+        self, group: Cell, busy: Mapping[str, int], *, timed: bool, strangers: bool = False
+    ) -> str | None:
+        """A free worker for a cell of a group; None if it has to wait.
+
+        Args:
+            group: A settled one.
+            busy: How many cells each worker is running.
+            timed: Whether the cell is timed.
+            strangers: Whether a group whose home is gone may move to a machine of another kind.
+        """
+        if not self._serves(self._homes.get(group), timed=timed):
+            self._move(group, self._kinds.get(group), timed=timed, strangers=strangers)
+        home = self._homes.get(group)
+        if home is None or not self._serves(home, timed=timed):
+            return None
+        if timed:
+            return None if busy.get(home) else home
+        alike = (one for one, worker in self.workers.items() if worker.kind == self.workers[home].kind)
+        free = [one for one in alike if busy.get(one, 0) < self.workers[one].slots]
+        return min(free, key=lambda one: (busy.get(one, 0), one != home), default=None)
+
+    def kind(self, group: Cell) -> str | None:
+        """The kind of machine that a group has its home on."""
+        return self._kinds.get(group)
+
+    def _serves(self, home: str | None, *, timed: bool) -> bool:
+        worker = None if home is None else self.workers.get(home)
+        return worker is not None and (worker.times or not timed)
+
+    def _move(self, group: Cell, kind: str | None, *, timed: bool, strangers: bool) -> None:
+        """Find a new home, one where cells can be timed if there is one; there may be none."""
+        fit = [one for one, worker in self.workers.items() if worker.times]
+        if not fit and not timed:
+            fit = list(self.workers)
+        alike = [one for one in fit if self.workers[one].kind == kind]
+        if not alike and not strangers:
+            return
+        load: Counter[str] = Counter()
+        for other, home in self._homes.items():
+            load[home] += self._cells[other]
+        # By kind first: after a restart the addresses are others, but each kind is found again.
+        order = sorted(alike or fit, key=lambda one: (load[one], self.workers[one].kind, one))
+        if order:
+            self._homes[group] = order[0]
+            self._kinds[group] = self.workers[order[0]].kind

@@ -1,0 +1,92 @@
+"""What a dask worker does for `mpsdiag bench --cluster`: runs cells in children of its own, says what it is."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mpsdiag.benching.journal.record import Cell
+from mpsdiag.benching.plan.fingerprint import fingerprint
+from mpsdiag.benching.run.interrupt import Stop
+from mpsdiag.benching.run.isolation import Isolation, start_method
+from mpsdiag.benching.run.job import Job
+from mpsdiag.serialization import dumps
+
+_stopped: set[str] = set()
+"""On a worker: the runs whose user does not wait any longer."""
+
+
+def run_job(request: str) -> str:
+    """On a worker: run one job in a child process, and answer with how it ended.
+
+    Args:
+        request: JSON with the job, what to preload, and the token of the run.
+
+    Returns:
+        An Ended as JSON.
+    """
+    document = json.loads(request)
+    job = Job.model_validate(document["job"])
+    isolation = _isolation(start_method([job.cell.device]), tuple(document["preload"] or ()))
+    with tempfile.TemporaryDirectory(prefix="mpsdiag-cell-") as folder:
+        local = job.model_copy(update={"log": str(Path(folder) / "cell.log")})
+        ended = isolation.run(local, _WorkerStop(document["token"]))
+    return dumps({**ended.model_dump(), "environment": describe()["environment"]})
+
+
+class _WorkerStop(Stop):
+    """On a worker: the user's second thoughts, as the client passed them on."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token
+
+    @property
+    def due(self) -> bool:
+        return self._token in _stopped
+
+
+@functools.cache
+def _isolation(start: Any, preload: tuple[str, ...]) -> Isolation:
+    """One for the whole life of a worker, its fork server started before the first cell's time runs."""
+    isolation = Isolation(start, preload) if preload else Isolation(start)
+    if start == "forkserver":
+        with tempfile.TemporaryDirectory(prefix="mpsdiag-start-") as folder:
+            isolation.warm_up(Path(folder) / "start.log")
+    return isolation
+
+
+@functools.cache
+def _facts() -> dict[str, Any]:
+    from mpsdiag import environment
+
+    facts = environment.gather().model_dump(exclude_none=True)
+    return {"mpsdiag": facts["mpsdiag"], "versions": environment.versions(), "environment": facts}
+
+
+def describe(dask_worker: Any = None) -> dict[str, Any]:
+    """On a worker: what it is and what it offers."""
+    resources = {} if dask_worker is None else dict(dask_worker.state.total_resources)
+    return {**_facts(), "resources": resources}
+
+
+def answer(question: str, argument: str) -> str | None:
+    """On a worker: answer about its device, or about its files."""
+    if question == "resolve":
+        from mpsdiag.device import resolve
+
+        return resolve(argument)
+    if question == "files":
+        fingerprint.cache_clear()  # a worker lives longer than a file stays as it is
+        return fingerprint(tuple(json.loads(argument)))
+    from mpsdiag.benching.plan.availability import unavailable
+
+    return unavailable(Cell.model_validate_json(argument))
+
+
+def stop_on_worker(token: str) -> None:
+    """On a worker: end what runs for that run now."""
+    _stopped.add(token)

@@ -1,0 +1,1 @@
+"""`--fail-if`: conditions on the results that decide the exit code."""

@@ -1,0 +1,200 @@
+"""Gates: sentences such as `safe_sdpa.eval_time > 1.05 * sdpa.eval_time`, parsed by a small grammar, never evaluated.
+
+    gate       = "any" STATUS "in" ( "all" | selector )  |  term COMPARE term
+    term       = [ NUMBER "*" ] selector "." MEASURE     |  NUMBER
+    selector   = word { "+" word }
+    word       = VALUE                  a text on any axis: attention, trainer, padding, model, dtype, ...
+               | AXIS "=" VALUE         a text or a number on this axis; "none" where it has no value
+    COMPARE    = ">" | ">=" | "<" | "<="
+    NUMBER     = digits, with a minus, a fraction and an exponent if need be
+    STATUS     = a status of a cell, or "bad" (error, crash, oom, timeout)
+
+A number is no word by itself: 4 may be a batch size, a seed and more. A comparison of two selectors is made for every
+pair of cells that agree on all axes the selectors do not name. The gate trips when it is true of any;
+`mpsdiag.benching.gates.judgement` decides.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from mpsdiag.benching.gates.measures import MEASURES
+from mpsdiag.benching.journal.record import Cell
+from mpsdiag.errors import BadInput, nearest
+from mpsdiag.words import CELL_STATUSES
+
+AXES: Final[tuple[str, ...]] = tuple(Cell.model_fields)
+"""Everything that can tell two cells apart, what a matrix sets for all of its cells too."""
+
+_ANY = re.compile(r"any\s+(\S+)\s+in\s+(\S+)")
+_SIDES = re.compile(r"(.+?)\s*(>=|<=|>|<)\s*(.+)")
+_NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+_TERM = re.compile(rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?P<selector>[\w/:+.=-]+)\.(?P<measure>[a-z_]+)")
+HELP = (
+    "Write it like 'safe_sdpa.eval_time > 1.05 * sdpa.eval_time', 'safe_sdpa.loss_moved_by > 0' "
+    "or 'any nan in safe_sdpa'."
+)
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Cells that have every one of these words on some axis; all cells if there are none."""
+
+    words: tuple[str, ...]
+
+    def takes(self, cell: Cell) -> bool:
+        """Whether a cell is meant."""
+        return all(_axis_of(word, cell) for word in self.words)
+
+    def axes(self, cell: Cell) -> set[str]:
+        """The axes of a cell that the words are on."""
+        return {_axis_of(word, cell) for word in self.words}
+
+    def __str__(self) -> str:
+        return "+".join(self.words) or "all"
+
+
+@dataclass(frozen=True)
+class Term:
+    """A number, or a measure of some cells times a number."""
+
+    factor: float
+    selector: Selector | None = None
+    measure: str = ""
+
+    def __str__(self) -> str:
+        if self.selector is None:
+            return f"{self.factor:g}"
+        return f"{'' if self.factor == 1 else f'{self.factor:g} * '}{self.selector}.{self.measure}"
+
+
+@dataclass(frozen=True)
+class AnyGate:
+    """Trips when any of the cells has the status."""
+
+    status: str
+    selector: Selector
+
+    def __str__(self) -> str:
+        return f"any {self.status} in {self.selector}"
+
+
+@dataclass(frozen=True)
+class CompareGate:
+    """Trips when the comparison is true of any pair of cells."""
+
+    left: Term
+    sign: str
+    right: Term
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.sign} {self.right}"
+
+
+Gate = AnyGate | CompareGate
+
+
+def parse_gate(text: str) -> Gate:
+    """Parse a gate.
+
+    Raises:
+        BadInput: It is none; the sentence shows one and names the nearest word.
+    """
+    text = text.strip()
+    found = _ANY.fullmatch(text)
+    if found:
+        status, selector = found.groups()
+        if status not in {*CELL_STATUSES, "bad"}:
+            raise BadInput(
+                f"--fail-if '{text}': unknown status '{status}'. {nearest(status, [*CELL_STATUSES, 'bad'])}"
+            )
+        return AnyGate(status, Selector(()) if selector == "all" else _selector(selector, text))
+    sides = _SIDES.fullmatch(text)
+    if not sides:
+        raise BadInput(f"--fail-if '{text}' is no gate. {HELP}")
+    left, sign, right = sides.groups()
+    gate = CompareGate(_term(left, text), sign, _term(right, text))
+    if gate.left.selector is None and gate.right.selector is None:
+        raise BadInput(f"--fail-if '{text}' compares two numbers and no cell. {HELP}")
+    return gate
+
+
+def require_words(gate: Gate, cells: Sequence[Cell]) -> None:
+    """Make sure, before hours of work, that a gate is about cells that there are.
+
+    Raises:
+        BadInput: A word in it is on no axis of any cell, or no cell has all its words.
+    """
+    for selector in _selectors(gate):
+        for word in selector.words:
+            if not any(_axis_of(word, cell) for cell in cells):
+                raise BadInput(
+                    f"--fail-if '{gate}': no cell of the matrix has '{word}'. {_hint(word, cells)}"
+                )
+        if not any(selector.takes(cell) for cell in cells):
+            raise BadInput(f"--fail-if '{gate}': no cell of the matrix has all of '{selector}'.")
+
+
+def _term(text: str, gate: str) -> Term:
+    if re.fullmatch(_NUMBER, text):
+        return Term(_number(text, gate))
+    found = _TERM.fullmatch(text)
+    if not found:
+        raise BadInput(f"--fail-if '{gate}': '{text}' is neither a number nor CELL.MEASURE. {HELP}")
+    if found["measure"] not in MEASURES:
+        raise BadInput(
+            f"--fail-if '{gate}': unknown measure '{found['measure']}'. {nearest(found['measure'], MEASURES)}"
+        )
+    return Term(_number(found["factor"] or "1", gate), _selector(found["selector"], gate), found["measure"])
+
+
+def _number(text: str, gate: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # nothing is beyond it, so that the gate would pass whatever happens
+        raise BadInput(f"--fail-if '{gate}': {text} is too large a number.")
+    return value
+
+
+def _selector(text: str, gate: str) -> Selector:
+    words = tuple(text.split("+"))
+    for word in words:
+        axis, equals, value = word.partition("=")
+        if not word or (equals and not value):
+            raise BadInput(f"--fail-if '{gate}': a word is missing in '{text}'. {HELP}")
+        if equals and axis not in AXES:
+            raise BadInput(f"--fail-if '{gate}': a cell has no axis '{axis}'. {nearest(axis, AXES)}")
+    return Selector(words)
+
+
+def _selectors(gate: Gate) -> list[Selector]:
+    if isinstance(gate, AnyGate):
+        return [gate.selector]
+    return [term.selector for term in (gate.left, gate.right) if term.selector is not None]
+
+
+def _axis_of(word: str, cell: Cell) -> str:
+    """The axis on which a cell has this word; empty if on none."""
+    axis, equals, value = word.partition("=")
+    if equals:
+        return axis if _written(getattr(cell, axis)) == value else ""
+    return next((name for name, value in cell if isinstance(value, str) and value == word), "")
+
+
+def _written(value: object) -> str:
+    """A value of an axis as a gate writes it."""
+    return "none" if value is None else str(value)
+
+
+def _hint(word: str, cells: Sequence[Cell]) -> str:
+    """What to write instead of a word that no cell has."""
+    axis, equals, value = word.partition("=")
+    if equals:
+        return nearest(value, dict.fromkeys(_written(getattr(cell, axis)) for cell in cells))
+    numbers = {f"{name}={value}" for cell in cells for name, value in cell if str(value) == word}
+    if numbers:
+        return f"Name the axis of a number: {' or '.join(sorted(numbers))}."
+    return nearest(word, sorted({value for cell in cells for _, value in cell if isinstance(value, str)}))

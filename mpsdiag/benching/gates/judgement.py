@@ -1,0 +1,163 @@
+"""Whether a gate trips, judged in each environment by itself: a ratio across two machines says nothing.
+
+A number that is not there, or not a number, never passes quietly: the gate is then undecided.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from mpsdiag.benching.gates.gate import AnyGate, CompareGate, Gate, Term
+from mpsdiag.benching.gates.measures import measure, ratio_of_times
+from mpsdiag.benching.journal.provenance import Place
+from mpsdiag.benching.journal.record import Cell, Record
+from mpsdiag.benching.run.job import BAD_ENDS
+from mpsdiag.words import count
+
+_COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+_FINDINGS: Final = frozenset({"ok", "nan", "wrong"})
+
+Rounds = Mapping[Cell, Sequence[Record]]
+"""The rounds of each cell in one environment."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a gate found: it tripped, it held, or (`tripped` is None) it could not be decided; with the sentence."""
+
+    gate: Gate
+    tripped: bool | None
+    sentence: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether it held; an undecided gate did not."""
+        return self.tripped is False
+
+    def __str__(self) -> str:
+        word = {True: "tripped", False: "held", None: "undecided, taken as tripped"}[self.tripped]
+        return f"gate {word}: {self.sentence}"
+
+
+def judge(gate: Gate, places: Sequence[tuple[Place, Sequence[Record]]]) -> Judgement:
+    """Decide a gate.
+
+    Args:
+        gate: Parsed.
+        places: All rounds of all cells, apart by environment; skipped cells count for `any skip` only.
+    """
+    found = [(f" [{place.label}]" if len(places) > 1 else "", _by_cell(records)) for place, records in places]
+    return _any(gate, found) if isinstance(gate, AnyGate) else _compare(gate, found)
+
+
+def concerns(gate: Gate, cells: Sequence[Cell]) -> bool:
+    """Whether there are cells that a gate is about: one that it selects, or a pair that it compares."""
+    if isinstance(gate, AnyGate):
+        return any(map(gate.selector.takes, cells))
+    return any(True for _ in _pairs(gate, cells))
+
+
+def _any(gate: AnyGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
+    wanted = BAD_ENDS if gate.status == "bad" else {gate.status}
+    asked = [
+        (f"{cell.title}{label}", {record.status for record in rounds})
+        for label, cells in places
+        for cell, rounds in cells.items()
+        if gate.selector.takes(cell)
+    ]
+    hits = [name for name, statuses in asked if statuses & wanted]
+    if hits:
+        return Judgement(
+            gate,
+            tripped=True,
+            sentence=f"{gate}: {len(hits)} of {count(len(asked), 'cell')}, the first {hits[0]}",
+        )
+    silent = sum(not statuses & _FINDINGS for _, statuses in asked)
+    if silent == len(asked) and wanted & _FINDINGS:
+        return Judgement(
+            gate, None, f"{gate}: none of {count(len(asked), 'cell')} finished, so this cannot be decided"
+        )
+    rest = f", {silent} of which did not finish" if silent else ""
+    return Judgement(gate, tripped=False, sentence=f"{gate}: 0 of {count(len(asked), 'cell')}{rest}")
+
+
+def _compare(gate: CompareGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
+    unknown: list[str] = []
+    held = 0
+    ran = [
+        (label, {cell: rounds for cell, rounds in cells.items() if _ran(rounds)}) for label, cells in places
+    ]
+    for left, right in _pairs(gate, list(dict.fromkeys(cell for _, cells in ran for cell in cells))):
+        name = next(cell.title for cell in (left, right) if cell is not None)
+        known = [
+            (label, pair) for label, cells in ran if (pair := _numbers(gate, left, right, cells)) is not None
+        ]
+        if not known:
+            unknown.append(f"{gate}: a number is missing ({name})")
+        for label, (one, other) in known:
+            what = f"{gate}: {one:.6g} against {other:.6g} ({name}){label}"
+            if math.isnan(one) or math.isnan(other):
+                unknown.append(what)
+            elif _COMPARE[gate.sign](one, other):
+                return Judgement(gate, tripped=True, sentence=what)
+            else:
+                held += 1
+    if unknown:
+        return Judgement(gate, None, f"{unknown[0]}, so this cannot be decided")
+    if not held:
+        return Judgement(gate, None, f"{gate}: no two cells of the results can be compared by it")
+    return Judgement(gate, tripped=False, sentence=f"{gate}: true of none of {held}")
+
+
+def _ran(rounds: Sequence[Record]) -> bool:
+    return any(record.status != "skip" for record in rounds)
+
+
+def _numbers(
+    gate: CompareGate, left: Cell | None, right: Cell | None, cells: Rounds
+) -> tuple[float, float] | None:
+    """What the two sides of a comparison come to in one environment; None where that does not know."""
+    one, other = _value(gate.left, left, cells), _value(gate.right, right, cells)
+    if one is None or other is None:
+        return None
+    if left is not None and right is not None and gate.left.measure == gate.right.measure:
+        ratio = ratio_of_times(cells[left], cells[right], gate.left.measure)
+        if ratio is not None:  # times are compared round by round, as in the report
+            one = ratio * other
+    return gate.left.factor * one, gate.right.factor * other
+
+
+def _value(term: Term, cell: Cell | None, cells: Rounds) -> float | None:
+    return 1.0 if cell is None else measure(cells.get(cell, ()), term.measure)
+
+
+def _pairs(gate: CompareGate, cells: Sequence[Cell]) -> Iterable[tuple[Cell | None, Cell | None]]:
+    """Pairs of cells that agree on every axis the selectors do not name; None stands for a plain number."""
+    left, right = gate.left.selector, gate.right.selector
+    ours = [cell for cell in cells if left is not None and left.takes(cell)]
+    theirs = [cell for cell in cells if right is not None and right.takes(cell)]
+    if left is None or right is None:
+        yield from ((cell, None) for cell in ours)
+        yield from ((None, cell) for cell in theirs)
+        return
+    for one in ours:
+        for other in theirs:
+            free = left.axes(one) | right.axes(other)
+            if all(getattr(one, name) == getattr(other, name) for name, _ in one if name not in free):
+                yield one, other
+
+
+def _by_cell(records: Iterable[Record]) -> Rounds:
+    cells: dict[Cell, list[Record]] = {}
+    for record in records:
+        cells.setdefault(record.cell, []).append(record)
+    return cells

@@ -1,0 +1,140 @@
+"""Reading a journal: JSON Lines, one header, then one line a finished round of a cell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mpsdiag.benching.journal.migrations import migrate
+from mpsdiag.benching.journal.record import Header, Record
+from mpsdiag.benching.journal.writer import JournalWriter
+from mpsdiag.errors import BadInput
+
+__all__ = ["Journal", "JournalWriter", "NotAJournal", "parse_journal", "read_journal"]
+
+
+class NotAJournal(BadInput):
+    """A file that is no journal."""
+
+    def __init__(self, name: str, remedy: str) -> None:
+        """Say so.
+
+        Args:
+            name: Of the file.
+            remedy: What to do about it.
+        """
+        super().__init__(f"{name} is no mpsdiag journal: its first line is not a header. {remedy}")
+        self.name = name
+
+
+@dataclass
+class Journal:
+    """What a journal says. `records` has the newest record of each (key, round), in the order of the file."""
+
+    header: Header
+    records: list[Record]
+    warnings: list[str] = field(default_factory=list)
+    path: Path | None = None
+
+    def finished(self) -> dict[tuple[str, int], Record]:
+        """The records by key and round."""
+        return {(record.key, record.round): record for record in self.records}
+
+
+def read_journal(path: Path | str) -> Journal:
+    """Read a journal file, or the `journal.jsonl` of a folder that `bench` wrote.
+
+    A torn last line is dropped and every other bad line is left out, each with a warning that names it.
+
+    Raises:
+        BadInput: There is no such file, it cannot be read, it is no journal, or a newer mpsdiag wrote it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "journal.jsonl"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as problem:
+        raise BadInput(
+            f"There is no journal at {path}. `mpsdiag bench --out FOLDER` writes one."
+        ) from problem
+    except OSError as problem:
+        raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
+    journal = parse_journal(data, str(path))
+    journal.path = path
+    return journal
+
+
+def parse_journal(data: bytes, name: str) -> Journal:
+    """Parse the bytes of a journal.
+
+    Args:
+        data: The whole file.
+        name: What to call it in sentences.
+
+    Raises:
+        BadInput: The first line is no header of a journal, or a newer mpsdiag wrote a line.
+    """
+    *whole, rest = data.split(b"\n")
+    if not whole:  # a header whose line feed is missing
+        whole, rest = [rest], b""
+    lines = [(number, line) for number, line in enumerate(whole, start=1) if line.strip()]
+    header = _header(lines[0][1], f"{name} line {lines[0][0]}") if lines else None
+    if header is None:
+        raise NotAJournal(name, "Give a journal.jsonl that `mpsdiag bench` wrote, or its folder.")
+    journal = Journal(header=header, records=[])
+    records: dict[tuple[str, int], Record] = {}
+    for number, line in lines[1:]:
+        _take(line, f"{name} line {number}", records, journal.warnings)
+    if rest.strip():
+        # Without its line feed the last line was cut by a crash, unless only the line feed is missing.
+        where = f"{name} line {len(whole) + 1}"
+        if not _take(rest, where, records, []):
+            journal.warnings.append(f"{where} is torn (the last write was cut short) and was dropped.")
+    journal.records = list(records.values())
+    return journal
+
+
+def _header(line: bytes, where: str) -> Header | None:
+    try:
+        return Header.model_validate(migrate(_loads(line), where))
+    except ValueError:
+        return None
+
+
+def _take(line: bytes, where: str, records: dict[tuple[str, int], Record], warnings: list[str]) -> bool:
+    """Add the record of a line, or a warning; whether it was a record."""
+    try:
+        parsed = migrate(_loads(line), where)
+        if parsed.get("kind") == "header":
+            warnings.append(f"{where} is a second header and was left out; the first one counts.")
+            return False
+        record = Record.model_validate(parsed)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        what = ".".join(str(part) for part in first["loc"])
+        warnings.append(f"{where} is not a record and was left out ({what or 'line'}: {first['msg']}).")
+        return False
+    except ValueError as problem:
+        warnings.append(f"{where} is not a record and was left out ({problem}).")
+        return False
+    last = next(reversed(records.values()), None)
+    if last is not None and last.environment == record.environment:
+        record.environment = last.environment  # one object for all: a long journal is mostly environments
+    # A later record of the same round replaces the earlier one (a retry), and takes its place in the order.
+    records.pop((record.key, record.round), None)
+    records[record.key, record.round] = record
+    return True
+
+
+def _loads(line: bytes) -> dict[str, object]:
+    try:
+        parsed = json.loads(line.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+        raise ValueError("it is not JSON") from problem
+    if not isinstance(parsed, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - callers catch one kind
+    return parsed

@@ -1,0 +1,107 @@
+"""How long a matrix will take: from what its journal has already, else from rough figures of built-in models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mpsdiag.benching.journal.record import Cell, Record, Timing
+from mpsdiag.benching.run.isolation import StartMethod
+from mpsdiag.benching.run.rounds import StopRule, baselines, wanted
+from mpsdiag.statistics import median
+
+# Seconds of one leg of a built-in model on two CPU cores, and of starting a fresh interpreter with its imports.
+VERDICT, TIMING, FRESH = 1.5, 0.6, 5.0
+
+Found = Mapping[Cell, Mapping[int, Record]]
+"""The rounds of each cell that are in the journal and are not run again."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left to run.
+
+    Attributes:
+        verdicts: How many.
+        least: Timing rounds of all cells together, at least.
+        most: At most.
+        done: Rounds of these cells that the journal has already.
+    """
+
+    verdicts: int = 0
+    least: int = 0
+    most: int = 0
+    done: int = 0
+
+    def __bool__(self) -> bool:
+        return self.verdicts > 0 or self.most > 0
+
+
+def remaining(cells: Sequence[Cell], rule: StopRule, baseline: str, found: Found) -> Work:
+    """What a run will do, as far as it can be foreseen: which ratios will be precise early cannot.
+
+    Args:
+        cells: To run.
+        rule: Timing rounds.
+        baseline: The attention mode that ratios are to.
+        found: What an earlier run did.
+    """
+    partners = baselines(cells, baseline)
+    history = {cell: timings for cell in cells if (timings := _timings(found.get(cell, {}))) is not None}
+    asked = functools.cache(lambda number: frozenset(wanted(number, history, partners, rule)))
+    most_of_one = rule.most if rule.rounds else 0
+    verdicts = least = most = 0
+    for cell in cells:
+        if 0 not in found.get(cell, {}):
+            verdicts, least, most = verdicts + 1, least + rule.rounds, most + most_of_one
+        elif cell in history:
+            done = len(history[cell])
+            if done < rule.rounds or cell in asked(done + 1):
+                least += max(1, rule.rounds - done)
+                most += most_of_one - done
+    return Work(verdicts, least, most, sum(map(len, found.values())))
+
+
+def estimate(
+    work: Work, start: StartMethod, records: Iterable[Record] = (), *, jobs: int = 1, machines: int = 1
+) -> tuple[float, float]:
+    """Seconds that a run takes at least and at most.
+
+    Args:
+        work: What is to be run.
+        start: How processes are started.
+        records: Of an earlier run; their durations are better than any guess.
+        jobs: Verdicts at once on a machine.
+        machines: How many work side by side.
+    """
+    if not work:
+        return 0.0, 0.0
+    known = list(records)
+    fresh = FRESH if start == "spawn" else 0.0
+    verdict = median([one.seconds for one in known if one.round == 0 and one.status != "skip"])
+    timing = median([one.seconds for one in known if one.round > 0])
+    verdict = VERDICT + fresh if verdict != verdict else verdict  # noqa: PLR0124 - NaN: none is known
+    timing = TIMING + fresh if timing != timing else timing  # noqa: PLR0124 - likewise
+    boot = FRESH if start == "forkserver" else 0.0
+    least, most = (
+        boot + (work.verdicts * verdict / jobs + rounds * timing) / machines
+        for rounds in (work.least, work.most)
+    )
+    return least, most
+
+
+def in_words(seconds: float) -> str:
+    """A duration as people say it: `40 s`, `3 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _timings(rounds: Mapping[int, Record]) -> dict[int, Timing] | None:
+    """The timings of a cell that may be timed further: its verdict finished, and so did all timing rounds."""
+    if 0 not in rounds or rounds[0].status not in {"ok", "nan", "wrong"}:
+        return None
+    timings = {number: record.timing for number, record in rounds.items() if number > 0}
+    finished = {number: timing for number, timing in timings.items() if timing is not None}
+    return finished if len(finished) == len(timings) else None

@@ -1,0 +1,192 @@
+"""From a matrix to its cells: the loops over the axes, the rules, and which cells cannot exist here and why."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mpsdiag import device, words
+from mpsdiag.benching.journal.record import Cell
+from mpsdiag.benching.plan import availability
+from mpsdiag.benching.plan.fingerprint import fingerprint
+from mpsdiag.benching.plan.rules import idle_exclude, idle_include, idle_macos, lacking_baseline
+from mpsdiag.benching.plan.spec import AXES, MOST, MatrixSpec, Rule
+from mpsdiag.errors import BadInput
+
+Reason = Callable[[Cell], str | None]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A cell of the matrix that cannot be run here."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a matrix comes to on this machine, in the order of its loops."""
+
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skipped, ...] = ()
+    order: tuple[Cell, ...] = ()
+    """All cells of the matrix, in the order of its loops: machines that skip different ones share it alike."""
+    notes: tuple[str, ...] = ()
+    """Rules that change nothing, a sentence each."""
+    empty: str = ""
+    """Why there is nothing to do, where there is no cell at all."""
+
+    def __len__(self) -> int:
+        return len(self.cells) + len(self.skipped)
+
+
+def expand(
+    spec: MatrixSpec,
+    *,
+    unavailable: Reason = availability.unavailable,
+    resolve: Callable[[str], str] = device.resolve,
+    files: Callable[[tuple[str, ...]], str | None] = fingerprint,
+) -> Plan:
+    """List the cells of a matrix.
+
+    Args:
+        spec: The matrix.
+        unavailable: Says why a cell cannot run here, None if it can; asks the device and the fixes by default.
+        resolve: Turns a device's word into one device; `mpsdiag.device.resolve` by default.
+        files: Makes a fingerprint of local files.
+
+    Raises:
+        BadInput: It has more cells than `max_cells`, or none.
+    """
+    cells, notes = _cells(spec, resolve, files)
+    if not cells:
+        raise BadInput(f"The matrix '{spec.name}' has no cells: its exclude rules leave none.")
+    if len(cells) > spec.max_cells:
+        raise BadInput(
+            f"The matrix '{spec.name}' has {len(cells)} cells, more than --max-cells {spec.max_cells}. "
+            "Narrow an axis, exclude some, or raise --max-cells."
+        )
+    reasons = [(cell, unavailable(cell)) for cell in cells]
+    return Plan(
+        cells=tuple(cell for cell, reason in reasons if reason is None),
+        skipped=tuple(Skipped(cell, reason) for cell, reason in reasons if reason is not None),
+        order=tuple(cells),
+        notes=tuple(notes),
+    )
+
+
+def shard(plan: Plan, index: int, count: int, group: Callable[[Cell], Any]) -> Plan:
+    """The part of a plan for one machine of several. Cells that are compared with each other stay together.
+
+    Args:
+        plan: The whole.
+        index: Which part, from 1.
+        count: How many parts.
+        group: The same for cells that belong together.
+
+    Returns:
+        Its cells. Where there are more parts than groups, the last parts are empty, and say so.
+
+    Raises:
+        BadInput: There is no such part.
+    """
+    if not 1 <= index <= count:
+        raise BadInput(f"--shard {index}/{count}: there is no such part. Give 1/{count} to {count}/{count}.")
+    groups = {name: number for number, name in enumerate(dict.fromkeys(map(group, plan.order)))}
+    mine = {name for name, number in groups.items() if number % count == index - 1}
+    return Plan(
+        cells=tuple(cell for cell in plan.cells if group(cell) in mine),
+        skipped=tuple(skip for skip in plan.skipped if group(skip.cell) in mine),
+        order=plan.order,
+        notes=plan.notes,
+        empty="" if mine else _empty(index, count, len(groups)),
+    )
+
+
+def _empty(index: int, count: int, groups: int) -> str:
+    return (
+        f"part {index} of {count} is empty: the matrix has {words.count(groups, 'group')} of cells that are compared, "
+        "which stay together"
+    )
+
+
+def _cells(
+    spec: MatrixSpec, resolve: Callable[[str], str], files: Callable[[tuple[str, ...]], str | None]
+) -> tuple[list[Cell], list[str]]:
+    """The cells, each once, and the rules that change nothing."""
+    axes = {name: getattr(spec.axes, name) for name in AXES}
+    found = (idle_exclude(number, rule, axes) for number, rule in enumerate(spec.exclude, start=1))
+    notes = [note for note in (idle_macos(spec.axes), *found) if note is not None]
+    points = [
+        point for point in _points(spec, axes) if not any(_matches(rule, point) for rule in spec.exclude)
+    ]
+    cell_of = _maker(spec, resolve, files)
+    cells = dict.fromkeys(map(cell_of, points))
+    for number, rule in enumerate(spec.include, start=1):
+        before = len(cells)
+        named = rule.named()
+        added = _points(spec, {name: named.get(name, values[:1]) for name, values in axes.items()})
+        cells.update(dict.fromkeys(map(cell_of, added)))
+        if len(cells) == before:
+            notes.append(idle_include(number, rule))
+    lacking = lacking_baseline(spec.baseline, cells)
+    return list(cells), notes if lacking is None else [*notes, lacking]
+
+
+def _maker(
+    spec: MatrixSpec, resolve: Callable[[str], str], files: Callable[[tuple[str, ...]], str | None]
+) -> Callable[[dict[str, Any]], Cell]:
+    """Make a cell of a point: the device by its name, and what all cells have in common."""
+    device_of = functools.cache(resolve)
+    fixed = {
+        "dataset": spec.dataset,
+        "eval_dataset": spec.eval_dataset,
+        "train_steps": spec.train_steps,
+        "eval_batches": spec.eval_batches,
+        "warmup": spec.warmup,
+        "repeats": spec.repeats,
+    }
+    data = tuple(one for one in (spec.dataset, spec.eval_dataset) if one is not None)
+    files_of = functools.cache(lambda model: files((model, *data)))
+
+    def cell_of(point: dict[str, Any]) -> Cell:
+        model = point["model"]
+        more = {"threads": _threads(model, spec.threads), "files": files_of(model)}
+        return Cell.model_validate({**_resolved(point, device_of), **fixed, **more})
+
+    return cell_of
+
+
+def _threads(model: str, asked: int | None) -> int | None:
+    """How many threads torch gets; None leaves it to torch.
+
+    The built-in models are so small that a second thread gains nothing, and waiting for one that a busy machine
+    has put aside can cost a hundred times the work.
+    """
+    return 1 if asked is None and model in words.BUILTIN_MODELS else asked
+
+
+def _points(spec: MatrixSpec, axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    number = math.prod(map(len, axes.values()))
+    if number > MOST:
+        raise BadInput(
+            f"The axes of the matrix '{spec.name}' have {number:,} combinations, more than can be looked at "
+            f"({MOST:,}). Narrow an axis."
+        )
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _matches(rule: Rule, point: dict[str, Any]) -> bool:
+    return all(point[name] in values for name, values in rule.named().items())
+
+
+def _resolved(point: dict[str, Any], device_of: Callable[[str], str]) -> dict[str, Any]:
+    """Name the device; an emulation is one of MPS on the CPU, and without one no macOS is emulated."""
+    if point["emulate"] is None:
+        return {**point, "device": device_of(point["device"]), "emulate_macos": None}
+    return {**point, "device": "cpu" if point["device"] == "auto" else device_of(point["device"])}

@@ -1,0 +1,120 @@
+"""Reading a matrix file (TOML), with complaints that name its line."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mpsdiag.benching.plan.complaints import Place, validated
+from mpsdiag.benching.plan.spec import MatrixSpec
+from mpsdiag.errors import BadInput
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - the same parser under its older name
+    import tomli as tomllib
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def load_matrix(path: Path | str) -> MatrixSpec:
+    """Read a matrix file; its name is that of the file unless the file gives one.
+
+    Raises:
+        BadInput: No such file, no TOML, or no matrix; the sentence names file, line and key, and the nearest word.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as problem:
+        raise BadInput(f"There is no matrix file {path}. Ready ones are in benchmarks/.") from problem
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
+        raise BadInput(f"Cannot read the matrix file {path}: {reason}.") from problem
+    return parse_matrix(text, str(path), name=re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip(".-_"))
+
+
+def parse_matrix(text: str, file: str, *, name: str = "") -> MatrixSpec:
+    """Make a matrix of the text of a file.
+
+    Args:
+        text: TOML.
+        file: What to call it in sentences.
+        name: Of the matrix, where the text gives none.
+
+    Raises:
+        BadInput: As `load_matrix`.
+    """
+    try:
+        document: dict[str, Any] = tomllib.loads(text)
+    except (
+        ValueError,
+        RecursionError,
+    ) as problem:  # not only of TOML: a number of too many digits, too many brackets
+        raise BadInput(f"{file} is not TOML: {problem}.") from problem
+    if name:
+        document.setdefault("name", name)
+    return validated(MatrixSpec, document, lambda place: where(text, file, place))
+
+
+def where(text: str, file: str, place: Place) -> str:
+    """Say where a key stands: `matrix.toml line 7, axes.attention`; without the line where none is its.
+
+    Args:
+        text: The file's text, which is TOML.
+        file: Its name.
+        place: Keys, and positions in lists.
+    """
+    names = [part if _BARE.fullmatch(part) else json.dumps(part) for part in place if isinstance(part, str)]
+    line = _line(text, place)
+    return f"{file} line {line}, {'.'.join(names)}" if line else f"{file}, {'.'.join(names) or 'the matrix'}"
+
+
+def _line(text: str, place: Place) -> int | None:
+    """The first line of the statement that brings a place into being, however it is written.
+
+    The parser knows every way to write a key (in a table, dotted, inline, quoted), so it is asked: how many of the
+    statements does it take until the place is there?
+    """
+    if not place:
+        return None
+    lines = _lines(text)
+    statements = list(_statements(lines))
+    ends = [end for _, end in statements]
+    number = bisect_left(ends, True, key=lambda end: _has(tomllib.loads("\n".join(lines[:end])), place))
+    return statements[number][0] + 1 if number < len(statements) else None
+
+
+def _lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def _statements(lines: list[str]) -> Iterator[tuple[int, int]]:
+    """Where each statement begins and ends: the fewest lines from the last end on that are TOML by themselves."""
+    begin = 0
+    for end in range(1, len(lines) + 1):
+        try:
+            tomllib.loads("\n".join(lines[begin:end]))
+        except tomllib.TOMLDecodeError:
+            continue
+        yield begin, end
+        begin = end
+
+
+def _has(document: Any, place: Place) -> bool:
+    """Whether a place is there; one value stands for a list of one."""
+    for part in place:
+        if isinstance(document, dict):
+            if part not in document:
+                return False
+            document = document[part]
+        elif isinstance(document, list) and isinstance(part, int):
+            if part >= len(document):
+                return False
+            document = document[part]
+    return True

@@ -1,0 +1,72 @@
+"""What a user asks of `mpsdiag bench`, and how the words of its options are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpsdiag.benching.plan.spec import MatrixSpec
+from mpsdiag.benching.run.isolation import Isolation
+from mpsdiag.benching.run.job import CELL_FUNCTION
+from mpsdiag.errors import BadInput, one_of
+from mpsdiag.words import CELL_STATUSES
+
+MOST_PARTS = 10_000
+"""Of a matrix; more machines than anybody has."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        spec: The matrix, options applied.
+        out: Folder for journal, logs and report.
+        command: The command line, for the journal.
+        fresh: Set an older journal aside instead of resuming it.
+        retry: Statuses to run again.
+        jobs: Verdicts at once.
+        shard: Which part of how many.
+        cluster: Address of a dask scheduler.
+        gates: Sentences that make exit code 1 if they hold.
+        function: What a cell runs.
+        isolation: How cells are kept apart, if not as this machine does it by default.
+    """
+
+    spec: MatrixSpec
+    out: Path
+    command: Sequence[str] = ()
+    fresh: bool = False
+    retry: frozenset[str] = frozenset()
+    jobs: int = 1
+    shard: tuple[int, int] | None = None
+    cluster: str | None = None
+    gates: Sequence[str] = ()
+    function: str = CELL_FUNCTION
+    isolation: Isolation | None = None
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read `2/4`: the second of four parts.
+
+    Raises:
+        BadInput: It is not of that form.
+    """
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if found is None or not found[2].strip("0"):
+        raise BadInput(f"--shard '{text}' is not of the form I/N, such as 2/4.")
+    if max(map(len, found.groups())) > len(str(MOST_PARTS)) or int(found[2]) > MOST_PARTS:
+        raise BadInput(f"--shard '{text[:40]}': there can be {MOST_PARTS} parts at most.")
+    return int(found[1]), int(found[2])
+
+
+def parse_retry(text: str) -> frozenset[str]:
+    """Read `error,crash`.
+
+    Raises:
+        BadInput: A word that is no status of a cell; the sentence suggests the nearest.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    return frozenset(one_of("status", word, CELL_STATUSES) for word in words)

@@ -1,0 +1,232 @@
+"""The matrix file: which values each axis takes, what is left out or added, and how much is measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mpsdiag.benching.plan.complaints import Place, shown, validated
+from mpsdiag.benching.run.rounds import StopRule
+from mpsdiag.emulation import RELEASES
+from mpsdiag.emulation.spec import MACOS
+from mpsdiag.errors import BadInput, nearest
+from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TrainerVariant
+
+
+def _listed(value: Any) -> Any:
+    """Let one value stand for a list of one."""
+    return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+def _none_word(value: Any) -> Any:
+    """TOML has no null: "none" says it."""
+    return None if value == "none" else value
+
+
+def _zero(value: Any) -> Any:
+    """TOML has no null: 0 says that nothing is rounded up."""
+    return None if value == "none" or (isinstance(value, int) and str(value) == "0") else value
+
+
+def _name(value: str) -> str:
+    """A name that a folder can have everywhere.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            f"{value!r} cannot name the output folder. Use letters, digits, '.', '_' and '-', a letter or digit first."
+        )
+    return value
+
+
+def _release(value: str | None) -> str | None:
+    """A release that can be emulated, as `2.8`; `2.8.0` means the same.
+
+    Raises:
+        ValueError: There is no emulation of it; the sentence suggests the nearest.
+    """
+    if value is None:
+        return None
+    minor = ".".join(value.split(".")[:2])
+    if minor not in RELEASES:
+        raise ValueError(f"there is no emulation of torch '{value}'. {nearest(value, RELEASES)}")
+    return minor
+
+
+def _macos(value: int) -> int:
+    """A macOS that can be emulated.
+
+    Raises:
+        ValueError: There is no emulation of it.
+    """
+    if value not in MACOS:
+        choices = f"{', '.join(map(str, MACOS[:-1]))} or {MACOS[-1]}"
+        raise ValueError(f"there is no macOS {shown(value)} to emulate: choose {choices}.")
+    return value
+
+
+def _device(value: str) -> str:
+    """A word that names a device, whether or not there is one.
+
+    Raises:
+        ValueError: It names none.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+        raise ValueError(
+            f"there is no device '{value}'. {nearest(value, ('auto', 'cpu', 'mps', 'cuda', 'xpu'))}"
+        )
+    return value
+
+
+Device = Annotated[str, AfterValidator(_device)]
+Release = Annotated[str | None, BeforeValidator(_none_word), AfterValidator(_release)]
+# More than anybody means, so that a slip of the finger is a sentence and not a crash hours later.
+MOST: Final = 1_000_000
+Macos = Annotated[int, Field(strict=True), AfterValidator(_macos)]
+Length = Annotated[int, Field(strict=True, ge=2, le=MOST)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Multiple = Annotated[Count | None, BeforeValidator(_zero)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Rounds = Annotated[int, Field(strict=True, ge=0, le=1000)]
+Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
+"""What every generator of random numbers here takes."""
+
+Item = TypeVar("Item")
+Values = Annotated[list[Item], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Axes(_Strict):
+    """What varies. The order of the fields is the order of the loops, the first outermost."""
+
+    model: Values[str] = ["tiny-gpt2"]
+    dtype: Values[DtypeName] = ["float32"]
+    device: Values[Device] = ["auto"]
+    emulate: Values[Release] = [None]
+    emulate_macos: Values[Macos] = [15]
+    sequence_length: Values[Length] = [512]
+    batch_size: Values[Count] = [4]
+    pad_to_multiple_of: Values[Multiple] = [None]
+    seed: Values[Seed] = [0]
+    padding: Values[PaddingSide] = ["left", "right"]
+    trainer: Values[TrainerVariant] = ["standard", "mps_safe", "cpu_loss"]
+    attention: Values[AttentionMode] = ["sdpa", "eager", "safe_sdpa"]
+
+
+class Rule(_Strict):
+    """Names values of some axes. To exclude: cells that have one of them on every axis named. To include: see below.
+
+    An included rule is a matrix of its own: the axes it names take its values, the others their first value.
+    """
+
+    model: Values[str] | None = None
+    dtype: Values[DtypeName] | None = None
+    device: Values[Device] | None = None
+    emulate: Values[Release] | None = None
+    emulate_macos: Values[Macos] | None = None
+    sequence_length: Values[Length] | None = None
+    batch_size: Values[Count] | None = None
+    pad_to_multiple_of: Values[Multiple] | None = None
+    seed: Values[Seed] | None = None
+    padding: Values[PaddingSide] | None = None
+    trainer: Values[TrainerVariant] | None = None
+    attention: Values[AttentionMode] | None = None
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Rule:
+        if not self.named():
+            raise ValueError("this rule names no axis, so it says nothing")
+        return self
+
+    def named(self) -> dict[str, list[Any]]:
+        """The axes that the rule names, with their values."""
+        return {name: getattr(self, name) for name in AXES if name in self.model_fields_set}
+
+
+class MatrixSpec(_Strict):
+    """A whole matrix file."""
+
+    name: Annotated[str, AfterValidator(_name)] = "default"
+    """Names the output folder."""
+    baseline: AttentionMode = "sdpa"
+    """The attention mode that ratios are to."""
+    dataset: str = "synthetic"
+    eval_dataset: str | None = None
+    train_steps: Whole = 3
+    eval_batches: Count = 4
+    rounds: Rounds = 3
+    """Timing rounds that every cell gets; 0: verdicts only."""
+    max_rounds: Rounds = 5
+    """Rounds that cells get whose ratio is not yet known to `precision`."""
+    precision: Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)] = 0.03
+    """Width of the 95 % interval of a ratio, over the ratio, that is narrow enough."""
+    warmup: Whole = 2
+    repeats: Count = 5
+    """Timed steps of each kind in a round."""
+    threads: Threads | None = None
+    """CPU threads of torch in a cell; if not given, one for the built-in models and torch's own choice else."""
+    time_limit: Annotated[float, Field(strict=True, gt=0, le=MOST, allow_inf_nan=False)] = 300.0
+    """Seconds that one round of one cell may take."""
+    max_cells: Count = 1000
+    axes: Axes = Axes()
+    include: list[Rule] = []
+    exclude: list[Rule] = []
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> MatrixSpec:
+        if {"rounds", "max_rounds"} <= self.model_fields_set and self.rounds > self.max_rounds:
+            raise ValueError(
+                f"rounds is {self.rounds} and max_rounds {self.max_rounds}: the most is below the least."
+            )
+        return self
+
+    @property
+    def rule(self) -> StopRule:
+        """How many timing rounds; where only one of the two numbers was given, the other gives way."""
+        if "rounds" in self.model_fields_set:
+            return StopRule(self.rounds, max(self.rounds, self.max_rounds), self.precision)
+        return StopRule(min(self.rounds, self.max_rounds), self.max_rounds, self.precision)
+
+
+AXES: Final[tuple[str, ...]] = tuple(Axes.model_fields)
+
+
+def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
+    """The same matrix with other values, as the options of the command line give them.
+
+    Args:
+        spec: The matrix of the file, or the default one.
+        values: By axis or key name; a None leaves the matrix as it is.
+
+    Raises:
+        BadInput: A value that cannot be; the sentence names the option and the nearest word.
+    """
+    given = {name: value for name, value in values.items() if value is not None and value != []}
+    document = spec.model_dump(exclude_unset=True)
+    document["include"] = [rule.named() for rule in spec.include]
+    document["exclude"] = [rule.named() for rule in spec.exclude]
+    document["axes"] = {**spec.axes.model_dump(exclude_unset=True)}
+    for name, value in given.items():
+        if name in AXES:
+            document["axes"][name] = value
+        elif name in MatrixSpec.model_fields:
+            document[name] = value
+        else:
+            raise BadInput(f"A matrix has no '{name}'. {nearest(name, [*AXES, *MatrixSpec.model_fields])}")
+    return validated(MatrixSpec, document, lambda place: _options(place, given))
+
+
+def _options(place: Place, given: Iterable[str]) -> str:
+    """The option of a place; those of the rounds, which were given, where the whole matrix does not hold together."""
+    names = [part for part in place if isinstance(part, str)][-1:]
+    names = names or [name for name in ("rounds", "max_rounds") if name in given]
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)

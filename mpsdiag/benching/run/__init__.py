@@ -1,0 +1,1 @@
+"""Cells run one after the other, each in a process of its own."""

@@ -1,0 +1,111 @@
+"""The inside of a cell's process: its own process group, output into its log, one answer as JSON text."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from mpsdiag.benching.run.job import Answer, Job
+from mpsdiag.errors import MpsdiagError
+from mpsdiag.serialization import dumps
+
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "bad alloc")
+
+
+def run_in_child(request: str) -> str:
+    """Run one job in this process and answer; exceptions are answers too, with the traceback in the log.
+
+    Args:
+        request: A Job as JSON.
+
+    Returns:
+        An Answer as JSON.
+    """
+    job = Job.model_validate_json(request)
+    _redirect(job.log)
+    _stand_alone(job)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would fill the logs
+    try:
+        answer = _function(job.function)(job)
+        if not isinstance(answer, Answer):
+            raise TypeError(f"{job.function} returned {type(answer).__name__}, not an Answer")  # noqa: TRY301
+    except BaseException as problem:  # noqa: BLE001 - sys.exit in a cell is an end like any other
+        answer = Answer(status="oom" if _is_memory(problem) else "error", reason=_sentence(problem))
+        with contextlib.suppress(BaseException):  # a process out of memory may not even have room for this
+            traceback.print_exc()
+    faulthandler.cancel_dump_traceback_later()
+    text = dumps(answer.model_dump())
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not take the answer with it
+            stream.flush()
+    return text
+
+
+def nothing(job: Job) -> Answer:  # noqa: ARG001 - the signature of every cell function
+    """Answer at once: makes a fork server import what it preloads, and shows what isolation alone costs."""
+    return Answer(status="ok")
+
+
+def _function(name: str) -> Callable[[Job], Any]:
+    module, _, attribute = name.partition(":")
+    function = getattr(importlib.import_module(module), attribute)
+    if not callable(function):
+        raise TypeError(f"{name} is not a function")
+    return function  # type: ignore[no-any-return]  # whatever it returns is checked
+
+
+def _redirect(path: str) -> None:
+    """Send what this process prints, also from C, into its log; standard input is empty."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((empty, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(log)
+    os.close(empty)
+    for stream in (sys.stdout, sys.stderr):
+        _by_line(stream)
+
+
+def _by_line(stream: TextIO | Any) -> None:
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+def _stand_alone(job: Job) -> None:
+    """Leave the terminal's process group, end when the parent ends, and say where a crash or a hang is."""
+    with contextlib.suppress(OSError):  # already a group leader
+        os.setsid()
+    faulthandler.enable(file=2)
+    faulthandler.dump_traceback_later(0.9 * job.time_limit, file=2)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True, name="parent-watch").start()
+
+
+def _end_with(parent: Any) -> None:
+    """End the whole group of this process once the parent is gone: an orphan would disturb the next timings."""
+    parent.join()
+    with contextlib.suppress(OSError):
+        os.killpg(os.getpid(), 9)
+    os._exit(1)
+
+
+def _is_memory(problem: BaseException) -> bool:
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(problem, RuntimeError) and any(word in str(problem).lower() for word in _MEMORY_WORDS)
+
+
+def _sentence(problem: BaseException) -> str:
+    first = (str(problem).strip().splitlines() or [""])[0][:500]
+    if isinstance(problem, MpsdiagError):
+        return first
+    return f"{type(problem).__name__}: {first}" if first else type(problem).__name__

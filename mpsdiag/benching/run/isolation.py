@@ -1,0 +1,270 @@
+"""One process a cell: started from a fork server where that is safe, watched, ended in time, its end understood."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pebble import ProcessExpired
+from pebble.concurrent import process as pebble_process
+
+from mpsdiag.benching.run.child import run_in_child
+from mpsdiag.benching.run.interrupt import Stop
+from mpsdiag.benching.run.job import Answer, Ended, Job, utc_now
+
+_launching = threading.Lock()
+"""What a launch changes for its moment belongs to the whole process."""
+
+StartMethod = Literal["forkserver", "spawn"]
+
+LIGHT = ("mpsdiag.benching.run.isolation",)
+PRELOAD = (*LIGHT, "mpsdiag.benching.run.preload")
+TAIL_BYTES = 4000
+POLL = 0.1
+END_SECONDS = 10.0
+BOOT_SECONDS = 600.0
+LATE = ("timeout", "did not finish within its time limit", None)
+
+
+def start_method(devices: Iterable[str]) -> StartMethod:
+    """How to start the processes of cells on these devices.
+
+    Forking is safe on Linux before any accelerator was touched. CUDA and XPU cannot be used in a fork of a process
+    that asked for them (importing libraries may), and Metal never in a fork.
+    """
+    if sys.platform == "linux" and all(device == "cpu" for device in devices):
+        return "forkserver"
+    return "spawn"
+
+
+def memory_kills() -> int | None:
+    """How many processes the kernel's memory killer has ended, on this machine or in this control group."""
+    counts = []
+    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with contextlib.suppress(OSError):
+            for line in Path(path).read_text(encoding="ascii").splitlines():
+                name, _, number = line.partition(" ")
+                if name == "oom_kill":
+                    counts.append(int(number))
+    return sum(counts) if counts else None
+
+
+@dataclass
+class Isolation:
+    """Runs jobs, each in a process of its own.
+
+    Attributes:
+        start: Fork server (Linux, CPU) or a fresh interpreter.
+        preload: Modules that the fork server imports once.
+        kills: Counts how often the kernel's memory killer struck so far; None where it does not say.
+    """
+
+    start: StartMethod = "forkserver"
+    preload: tuple[str, ...] = PRELOAD
+    kills: Callable[[], int | None] = memory_kills
+
+    def warm_up(self, log: Path, stop: Stop | None = None) -> Ended:
+        """Start the fork server with its imports, so that no cell's time limit pays for them.
+
+        Args:
+            log: For what goes wrong.
+            stop: Says when the user no longer waits for it.
+        """
+        from mpsdiag.benching.journal.record import Cell
+
+        job = Job(
+            key="start",
+            cell=Cell(),
+            function="mpsdiag.benching.run.child:nothing",
+            log=str(log),
+            time_limit=BOOT_SECONDS,
+        )
+        return self.run(job, stop)
+
+    def run(self, job: Job, stop: Stop | None = None) -> Ended:
+        """Run a job to its end, whatever end that is; raises nothing of the cell's.
+
+        Args:
+            job: What to run.
+            stop: Says when the user no longer waits for it.
+        """
+        stop = stop or Stop()
+        log = Path(job.log)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        kills = self.kills()
+        started, clock = utc_now(), time.perf_counter()
+        ended = self._end_of(job, stop)
+        status, reason, name = ended if isinstance(ended, tuple) else (ended.status, ended.reason, None)
+        if status == "crash" and stop.asked:
+            # Ctrl-C reaches a child that has not left the terminal's group yet.
+            status, reason, name = "interrupted", "ended together with the bench", None
+        if name == "SIGKILL" and status == "crash" and _more(kills, self.kills()):
+            status, reason = (
+                "oom",
+                "killed by the kernel: the machine (or its memory limit) ran out of memory",
+            )
+        return Ended(
+            status=status,
+            reason=reason,
+            signal=name,
+            log_tail=log_tail(log),
+            started=started,
+            seconds=time.perf_counter() - clock,
+            measured=None if isinstance(ended, tuple) else ended.measured,
+            timing=None if isinstance(ended, tuple) else ended.timing,
+        )
+
+    def _end_of(self, job: Job, stop: Stop) -> Answer | tuple[Any, str, str | None]:
+        """Launch a job and wait for its end: its own answer, or (status, reason, signal)."""
+        try:
+            future, child = self._start(job, stop)
+        except (OSError, EOFError):
+            if not stop.asked:
+                raise
+            return "interrupted", "stopped by the user before it began", None
+        launched = time.perf_counter()
+        try:
+            ended = _await(future, stop)
+        finally:
+            seconds = time.perf_counter() - launched
+            _end(child, at_once=stop.due)
+        # pebble looks at its clock every tenth of a second, or later.
+        if isinstance(ended, Answer) and seconds > job.time_limit:
+            return LATE
+        return ended
+
+    def _start(self, job: Job, stop: Stop) -> tuple[concurrent.futures.Future[str], Any]:
+        """Launch a job; a fork server that was itself killed is started anew, once."""
+        with _launching, _may_have_children(), _without_main():
+            try:
+                return self._launch(job)
+            except (OSError, EOFError):
+                if stop.asked:  # a signal to the whole group ended it: nobody waits for another one
+                    raise
+                return self._launch(job)
+
+    def _launch(self, job: Job) -> tuple[concurrent.futures.Future[str], Any]:
+        context: Any = multiprocessing.get_context(self.start)
+        name = f"mpsdiag-cell-{job.name}"
+        options: dict[str, Any] = {"daemon": False, "timeout": job.time_limit, "context": context}
+        launch = pebble_process(name=name, **options)(run_in_child)
+        request = job.model_dump_json()
+        multiprocessing.resource_tracker.ensure_running()  # its start unblocks Ctrl-C, so it comes first
+        if self.start == "forkserver":
+            context.set_forkserver_preload(list(self.preload))
+            with _ctrl_c_blocked():
+                multiprocessing.forkserver.ensure_running()
+            future = launch(request)  # waits for the imports, during which Ctrl-C is heard
+        else:
+            with _ctrl_c_blocked():
+                future = launch(request)
+        children = multiprocessing.active_children()
+        return future, next((child for child in children if child.name == name), None)
+
+
+def log_tail(path: Path, limit: int = TAIL_BYTES) -> str:
+    """The last bytes of a log as text; empty if there is none."""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - limit))
+            return stream.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _await(future: concurrent.futures.Future[str], stop: Stop) -> Answer | tuple[Any, str, str | None]:
+    """Wait for the end: the cell's own answer, or (status, reason, signal)."""
+    while not concurrent.futures.wait([future], timeout=POLL).done:
+        if stop.due:  # not cancelled: pebble may be answering for a process that the same signal ended
+            return "interrupted", "stopped by the user before it finished", None
+    try:
+        return Answer.model_validate_json(future.result())
+    except (TimeoutError, concurrent.futures.TimeoutError):
+        return LATE
+    except ProcessExpired as problem:
+        return _expired(problem.exitcode)
+    except ValueError as problem:
+        return "error", f"the cell's answer is no answer: {str(problem).splitlines()[0]}", None
+    except Exception as problem:  # noqa: BLE001 - anything raised in the child comes out here
+        return "error", f"{type(problem).__name__}: {problem}"[:500], None
+
+
+def _expired(code: int | None) -> tuple[str, str, str | None]:
+    """What an exit code without an answer means."""
+    if code is None or code >= 0:
+        return "crash", f"ended by itself without an answer (exit code {code})", None
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return "crash", f"the process was ended by {name}", name
+
+
+def _more(before: int | None, after: int | None) -> bool:
+    return before is not None and after is not None and after > before
+
+
+def _end(child: Any, *, at_once: bool) -> None:
+    """Make sure that the process is gone, and whatever it started with it."""
+    if child is None or child.pid is None:
+        return
+    if at_once:
+        child.kill()
+    child.join(END_SECONDS)
+    with contextlib.suppress(OSError):  # the group is empty: the usual case
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Start processes that Ctrl-C cannot end while they boot; a fork server and a cell ignore it once they run.
+
+    The terminal sends it to all of its group. What is started inherits the mask, and a Ctrl-C in the meantime
+    reaches this process at the end of the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _may_have_children() -> Iterator[None]:
+    """Let a daemonic process (a dask worker under its nanny) start a child; it is ended with the cell."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001 - no public way
+    daemon = config.get("daemon")
+    config["daemon"] = False
+    try:
+        yield
+    finally:
+        if daemon is None:
+            config.pop("daemon", None)
+        else:
+            config["daemon"] = daemon
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep the child from running the caller's script again; cells are found by name and need nothing of it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

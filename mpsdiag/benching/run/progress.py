@@ -1,0 +1,98 @@
+"""What a running matrix says on stderr: a bar on a terminal, a line now and then in a pipe, trouble at once."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mpsdiag.benching.journal.record import Record
+from mpsdiag.benching.run.job import BAD_ENDS
+from mpsdiag.words import count
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+EVERY_SECONDS = 15.0
+
+
+@dataclass
+class Progress:
+    """Shows a run; a context manager and a `mpsdiag.benching.run.runner.Listener`.
+
+    Attributes:
+        stream: Where to; standard error by default.
+        clock: Seconds.
+    """
+
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    clock: Callable[[], float] = time.monotonic
+    _bar: Any = field(default=None, init=False)
+    _task: Any = field(default=None, init=False)
+    _title: str = field(default="", init=False)
+    _total: int = field(default=0, init=False)
+    _done: int = field(default=0, init=False)
+    _said: float = field(default=0.0, init=False)
+    _statuses: Counter[str] = field(default_factory=Counter, init=False)
+
+    def __enter__(self) -> Self:
+        if self.stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[statuses]}", markup=False),
+                console=Console(file=self.stream),
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def leg(self, title: str, total: int, done: int) -> None:
+        """See `Listener`."""
+        self._title, self._total, self._done = title, total, done
+        self._statuses.clear()
+        if self._bar is None:
+            found = f", {done} of them already in the journal" if done else ""
+            self.note(f"{title}: {count(total, 'cell')}{found}")
+            return
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(title, total=total, completed=done, statuses="")
+
+    def ended(self, record: Record) -> None:
+        """See `Listener`."""
+        self._done += 1
+        self._statuses[record.status] += 1
+        if record.status in BAD_ENDS:
+            self.note(f"{record.status}: {record.cell.title}: {record.reason} (key {record.key})")
+        counts = ", ".join(f"{number} {status}" for status, number in self._statuses.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, statuses=counts)
+        elif self.clock() - self._said >= EVERY_SECONDS and self._done < self._total:
+            self.note(f"{self._title}: {self._done} of {self._total} ({counts})")
+
+    def note(self, sentence: str) -> None:
+        """See `Listener`."""
+        self._said = self.clock()
+        clean = "".join(character if character.isprintable() else " " for character in sentence)
+        if self._bar is not None:
+            self._bar.console.print(clean, markup=False, highlight=False)
+        else:
+            self.stream.write(f"mpsdiag: {clean}\n")
+            self.stream.flush()

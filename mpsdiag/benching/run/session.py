@@ -1,0 +1,236 @@
+"""One `mpsdiag bench`: from a matrix and options to a plan, then to a journal, then to an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mpsdiag import environment
+from mpsdiag.benching.gates.gate import Gate, parse_gate, require_words
+from mpsdiag.benching.gates.judgement import Judgement, concerns, judge
+from mpsdiag.benching.journal.journal import Journal, NotAJournal, read_journal
+from mpsdiag.benching.journal.provenance import keep
+from mpsdiag.benching.journal.record import Cell, Header, Record
+from mpsdiag.benching.journal.writer import set_aside
+from mpsdiag.benching.plan.estimate import Work, estimate, remaining
+from mpsdiag.benching.plan.expand import Plan, shard
+from mpsdiag.benching.plan.request import Request
+from mpsdiag.benching.run.interrupt import Stop
+from mpsdiag.benching.run.job import utc_now
+from mpsdiag.benching.run.rounds import group_of
+from mpsdiag.benching.run.runner import JOURNAL, Listener, Outcome, Run, Settings
+from mpsdiag.benching.run.site import Site, here, on_cluster
+from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.words import EXIT_FOUND, EXIT_OK
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a session will run, and how many seconds it will take at least and at most."""
+
+    work: Work
+    least: float
+    most: float
+
+
+@dataclass
+class Session:
+    """A request, checked and planned."""
+
+    request: Request
+    plan: Plan
+    gates: list[Gate]
+    site: Site
+    judgements: list[Judgement] = field(default_factory=list)
+
+    def run(self, listener: Listener, stop: Stop | None = None) -> Outcome:
+        """Run what the journal does not have, then decide the gates.
+
+        Raises:
+            BadInput: The folder cannot be written, or another bench writes its journal.
+            CannotDecide: No cell of the matrix can run here, or the disk is full.
+        """
+        if not len(self.plan):
+            return Outcome()
+        if not self.plan.cells:
+            raise CannotDecide(f"No cell of the matrix can run here: {self.plan.skipped[0].reason}.")
+        request = self.request
+        if request.fresh:
+            kept = set_aside(request.out / JOURNAL)
+            if kept is not None:
+                listener.note(f"the older journal is kept as {kept}")
+        if request.jobs > 1 and request.spec.rule.rounds:
+            listener.note(
+                f"--jobs {request.jobs} is for the verdicts; what is timed runs alone, one cell at a time"
+            )
+        run = self._run(listener, stop)
+        with _fresh_would_do():
+            outcome = run.run()
+        places = keep([Journal(run.header, outcome.records)]).by_place()
+        self.judgements = [judge(gate, places) for gate in self.gates]
+        return outcome
+
+    def close(self) -> None:
+        """Let go of the cluster, if there is one."""
+        self.site.executor.close()
+
+    def exit_code(self, outcome: Outcome) -> int:
+        """The exit code of the contract, gates included: 130, then 1, then 3, then 0. An empty part is 0."""
+        if not len(self.plan):
+            return EXIT_OK
+        gated = not outcome.interrupted and not all(one.passed for one in self.judgements)
+        return EXIT_FOUND if gated else outcome.exit_code
+
+    def summary(self, outcome: Outcome) -> dict[str, Any]:
+        """What came of it, for scripts."""
+        return {
+            "out": str(self.request.out),
+            "exit_code": self.exit_code(outcome),
+            "interrupted": outcome.interrupted,
+            "rounds_run_now": outcome.fresh,
+            "rounds_by_status": dict(Counter(record.status for record in outcome.records)),
+            "gates": [
+                {"gate": str(one.gate), "tripped": one.tripped, "sentence": one.sentence}
+                for one in self.judgements
+            ],
+        }
+
+    def closing(self, outcome: Outcome) -> list[str]:
+        """The last sentences: what did not finish, what the gates found, how to go on."""
+        sentences = []
+        if outcome.interrupted:
+            sentences.append(
+                "interrupted; the report is of what finished. Run the same command again: it resumes."
+            )
+        bad = Counter(record.status for record in outcome.unfinished)
+        if bad:
+            counts = ", ".join(f"{number} {status}" for status, number in bad.items())
+            sentences.append(f"not every cell finished: {counts}. --retry {','.join(bad)} runs those again.")
+        if _without_padding(outcome):
+            sentences.append(
+                "no evaluation batch has any padding, so no row can be fully masked: the texts fill --sequence-length. "
+                "Raise it, or give shorter texts, to see what padding does."
+            )
+        return [*sentences, *map(str, self.judgements)]
+
+    def forecast(self) -> Forecast:
+        """What will be run and how long that takes, by the journal if there is one.
+
+        Raises:
+            BadInput: What is there is no journal.
+        """
+        path, spec = self.request.out / JOURNAL, self.request.spec
+        records: list[Record] = []
+        if path.exists() and path.stat().st_size and not self.request.fresh:
+            with _fresh_would_do():
+                records = read_journal(path).records
+        work = remaining(self.plan.cells, spec.rule, spec.baseline, self._found(records))
+        seconds = estimate(
+            work, self.site.start, records, jobs=self.request.jobs, machines=self.site.machines
+        )
+        return Forecast(work, *seconds)
+
+    def header(self) -> Header:
+        """The first line of a new journal."""
+        return Header(
+            mpsdiag=environment.gather().mpsdiag,
+            command=environment.redact(shlex.join(self.request.command)),
+            created=utc_now(),
+            baseline=self.request.spec.baseline,
+            environment=self.site.facts,
+        )
+
+    def _found(self, records: Sequence[Record]) -> dict[Cell, dict[int, Record]]:
+        """The rounds of this plan that are not run again, by cell."""
+        again = {"interrupted", *self.request.retry}
+        done = {(one.key, one.round): one for one in records if one.status not in again}
+        found = {}
+        for cell in self.plan.cells:
+            key = cell.key(self.site.versions)
+            numbers = range(self.request.spec.rule.most + 1)
+            rounds = {number: done[key, number] for number in numbers if (key, number) in done}
+            if rounds and not (0 in rounds and rounds[0].status == "skip"):
+                found[cell] = rounds
+        return found
+
+    def _run(self, listener: Listener, stop: Stop | None) -> Run:
+        spec = self.request.spec
+        grace = "asked to stop: the running cell gets a moment (Ctrl-C again ends it now)"
+        return Run(
+            plan=self.plan,
+            folder=self.request.out,
+            header=self.header(),
+            versions=self.site.versions,
+            executor=self.site.executor,
+            listener=listener,
+            settings=Settings(
+                rule=spec.rule,
+                time_limit=spec.time_limit,
+                retry=self.request.retry,
+                jobs=self.request.jobs,
+                function=self.request.function,
+            ),
+            stop=stop or Stop(told=lambda: listener.note(grace)),
+        )
+
+
+def prepare(request: Request, note: Callable[[str], None] = lambda _: None) -> Session:
+    """Check a request and plan it; nothing is written and no cell is run.
+
+    Args:
+        request: What the user asked for.
+        note: Is told what the user should know.
+
+    Raises:
+        BadInput: Anything in it that cannot be: a gate, a shard, a status, data, a model path, too many cells.
+        CannotDecide: No scheduler answers.
+    """
+    gates = [parse_gate(text) for text in request.gates]
+    if request.cluster is not None and request.jobs > 1:
+        raise BadInput(
+            "--jobs is for this machine; on a cluster each worker says how many verdicts it runs at once (--nthreads)."
+        )
+    site = here(request) if request.cluster is None else on_cluster(request, request.cluster, note)
+    try:
+        plan = site.plan if request.shard is None else shard(site.plan, *request.shard, group_of)
+        for sentence in (*plan.notes, plan.empty):
+            if sentence:
+                note(sentence)
+        for gate in gates:
+            require_words(gate, site.plan.order)
+        if request.shard is not None and len(plan):
+            gates = list(_of_this_part(gates, plan, note))
+    except BaseException:
+        site.executor.close()
+        raise
+    return Session(request, plan, gates, site)
+
+
+def _of_this_part(gates: Iterable[Gate], plan: Plan, note: Callable[[str], None]) -> Iterator[Gate]:
+    """The gates that the cells of a part of the matrix can decide; the others are named."""
+    cells = [*plan.cells, *(skipped.cell for skipped in plan.skipped)]
+    for gate in gates:
+        if concerns(gate, cells):
+            yield gate
+        else:
+            judge_later = "`mpsdiag report --fail-if` judges the merged journals"
+            note(f"--fail-if '{gate}' is about cells of another part; {judge_later}")
+
+
+@contextlib.contextmanager
+def _fresh_would_do() -> Iterator[None]:
+    """Where a file is in the way that is no journal, name what this command can do about it."""
+    try:
+        yield
+    except NotAJournal as problem:
+        remedy = "--fresh keeps it aside and starts a new one; --out FOLDER leaves it alone."
+        raise NotAJournal(problem.name, remedy) from problem
+
+
+def _without_padding(outcome: Outcome) -> bool:
+    found = [one.measured for one in outcome.records if one.round == 0 and one.measured is not None]
+    return bool(found) and all(one.real_tokens > 0 and one.pad_tokens == 0 for one in found)

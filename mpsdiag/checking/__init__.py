@@ -1,0 +1,1 @@
+"""`mpsdiag check`: probes, scenario and fixes put together into a verdict."""

@@ -1,0 +1,159 @@
+"""What to do about it, and why a fix does or does not help: sentences made from the evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mpsdiag.checking.diagnosis import Advice, Emulated, FixResult, Judged, ProbeResult
+from mpsdiag.scenario.case import Case, Outcome
+
+DEAD_ROWS = "SDPA001"
+BOTH_WAYS = (
+    "this is not a causal model: each query sees every real token, on both sides, so that only a sequence of padding "
+    "only leaves one without a key"
+)
+
+
+def why(name: str, outcome: Outcome) -> str:
+    """Say why a fix resolves the scenario or not, from what was measured with it in place.
+
+    Args:
+        name: An attention mode or trainer variant.
+        outcome: The scenario with that fix.
+    """
+    if outcome.status != "ok":
+        if name == "cpu_loss":
+            return (
+                "the logits are already NaN when they reach the CPU: the NaN is born in attention, "
+                "in the forward, before the loss"
+            )
+        return outcome.reason
+    if outcome.exact:
+        return "equal to the float64 reference within rounding, at padded positions too"
+    return (
+        "right at real positions; dead rows get another value than zeros, and the label of the first real "
+        f"token is read from one, which moves eval_loss by {outcome.loss_moved_by:+.2g}"
+    )
+
+
+def advise(
+    verdict: Judged,
+    probes: Sequence[ProbeResult],
+    scenario: Outcome | None,
+    case: Case,
+    fixes: Sequence[FixResult],
+    emulated: Emulated | None,
+) -> list[Advice]:
+    """Turn the evidence into next steps, the most useful first."""
+    other = _other_cause(scenario)
+    if verdict.verdict == "undecided" and other is not None:
+        return [other]
+    if verdict.verdict == "undecided":
+        return [Advice(text=f"Nothing is decided: {verdict.reason}.", commands=["mpsdiag env"])]
+    if verdict.verdict == "not_affected":
+        return [_clean(scenario, probes)]
+    advice = []
+    dead_row_bug = any(probe.id == DEAD_ROWS and probe.status == "fail" for probe in probes)
+    exact = [fix.name for fix in fixes if fix.resolves and fix.exact]
+    if "safe_sdpa" in exact or (dead_row_bug and scenario is None):
+        advice.append(
+            Advice(
+                text="Use safe_sdpa: the same kernel, exact (dead rows give zeros, as on the CPU), in one line.",
+                commands=['mpsdiag.install("safe_sdpa")', "mpsdiag run --fix safe_sdpa your_script.py"],
+            )
+        )
+    if dead_row_bug:
+        advice.append(
+            Advice(
+                text="Or use a torch release whose MPS attention gives zeros for fully masked rows "
+                "(2.9 and later), and check again: later releases have other defects.",
+                commands=['pip install -U "torch>=2.9"', "mpsdiag check --level 3"],
+            )
+        )
+    if scenario is not None and scenario.status == "ok":
+        advice.insert(0, _escaped(scenario, case, emulated))
+    if scenario is not None and _filter_hides(scenario):
+        advice.append(
+            Advice(
+                text="transformers 5.23 and later hide this by default: batches with a loss that is not finite "
+                f"are left out, and eval_loss prints as {scenario.stock_eval_loss:.4f}.",
+                commands=["TrainingArguments(logging_nan_inf_filter=False)"],
+            )
+        )
+    if other is not None:
+        advice.append(other)
+    advice.extend(remedy for probe in probes if (remedy := _remedy(probe)) is not None)
+    return advice
+
+
+def _other_cause(scenario: Outcome | None) -> Advice | None:
+    """The remedy of a cause that is not this device's attention, such as bad weights."""
+    found = None if scenario is None else scenario.blame
+    return None if found is None or found.cause in ("dead_rows", "wrong_device") else found.remedy
+
+
+def _remedy(probe: ProbeResult) -> Advice | None:
+    """The catalogue's remedy of a failed probe other than the dead rows, which are advised on above."""
+    if probe.status != "fail" or probe.id == DEAD_ROWS or probe.remedy is None:
+        return None
+    return Advice(text=f"{probe.id}: {probe.remedy.text}", commands=probe.remedy.commands)
+
+
+def _filter_hides(scenario: Outcome) -> bool:
+    return scenario.nonfinite_batches > 0 and math.isfinite(scenario.stock_eval_loss)
+
+
+def _clean(scenario: Outcome | None, probes: Sequence[ProbeResult]) -> Advice:
+    passed = [probe.id for probe in probes if probe.status == "pass"]
+    if scenario is None and DEAD_ROWS in passed:
+        return Advice(text="Fully masked rows come out right. Level 2 tries them through transformers.")
+    if scenario is None:
+        return Advice(text=f"The probes that ran passed: {', '.join(passed)}.")
+    if scenario.dead_rows == 0 and _sees_both_ways(scenario):
+        return Advice(text=f"Nothing to fix, but the scenario had no fully masked row: {BOTH_WAYS}.")
+    if scenario.dead_rows == 0:
+        return Advice(
+            text="Nothing to fix, but the scenario had no fully masked row: without padding on the left (or a "
+            "sliding window) it cannot show this defect."
+        )
+    return Advice(
+        text=f"Nothing to fix: {scenario.dead_rows} fully masked rows went through and did no harm."
+    )
+
+
+def _sees_both_ways(scenario: Outcome) -> bool:
+    return scenario.exposure is not None and not scenario.exposure.causal
+
+
+def _escaped(scenario: Outcome, case: Case, emulated: Emulated | None) -> Advice:
+    """The kernel fails, the model escapes: say how, and what would tip it over."""
+    if scenario.dead_rows == 0 and _sees_both_ways(scenario):
+        return Advice(
+            text=f"The kernel fails on fully masked rows, but this scenario has none: {BOTH_WAYS}.",
+            commands=["mpsdiag check --model A_CAUSAL_MODEL"],
+        )
+    if scenario.dead_rows == 0:
+        return Advice(
+            text="The kernel fails on fully masked rows, but this scenario has none, so it comes out finite. What "
+            "would tip it over: padding on the left with sequences of unequal length, pad_to_multiple_of, "
+            "a sliding window with long padding, a sequence of padding only.",
+            commands=["mpsdiag check --padding left"] if case.padding_side != "left" else [],
+        )
+    if scenario.noncontiguous_dead_calls:
+        where = f" on macOS {emulated.macos}" if emulated and emulated.macos < 15 else ""
+        where = f"torch {emulated.release}{where}" if emulated else "this torch release on this macOS"
+        newer = ", macOS 15 or newer" if emulated and emulated.release != "2.5" else ""
+        return Advice(
+            text=f"The kernel gives NaN for contiguous tensors, and {case.model} escapes: it hands SDPA a query that "
+            f"is not contiguous (a transposed view), which {where} sends down the composite path, where a fully "
+            "masked row gives zeros. The kernel is reached only by contiguous tensors. What would tip it over: a "
+            f".contiguous() before the attention, a model or a library that makes contiguous heads{newer}, "
+            "another torch release.",
+            commands=['mpsdiag.install("safe_sdpa")'],
+        )
+    return Advice(
+        text="The kernel fails on fully masked rows, but this model's evaluation comes out finite: it does not "
+        "reach that kernel. Another model, dtype or release may.",
+        commands=['mpsdiag.install("safe_sdpa")'],
+    )

@@ -1,0 +1,280 @@
+"""`check`: probe the kernel, run the scenario, try the fixes, and put the answer together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING, Literal
+
+from mpsdiag import device as devices
+from mpsdiag import environment
+from mpsdiag.checking import given
+from mpsdiag.checking.advice import advise, why
+from mpsdiag.checking.diagnosis import (
+    Advice,
+    Diagnosis,
+    Emulated,
+    FirstNonfinitePlace,
+    FixResult,
+    Judged,
+    KnownDefect,
+    ProbeResult,
+    ScenarioResult,
+)
+from mpsdiag.checking.verdict import kernel_verdict, overall, scenario_verdict
+from mpsdiag.emulation import Emulation
+from mpsdiag.errors import BadInput, CannotDecide, one_of
+from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
+from mpsdiag.quiet import errors_only, no_bars
+from mpsdiag.scenario.case import Case, Outcome
+from mpsdiag.words import BUILTIN_DATASET, PADDING_SIDES
+
+if TYPE_CHECKING:
+    import torch
+
+FIXES: tuple[tuple[Literal["attention", "trainer"], str], ...] = (
+    ("attention", "eager"),
+    ("attention", "safe_sdpa"),
+    ("trainer", "mps_safe"),
+    ("trainer", "cpu_loss"),
+)
+Progress = Callable[[str], None]
+
+
+def check(
+    device: str = "auto",
+    *,
+    model: str | PathLike[str] = "tiny-gpt2",
+    dataset: str | PathLike[str] = "synthetic",
+    level: int = 2,
+    probes: str | Sequence[str] = (),
+    padding_side: str = "left",
+    dtype: str | torch.dtype = "float32",
+    max_length: int | None = None,
+    seed: int = 0,
+    emulate: str | None = None,
+    emulate_macos: int = 15,
+    progress: Progress = lambda _: None,
+) -> Diagnosis:
+    """Find out whether a device suffers from defects of attention, why, and which fix resolves it.
+
+    Args:
+        device: auto, cpu, mps, cuda[:N] or xpu.
+        model: A built-in model, a local folder or a hub name, for the scenario.
+        dataset: `synthetic`, a local file or folder, or a hub name.
+        level: 1 probes fully masked rows, 2 adds the scenario, 3 the whole catalogue and the sweep.
+        probes: Ids of probes, or one, to run instead of a level's; the scenario is left out then.
+        padding_side: left or right.
+        dtype: float32, bfloat16 or float16, by name or as of torch (and float64 on the CPU).
+        max_length: Longest sequence, in tokens; 128 for the built-in data, 512 for others if None.
+        seed: Seed of weights and data, from 0 to 2**32 - 1.
+        emulate: Torch release whose MPS kernels are emulated on the CPU, such as "2.8".
+        emulate_macos: The macOS the emulation stands on.
+        progress: Told what is being done, in a few words.
+
+    Raises:
+        BadInput: An argument, model or data set that cannot be used.
+    """
+    if level not in (1, 2, 3):
+        raise BadInput(
+            f"Level {level} does not exist. Choose 1 (dead rows), 2 (and scenario) or 3 (everything)."
+        )
+    model = given.path_or_name("model", model, '"tiny-gpt2", a folder or a hub name')
+    dataset = given.path_or_name("dataset", dataset, '"synthetic", a file or a hub name')
+    device = given.text("device", device, '"auto" or "mps"')
+    dtype = given.dtype_name(dtype)
+    seed = given.seed(seed)
+    probes = given.probe_ids(probes)
+    one_of("padding side", padding_side, PADDING_SIDES)
+    emulation = _emulation(device, emulate, emulate_macos)
+    where = "cpu" if emulation else devices.resolve(device)
+    devices.torch_dtype(dtype)
+    if emulation is not None:
+        emulation.require_dtype(dtype)
+    case = Case(
+        model=model,
+        dataset=dataset,
+        max_length=max_length or (128 if dataset == BUILTIN_DATASET else 512),
+        padding_side=padding_side,
+        dtype=dtype,
+        device=where,
+        emulation=emulation,
+        seed=seed,
+    )
+    state = devices.usable(where)
+    if not state.ok:
+        return _unusable(level, where, state.reason)
+    progress("probing the attention kernel")
+    findings = _probe(level, probes, where, emulation)
+    outcome, fixes = None, list[FixResult]()
+    if level >= 2 and not probes:
+        progress("loading transformers")
+        outcome, fixes = _scenario_and_fixes(case, progress)
+    return _put_together(level, case, findings, outcome, fixes, probes)
+
+
+def _emulation(device: str, release: str | None, macos: int) -> Emulation | None:
+    if release is None:
+        return None
+    if device not in ("auto", "cpu"):
+        raise BadInput(f"--emulate runs on the CPU, not on '{device}'. Leave out --device, or --emulate.")
+    return Emulation(release, macos)
+
+
+def _probe(level: int, chosen: Sequence[str], where: str, emulation: Emulation | None) -> list[Finding]:
+    if chosen:
+        return [run_probe(probe, device=where, emulation=emulation) for probe in chosen]
+    return run_level(3 if level == 3 else 1, where, emulation)
+
+
+# What the trainers would warn of is what is being found out here, and said in the diagnosis.
+@errors_only("mpsdiag")
+@errors_only("transformers")
+@no_bars()
+def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[FixResult]]:
+    """The stock scenario; and each fix on it, when it came out bad."""
+    from mpsdiag.scenario.scenario import run_case
+
+    reason = devices.supports_dtype(case.device, case.dtype)
+    if reason:
+        raise CannotDecide(f"{reason}. Choose another --dtype.")
+    progress(f"training and evaluating {case.model}")
+    outcome = run_case(case)
+    if outcome.status != "ok":
+        progress("looking for the cause")
+        from mpsdiag.checking.blame import blame
+
+        outcome.blame = blame(case, outcome)
+    fixes = []
+    if scenario_verdict(outcome).verdict == "affected":
+        for kind, name in FIXES:
+            progress(f"trying {name}")
+            fixed = run_case(
+                replace(case, attention=name) if kind == "attention" else replace(case, trainer=name)
+            )
+            fixes.append(
+                FixResult(
+                    name=name,
+                    kind=kind,
+                    resolves=fixed.status == "ok",
+                    exact=fixed.status == "ok" and bool(fixed.exact),
+                    max_abs_logit_diff=fixed.max_abs_logit_diff,
+                    eval_loss=fixed.eval_loss,
+                    loss_moved_by=fixed.loss_moved_by,
+                    why=why(name, fixed),
+                )
+            )
+    return outcome, fixes
+
+
+def _put_together(
+    level: int,
+    case: Case,
+    findings: Sequence[Finding],
+    outcome: Outcome | None,
+    fixes: list[FixResult],
+    chosen: Sequence[str],
+) -> Diagnosis:
+    probes = [_probe_result(finding) for finding in findings]
+    kernel = kernel_verdict(probes)
+    scenario = None if outcome is None else scenario_verdict(outcome)
+    verdict = overall(kernel, scenario)
+    emulated = (
+        Emulated(release=case.emulation.release, macos=case.emulation.macos) if case.emulation else None
+    )
+    seen = {probe.id for probe in probes}
+    note = None if outcome is None else outcome.missing_weights
+    row = _table_row(case)
+    return Diagnosis(
+        verdict=verdict.verdict,
+        reason=verdict.reason,
+        level=level,
+        device=case.device,
+        emulated=emulated,
+        environment=environment.gather(devices.accelerators(probe=False)),
+        kernel=kernel,
+        probes=probes,
+        scenario=None if outcome is None or scenario is None else _scenario_result(case, outcome, scenario),
+        fixes=fixes,
+        advice=advise(verdict, probes, outcome, case, fixes, emulated),
+        notes=[note] if note else [],
+        differs_from_release=surprises(findings, *row) if row and not case.emulation else [],
+        not_probed=[
+            KnownDefect(id=name, title=CATALOGUE[name].title)
+            for name in (predicted(*row) if row and not chosen and level < 3 else ())
+            if name not in seen
+        ],
+    )
+
+
+def _table_row(case: Case) -> tuple[str, int] | None:
+    """The torch release and macOS whose MPS kernels are at work here; None where none are."""
+    if case.emulation:
+        return case.emulation.release, case.emulation.macos
+    if devices.kind_of(case.device) != "mps":
+        return None
+    return environment.versions()["torch"], environment.macos() or 15
+
+
+def _unusable(level: int, where: str, reason: str) -> Diagnosis:
+    return Diagnosis(
+        verdict="undecided",
+        reason=f"device '{where}' cannot be used here: {reason}",
+        level=level,
+        device=where,
+        emulated=None,
+        environment=environment.gather(devices.accelerators(probe=False)),
+        kernel=Judged(verdict="undecided", reason=reason),
+        advice=[
+            Advice(
+                text="Run this on a machine where the device works; or look at a release's kernels in emulation.",
+                commands=["mpsdiag env", "mpsdiag check --emulate 2.8"],
+            )
+        ],
+    )
+
+
+def _probe_result(finding: Finding) -> ProbeResult:
+    return ProbeResult(
+        id=finding.id,
+        title=finding.title,
+        status=finding.status,
+        detail=finding.detail,
+        training=finding.training,
+        evaluation=finding.evaluation,
+        cases=finding.cases,
+        failed=[f"{check.name}: {check.seen}" for check in finding.failed],
+        upstream=list(finding.upstream),
+        remedy=Advice(text=finding.remedy.text, commands=list(finding.remedy.commands)),
+    )
+
+
+def _scenario_result(case: Case, outcome: Outcome, judged: Judged) -> ScenarioResult:
+    first = outcome.first_nonfinite
+    return ScenarioResult(
+        verdict=judged.verdict,
+        reason=judged.reason,
+        model=case.model,
+        dataset=case.dataset,
+        attention=case.attention,
+        trainer=case.trainer,
+        padding_side=case.padding_side,
+        dtype=case.dtype,
+        train_loss=outcome.train_losses[-1],
+        train_losses=outcome.train_losses,
+        eval_loss=outcome.eval_loss,
+        eval_losses=outcome.eval_losses,
+        stock_eval_loss=outcome.stock_eval_loss,
+        eval_batches=len(outcome.eval_losses),
+        nonfinite_batches=outcome.nonfinite_batches,
+        dead_rows=outcome.dead_rows,
+        sdpa_calls=outcome.sdpa_calls,
+        real_tokens=outcome.real_tokens,
+        pad_tokens=outcome.pad_tokens,
+        exposure=outcome.exposure,
+        first_nonfinite=None if first is None else FirstNonfinitePlace(**vars(first)),
+        max_abs_logit_diff=outcome.max_abs_logit_diff,
+        bound=outcome.bound,
+        cause=outcome.blame,
+    )

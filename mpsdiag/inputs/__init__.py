@@ -1,0 +1,1 @@
+"""What a case is made of: models, tokenizers, data and outputs."""

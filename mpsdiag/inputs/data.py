@@ -1,0 +1,183 @@
+"""From the name of a dataset to texts, and from texts to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from mpsdiag.errors import BadInput, nearest
+from mpsdiag.inputs.sources import classify
+from mpsdiag.inputs.synthetic import synthetic_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["encode", "is_heading", "load_texts", "open_splits", "synthetic_texts", "text_column_of"]
+
+Record = Mapping[str, Any]
+Splits = Mapping[str, Iterable[Record]]
+"""Rows by split. A single file has the split `train` and no other; its rows can be gone through once."""
+
+_SYNTHETIC_LINES: Final = 256
+_TEXT_COLUMNS: Final = ("text", "content", "sentence", "document", "body")
+
+
+def open_splits(
+    dataset: str, *, config: str | None = None, seed: int = 0, lines: int = _SYNTHETIC_LINES
+) -> Splits:
+    """Open a dataset; files are looked into here and read when their rows are gone through.
+
+    Args:
+        dataset: `synthetic`; a local `.txt` (one text a line), `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; a
+            folder of `.txt` files, or one that `datasets` saved; or a hub name.
+        config: Configuration of a hub dataset, such as `wikitext-2-raw-v1`.
+        seed: Seed of synthetic text.
+        lines: Number of lines of synthetic text.
+
+    Raises:
+        BadInput: The dataset is missing, empty, binary or unreadable, or there is no network; for a bad row of a file,
+            when it is reached.
+    """
+    kind = classify("dataset", dataset)
+    if kind == "builtin":
+        texts = {name: synthetic_texts(lines, seed=seed, split=name) for name in ("train", "validation")}
+        return {name: [{"text": text} for text in found] for name, found in texts.items()}
+    if kind == "local":
+        from mpsdiag.inputs.local_data import open_local
+
+        return open_local(dataset)
+    from mpsdiag.inputs.hub_data import open_hub
+
+    return open_hub(dataset, config)
+
+
+def load_texts(
+    dataset: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    text_column: str | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Load texts. Blank lines, and headings (` = Title = `) of plain text files, are dropped.
+
+    Args:
+        dataset: As `open_splits`.
+        config: Configuration of a hub dataset.
+        split: Which split; a single file has only one and ignores this.
+        limit: At most this many texts; all if None.
+        text_column: Column of the text; found by name, or as the only column of strings, if None.
+        seed: Seed of synthetic text.
+
+    Raises:
+        BadInput: As `open_splits`; there is no such split or column, or no text.
+    """
+    splits = open_splits(dataset, config=config, seed=seed, lines=max(_SYNTHETIC_LINES, limit or 0))
+    only_one = len(splits) == 1 and "train" in splits
+    if split not in splits and not only_one:
+        raise BadInput(f"The dataset '{dataset}' has no split '{split}'. {nearest(split, splits)}")
+    texts: list[str] = []
+    for text in texts_of(splits["train" if only_one else split], dataset, text_column):
+        texts.append(text)
+        if limit is not None and len(texts) >= limit:
+            break
+    if not texts:
+        raise BadInput(
+            f"The dataset '{dataset}' holds no text. Give a file with at least one line that is not blank."
+        )
+    return texts
+
+
+def texts_of(records: Iterable[Record], dataset: str, text_column: str | None) -> Iterator[str]:
+    """Go through the texts of rows; blank ones and headings are left out.
+
+    Args:
+        records: The rows.
+        dataset: Their name, for the sentence.
+        text_column: The column the user asked for, if any.
+
+    Raises:
+        BadInput: There is no such column, it cannot be told which is meant, or it holds something else than text.
+    """
+    column: str | None = None
+    any_text = False
+    for record in records:
+        column = column or text_column_of(dataset, record, text_column)
+        text = record.get(column)
+        if isinstance(text, str):
+            any_text = True
+            if text.strip() and not is_heading(text):
+                yield text.rstrip("\r\n")
+        elif text is not None and not any_text:
+            raise BadInput(
+                f"The column '{column}' of the dataset '{dataset}' holds values of the type {type(text).__name__}, not "
+                f"text. {_text_columns(record)}"
+            )
+
+
+def _text_columns(record: Record) -> str:
+    """What to do where the column is no text."""
+    names = [name for name, value in record.items() if isinstance(value, str)]
+    if not names:
+        return "None of its columns does: write the texts into one, as strings."
+    return f"Call the one with the texts 'text', or name it to mpsdiag train with --text_column: {', '.join(names)}."
+
+
+def is_heading(text: str) -> bool:
+    """Say whether a line is a heading of a wikitext file: ` = Title = `, ` = = Section = = `."""
+    return text.startswith(" =") and text.rstrip().endswith("=")
+
+
+def text_column_of(dataset: str, record: Record, wanted: str | None) -> str:
+    """Find the column that holds the text.
+
+    Args:
+        dataset: Its name, for the sentence.
+        record: One row.
+        wanted: The column the user asked for, if any.
+
+    Raises:
+        BadInput: There is no such column, or it cannot be told which is meant.
+    """
+    columns = list(record)
+    if wanted is not None:
+        if wanted not in columns:
+            raise BadInput(f"The dataset '{dataset}' has no column '{wanted}'. {nearest(wanted, columns)}")
+        return wanted
+    for name in _TEXT_COLUMNS:
+        if name in columns:
+            return name
+    strings = [name for name in columns if isinstance(record[name], str)]
+    if len(strings) == 1:
+        return strings[0]
+    raise BadInput(
+        f"The dataset '{dataset}' has no column 'text'. Name one with --text_column; it has: {', '.join(columns)}."
+    )
+
+
+def encode(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[dict[str, list[int]]]:
+    """Turn texts into token ids, truncated to `max_length` tokens and not padded.
+
+    Args:
+        texts: The texts.
+        tokenizer: Any tokenizer of transformers.
+        max_length: Longest example, in tokens, special tokens included.
+
+    Returns:
+        One dictionary a text with `input_ids` and `attention_mask`, as lists.
+    """
+    encoded = tokenizer(
+        list(texts), truncation=True, max_length=max_length, padding=False, return_token_type_ids=False
+    )
+    return [
+        {"input_ids": list(ids), "attention_mask": list(mask)}
+        for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+    ]
+
+
+def greatest_id(rows: Iterable[Mapping[str, list[int]]]) -> int:
+    """The greatest token id of rows that `encode` gave."""
+    return max((max(row["input_ids"], default=0) for row in rows), default=0)

@@ -1,1 +1,0 @@
-"""Journals and diagnoses told to people: terminal, Markdown, HTML, CSV, JSON and pictures."""

@@ -1,0 +1,1 @@
+"""One file an output format: terminal, Markdown, HTML, CSV, JSON."""

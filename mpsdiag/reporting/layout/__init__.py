@@ -1,0 +1,1 @@
+"""A report as a list of blocks, and the tables in it."""

@@ -1,0 +1,154 @@
+"""What a report is laid out of. Texts in here are raw and untrusted: each format escapes them its own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mpsdiag.reporting.story.figures import NOTHING
+from mpsdiag.reporting.story.marks import Mark, Tone
+
+
+@dataclass(frozen=True)
+class Item:
+    """One cell of a table. `sort` is what a sortable table orders it by; None: by its text."""
+
+    text: str
+    tone: Tone = "plain"
+    sort: float | None = None
+    short: str | None = None
+    """What a narrow format shows instead."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; numbers stand on the right."""
+
+    name: str
+    number: bool = False
+    minor: bool = False
+    """A narrow format leaves it out."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """`left_out` rows are not shown; every format says so under the table."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Item, ...], ...]
+    note: str = ""
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Prose:
+    """A sentence or a short paragraph."""
+
+    text: str
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list of short texts."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Log:
+    """The end of a log, lines kept, or a command to copy."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names with their values, such as an environment."""
+
+    title: str
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where a picture belongs; `name` is its key among the pictures, `alt` says what it shows."""
+
+    name: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A long part, closed until asked for where the format can do that."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Begins a part of a section."""
+
+    text: str
+
+
+Block = Table | Prose | Points | Log | Facts | Picture | Fold | Heading
+
+
+@dataclass(frozen=True)
+class Section:
+    """A chapter of the report. `key` is stable: links and tests use it."""
+
+    key: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a format shows before it says that there is more; `folds`: whether it can fold parts away."""
+
+    rows: int = 60
+    panels: int = 12
+    logs: int = 20
+    log_length: int = 4000
+    folds: bool = True
+    pictures: bool = True
+
+
+def without_empty(table: Table) -> Table:
+    """Leave out the columns that have nothing to say."""
+    kept = [
+        number
+        for number in range(len(table.columns))
+        if any(row[number].text not in {"", NOTHING} for row in table.rows)
+    ]
+    return replace(
+        table,
+        columns=tuple(table.columns[number] for number in kept),
+        rows=tuple(tuple(row[number] for number in kept) for row in table.rows),
+    )
+
+
+def from_mark(mark: Mark) -> Item:
+    """A table cell that holds a mark; the good ones sort first."""
+    short = f"{mark.symbol} {mark.text.removeprefix('moved ')}"
+    return Item(str(mark), mark.tone, _goodness(mark.text), short)
+
+
+def _goodness(text: str) -> float:
+    order = (
+        "exact",
+        "correct",
+        "moved",
+        "interrupted",
+        "not run",
+        "error",
+        "timeout",
+        "out",
+        "crashed",
+        "wrong",
+    )
+    return float(next((number for number, word in enumerate(order) if text.startswith(word)), len(order)))

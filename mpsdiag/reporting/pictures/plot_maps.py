@@ -1,0 +1,141 @@
+"""Maps: which release has which defect, and where in a network the NaN spreads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mpsdiag.reporting.pictures.plot_style import Theme, figure, label
+from mpsdiag.reporting.story.marks import NOT_RUN, Mark, mark
+from mpsdiag.reporting.story.pool import Result
+from mpsdiag.reporting.story.story import Scene, Story
+from mpsdiag.words import ATTENTION_MODES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def status_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    marks: Sequence[Sequence[Mark]],
+    title: str,
+    theme: Theme,
+) -> Figure:
+    """Draw a table of marks as coloured fields, each with its symbol: release x defect, release x attention.
+
+    Args:
+        rows: Their names.
+        columns: Their names.
+        marks: A mark for each row and column.
+        title: Says what it is.
+        theme: The colours.
+    """
+    from matplotlib.patches import Rectangle
+
+    made, axes = figure(theme, 2.0 + 0.5 * max(len(columns), 10), 1.3 + 0.3 * len(rows))
+    for down, line in enumerate(marks):
+        for across, one in enumerate(line):
+            colour = theme.tones[one.tone]
+            filled = one.tone in {"bad", "broken", "moved"}
+            axes.add_patch(
+                Rectangle(
+                    (across - 0.46, down - 0.44),
+                    0.92,
+                    0.88,
+                    facecolor=colour if filled else theme.page,
+                    edgecolor=colour if one is not NOT_RUN else theme.grid,
+                    lw=0.8,
+                )
+            )
+            axes.text(
+                across,
+                down,
+                one.symbol,
+                ha="center",
+                va="center",
+                color=theme.page if filled else colour,
+                fontsize=9,
+            )
+    axes.set_xlim(-0.6, len(columns) - 0.4)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xticks(range(len(columns)), [label(text, 24) for text in columns], rotation=45, ha="left")
+    axes.set_yticks(range(len(rows)), [label(text, 30) for text in rows])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, colors=theme.text)
+    axes.spines[:].set_visible(False)
+    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return made
+
+
+def map_of_releases(story: Story, theme: Theme) -> Figure:
+    """Draw which attention modes come out right in which scene, with the standard trainer and left padding."""
+    columns = [word for word in ATTENTION_MODES if any(_cells(scene, word) for scene in story.scenes)]
+    return status_map(
+        rows=[_short(scene) for scene in story.scenes],
+        columns=columns,
+        marks=[[mark(_cells(scene, word)) for word in columns] for scene in story.scenes],
+        title="standard trainer, left padding: ✓ right  ≈ loss moved  ✗ NaN or wrong  ! broke",
+        theme=theme,
+    )
+
+
+def _short(scene: Scene) -> str:
+    """Name a scene in a few characters: what was emulated, else the device and its torch."""
+    if scene.emulated is not None:
+        cell = scene.results[0].cell
+        return (
+            f"emulated {cell.emulate}, macOS {cell.emulate_macos}"
+            if cell.emulate_macos
+            else f"emulated {cell.emulate}"
+        )
+    return f"{scene.device}, torch {dict(scene.place.facts).get('torch', 'unknown')}"
+
+
+def _cells(scene: Scene, attention: str) -> list[Result]:
+    wanted = (attention, "standard", "left")
+    return [
+        one for one in scene.results if (one.cell.attention, one.cell.trainer, one.cell.padding) == wanted
+    ]
+
+
+def spread_of(result: Result, title: str, theme: Theme) -> Figure:
+    """Draw how many sequences of the first bad batch are non-finite, layer by layer and position by position.
+
+    Args:
+        result: A cell with `nonfinite_rows`, layer x position.
+        title: Says what and where.
+        theme: The colours.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import MaxNLocator
+
+    rows = result.measured.nonfinite_rows if result.measured else []
+    width = max(map(len, rows), default=1)
+    counts = [list(row) + [0] * (width - len(row)) for row in rows]
+    made, axes = figure(theme, 6.6, 1.5 + 0.3 * len(counts))
+    shades = LinearSegmentedColormap.from_list("spread", theme.heat)
+    top = max((value for row in counts for value in row), default=1)
+    image = axes.pcolormesh(
+        [place - 0.5 for place in range(width + 1)],
+        [place - 0.5 for place in range(len(counts) + 1)],
+        counts,
+        cmap=shades,
+        vmin=0,
+        vmax=max(top, 1),
+        edgecolors=theme.grid,
+        linewidth=0.3,
+    )
+    axes.set_yticks(range(len(counts)), [f"layer {number}" for number in range(len(counts))])
+    axes.set_xlabel(
+        "position in the sequence (padding stands left)" if result.cell.padding == "left" else "position"
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = made.colorbar(image, ax=axes, ticks=sorted({0, max(top, 1)}), pad=0.01)
+    bar.set_label("non-finite\nsequences", color=theme.text, fontsize=8)
+    bar.ax.tick_params(colors=theme.text, length=0)
+    bar.outline.set_visible(False)
+    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return made

@@ -1,0 +1,126 @@
+"""How drawings look: two themes with the same shapes, and SVG that comes out the same every time."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mpsdiag.reporting.formats.escape import one_line
+from mpsdiag.reporting.pictures.pictures import Svg
+from mpsdiag.reporting.story.marks import Tone
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page. Each tone stands at least 4.5 : 1 against the page; shapes say the same as colours."""
+
+    page: str
+    text: str
+    muted: str
+    grid: str
+    tones: dict[Tone, str]
+    lines: tuple[str, ...]
+    heat: tuple[str, str]
+    """Colours of the least and of the greatest value of a heat-map."""
+
+
+LIGHT = Theme(
+    page="#ffffff",
+    text="#1f2328",
+    muted="#59636e",
+    grid="#d1d9e0",
+    tones={
+        "plain": "#1f2328",
+        "good": "#116329",
+        "moved": "#7d4e00",
+        "bad": "#b3131f",
+        "broken": "#6e3fc7",
+        "muted": "#59636e",
+    },
+    lines=("#0550ae", "#9a4600", "#0f6b5c", "#8b2f7f", "#4d5b00", "#5b4bb5"),
+    heat=("#fff3f1", "#9c0f1a"),
+)
+DARK = Theme(
+    page="#0d1117",
+    text="#e6edf3",
+    muted="#9ba4ae",
+    grid="#3d444d",
+    tones={
+        "plain": "#e6edf3",
+        "good": "#56d364",
+        "moved": "#e3b341",
+        "bad": "#ff8f87",
+        "broken": "#cba6ff",
+        "muted": "#9ba4ae",
+    },
+    lines=("#79c0ff", "#ffa657", "#56d4bb", "#f0a3e4", "#c9d45e", "#b5a9ff"),
+    heat=("#2a1416", "#ff8f87"),
+)
+
+
+def draw(make: Callable[[Theme], Figure]) -> Svg:
+    """Draw a figure once for each theme.
+
+    Args:
+        make: Makes the figure in the colours of a theme.
+    """
+    return Svg(light=_svg(make, LIGHT), dark=_svg(make, DARK))
+
+
+def figure(theme: Theme, width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
+    """Make a figure without pyplot's global state; sizes in inches."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), facecolor=theme.page, layout="constrained")
+    return made, made.subplots(**subplots)
+
+
+def label(text: str, limit: int = 60) -> str:
+    """A text fit to be drawn: harmless, on one line, short."""
+    return one_line(text, limit)
+
+
+def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
+    import matplotlib as mpl
+
+    settings: Any = {  # the stubs want each key as a literal
+        "svg.hashsalt": "mpsdiag",  # ids of clip paths are the same in every run
+        "svg.fonttype": "none",  # text stays text: small, searchable, read aloud
+        "text.parse_math": False,  # a $ in a name is a $
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": theme.text,
+        "axes.facecolor": theme.page,
+        "axes.edgecolor": theme.grid,
+        "axes.labelcolor": theme.text,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.text,
+        "grid.color": theme.grid,
+        "legend.frameon": False,
+    }
+    stream = io.StringIO()
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # A name may hold any character; one without a shape in the font is measured as a box, and that is fine.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        # Labels beside a wide interval may leave no room; the picture is then drawn without that layout.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
+        make(theme).savefig(
+            stream, format="svg", facecolor=theme.page, metadata={"Date": None, "Creator": "mpsdiag"}
+        )
+    return _responsive(stream.getvalue())
+
+
+def _responsive(svg: str) -> str:
+    """Leave out what only an XML file needs, so that the same text can be embedded."""
+    return svg[svg.index("<svg") :]

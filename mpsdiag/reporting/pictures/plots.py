@@ -1,0 +1,213 @@
+"""Drawings of a story: what each cell takes, how the losses went, which release has it, where the NaN spreads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mpsdiag.reporting.layout.gallery import Shown, gallery
+from mpsdiag.reporting.pictures.pictures import Svg
+from mpsdiag.reporting.pictures.plot_maps import map_of_releases, spread_of
+from mpsdiag.reporting.pictures.plot_style import Theme, draw, figure, label
+from mpsdiag.reporting.story.cost import CostRow, CostTable
+from mpsdiag.reporting.story.marks import mark
+from mpsdiag.reporting.story.pool import Result
+from mpsdiag.reporting.story.story import Panel, Story
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# More rows than this cannot be told apart in a drawing; the table has them all.
+MOST_ROWS = 30
+MOST_CURVES = 6
+_UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_MARKERS = "os^Dv*"
+
+
+def pictures(story: Story) -> dict[str, Svg]:
+    """Draw every picture that the story has a place for.
+
+    Args:
+        story: What to draw.
+    """
+    return {shown.name: draw(_maker(shown, story)) for shown in gallery(story)}
+
+
+def _maker(shown: Shown, story: Story) -> Any:
+    if shown.kind == "time" and shown.table is not None:
+        return lambda theme: times(shown.table, shown.title, theme)
+    if shown.kind == "losses" and shown.panel is not None:
+        return lambda theme: losses(shown.panel, shown.title, theme)
+    if shown.kind == "spread" and shown.result is not None:
+        return lambda theme: spread_of(shown.result, shown.title, theme)
+    return lambda theme: map_of_releases(story, theme)
+
+
+def times(table: CostTable, title: str, theme: Theme) -> Figure:
+    """Draw the evaluation step of each cell with its interval; cells that are not right stand hollow at the edge.
+
+    Args:
+        table: The timed cells.
+        title: Says what and where.
+        theme: The colours.
+    """
+    rows = [row for row in table.rows if _step(row)][:MOST_ROWS]
+    made, axes = figure(theme, 6.6, 1.1 + 0.26 * len(rows))
+    unit, scale = next(
+        ((unit, scale) for unit, scale in _UNITS if max(_step(row) for row in rows) >= scale), _UNITS[-1]
+    )
+    right = [row for row in rows if row.rank is not None]
+    ends = [_ends(row)[1] / scale for row in right] or [1.0]
+    starts = [_ends(row)[0] / scale for row in right] or [0.0]
+    room = max(max(ends) - min(starts), 0.1 * max(ends))
+    edge = max(ends) + 0.25 * room
+    for place, row in enumerate(rows):
+        colour = theme.tones[row.mark.tone]
+        if row.rank is None:
+            axes.plot([edge], [place], marker="o", ls="", mfc=theme.page, mec=colour, mew=1.6, ms=7)
+            axes.annotate(
+                row.mark.text,
+                (edge, place),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+            )
+            continue
+        low, high = _ends(row)
+        axes.plot([low / scale, high / scale], [place, place], color=colour, lw=2, solid_capstyle="butt")
+        shape = "D" if row.mark.tone == "moved" else "o"
+        axes.plot([_step(row) / scale], [place], marker=shape, ls="", color=colour, ms=6)
+    _baseline(axes, rows, scale, theme)
+    axes.set_yticks(range(len(rows)), [_name(row) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(min(starts) - 0.08 * room, edge + 0.3 * room)
+    axes.set_xlabel(f"evaluation step in {unit}, with 95 % interval; hollow: not right")
+    axes.grid(axis="x", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return made
+
+
+def _step(row: CostRow) -> float:
+    return row.eval_step.value if row.eval_step else 0.0
+
+
+def _ends(row: CostRow) -> tuple[float, float]:
+    step = row.eval_step
+    if step is None or step.low is None or step.high is None:
+        return _step(row), _step(row)
+    return step.low, step.high
+
+
+def _name(row: CostRow) -> str:
+    cell = row.result.cell
+    return f"{cell.attention} + {cell.trainer}"
+
+
+def _baseline(axes: Axes, rows: Sequence[CostRow], scale: float, theme: Theme) -> None:
+    row = next((row for row in rows if row.baseline), None)
+    if row is None:
+        return
+    axes.axvline(_step(row) / scale, color=theme.muted, lw=1, ls="--")
+    text = "baseline" if row.rank is not None else f"baseline ({row.mark.text})"
+    axes.annotate(
+        text,
+        (_step(row) / scale, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 2),
+        textcoords="offset points",
+        color=theme.muted,
+        fontsize=8,
+    )
+
+
+def losses(panel: Panel, title: str, theme: Theme) -> Figure:
+    """Draw training losses by step and evaluation losses by batch; a cross marks the first that is not finite.
+
+    Cells with the same course share a line.
+
+    Args:
+        panel: The cells.
+        title: Says what and where.
+        theme: The colours.
+    """
+    made, (left, right) = figure(theme, 6.6, 4.6, nrows=2)
+    _courses(left, _group(panel.results, "train_losses"), theme)
+    _courses(right, _group(panel.results, "eval_losses"), theme)
+    left.set_title("training loss, by step")
+    right.set_title("evaluation loss, by batch")
+    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return made
+
+
+def _group(results: Sequence[Result], field: str) -> list[tuple[list[float], list[Result]]]:
+    groups: dict[tuple[str, ...], tuple[list[float], list[Result]]] = {}
+    for one in results:
+        values = [] if one.measured is None else getattr(one.measured, field)
+        if values:
+            course = tuple(f"{value:.4f}" for value in values)
+            groups.setdefault(course, (values, []))[1].append(one)
+    # The finite courses first; among those the ones that most cells share.
+    return sorted(groups.values(), key=lambda pair: (not all(map(math.isfinite, pair[0])), -len(pair[1])))
+
+
+def _courses(axes: Axes, groups: list[tuple[list[float], list[Result]]], theme: Theme) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    finite = [value for values, _ in groups for value in values if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    room = max(high - low, 0.02 * abs(high), 1e-6)
+    bad = [pair for pair in groups if not all(map(math.isfinite, pair[0]))]
+    good = [pair for pair in groups if all(map(math.isfinite, pair[0]))]
+    for number, (values, cells) in enumerate(good[:MOST_CURVES]):
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            color=theme.lines[number % len(theme.lines)],
+            ls=_DASHES[number % len(_DASHES)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            ms=4,
+            lw=1.5,
+            label=_who(cells),
+        )
+    for number, (values, cells) in enumerate(bad[:MOST_CURVES]):
+        first = next(place for place, value in enumerate(values) if not math.isfinite(value))
+        colour = theme.tones["bad"]
+        height = high + (0.12 + 0.12 * number) * room
+        axes.plot(range(1, first + 1), values[:first], color=colour, lw=1, ls=":")
+        what = "NaN" if math.isnan(values[first]) else "infinite"
+        axes.plot(
+            [first + 1],
+            [height],
+            marker="x",
+            ls="",
+            color=colour,
+            ms=8,
+            mew=2,
+            label=f"{what}: {_who(cells)}",
+        )
+    longest = max((len(values) for values, _ in groups), default=1)
+    axes.set_xlim(0.5, longest + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(low - 0.1 * room, high + (0.2 + 0.12 * min(len(bad), MOST_CURVES)) * room)
+    axes.grid(lw=0.6)
+    axes.tick_params(length=0)
+    if groups:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=theme.text)
+
+
+def _who(cells: Sequence[Result]) -> str:
+    """Name the cells of a line in a few words."""
+    names = [f"{one.cell.attention} + {one.cell.trainer}, {one.cell.padding}" for one in cells]
+    text = label(names[0], 40)
+    return text if len(names) == 1 else f"{text}\nand {len(names) - 1} more"
+
+
+def is_bad(result: Result) -> bool:
+    """Whether a cell came out NaN or wrong."""
+    return mark([result]).tone == "bad"

@@ -1,0 +1,175 @@
+"""New journals against old ones: what became NaN, what was fixed, what got faster or slower beyond the noise."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from mpsdiag.benching.journal.provenance import Place
+from mpsdiag.benching.journal.record import Cell
+from mpsdiag.reporting.story import figures
+from mpsdiag.reporting.story.cost import Budget, Estimate, ratio
+from mpsdiag.reporting.story.pool import Pool, Result
+from mpsdiag.statistics import mann_whitney
+
+Change = Literal["newly_bad", "newly_fixed", "still_bad", "worse", "improved", "same", "only_new", "only_old"]
+CHANGES: Final[tuple[Change, ...]] = get_args(Change)
+
+NOISE_BAND = 0.03
+"""A median ratio this near to 1 is the same, however narrow its interval: machines drift by that much."""
+SURE = 0.05
+"""Greatest p-value of the Mann-Whitney test that is still called a change."""
+
+_SPOKEN: dict[Change, str] = {
+    "newly_bad": "newly NaN, wrong or broken",
+    "newly_fixed": "newly fixed",
+    "still_bad": "still not right",
+    "worse": "slower",
+    "improved": "faster",
+    "same": "the same",
+    "only_new": "only in the new",
+    "only_old": "only in the old",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two environments that are held against each other, and the facts in which they differ: name, old, new."""
+
+    new: Place
+    old: Place
+    differences: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell, new against old. Ratios are new over old: below 1 is faster. Only of cells right in both."""
+
+    change: Change
+    cell: Cell
+    new: Result | None
+    old: Result | None
+    eval_ratio: Estimate | None = None
+    eval_p: float | None = None
+    train_ratio: Estimate | None = None
+    train_p: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells of both, the alarming ones first."""
+
+    pairs: tuple[Pair, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def counts(self) -> dict[Change, int]:
+        """How many cells changed in which way, those that did not happen left out."""
+        found = Counter(row.change for row in self.rows)
+        return {change: found[change] for change in CHANGES if found[change]}
+
+    @property
+    def sentence(self) -> str:
+        """The counts in words."""
+        if not self.rows:
+            return "Nothing to compare."
+        words = [f"{number:,} {_SPOKEN[change]}" for change, number in self.counts.items()]
+        return f"Against the older results, of {figures.count(len(self.rows), 'cell')}: {', '.join(words)}."
+
+
+def compare(new: Pool, old: Pool, budget: Budget) -> Comparison:
+    """Hold the cells of two pools against each other: the same spec, whatever the versions and however often timed.
+
+    With several environments on a side, each new one is held against each old one that has cells in common.
+
+    Args:
+        new: What is judged.
+        old: What it is judged by.
+        budget: Pays for the intervals.
+    """
+    ours, theirs = _by_place(new), _by_place(old)
+    pairs: list[Pair] = []
+    rows: list[Row] = []
+    met_new: set[tuple[int, Cell]] = set()
+    met_old: set[tuple[int, Cell]] = set()
+    for here, mine in ours.items():
+        for there, others in theirs.items():
+            common = [cell for cell in mine if cell in others]
+            if common:
+                pairs.append(_pair(new.places[here], old.places[there]))
+            for cell in common:
+                rows.append(_row(mine[cell], others[cell], budget))
+                met_new.add((here, cell))
+                met_old.add((there, cell))
+    rows += _alone(ours, met_new, is_new=True)
+    rows += _alone(theirs, met_old, is_new=False)
+    rows.sort(key=lambda row: (CHANGES.index(row.change), -_size(row)))
+    return Comparison(tuple(pairs), tuple(rows))
+
+
+def _by_place(pool: Pool) -> dict[int, dict[Cell, Result]]:
+    places: dict[int, dict[Cell, Result]] = {}
+    for result in pool.results:
+        cell = result.cell.model_copy(update={"warmup": 0, "repeats": 1})
+        places.setdefault(result.place.number, {})[cell] = result
+    return places
+
+
+def _alone(
+    places: dict[int, dict[Cell, Result]], met: set[tuple[int, Cell]], *, is_new: bool
+) -> Iterable[Row]:
+    for number, results in places.items():
+        for cell, result in results.items():
+            if (number, cell) not in met:
+                change: Change = "only_new" if is_new else "only_old"
+                yield Row(change, result.cell, result if is_new else None, None if is_new else result)
+
+
+def _pair(new: Place, old: Place) -> Pair:
+    now, before = dict(new.facts), dict(old.facts)
+    names = [*now, *(name for name in before if name not in now)]
+    return Pair(
+        new,
+        old,
+        tuple(
+            (name, before.get(name, figures.NOTHING), now.get(name, figures.NOTHING))
+            for name in names
+            if now.get(name) != before.get(name)
+        ),
+    )
+
+
+def _row(new: Result, old: Result, budget: Budget) -> Row:
+    if not (new.correct and old.correct):
+        return Row(_status_change(new, old), new.cell, new, old)
+    full = budget.take(new, old)
+    eval_ratio = ratio(new.eval_rounds, old.eval_rounds, full=full)
+    train_ratio = ratio(new.train_rounds, old.train_rounds, full=full)
+    eval_p = mann_whitney(new.eval_step, old.eval_step)
+    train_p = mann_whitney(new.train_step, old.train_step)
+    changes = {_speed_change(eval_ratio, eval_p), _speed_change(train_ratio, train_p)}
+    change = next(word for word in ("worse", "improved", "same") if word in changes)
+    return Row(change, new.cell, new, old, eval_ratio, eval_p, train_ratio, train_p)
+
+
+def _status_change(new: Result, old: Result) -> Change:
+    if new.correct:
+        return "newly_fixed"
+    if new.status in {"skip", "interrupted"}:
+        return "only_old"
+    return "newly_bad" if old.correct else "still_bad"
+
+
+def _speed_change(estimate: Estimate | None, p: float | None) -> Literal["worse", "improved", "same"]:
+    """A change is one beyond the noise band, with an interval that leaves 1 out, and a test that agrees."""
+    if estimate is None or p is None or p > SURE or abs(estimate.value - 1) <= NOISE_BAND:
+        return "same"
+    if estimate.value > 1:
+        return "same" if estimate.low is not None and estimate.low <= 1 else "worse"
+    return "same" if estimate.high is not None and estimate.high >= 1 else "improved"
+
+
+def _size(row: Row) -> float:
+    return max((abs(one.value - 1) for one in (row.eval_ratio, row.train_ratio) if one), default=0.0)

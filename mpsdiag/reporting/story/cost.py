@@ -1,0 +1,212 @@
+"""What each fix costs: durations, and ratios to the baseline. Only correct cells are ranked."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mpsdiag.reporting.story.marks import Mark, mark, severity
+from mpsdiag.reporting.story.pool import Result
+from mpsdiag.statistics import (
+    NOISY,
+    bootstrap_interval,
+    iqr_ratio,
+    mad,
+    mann_whitney,
+    ratio_interval,
+    ratio_interval_of_rounds,
+    ratio_of_rounds,
+)
+from mpsdiag.words import PADDING_SIDES, TRAINER_VARIANTS
+
+# Intervals are resampled, at about 0.1 ms a sample: this many samples are, in some 1.5 s; a note tells the rest.
+INTERVALS_FOR = 15_000
+# What a cell costs however few samples it has, in samples.
+_OVERHEAD = 40
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Median of n durations in seconds, or of a ratio, with its 95 % interval where one was computed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    mad: float | None = None
+    """Median absolute deviation of the samples, of durations only."""
+    p: float | None = None
+    """That neither side tends to be larger (Mann-Whitney, two-sided), of ratios only."""
+    noisy: bool = False
+    """The interquartile range is more than a tenth of the median."""
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One timed cell. `rank` counts the correct cells from the fastest; None: not correct, so no speed-up."""
+
+    result: Result
+    mark: Mark
+    rank: int | None
+    baseline: bool
+    train_step: Estimate | None
+    eval_step: Estimate | None
+    train_ratio: Estimate | None
+    eval_ratio: Estimate | None
+    tokens_per_second: float | None
+    """Real tokens (pads not counted) of an evaluation step in a second."""
+    train_tokens_per_second: float | None
+    """Those of a training step."""
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The timed cells of one panel and padding side, correct ones first, fastest first."""
+
+    padding: str
+    timed_on: tuple[str, ...]
+    emulated: bool
+    """The verdicts come from an emulation; these timings do not: they are of `timed_on`, without it."""
+    baseline_mark: Mark | None
+    """What the baseline itself came to; None if it was not timed here, and then there are no ratios."""
+    rows: tuple[CostRow, ...]
+
+
+class Budget:
+    """How many more samples are resampled for intervals; it remembers how many cells went without."""
+
+    def __init__(self) -> None:
+        self._left = INTERVALS_FOR
+        self._without = 0
+
+    def take(self, *cells: Result) -> bool:
+        """Whether the intervals of these cells may be computed."""
+        samples = sum(len(values) for one in cells for values in (one.eval_step, one.train_step))
+        if self._left > 0:
+            self._left -= _OVERHEAD + samples
+            return True
+        self._without += 1
+        return False
+
+    def notes(self) -> tuple[str, ...]:
+        """Say how many cells went without, if any did."""
+        if not self._without:
+            return ()
+        cells = "1 cell is" if self._without == 1 else f"{self._without:,} cells are"
+        return (f"{cells} given without intervals, to save time. Report fewer cells at once to see them.",)
+
+
+def tables(results: Sequence[Result], baseline: str, budget: Budget) -> tuple[CostTable, ...]:
+    """Rank the timed cells of a panel, each padding side by itself.
+
+    Args:
+        results: Cells that differ in attention, trainer and padding only.
+        baseline: Attention mode that the ratios are to, with the standard trainer on the same side.
+        budget: Pays for the intervals.
+    """
+    made = []
+    for side in PADDING_SIDES:
+        timed = [one for one in results if one.cell.padding == side and (one.eval_step or one.train_step)]
+        if timed:
+            made.append(_table(side, timed, baseline, budget))
+    return tuple(made)
+
+
+def reference_trainer(results: Sequence[Result], baseline: str) -> str:
+    """Trainer of the baseline cells: the standard one, or where it was not run the first that was."""
+    trainers = {one.cell.trainer for one in results if one.cell.attention == baseline}
+    return next((word for word in TRAINER_VARIANTS if word in trainers), "standard")
+
+
+def _table(side: str, timed: Sequence[Result], baseline: str, budget: Budget) -> CostTable:
+    trainer = reference_trainer(timed, baseline)
+    reference = next(
+        (one for one in timed if (one.cell.attention, one.cell.trainer) == (baseline, trainer)), None
+    )
+    order = sorted(timed, key=lambda one: (not one.correct, severity(one.status), _speed(one)))
+    rows = []
+    for number, one in enumerate(order, start=1):
+        full = budget.take(one)
+        rows.append(
+            CostRow(
+                result=one,
+                mark=mark([one]),
+                rank=number if one.correct else None,
+                baseline=one is reference,
+                train_step=_estimate(one.train_step, full=full),
+                eval_step=_estimate(one.eval_step, full=full),
+                train_ratio=ratio(one.train_rounds, reference.train_rounds, full=full) if reference else None,
+                eval_ratio=ratio(one.eval_rounds, reference.eval_rounds, full=full) if reference else None,
+                tokens_per_second=_rate(one.eval_tokens, one.eval_step),
+                train_tokens_per_second=_rate(one.train_tokens, one.train_step),
+            )
+        )
+    return CostTable(
+        padding=side,
+        timed_on=tuple(dict.fromkeys(one.timed_on for one in timed if one.timed_on)),
+        emulated=any(one.cell.emulate is not None for one in timed),
+        baseline_mark=None if reference is None else mark([reference]),
+        rows=tuple(rows),
+    )
+
+
+def _speed(result: Result) -> tuple[float, float]:
+    """Sort key: the evaluation step, where the defect is, then the training step."""
+    middle = [
+        statistics.median(values) if values else math.inf for values in (result.eval_step, result.train_step)
+    ]
+    return middle[0], middle[1]
+
+
+def _estimate(values: Sequence[float], *, full: bool) -> Estimate | None:
+    if not values:
+        return None
+    spread = bootstrap_interval(values) if full else None
+    return Estimate(
+        statistics.median(values),
+        low=spread.low if spread else None,
+        high=spread.high if spread else None,
+        n=len(values),
+        mad=mad(values),
+        noisy=full and iqr_ratio(values) > NOISY,
+    )
+
+
+Rounds = Mapping[int, Sequence[float]]
+
+
+def ratio(ours: Rounds, theirs: Rounds, *, full: bool) -> Estimate | None:
+    """Median ratio over the rounds that both sides ran; with `full` its interval and the Mann-Whitney test.
+
+    Other rounds, where the stop rule gave one side more of them, are another time of day and say nothing about the
+    ratio. Without any common round it is the ratio of all medians.
+
+    Args:
+        ours: Samples in seconds by round.
+        theirs: Those that are divided by.
+        full: Whether to compute the interval.
+    """
+    common = sorted(ours.keys() & theirs.keys())
+    above, below = ([rounds[one] for one in common or sorted(rounds)] for rounds in (ours, theirs))
+    ours_flat, theirs_flat = ([value for values in side for value in values] for side in (above, below))
+    if not ours_flat or not theirs_flat:
+        return None
+    if common:
+        value = ratio_of_rounds(above, below)
+        spread = ratio_interval_of_rounds(above, below) if full else None
+    else:
+        value = statistics.median(ours_flat) / statistics.median(theirs_flat)
+        spread = ratio_interval(ours_flat, theirs_flat) if full else None
+    return Estimate(
+        value,
+        low=spread.low if spread else None,
+        high=spread.high if spread else None,
+        n=len(ours_flat),
+        p=mann_whitney(ours_flat, theirs_flat) if full else None,
+    )
+
+
+def _rate(tokens: int, steps: Sequence[float]) -> float | None:
+    return tokens / statistics.median(steps) if tokens and steps else None

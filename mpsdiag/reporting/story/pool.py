@@ -1,0 +1,172 @@
+"""Journals -> one result a cell: the rounds of a cell pooled, duplicates settled, environments kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mpsdiag.benching.journal.provenance import Place, keep
+from mpsdiag.benching.journal.record import Cell, Measured, Record
+from mpsdiag.benching.run.cell import EMULATED_ABORT
+
+if TYPE_CHECKING:
+    from mpsdiag.benching.journal.journal import Journal
+
+# What a round found out about the numbers, worst first; the other statuses say that it did not finish.
+FINDINGS = ("nan", "wrong", "ok")
+
+# What a process brings upon itself; SIGKILL and SIGTERM come from outside.
+OWN_SIGNALS = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGTRAP", "SIGFPE"})
+
+
+@dataclass(frozen=True)
+class Setback:
+    """A round that did not finish, with the end of its log."""
+
+    round: int
+    status: str
+    reason: str | None
+    signal: str | None
+    log_tail: str
+
+
+@dataclass
+class Result:
+    """All rounds of one cell in one environment. Durations in seconds, raw, by round."""
+
+    key: str
+    cell: Cell
+    place: Place
+    status: str
+    reason: str | None
+    measured: Measured | None
+    rounds: int = 0
+    train_rounds: dict[int, list[float]] = field(default_factory=dict)
+    eval_rounds: dict[int, list[float]] = field(default_factory=dict)
+    timed_on: str | None = None
+    train_tokens: int = 0
+    """Real tokens of a timed training step; pads are counted apart."""
+    train_pads: int = 0
+    eval_tokens: int = 0
+    """Those of a timed evaluation step."""
+    eval_pads: int = 0
+    peak_memory: int | None = None
+    """Bytes, from a round that was not emulated: of the device where it counts them, else of the process."""
+    setbacks: list[Setback] = field(default_factory=list)
+
+    @property
+    def train_step(self) -> list[float]:
+        """Durations of a training step, all rounds together."""
+        return [value for values in self.train_rounds.values() for value in values]
+
+    @property
+    def eval_step(self) -> list[float]:
+        """Durations of an evaluation step, all rounds together."""
+        return [value for values in self.eval_rounds.values() for value in values]
+
+    @property
+    def aborted(self) -> bool:
+        """Some round of it ended by its own fault, as a failed assertion in a kernel ends it, and was not killed."""
+        return any(
+            one.signal in OWN_SIGNALS or (one.reason or "").startswith(EMULATED_ABORT)
+            for one in self.setbacks
+        )
+
+    @property
+    def correct(self) -> bool:
+        """It finished, and its numbers are right."""
+        return self.status == "ok"
+
+    @property
+    def decided(self) -> bool:
+        """It finished with a finding about the numbers, good or bad."""
+        return self.status in FINDINGS
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Every result of some journals, in the order in which the cells first appear."""
+
+    results: tuple[Result, ...]
+    places: tuple[Place, ...]
+    notes: tuple[str, ...]
+
+
+def pool(journals: Sequence[Journal]) -> Pool:
+    """Put the rounds of each cell together.
+
+    Rounds of one cell in one environment pool their raw samples. The same round twice: the newest counts, and
+    a note says so. The same cell in two environments stays two results.
+
+    Args:
+        journals: As read; an empty environment in a record means that of its journal's header.
+    """
+    kept = keep(journals)
+    results = tuple(_pooled(kept.places[number], rounds) for (number, _), rounds in kept.rounds.items())
+    notes = [text for journal in journals for text in journal.warnings]
+    if kept.twice:
+        times = "1 round was" if kept.twice == 1 else f"{kept.twice:,} rounds were"
+        notes.append(f"{times} recorded more than once; the newest counts.")
+    return Pool(results=results, places=kept.places, notes=tuple(notes))
+
+
+def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
+    """Make one result of the rounds of a cell: round 0 has the verdict, the others have the timings."""
+    order = [rounds[number] for number in sorted(rounds)]
+    verdict = _verdict(order)
+    result = Result(
+        key=verdict.key,
+        cell=verdict.cell,
+        place=place,
+        status=verdict.status,
+        reason=verdict.reason,
+        measured=verdict.measured,
+        rounds=len(order),
+    )
+    if verdict.round > 0 and verdict.status == "ok" and not _evaluated(verdict):
+        # Timings alone do not say whether the numbers are right.
+        result.status, result.measured = "interrupted", None
+        result.reason = "only timing rounds are in the journal, not the one that judges the numbers"
+    for record in order:
+        if record.status not in FINDINGS:
+            result.setbacks.append(
+                Setback(record.round, record.status, record.reason, record.signal, record.log_tail)
+            )
+        if record.timing is not None:
+            result.timed_on = record.timing.device
+            for name in ("train_tokens", "train_pads", "eval_tokens", "eval_pads"):
+                setattr(result, name, getattr(record.timing, name))
+            if record.timing.train_step:
+                result.train_rounds[record.round] = record.timing.train_step
+            if record.timing.eval_step:
+                result.eval_rounds[record.round] = record.timing.eval_step
+    result.peak_memory = _peak_memory(order, emulated=verdict.cell.emulate is not None)
+    return result
+
+
+def _verdict(order: Sequence[Record]) -> Record:
+    """The round that speaks for the cell: the worst finding about its numbers, else the first round.
+
+    A round that only timed found out nothing about the numbers, unless it is the only one there is.
+    """
+    findings = [record for record in order if record.status in {"nan", "wrong"} or _evaluated(record)]
+    if findings and (order[0].round > 0 or order[0].status in FINDINGS):
+        return min(findings, key=lambda record: FINDINGS.index(record.status))
+    return order[0]
+
+
+def _evaluated(record: Record) -> bool:
+    return record.status in FINDINGS and record.measured is not None and bool(record.measured.eval_losses)
+
+
+def _peak_memory(order: Sequence[Record], *, emulated: bool) -> int | None:
+    """Highest memory over the timing rounds in bytes; over all rounds if none was timed and none emulated."""
+    timed = [record for record in order if record.timing is not None]
+    used = timed or ([] if emulated else order)
+    measured = [record.measured for record in used if record.measured is not None]
+    for name in ("peak_device_memory", "peak_process_memory"):
+        values = [value for one in measured if (value := getattr(one, name)) is not None]
+        if values:
+            return int(max(values))
+    return None

@@ -1,0 +1,240 @@
+"""What some journals say, as plain data in reading order. Every format of the report renders a `Story`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from mpsdiag.benching.journal.provenance import Place
+from mpsdiag.benching.journal.record import Cell
+from mpsdiag.reporting.story import cost, verdict
+from mpsdiag.reporting.story.compare import Comparison, compare
+from mpsdiag.reporting.story.marks import Mark, mark
+from mpsdiag.reporting.story.pool import Pool, Result, pool
+from mpsdiag.words import ATTENTION_MODES, PADDING_SIDES, TRAINER_VARIANTS
+
+if TYPE_CHECKING:
+    from mpsdiag.benching.journal.journal import Journal
+
+# The axes a grid shows; all others tell the panels of a scene apart.
+_GRID_AXES = frozenset({"attention", "trainer", "padding"})
+_SCENE_AXES = frozenset({"device", "emulate", "emulate_macos"})
+_panel_key = attrgetter(*(axis for axis in Cell.model_fields if axis not in _GRID_AXES))
+_AXIS_WORDS = {
+    "dataset": "data",
+    "eval_dataset": "evaluated on",
+    "sequence_length": "length",
+    "batch_size": "batch",
+    "pad_to_multiple_of": "padded to multiples of",
+    "train_steps": "training steps",
+    "eval_batches": "evaluation batches",
+    "seed": "seed",
+    "warmup": "warm-up",
+    "repeats": "repeats",
+    "threads": "threads",
+    "files": "files",
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which fix resolves it on one padding side: a mark for each attention mode (row) and trainer (column)."""
+
+    padding: str
+    attentions: tuple[str, ...]
+    trainers: tuple[str, ...]
+    marks: tuple[tuple[Mark, ...], ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Cells that differ in attention, trainer and padding only; `label` tells it from its siblings."""
+
+    label: str
+    grids: tuple[Grid, ...]
+    costs: tuple[cost.CostTable, ...]
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What was seen on one device of one environment, emulated or not."""
+
+    place: Place
+    device: str
+    emulated: str | None
+    """What was emulated, in words; None if nothing was."""
+    verdict: verdict.Verdict
+    grids: tuple[Grid, ...]
+    panels: tuple[Panel, ...]
+    results: tuple[Result, ...]
+
+    @property
+    def label(self) -> str:
+        """Heading of the scene; says that it is emulated where it is."""
+        return f"{self.device}, {self.emulated}" if self.emulated else self.device
+
+
+@dataclass(frozen=True)
+class Story:
+    """A whole report, before it is rendered."""
+
+    headline: str
+    scenes: tuple[Scene, ...]
+    unfinished: tuple[Result, ...]
+    skipped: tuple[Result, ...]
+    places: tuple[Place, ...]
+    commands: tuple[str, ...]
+    created: str
+    version: str
+    baseline: str
+    statuses: dict[str, int]
+    notes: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+    varying: frozenset[str] = field(default_factory=frozenset)
+    """Axes on which the cells differ: only those are worth a place in a label."""
+
+    @property
+    def emulated(self) -> bool:
+        """Whether any of it was measured under emulation."""
+        return any(scene.emulated for scene in self.scenes)
+
+
+def tell(journals: Sequence[Journal], against: Sequence[Journal] = (), baseline: str | None = None) -> Story:
+    """Tell what the journals hold.
+
+    Args:
+        journals: As `mpsdiag.benching.journal.journal.read_journal` returns them; at least one.
+        against: Older ones to compare with.
+        baseline: Attention mode that ratios are to; that of the first journal if None.
+    """
+    pooled = pool(journals)
+    headers = [journal.header for journal in journals]
+    notes = list(pooled.notes)
+    if baseline is None:
+        baseline = headers[0].baseline
+        if len({header.baseline for header in headers}) > 1:
+            notes.append(
+                f"The journals name different baselines; '{baseline}', that of the first, is used for all."
+            )
+    varying = _varying(pooled.results)
+    budget = cost.Budget()
+    scenes = tuple(_scenes(pooled, baseline, varying, budget))
+    judged = [(scene.emulated is not None, scene.verdict) for scene in scenes]
+    comparison = compare(pooled, pool(against), budget) if against else None
+    return Story(
+        headline=" ".join([*([comparison.sentence] if comparison else []), verdict.headline(judged)]),
+        comparison=comparison,
+        scenes=scenes,
+        unfinished=tuple(one for one in pooled.results if one.setbacks and one.status != "skip"),
+        skipped=tuple(one for one in pooled.results if one.status == "skip"),
+        places=pooled.places,
+        commands=tuple(dict.fromkeys(header.command for header in headers)),
+        created=max(header.created for header in headers),
+        version=headers[0].mpsdiag,
+        baseline=baseline,
+        statuses=dict(Counter(one.status for one in pooled.results)),
+        notes=tuple(notes) + budget.notes(),
+        varying=varying,
+    )
+
+
+def name(result: Result, varying: frozenset[str] = frozenset()) -> str:
+    """Name a cell for a sentence: its panel where panels differ, then attention, trainer and padding."""
+    cell = result.cell
+    words = [f"{cell.attention} + {cell.trainer}, {cell.padding}"]
+    words += [text for axis in sorted(varying - _GRID_AXES) if (text := _axis(axis, getattr(cell, axis)))]
+    return ", ".join(words)
+
+
+def _varying(results: Sequence[Result]) -> frozenset[str]:
+    if not results:
+        return frozenset()
+    first = vars(results[0].cell)
+    same = set(first)
+    for result in results:
+        axes = vars(result.cell)
+        same -= {axis for axis in same if axes[axis] != first[axis]}
+    return frozenset(first) - same
+
+
+def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: cost.Budget) -> list[Scene]:
+    groups: dict[tuple[int, str, str | None, int | None], list[Result]] = {}
+    for result in pooled.results:
+        cell = result.cell
+        key = (result.place.number, cell.device, cell.emulate, cell.emulate_macos)
+        groups.setdefault(key, []).append(result)
+    scenes = []
+    for (number, device, release, macos), results in groups.items():
+        panels = _panels(results, baseline, varying, budget)
+        emulated = None
+        if release is not None:
+            emulated = f"emulated MPS of torch {release}" + (f" on macOS {macos}" if macos else "")
+        scenes.append(
+            Scene(
+                place=pooled.places[number],
+                device=device,
+                emulated=emulated,
+                verdict=verdict.decide(
+                    [panel.results for panel in panels], baseline, emulated, [one.costs for one in panels]
+                ),
+                grids=_grids(results),
+                panels=panels,
+                results=tuple(results),
+            )
+        )
+    return scenes
+
+
+def _panels(
+    results: Sequence[Result], baseline: str, varying: frozenset[str], budget: cost.Budget
+) -> tuple[Panel, ...]:
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        key = _panel_key(result.cell)
+        groups.setdefault(key, []).append(result)
+    return tuple(
+        Panel(
+            label=_panel_label(members[0], varying),
+            grids=_grids(members),
+            costs=cost.tables(members, baseline, budget),
+            results=tuple(members),
+        )
+        for members in groups.values()
+    )
+
+
+def _panel_label(result: Result, varying: frozenset[str]) -> str:
+    cell = result.cell
+    axes = [axis for axis, _ in cell if axis not in _GRID_AXES | _SCENE_AXES | {"model", "dtype"}]
+    words = [cell.model, cell.dtype]
+    words += [text for axis in axes if axis in varying and (text := _axis(axis, getattr(cell, axis)))]
+    return ", ".join(words)
+
+
+def _axis(axis: str, value: Any) -> str:
+    return "" if value is None else f"{_AXIS_WORDS.get(axis, '')} {value}".strip()
+
+
+def _grids(results: Sequence[Result]) -> tuple[Grid, ...]:
+    places: dict[tuple[str, str, str], list[Result]] = {}
+    for one in results:
+        places.setdefault((one.cell.padding, one.cell.attention, one.cell.trainer), []).append(one)
+    attentions = tuple(word for word in ATTENTION_MODES if any(word == place[1] for place in places))
+    trainers = tuple(word for word in TRAINER_VARIANTS if any(word == place[2] for place in places))
+    return tuple(
+        Grid(
+            padding=side,
+            attentions=attentions,
+            trainers=trainers,
+            marks=tuple(
+                tuple(mark(places.get((side, attention, trainer), [])) for trainer in trainers)
+                for attention in attentions
+            ),
+        )
+        for side in PADDING_SIDES
+        if any(side == place[0] for place in places)
+    )

@@ -1,0 +1,192 @@
+"""Predict dead rows without running on the device: from the config, the padding of the batches, and the attention.
+
+A causal decoder builds its mask as `key <= query` and `key is no padding` (and the window or chunk of the layer), and
+nothing repairs a row that is left without a key. So the rows follow from the 2D padding masks alone. An encoder's
+mask has no `key <= query`: every query sees every real token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from mpsdiag.checking.diagnosis import Exposure, LayerExposure
+from mpsdiag.sdpa import dead_rows
+
+LEFT = "padding on the left"
+FIXED = "padding of every sequence (pad_to_multiple_of, or to a fixed length)"
+WINDOW = "sliding window or chunk, beyond the last real token"
+EMPTY = "sequences of padding only"
+GAPS = "gaps in the attention_mask"
+GIVEN = "a 4D mask given by the user"
+
+# Attention modes whose masks with dead rows reach F.scaled_dot_product_attention as they are.
+_HANDS_THEM_ON: Final = ("sdpa",)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the layers of one kind see: all keys so far, those in a window or chunk of `width`, or both ways."""
+
+    name: Literal["full", "sliding", "chunked"]
+    width: int | None = None
+    causal: bool = True
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a query of this model sees no key behind it; encoders such as BERT see both ways unless told otherwise.
+
+    Args:
+        config: Of a transformers model.
+    """
+    from transformers.models.auto import modeling_auto
+
+    if getattr(config, "is_causal", True) is False:
+        return False
+    # Configs of decoders do not say what they are; those that can be either are encoders until `is_decoder` is set.
+    either = getattr(modeling_auto, "MODEL_FOR_MASKED_LM_MAPPING_NAMES", {})
+    if getattr(config, "model_type", None) not in either:
+        return True
+    return bool(getattr(config, "is_decoder", False) or getattr(config, "causal", False))
+
+
+def attention_kinds(config: Any) -> dict[Kind, int]:
+    """The kinds of attention a config asks for, with the number of layers of each.
+
+    Args:
+        config: Of a transformers model; a text model's part of a larger one is looked up.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    layers = int(getattr(text, "num_hidden_layers", 1) or 1)
+    window, chunk = getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)
+    if getattr(text, "use_sliding_window", True) is False:
+        window = None
+    named = getattr(text, "layer_types", None)
+    causal = is_causal(config)
+    found: dict[Kind, int] = {}
+    for name in named or ["sliding_attention" if window else "full_attention"] * layers:
+        if name == "sliding_attention" and window:
+            kind = Kind("sliding", int(window), causal)
+        elif name == "chunked_attention" and chunk:
+            kind = Kind("chunked", int(chunk), causal)
+        elif name.endswith("full_attention") or name in ("sliding_attention", "chunked_attention"):
+            kind = Kind("full", causal=causal)
+        else:
+            continue  # Linear attention, state spaces: no softmax over keys.
+        found[kind] = found.get(kind, 0) + 1
+    return found
+
+
+def dead_positions(padding: Tensor, kind: Kind) -> Tensor:
+    """Which queries may attend to no key.
+
+    Args:
+        padding: (sequences, positions), 1 or True at real tokens.
+        kind: Of the layer.
+
+    Returns:
+        (sequences, positions) bool.
+    """
+    kept = padding.bool().cpu()
+    queries = torch.arange(kept.shape[1]).expand_as(kept)
+    first, last = _reach(kept, queries, kind)
+    # What a query may attend to is a run of positions: no key of it is kept where the count of kept ones stands still.
+    counts = torch.nn.functional.pad(kept.long().cumsum(-1), (1, 0))
+    return counts.gather(-1, last + 1) == counts.gather(-1, first)
+
+
+def _reach(kept: Tensor, queries: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """The first and the last position that each query would see without padding, each (sequences, positions)."""
+    end = kept.shape[1] - 1
+    last = queries if kind.causal else torch.full_like(queries, end)
+    if kind.name == "sliding" and kind.width is not None:
+        if kind.causal:
+            return (queries - kind.width + 1).clamp(min=0), last
+        return (queries - kind.width).clamp(min=0), (queries + kind.width).clamp(max=end)
+    if kind.name == "chunked" and kind.width is not None:
+        # Chunks are counted from the first real token; that is where transformers starts them.
+        start = (kept.cumsum(-1) == 0).sum(-1, keepdim=True)
+        chunk = start + (queries - start) // kind.width * kind.width
+        return chunk.clamp(min=0), torch.minimum(last, chunk + kind.width - 1)
+    return torch.zeros_like(queries), last
+
+
+def reasons(padding: Tensor, dead: Tensor) -> dict[str, int]:
+    """Sort dead rows by where they come from.
+
+    Args:
+        padding: (sequences, positions), 1 or True at real tokens.
+        dead: (sequences, positions) bool.
+    """
+    kept = padding.bool().cpu()
+    so_far = kept.cumsum(-1)
+    alone = ~kept.any(-1, keepdim=True).expand_as(kept)
+    before, after = (so_far == 0) & ~alone, (so_far == so_far[:, -1:]) & ~kept & ~alone
+    # Where even the longest sequence is padded, that much of the padding is not for the sake of the others.
+    common = before.all(0) if not bool(alone.any()) else before[~alone[:, 0]].all(0)
+    sorted_out = {
+        EMPTY: dead & alone,
+        FIXED: dead & before & common,
+        LEFT: dead & before & ~common,
+        WINDOW: dead & after,
+        GAPS: dead & ~alone & ~before & ~after,
+    }
+    return {name: int(rows.sum()) for name, rows in sorted_out.items() if bool(rows.any())}
+
+
+def predict(
+    config: Any, batches: Sequence[Mapping[str, Any]], *, attention: str = "sdpa", notes: Sequence[str] = ()
+) -> Exposure:
+    """Predict how many dead rows the batches bring about, and why.
+
+    Args:
+        config: The model's.
+        batches: `input_ids` and `attention_mask` (2D, or a 4D mask), as the collator makes them.
+        attention: The attention mode.
+        notes: Sentences to hand on, such as those of `training_notes`.
+    """
+    kinds = attention_kinds(config)
+    rows, total, hit = 0, 0, 0
+    why: dict[str, int] = {}
+    by_kind = dict.fromkeys(kinds, 0)
+    for batch in batches:
+        mask = batch.get("attention_mask")
+        total += int(next(iter(batch.values())).shape[0])
+        if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+            continue
+        found = {kind: _dead(mask, kind, batch) for kind in kinds}
+        if not found:
+            continue
+        # A sequence is as exposed as its most exposed layer; rows of several kinds are the same rows.
+        worst = max(found.values(), key=lambda dead: int(dead.sum()))
+        rows, hit = rows + int(worst.sum()), hit + int(worst.any(-1).sum())
+        for kind, dead in found.items():
+            by_kind[kind] += int(dead.sum())
+        parts = reasons(mask, worst) if mask.dim() == 2 else {GIVEN: int(worst.sum())}
+        for name, count in parts.items():
+            why[name] = why.get(name, 0) + count
+    return Exposure(
+        rows=rows,
+        sequences=hit,
+        of_sequences=total,
+        reasons={name: count for name, count in why.items() if count},
+        layers=[
+            LayerExposure(kind=kind.name, width=kind.width, layers=count, rows=by_kind[kind])
+            for kind, count in kinds.items()
+        ],
+        reach_sdpa=attention in _HANDS_THEM_ON,
+        causal=is_causal(config),
+        notes=list(notes),
+    )
+
+
+def _dead(mask: Tensor, kind: Kind, batch: Mapping[str, Any]) -> Tensor:
+    if mask.dim() == 2:
+        return dead_positions(mask, kind)
+    # A 4D mask is handed to attention as it is, whatever the layer.
+    rows = dead_rows(mask.bool() if not mask.is_floating_point() else mask).any(1).cpu()
+    return rows.expand(int(next(iter(batch.values())).shape[0]), rows.shape[-1])

@@ -1,0 +1,179 @@
+"""Build a case: the model on its device with its attention, a Trainer around it, and the batches.
+
+`logging_nan_inf_filter` is off: with it on, transformers shows a NaN training loss as 0.0 and, since 5.23, leaves NaN
+batches out of eval_loss.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from mpsdiag import device as devices
+from mpsdiag.errors import BadInput
+from mpsdiag.fixes import apply
+from mpsdiag.inputs.data import encode, greatest_id, load_texts
+from mpsdiag.inputs.fitting import fitting_length, require_known_tokens
+from mpsdiag.inputs.models import build_model
+from mpsdiag.inputs.tokenizer import byte_tokenizer, load_tokenizer
+from mpsdiag.scenario.case import Case
+from mpsdiag.scenario.reference import Batch
+from mpsdiag.trainers.trainers import TRAINERS
+from mpsdiag.words import BUILTIN_MODELS
+
+
+@dataclass
+class Prepared:
+    """A case, built: the model on its device with its attention, a Trainer around it, and the batches."""
+
+    case: Case
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    trainer: Any
+    train_batches: list[Batch]
+    eval_batches: list[Batch]
+    losses: list[Tensor] = field(default_factory=list)
+    max_length: int = 0
+    """That of the case, or what the model has positions for."""
+    _optimizer: torch.optim.Optimizer | None = None
+
+    def train_step(self, batch: Batch) -> None:
+        """One optimizer step on one batch, as the Trainer does it; the caller synchronizes."""
+        if self._optimizer is None:
+            self._optimizer = self.trainer.create_optimizer()
+            # Set by Trainer.train, which is not run here; the loss is divided by it.
+            self.trainer.current_gradient_accumulation_steps = 1
+        self.model.train()
+        self.trainer.training_step(self.model, batch)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def eval_step(self, batch: Batch) -> None:
+        """The Trainer's evaluation of one batch: loss only; the caller synchronizes."""
+        self.model.train(mode=False)
+        self.trainer.prediction_step(self.model, batch, prediction_loss_only=True)
+
+
+@contextmanager
+def prepare(case: Case) -> Iterator[Prepared]:
+    """Build a case; its attention is taken out and its scratch folder removed at the end of the block.
+
+    Raises:
+        BadInput: Model or data cannot be loaded, or the data gives too few sequences.
+    """
+    with ExitStack() as stack:
+        devices.seed_everything(case.seed)
+        tokenizer = (
+            byte_tokenizer(case.padding_side)
+            if case.model in BUILTIN_MODELS
+            else load_tokenizer(case.model, padding_side=case.padding_side)
+        )
+        texts = _texts(case)  # A missing file is said before a model is loaded.
+        model = build_model(case.model, seed=case.seed, dtype=case.dtype, from_config=False)
+        longest = fitting_length(model, case.max_length)
+        train_rows, eval_rows = _rows(case, model, tokenizer, longest, *texts)
+        stack.enter_context(apply(model, case.attention))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpsdiag-"))
+        prepared = Prepared(case, model, tokenizer, None, [], [], max_length=longest)
+        # The cell is about that trainer: it acts on every device, not only where it is needed.
+        more: dict[str, Any] = {"always": True} if case.trainer == "mps_safe" else {}
+        prepared.trainer = _recording(TRAINERS[case.trainer], prepared.losses)(
+            model=model,
+            args=_arguments(case, Path(scratch)),
+            data_collator=DataCollatorForLanguageModeling(
+                tokenizer, mlm=False, pad_to_multiple_of=case.pad_to_multiple_of
+            ),
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            **more,
+        )
+        prepared.trainer.remove_callback(PrinterCallback)
+        prepared.train_batches = _batches(prepared.trainer, prepared.trainer.get_train_dataloader())
+        prepared.eval_batches = _batches(prepared.trainer, prepared.trainer.get_eval_dataloader())
+        yield prepared
+
+
+def _texts(case: Case) -> tuple[list[str], list[str]]:
+    """Evaluation takes the first texts; training the next ones, or those of its own data set."""
+    wanted_eval, wanted_train = (
+        case.eval_batches * case.batch_size,
+        max(1, case.train_steps) * case.batch_size,
+    )
+    if case.eval_dataset is None:
+        texts = load_texts(case.dataset, split="train", limit=wanted_eval + wanted_train)
+        return texts[wanted_eval:] or texts, texts[:wanted_eval]
+    eval_texts = load_texts(case.eval_dataset, split="train", limit=wanted_eval)
+    return load_texts(case.dataset, split="train", limit=wanted_train), eval_texts
+
+
+def _rows(
+    case: Case,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    train_texts: list[str],
+    eval_texts: list[str],
+) -> tuple[list[Any], list[Any]]:
+    """Token ids of training and evaluation, which the model has embeddings for."""
+    train_rows, eval_rows = (encode(texts, tokenizer, longest) for texts in (train_texts, eval_texts))
+    if not train_rows or not eval_rows:
+        raise BadInput(
+            f"Data set '{case.dataset}' gives no sequences. Give one with at least two lines of text."
+        )
+    greatest = max(greatest_id([*train_rows, *eval_rows]), tokenizer.pad_token_id or 0)
+    require_known_tokens(model, greatest, case.model)
+    return train_rows, eval_rows
+
+
+def _arguments(case: Case, folder: Path) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=max(1, case.train_steps),
+        learning_rate=case.learning_rate,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=case.batch_size,
+        per_device_eval_batch_size=case.batch_size,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        seed=case.seed,
+        use_cpu=devices.kind_of(case.device) == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one device is what is diagnosed
+    return arguments
+
+
+def _recording(base: type[Trainer], losses: list[Tensor]) -> type[Trainer]:
+    """The same trainer, which also keeps the loss of every evaluated batch (on its device)."""
+
+    class Recording(base):  # type: ignore[misc, valid-type]  # the base is chosen at run time
+        def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().prediction_step(*args, **kwargs)
+            losses.append(result[0])
+            return result
+
+    return Recording
+
+
+def _batches(trainer: Any, loader: Any) -> list[Batch]:
+    return [trainer._prepare_inputs(dict(batch)) for batch in loader]

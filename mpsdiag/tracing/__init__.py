@@ -1,0 +1,6 @@
+"""Trace: where the first non-finite value of a run is born, at the level of the operation, and why."""
+
+from mpsdiag.tracing.api import trace
+from mpsdiag.tracing.origin import CAUSES, Cause, Origin
+
+__all__ = ["CAUSES", "Cause", "Origin", "trace"]

@@ -1,0 +1,205 @@
+"""Where a traced case comes from: a model with a data set, a model with a saved batch, or a recorded folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mpsdiag import device as devices
+from mpsdiag.emulation import Emulation, emulated
+from mpsdiag.errors import BadInput, CannotDecide, one_of
+from mpsdiag.fixes import apply
+from mpsdiag.tracing.cases.batch import prepare_batch
+from mpsdiag.tracing.cases.recorded_case import About, read_case
+from mpsdiag.tracing.cases.saved_batch import load_batch
+from mpsdiag.words import ATTENTION_MODES, BUILTIN_DATASET, PADDING_SIDES
+
+DEFAULT_MODEL = "tiny-gpt2"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be traced. None stands for: not said, take what belongs to the case.
+
+    Attributes:
+        folder: A recorded case.
+        batch_file: A batch in a safetensors file.
+        model: Built-in, local folder or hub name.
+        dataset: As for `check`.
+        train: Trace training steps instead of an evaluation.
+        steps: Training steps.
+        learning_rate: Of the training steps.
+        batches: Evaluation batches.
+        compare: Compare finite results with the CPU.
+        checkpoints: Where to look for the first checkpoint with bad weights.
+    """
+
+    folder: Path | None = None
+    batch_file: Path | None = None
+    model: str | None = None
+    dataset: str | None = None
+    train: bool = False
+    steps: int | None = None
+    learning_rate: float | None = None
+    device: str | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    padding_side: str = "left"
+    max_length: int | None = None
+    batch_size: int = 4
+    batches: int = 4
+    pad_to_multiple_of: int | None = None
+    seed: int = 0
+    compare: bool | None = None
+    emulate: str | None = None
+    emulate_macos: int = 15
+    checkpoints: tuple[Path, ...] = ()
+
+
+@dataclass
+class Case:
+    """A case, ready to run: model and batches on the device, and what is told about it."""
+
+    model: nn.Module
+    batches: list[dict[str, Any]]
+    device: str
+    emulation: Emulation | None
+    train: bool
+    grad: bool
+    learning_rate: float | None
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Case]:
+    """Load what is to be traced; inside the block its attention, emulation and autocast are in effect.
+
+    Raises:
+        BadInput: Something cannot be used as given.
+        CannotDecide: The device, or the dtype on it, cannot be used here.
+    """
+    one_of("padding side", request.padding_side, PADDING_SIDES)
+    if request.attention is not None:
+        one_of("attention mode", request.attention, ATTENTION_MODES)
+    about, batch, weights = (None, None, None) if request.folder is None else read_case(request.folder)
+    if request.folder is not None and request.batch_file is not None:
+        raise BadInput("A recorded folder has its own batch: give the folder or --batch, not both.")
+    if request.batch_file is not None:
+        batch = load_batch(request.batch_file)
+    if about is not None and weights is None and request.model is None:
+        raise BadInput(
+            f"{request.folder} was recorded without weights. Give the model it was made with: --model."
+        )
+    name = request.model or str(weights or DEFAULT_MODEL)
+    attention = request.attention or (about.attention if about else None)
+    emulation = _emulation(request, about)
+    device = "cpu" if emulation else devices.resolve(request.device or "auto")
+    dtype = request.dtype or (about.dtype if about else "float32")
+    _require(device, dtype, emulation)
+    progress("loading the model")
+    with ExitStack() as stack:
+        model = _model(name, request.seed, dtype).to(device)
+        if attention in ATTENTION_MODES:  # A recorded one may be another, such as a kernel of the hub.
+            stack.enter_context(apply(model, attention))
+        stack.enter_context(emulated(emulation))
+        if about is not None and about.autocast and request.dtype is None:
+            kind = devices.kind_of(device)
+            stack.enter_context(torch.autocast(kind, dtype=devices.torch_dtype(about.autocast)))
+        longest = _longest(request, model)
+        given = _batches(request, name, longest) if batch is None else [batch]
+        yield Case(
+            model=model,
+            batches=[prepare_batch(model, one) for one in given],
+            device=device,
+            emulation=emulation,
+            train=request.train or (about is not None and about.phase == "training"),
+            grad=about is not None and about.grad,
+            learning_rate=request.learning_rate or (about.learning_rate if about else None),
+            told=_told(request, about, name, dtype, attention, len(given))
+            | ({"max_length": longest} if batch is None else {}),
+        )
+
+
+def _model(name: str, seed: int, dtype: str) -> nn.Module:
+    from mpsdiag.inputs.models import build_model
+
+    devices.seed_everything(seed)
+    return build_model(name, seed=seed, dtype=dtype, from_config=False)
+
+
+def _longest(request: Request, model: nn.Module) -> int:
+    """The asked length, or what belongs to the data, and no more than the model has positions for."""
+    from mpsdiag.inputs.fitting import fitting_length
+
+    return fitting_length(model, request.max_length or (128 if _dataset(request) == BUILTIN_DATASET else 512))
+
+
+def _dataset(request: Request) -> str:
+    return request.dataset or BUILTIN_DATASET
+
+
+def _batches(request: Request, name: str, longest: int) -> list[dict[str, Any]]:
+    """The first texts of the data, tokenized, padded and labelled as for a causal language model."""
+    from transformers import DataCollatorForLanguageModeling
+
+    from mpsdiag.inputs.data import encode, load_texts
+    from mpsdiag.inputs.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(name, padding_side=request.padding_side)
+    texts = load_texts(_dataset(request), limit=request.batches * request.batch_size)
+    rows = encode(texts, tokenizer, longest)
+    collate = DataCollatorForLanguageModeling(
+        tokenizer, mlm=False, pad_to_multiple_of=request.pad_to_multiple_of
+    )
+    size = request.batch_size
+    return [dict(collate(rows[start : start + size])) for start in range(0, len(rows), size)]
+
+
+def _emulation(request: Request, about: About | None) -> Emulation | None:
+    if request.emulate is not None:
+        if request.device not in (None, "auto", "cpu"):
+            raise BadInput(
+                f"--emulate runs on the CPU, not on '{request.device}'. Leave out --device, or --emulate."
+            )
+        return Emulation(request.emulate, request.emulate_macos)
+    if about is None or about.emulation is None or request.device is not None:
+        return None
+    return about.emulation.restored()
+
+
+def _require(device: str, dtype: str, emulation: Emulation | None) -> None:
+    devices.torch_dtype(dtype)
+    if emulation is not None:
+        emulation.require_dtype(dtype)
+    devices.require_usable(device)
+    reason = devices.supports_dtype(device, dtype)
+    if reason:
+        raise CannotDecide(f"{reason}. Choose another --dtype.")
+
+
+def _told(
+    request: Request, about: About | None, model: str, dtype: str, attention: str | None, batches: int
+) -> dict[str, Any]:
+    told: dict[str, Any] = {"model": model, "dtype": dtype, "batches": batches}
+    if request.folder is not None and about is not None:
+        told |= {
+            "recorded": str(request.folder),
+            "recorded_on": about.device,
+            "recorded_step": about.step,
+            "recorded_versions": about.versions,
+        }
+        if request.model is None:
+            told["model"] = f"the weights recorded in {request.folder}"
+    elif request.batch_file is not None:
+        told["batch"] = str(request.batch_file)
+    else:
+        told |= {"dataset": _dataset(request), "padding_side": request.padding_side}
+    if attention:
+        told["attention"] = attention
+    return told

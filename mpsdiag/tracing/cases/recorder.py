@@ -1,0 +1,176 @@
+"""`BadBatchRecorder`: keeps the first bad batch of a training, with the weights of that moment, to be traced later."""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from mpsdiag import emulation, environment
+from mpsdiag.errors import BadInput
+from mpsdiag.inputs.cpu_copy import mark_watcher
+from mpsdiag.inputs.outputs import logits_of, loss_of
+from mpsdiag.tracing.cases.recorded_case import About, RecordedEmulation, write_case
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+KEPT_LOSSES = 50
+
+
+class BadBatchRecorder(TrainerCallback):
+    """Writes the first batch whose loss, logits or gradients are not finite into a folder: `mpsdiag trace FOLDER`.
+
+    Give it to any Trainer: `callbacks=[BadBatchRecorder("bad-batch")]`. It waits for the device once a forward, and
+    once a step for the gradients. After the first record it does nothing.
+
+    Attributes:
+        recorded: Where the batch was written; None so far.
+
+    Args:
+        folder: Must not exist, or be empty.
+        save_weights: Also write the weights of that moment. Without them replaying needs `--model`.
+
+    Raises:
+        BadInput: The folder is in use.
+    """
+
+    def __init__(self, folder: str | Path, *, save_weights: bool = True) -> None:
+        self._folder = Path(folder)
+        if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
+            raise BadInput(
+                f"{self._folder} exists already. Choose another folder for the bad batch, or remove it."
+            )
+        self.recorded: Path | None = None
+        self._save_weights = save_weights
+        self._arguments: TrainingArguments | None = None
+        self._state: TrainerState | None = None
+        self._last: tuple[dict[str, Any], float | None] | None = None
+        self._losses: list[float] = []
+        self._watched: weakref.ref[nn.Module] | None = None
+        self._handle: RemovableHandle | None = None
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin to watch the model."""
+        del control
+        self._hook(args, state, kwargs.get("model"))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Watch the model that is trained."""
+        del control
+        self._hook(args, state, kwargs.get("model"))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the gradients before they spoil the weights."""
+        del args, control
+        model = kwargs.get("model")
+        if self.recorded is not None or model is None or self._last is None:
+            return
+        self._state = state
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        # The sum is cheap, and may itself overflow; only then every value is looked at.
+        sums = [gradient.sum(dtype=torch.float32).to(gradients[0].device) for gradient in gradients]
+        if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
+            return
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            self._record(model, *self._last, noticed="gradients", training=True, grad=True)
+
+    def _hook(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        self._arguments, self._state = args, state
+        if model is None or (self._watched is not None and self._watched() is model):
+            return
+        if self._handle is not None:
+            self._handle.remove()
+        me = weakref.ref(self)  # The model must not keep, or copy, the callback.
+
+        def hook(module: nn.Module, _args: Any, inputs: dict[str, Any], output: Any) -> None:
+            alive = me()
+            if alive is not None and alive.recorded is None:
+                alive.look(module, inputs, output)
+
+        self._handle = model.register_forward_hook(mark_watcher(hook), with_kwargs=True)
+        self._watched = weakref.ref(model)
+
+    def look(self, model: nn.Module, inputs: dict[str, Any], output: Any) -> None:
+        """Judge one forward, and record it if it is bad. Called by the hook on the model."""
+        loss, logits = loss_of(output), logits_of(output)
+        judged = loss
+        if loss is None and logits is not None and logits.is_floating_point() and logits.numel():
+            judged = logits.amax()
+        value = None if judged is None else float(judged.detach())
+        if value is None:
+            return
+        # References only: nothing is copied unless it turns out bad.
+        self._last = dict(inputs), value if loss is not None else None
+        if math.isfinite(value):
+            if loss is not None and model.training:
+                self._losses = [*self._losses[-KEPT_LOSSES + 1 :], value]
+            return
+        self._record(
+            model,
+            *self._last,
+            noticed="loss" if loss is not None else "logits",
+            training=model.training,
+            grad=torch.is_grad_enabled(),
+        )
+
+    def _record(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        loss: float | None,
+        *,
+        noticed: str,
+        training: bool,
+        grad: bool,
+    ) -> None:
+        active = emulation.active()
+        weight = next(model.parameters())
+        config: Any = getattr(model, "config", None)
+        arguments = self._arguments
+        autocast = None
+        if arguments is not None:
+            autocast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None
+        about = About(
+            phase="training" if training else "evaluation",
+            step=0 if self._state is None else self._state.global_step,
+            grad=grad,
+            device=str(weight.device),
+            dtype=str(weight.dtype).removeprefix("torch."),
+            attention=getattr(config, "_attn_implementation", None),
+            autocast=autocast,
+            emulation=None if active is None else RecordedEmulation.of(active),
+            learning_rate=None if arguments is None else arguments.learning_rate,
+            loss=None if loss is None else loss if math.isfinite(loss) else str(loss),
+            losses=list(self._losses),
+            noticed=noticed,
+            versions=dict(environment.versions()),
+        )
+        saver = getattr(model, "save_pretrained", None)
+        write_case(self._folder, model if self._save_weights and saver is not None else None, inputs, about)
+        self.recorded = self._folder
+        if self._handle is not None:
+            self._handle.remove()
+        self._last = None
+        logger.warning(
+            "The %s of step %d are not finite; the batch is in %s: mpsdiag trace %s",
+            noticed,
+            about.step,
+            self._folder,
+            self._folder,
+        )

@@ -1,0 +1,102 @@
+"""Mask arithmetic that gives infinities or NaN: finfo.min added twice, 0 times infinity, NaN or plus infinity in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.tracing.causes.birth import Birth, Explanation
+from mpsdiag.tracing.watch.operations import SDPA, SOFTMAX
+from mpsdiag.tracing.watch.tensors import facts
+
+REMEDY = Advice(
+    text="Hand attention a bool mask (True: may attend): it cannot overflow. For a float mask, combine masks "
+    "by torch.minimum or by logic, not by adding them.",
+    commands=["mask = causal & padding[:, None, None, :].bool()"],
+)
+
+
+def mask_arithmetic(birth: Birth) -> Explanation | None:
+    """The first bad value comes from computing a mask."""
+    return _given_nan(birth) or _doubled(birth) or _zero_times_infinity(birth) or _plus_infinity(birth)
+
+
+def _given_nan(birth: Birth) -> Explanation | None:
+    operand = birth.terminal.operand
+    if birth.terminal.kind != "batch" or operand is None or "mask" not in operand.source.name:
+        return None
+    return Explanation(
+        "bad_mask", f"'{operand.source.name}' of the batch holds NaN", REMEDY, {"input": operand.source.name}
+    )
+
+
+def _doubled(birth: Birth) -> Explanation | None:
+    """Minus infinity from adding to (about) the lowest finite number of the dtype."""
+    if (
+        birth.terminal.kind != "inf"
+        or birth.event.operation not in ("add", "sub")
+        or birth.event.impurity.positive
+    ):
+        return None
+    lows = [_depth(tensor) for _, tensor in birth.inputs if tensor.is_floating_point()]
+    deep = [low for low in lows if low >= 0.5]
+    if not deep:
+        return None
+    what = (
+        "two masks of the lowest finite number are added, which is minus infinity: rows meant to be merely "
+        "discouraged are fully masked"
+        if len(deep) > 1
+        else "a negative score added to a mask of the lowest finite number is minus infinity"
+    )
+    return Explanation("bad_mask", what, REMEDY, {"masks_at_lowest": len(deep), "device": birth.device})
+
+
+def _depth(tensor: Tensor) -> float:
+    """The least value of a tensor as a fraction of the lowest finite number of its dtype."""
+    return float(tensor.detach().min()) / torch.finfo(tensor.dtype).min if tensor.numel() else 0.0
+
+
+def _zero_times_infinity(birth: Birth) -> Explanation | None:
+    if birth.terminal.kind != "nan" or birth.event.operation != "mul":
+        return None
+    flags = [tensor for _, tensor in birth.inputs if bool(((tensor == 0) | (tensor == 1)).all())]
+    if not birth.event.infinite_scalar or not flags:
+        return None
+    return Explanation(
+        "bad_mask",
+        "0 times infinity is NaN: a mask is made by multiplying a 0/1 mask with minus infinity",
+        Advice(text=REMEDY.text, commands=['mask = torch.where(allowed, 0.0, float("-inf"))']),
+        {"device": birth.device},
+    )
+
+
+def _plus_infinity(birth: Birth) -> Explanation | None:
+    """Plus infinity in the mask of an attention, or put into the scores that a softmax reads: it gives NaN always."""
+    if birth.terminal.kind != "nan" or birth.event.operation not in (SDPA, *SOFTMAX):
+        return None
+    mask = birth.named.get("attn_mask") if birth.event.operation == SDPA else _scores_with_infinity(birth)
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return None
+    count = int(torch.isposinf(mask).sum())
+    if not count:
+        return None
+    holder = "the mask" if birth.event.operation == SDPA else "the masked score"
+    return Explanation(
+        "bad_mask",
+        f"{holder} is plus infinity in {count} of {mask.numel()} places, and a softmax over that is NaN: an additive "
+        "mask has 0 where a query may attend, and minus infinity where it may not",
+        Advice(
+            text="Look at what makes the mask: a sign is the wrong way round, or an infinity was subtracted.",
+            commands=['mask = torch.where(allowed, 0.0, float("-inf"))'],
+        ),
+        {"plus_infinities": count, "mask": facts(mask, "attn_mask"), "device": birth.device},
+    )
+
+
+def _scores_with_infinity(birth: Birth) -> Tensor | None:
+    """What the softmax read; the way back has found that no operation computed this infinity from finite numbers."""
+    known = [operand for operand in birth.event.operands if operand.source.kind != "unseen"]
+    if not any(operand.impurity.positive for operand in known):
+        return None
+    return next((tensor for _, tensor in birth.inputs), None)

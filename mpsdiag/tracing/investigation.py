@@ -1,0 +1,168 @@
+"""`mpsdiag trace` without its command line: load a case, trace it, and put the answer into one document. Schema 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mpsdiag import device as devices
+from mpsdiag import environment
+from mpsdiag.checking.diagnosis import Emulated
+from mpsdiag.environment import Environment
+from mpsdiag.inputs.missing_weights import missing_note
+from mpsdiag.quiet import errors_only, no_bars
+from mpsdiag.tracing.cases.case import Case, Request, load_case
+from mpsdiag.tracing.cases.checkpoints import bad_since, find_checkpoints
+from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.passes.evaluation import trace_batches
+from mpsdiag.tracing.passes.training import LEARNING_RATE, Recipe, trace_training
+from mpsdiag.tracing.repro.repro import check_target, write_repro
+from mpsdiag.tracing.watch.events import Call
+from mpsdiag.words import EXIT_FOUND, EXIT_OK
+
+SCHEMA = 1
+TRAINING_STEPS = 10
+
+
+class Report(BaseModel):
+    """What a trace found. Losses are means over tokens, in nats; `origin` None: everything came out finite.
+
+    Attributes:
+        mode: What was run.
+        device: Where.
+        emulated: Under which model of the MPS kernels; nothing was measured on MPS then.
+        case: Model, data, dtype, attention.
+        losses: Of every batch or step that ran.
+        grad_norms: Of every training step that ran.
+        bad_batches: Numbers of the evaluation batches with a finding.
+        eval_loss: Mean of all batches.
+        stock_eval_loss: What transformers 5.23 prints by default, non-finite batches left out.
+        origin: The first finding; others in its `also`.
+        repro: Where the script that shows it alone was written.
+        repro_note: What running it showed, or why there is none.
+        notes: What else has to be known to read this, such as weights that are random.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    mode: Literal["evaluation", "training"]
+    device: str
+    emulated: Emulated | None
+    environment: Environment
+    case: dict[str, Any]
+    losses: list[float] = Field(default_factory=list)
+    grad_norms: list[float] = Field(default_factory=list)
+    bad_batches: list[int] = Field(default_factory=list)
+    eval_loss: float | None = None
+    stock_eval_loss: float | None = None
+    origin: Origin | None = None
+    repro: str | None = None
+    repro_note: str | None = None
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 everything finite, 1 something was found."""
+        return EXIT_OK if self.origin is None else EXIT_FOUND
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document, with `schema` first."""
+        return self.model_dump(by_alias=True)
+
+
+def investigate(
+    request: Request, *, repro: Path | None = None, progress: Callable[[str], None] = lambda _: None
+) -> Report:
+    """Trace what was asked for.
+
+    Args:
+        request: The case.
+        repro: Where to write a script that shows the first finding alone.
+        progress: Told what is being done.
+
+    Raises:
+        BadInput: Something cannot be used as given.
+        CannotDecide: The device cannot be used, or the forward itself fails.
+    """
+    if repro is not None:
+        check_target(repro)
+    checkpoints = find_checkpoints(request.checkpoints)
+    if checkpoints and request.model is None and request.folder is None:
+        request = replace(request, model=str(checkpoints[-1]))
+    # What the libraries would warn of is what is being found out here.
+    quiet = errors_only("mpsdiag"), errors_only("transformers")
+    with quiet[0], quiet[1], no_bars(), load_case(request, progress) as case:
+        report, call = _train(request, case, progress) if case.train else _evaluate(request, case, progress)
+    if checkpoints and report.origin is not None:
+        report.origin = _with_history(report.origin, checkpoints)
+    if repro is not None:
+        progress("reducing it to a script")
+        outcome = write_repro(
+            repro,
+            report.origin,
+            call,
+            report.environment,
+            grad=case.train or case.grad,
+            emulation=case.emulation,
+        )
+        report.repro, report.repro_note = (str(repro) if outcome.written else None), outcome.note
+    return report
+
+
+def _evaluate(request: Request, case: Case, progress: Callable[[str], None]) -> tuple[Report, Call | None]:
+    found = trace_batches(
+        case.model, case.batches, compare=request.compare, grad=case.grad, progress=progress
+    )
+    report = _report(
+        case,
+        "evaluation",
+        losses=found.losses if found.eval_loss is not None else [],
+        bad_batches=found.bad,
+        eval_loss=found.eval_loss,
+        stock_eval_loss=found.stock_eval_loss,
+        origin=found.origin,
+    )
+    return report, found.call
+
+
+def _train(request: Request, case: Case, progress: Callable[[str], None]) -> tuple[Report, Call | None]:
+    rate = LEARNING_RATE if case.learning_rate is None else case.learning_rate
+    steps = request.steps or (1 if request.folder is not None else TRAINING_STEPS)
+    found = trace_training(case.model, case.batches, Recipe(rate), steps=steps, progress=progress)
+    case.told |= {"learning_rate": rate, "steps": steps}
+    report = _report(case, "training", losses=found.losses, grad_norms=found.grad_norms, origin=found.origin)
+    return report, found.call
+
+
+def _report(case: Case, mode: Literal["evaluation", "training"], **found: Any) -> Report:
+    emulation = case.emulation
+    note = missing_note(case.model)
+    return Report(
+        mode=mode,
+        device=case.device,
+        emulated=None if emulation is None else Emulated(release=emulation.release, macos=emulation.macos),
+        environment=environment.gather(devices.accelerators(probe=False)),
+        case=case.told,
+        notes=[note] if note else [],
+        **found,
+    )
+
+
+def _with_history(origin: Origin, checkpoints: list[Path]) -> Origin:
+    """Add since when to every finding about weights."""
+    if origin.cause == "bad_weights":
+        names = [weight["name"] for weight in origin.evidence.get("weights", [])]
+        history = bad_since(checkpoints, names)
+        since = history["bad_since"]
+        said = f"; since {since}" if since else ""
+        if since and history["last_finite"]:
+            said += f", {history['last_finite']} is the last that is finite"
+        origin = origin.model_copy(
+            update={"summary": origin.summary + said, "evidence": {**origin.evidence, "history": history}}
+        )
+    return origin.model_copy(update={"also": [_with_history(other, checkpoints) for other in origin.also]})

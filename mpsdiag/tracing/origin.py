@@ -1,0 +1,59 @@
+"""`Origin`: where the first non-finite value of a run was born, of which kind it is, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mpsdiag.checking.diagnosis import Advice
+
+Cause = Literal[
+    "dead_rows",
+    "overflow",
+    "no_labels",
+    "bad_weights",
+    "bad_inputs",
+    "bad_mask",
+    "wrong_device",
+    "divergence",
+    "hidden_by_filter",
+    "unknown",
+]
+CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
+
+Phase = Literal["data", "forward", "backward", "optimizer", "evaluation"]
+
+
+class Origin(BaseModel):
+    """The first non-finite (or wrong) value of a run: its place, its cause, the evidence, the remedy.
+
+    Attributes:
+        cause: The kind; `unknown` when no rule fits the evidence.
+        layer: Decoder layer, counted from 0; None outside the layers.
+        module: Dotted path of the module that ran the operation; empty for the model itself.
+        operation: Public name of the torch operation, such as `scaled_dot_product_attention`.
+        phase: In which part of a step it happened.
+        summary: One sentence.
+        evidence: Shapes, ranges, rows, counts; everything in it can be written as JSON.
+        remedy: What to do: a sentence, and commands or lines of code.
+        also: Further origins with other causes, in the order they happened.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    cause: Cause
+    layer: int | None
+    module: str
+    operation: str
+    phase: Phase = "forward"
+    summary: str
+    evidence: dict[str, Any] = Field(default_factory=dict)
+    remedy: Advice
+    also: list[Origin] = Field(default_factory=list)
+
+    @property
+    def place(self) -> str:
+        """Layer, module and operation in one phrase."""
+        layer = "" if self.layer is None else f"layer {self.layer}, "
+        return f"{layer}{self.module or 'the model'}, {self.operation}"

@@ -1,0 +1,1 @@
+"""The passes over a model: forward, in detail, backward, evaluation, training."""

@@ -1,0 +1,191 @@
+"""The backward in detail: which operation's derivative gives the first non-finite gradient.
+
+No torch function runs in a backward; autograd walks its own graph. So every node of it is claimed by the operation that
+made it while the forward runs, and tells what goes in and what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.inputs.outputs import loss_of
+from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.watch.place import described
+from mpsdiag.tracing.watch.repeat import Repeat
+from mpsdiag.tracing.watch.tensors import LISTED, PURE, Impurity, facts, impurity, largest, tensors_in
+from mpsdiag.tracing.watch.tracer import Tracer
+
+# Their derivatives are infinite somewhere: an infinite gradient of theirs is no overflow.
+_POLES = (
+    "div",
+    "reciprocal",
+    "rsqrt",
+    "sqrt",
+    "log",
+    "log2",
+    "log10",
+    "pow",
+    "norm",
+    "vector_norm",
+    "acos",
+    "asin",
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The operation that a node of the autograd graph belongs to."""
+
+    module: str
+    layer: int | None
+    operation: str
+
+
+@dataclass(frozen=True)
+class GradientBirth:
+    """A derivative that gave non-finite gradients from finite ones."""
+
+    claim: Claim
+    node: str
+    state: Impurity
+    incoming: list[dict[str, Any]]
+    outgoing: list[dict[str, Any]]
+    largest: float
+
+
+class GraphWatch:
+    """Claims nodes in the forward, and watches them in the backward."""
+
+    def __init__(self) -> None:
+        self.first: GradientBirth | None = None
+        self._claims: dict[Any, Claim] = {}
+
+    def claim(self, module: str, layer: int | None, operation: str | None, result: Any) -> None:
+        """Claim the nodes behind an operation's result that no earlier operation has claimed.
+
+        Args:
+            module: Path of the module it ran in.
+            layer: Its decoder layer.
+            operation: Its name; None for that of the node itself.
+            result: What it gave.
+        """
+        waiting = [tensor.grad_fn for _, tensor in tensors_in(result) if tensor.grad_fn is not None]
+        while waiting:
+            node = waiting.pop()
+            if node in self._claims or node.name().endswith("AccumulateGrad"):
+                continue
+            self._claims[node] = Claim(module, layer, operation or node.name())
+            waiting += [following for following, _ in node.next_functions if following is not None]
+
+    def watch(self) -> None:
+        """Listen to all claimed nodes."""
+        for node, claim in self._claims.items():
+            node.register_hook(self._listener(node.name(), claim))
+
+    def forget(self) -> None:
+        """Let go of the graph."""
+        self._claims.clear()
+
+    def _listener(self, name: str, claim: Claim) -> Any:
+        def listen(outgoing: tuple[Tensor | None, ...], incoming: tuple[Tensor | None, ...]) -> None:
+            if self.first is not None or any(impurity(g) for g in incoming if g is not None):
+                return
+            states = [impurity(g) for g in outgoing if g is not None]
+            state = next((state for state in states if state), PURE)
+            if state:
+                came = [g for g in incoming if g is not None]
+                self.first = GradientBirth(
+                    claim,
+                    name,
+                    state,
+                    [facts(g, f"gradient {i}") for i, g in enumerate(came)],
+                    [facts(g, f"result {i}") for i, g in enumerate(outgoing) if g is not None],
+                    max((largest(g) for g in came), default=0.0),
+                )
+
+        return listen
+
+
+def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat) -> Origin | None:
+    """Run forward and backward in detail; the modes are those in effect, and gradients are wanted.
+
+    Args:
+        model: Its gradients are overwritten.
+        batch: With labels.
+        repeat: Taken before the step.
+
+    Returns:
+        The first non-finite gradient's origin; None if all gradients come out finite.
+    """
+    repeat.again()
+    model.zero_grad(set_to_none=True)
+    graph = GraphWatch()
+    tracer = Tracer(model, batch, claim=graph.claim)
+    with tracer.watching():
+        loss = loss_of(model(**batch))
+    if loss is None:
+        return None
+    graph.watch()
+    torch.autograd.backward(loss)
+    graph.forget()
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and impurity(p.grad)]
+    if not bad:
+        return None
+    return _origin(model, graph.first, bad)
+
+
+def _origin(model: nn.Module, birth: GradientBirth | None, bad: list[str]) -> Origin:
+    evidence: dict[str, Any] = {
+        "bad_gradients": bad[:LISTED],
+        "of": len(bad),
+        "device": described(model),
+    }
+    if birth is None:
+        return Origin(
+            cause="unknown",
+            layer=None,
+            module=bad[-1].rpartition(".")[0],
+            operation="backward",
+            phase="backward",
+            summary=f"gradients of {len(bad)} weights are not finite, and no derivative was seen that makes them so",
+            evidence=evidence,
+            remedy=Advice(
+                text="A hook or a custom kernel may write them. Look for hooks on tensors.",
+                commands=["torch.autograd.set_detect_anomaly(True)"],
+            ),
+        )
+    evidence |= {"derivative": birth.node, "incoming": birth.incoming, "outgoing": birth.outgoing}
+    dtype = birth.outgoing[0]["dtype"] if birth.outgoing else ""
+    overflowed = birth.claim.operation not in _POLES and (birth.state.infinite or dtype == "float16")
+    made = "an infinity" if birth.state.infinite else "NaN"
+    if overflowed:
+        summary = (
+            f"the gradient of {birth.claim.operation} overflows {dtype}: the largest gradient that reaches it is "
+            f"{birth.largest:.4g}"
+        )
+        remedy = Advice(
+            text="Use bfloat16, or float16 with loss scaling (fp16=True with float32 weights); and clip gradients.",
+            commands=["TrainingArguments(bf16=True, max_grad_norm=1.0)"],
+        )
+    else:
+        summary = f"the derivative of {birth.claim.operation} gives {made} from finite gradients; no known cause fits"
+        remedy = Advice(
+            text="Roots, norms and quotients have infinite derivatives at zero: add a small number before them.",
+            commands=["torch.autograd.set_detect_anomaly(True)"],
+        )
+    return Origin(
+        cause="overflow" if overflowed else "unknown",
+        layer=birth.claim.layer,
+        module=birth.claim.module,
+        operation=birth.claim.operation,
+        phase="backward",
+        summary=summary,
+        evidence=evidence,
+        remedy=remedy,
+    )

@@ -1,0 +1,174 @@
+"""A device that gives finite but wrong numbers: the first layer, and in it the operation, that leaves the reference.
+
+The reference is float64 on the CPU. A tensor is wrong when it is further from it, at real positions, than twice the
+error that eager attention in the same dtype makes on the CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.emulation import suspended
+from mpsdiag.errors import BadInput
+from mpsdiag.fixes import apply
+from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.inputs.modules import decoder_layers, first_tensor
+from mpsdiag.inputs.outputs import logits_of
+from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.watch.events import Call
+from mpsdiag.tracing.watch.judge import Judge, Verdict
+from mpsdiag.tracing.watch.place import described
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one tensor is from float64 at real positions, and how far it may be; `layer` None: the logits."""
+
+    layer: int | None
+    distance: float
+    bound: float
+
+    @property
+    def wrong(self) -> bool:
+        """Further than it may be; a NaN is infinitely far."""
+        return not self.distance <= self.bound
+
+
+def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin | None, Call | None]:
+    """Compare an evaluation of a batch with the CPU; the modes are those in effect.
+
+    Args:
+        model: On its device; it is copied to the CPU, not changed.
+        batch: On the model's device.
+
+    Returns:
+        Where it leaves the reference, and the call that does; None if the logits are right.
+    """
+    try:
+        differences = _differences(model, batch)
+    except (RuntimeError, NotImplementedError, TypeError) as problem:
+        logger.warning("Not compared with the CPU: the model does not run there in float64 (%s).", problem)
+        return None, None
+    if not all(math.isfinite(difference.bound) for difference in differences):
+        logger.warning(
+            "Not compared with the CPU: its own results are not finite, in float64 or in this dtype."
+        )
+        return None, None
+    if not differences or not differences[-1].wrong:
+        return None, None
+    first = next(difference for difference in differences if difference.wrong)
+    worst = _worst_operation(model, batch, first)
+    return _origin(model, differences, first, worst), None if worst is None else worst.call
+
+
+def _worst_operation(model: nn.Module, batch: Mapping[str, Any], first: Difference) -> Verdict | None:
+    """The operation that is most off in the first wrong layer, or in what follows the layers."""
+    layers = decoder_layers(model)
+    inside, leave_out = (model, layers) if first.layer is None else (layers[first.layer], [])
+    judge = Judge(model, inside, leave_out)
+    with judge.watching():
+        model(**batch)
+    return judge.worst
+
+
+def _origin(
+    model: nn.Module, differences: Sequence[Difference], first: Difference, worst: Verdict | None
+) -> Origin:
+    device = described(model)
+    inside = model if first.layer is None else decoder_layers(model)[first.layer]
+    module = worst.module if worst else next(name for name, m in model.named_modules() if m is inside)
+    operation = worst.operation if worst else type(inside).__name__
+    where = "no layer, but what follows them," if first.layer is None else f"layer {first.layer}"
+    return Origin(
+        cause="wrong_device",
+        layer=first.layer,
+        module=module,
+        operation=operation,
+        summary=f"all values are finite, and wrong on {device}: {where} is the first to leave the float64 reference, "
+        f"by {first.distance:.3g} where {first.bound:.3g} is allowed; {operation} differs most in it",
+        evidence={
+            "device": device,
+            "logits": {"difference": differences[-1].distance, "bound": differences[-1].bound},
+            "layers": [
+                {"layer": d.layer, "difference": d.distance, "bound": d.bound} for d in differences[:-1]
+            ],
+            "operation": None if worst is None else worst.evidence(),
+        },
+        remedy=Advice(
+            text="A defect of this device's kernels: find out which, evaluate on the CPU or with eager attention "
+            "meanwhile, and report it with a script that stands alone.",
+            commands=["mpsdiag check --level 3", "mpsdiag trace ... --repro repro.py"],
+        ),
+    )
+
+
+def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]:
+    """Of every layer, and last of the logits."""
+    mine = _hidden(model, batch)
+    with suspended(), torch.no_grad():
+        twin = copy_to_cpu(model)
+        given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in batch.items()}
+        eager = _with_attention(twin, "eager", given)
+        wide = {
+            name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in given.items()
+        }
+        exact = _with_attention(twin.double(), "sdpa", wide)
+    positions = _real(batch)
+    last = min(len(mine), len(exact), len(eager)) - 1
+    return [
+        Difference(
+            layer=index if index < last else None,
+            distance=_distance(device, right, positions),
+            bound=2 * _distance(rounded, right, positions),
+        )
+        for index, (device, rounded, right) in enumerate(zip(mine, eager, exact, strict=False))
+    ]
+
+
+def _with_attention(model: nn.Module, attention: str, batch: Mapping[str, Any]) -> list[Tensor]:
+    try:
+        with apply(model, attention):
+            return _hidden(model, batch)
+    except BadInput:  # No transformers model, or one whose attention cannot be switched: as it is.
+        return _hidden(model, batch)
+
+
+def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
+    """What the decoder layers give, in order, and the logits, on the CPU."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        hidden = first_tensor(output)
+        if hidden is not None:
+            found.append(hidden.detach().cpu())
+
+    handles = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
+    try:
+        logits = logits_of(model(**batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [*found, *([logits.detach().cpu()] if logits is not None else [])]
+
+
+def _real(batch: Mapping[str, Any]) -> Tensor | None:
+    mask = batch.get("attention_mask")
+    return mask.bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _distance(mine: Tensor, exact: Tensor, positions: Tensor | None) -> float:
+    difference = (mine.double() - exact).abs()
+    if positions is not None and positions.shape == difference.shape[:2]:
+        difference = difference[positions]
+    return float(difference.max()) if difference.numel() else 0.0

@@ -1,0 +1,211 @@
+"""Training that breaks its own weights: the trajectory of a run, and when the learning rate is to blame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.inputs.modules import decoder_layers
+from mpsdiag.tracing.causes.given import nonfinite_weights
+from mpsdiag.tracing.origin import Cause, Origin
+from mpsdiag.tracing.watch.place import described
+from mpsdiag.tracing.watch.repeat import did_not_repeat
+from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, largest
+
+GROWTH = 10.0
+"""A loss, gradient norm or weight that grew by less is no divergence."""
+OF_TRAINING = ("overflow", "unknown", "wrong_device")
+"""Causes that a divergence may look like; those that lie in the data or the mask stay what they are."""
+
+REMEDY = Advice(
+    text="Lower the learning rate (a tenth of it is a good next try), warm it up over the first steps, and clip "
+    "gradients. Restart from the last good checkpoint: the weights are spoilt.",
+    commands=["TrainingArguments(learning_rate=..., warmup_ratio=0.05, max_grad_norm=1.0)"],
+)
+
+EPS_REMEDY = Advice(
+    text="Keep the weights that are trained in float32 (mixed precision), or in bfloat16; or raise the optimizer's "
+    "eps to 1e-6 or more.",
+    commands=["TrainingArguments(bf16=True, adam_epsilon=1e-6)"],
+)
+
+
+@dataclass
+class Trajectory:
+    """Loss (nats) and gradient norm of every step so far."""
+
+    learning_rate: float
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+
+    def note(self, loss: float, grad_norm: float) -> None:
+        """One more step."""
+        self.losses.append(loss)
+        self.grad_norms.append(grad_norm)
+
+    @property
+    def step(self) -> int:
+        """Number of the last step, from 0."""
+        return len(self.losses) - 1
+
+    def evidence(self) -> dict[str, Any]:
+        """What is told about it."""
+        return {
+            "step": self.step,
+            "learning_rate": self.learning_rate,
+            "losses": list(self.losses),
+            "grad_norms": list(self.grad_norms),
+        }
+
+
+def or_divergence(
+    model: nn.Module, origin: Origin, trajectory: Trajectory, initial: Mapping[str, Tensor]
+) -> Origin:
+    """The origin as it is, or as the end of a divergence: losses, gradients or weights grew at least tenfold.
+
+    Args:
+        model: With the weights that gave the non-finite value.
+        origin: Where it was born; with the weights that training began with, the same batch is finite.
+        trajectory: The steps up to it.
+        initial: The weights training began with.
+    """
+    grown = _growth(model, trajectory, initial)
+    if max(grown.values(), default=0.0) < GROWTH:
+        return origin
+    listed = ", ".join(f"{name} x {factor:.3g}" for name, factor in grown.items() if factor >= GROWTH)
+    return origin.model_copy(
+        update={
+            "cause": "divergence",
+            "summary": f"training diverged: finite up to step {trajectory.step - 1}, not in step {trajectory.step} "
+            f"({listed} since the first step); the same batch is finite with the weights training began with",
+            "evidence": {
+                **trajectory.evidence(),
+                "growth": grown,
+                "born_as": origin.cause,
+                **origin.evidence,
+            },
+            "remedy": REMEDY,
+        }
+    )
+
+
+def after_the_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, trajectory: Trajectory
+) -> Origin | None:
+    """The weights that an optimizer step made non-finite; None if all are finite.
+
+    Args:
+        model: With the weights after the step.
+        optimizer: With its state after the step.
+        trajectory: The steps so far.
+    """
+    bad = nonfinite_weights(model)
+    if not bad:
+        return None
+    name = bad[0]["name"]
+    weight = dict(model.named_parameters()).get(name)
+    state = optimizer.state.get(weight, {}) if weight is not None else {}
+    kind = type(optimizer).__name__
+    evidence = {
+        **trajectory.evidence(),
+        "weights": bad[:LISTED],
+        "bad_tensors": len(bad),
+        "optimizer_state": [facts(t, key) for key, t in state.items() if isinstance(t, Tensor) and t.dim()],
+        "device": described(model),
+    }
+    cause: Cause = "divergence"
+    summary = (
+        f"the {kind} step made {name} non-finite from finite gradients (learning rate "
+        f"{trajectory.learning_rate:.3g})"
+    )
+    remedy = REMEDY
+    if weight is not None and _eps_vanishes(optimizer, weight):
+        cause, remedy = "overflow", EPS_REMEDY
+        summary = (
+            f"{kind} divides by zero in float16: its eps is smaller than the smallest float16, and squared gradients "
+            "vanish in it"
+        )
+    return Origin(
+        cause=cause,
+        layer=_layer_of(model, name),
+        module=name.rpartition(".")[0],
+        operation=f"{kind}.step",
+        phase="optimizer",
+        summary=summary,
+        evidence=evidence,
+        remedy=remedy,
+    )
+
+
+def exploded_norm(model: nn.Module, trajectory: Trajectory) -> Origin | None:
+    """Gradients that are all finite, and so large that their norm is not; None if one is not finite itself."""
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    if (
+        math.isfinite(trajectory.grad_norms[-1])
+        or any(impurity(g) for g in gradients.values())
+        or not gradients
+    ):
+        return None
+    name = max(gradients, key=lambda key: largest(gradients[key]))
+    return Origin(
+        cause="overflow",
+        layer=_layer_of(model, name),
+        module=name.rpartition(".")[0],
+        operation="clip_grad_norm_",
+        phase="backward",
+        summary=f"the gradient norm overflows: the gradient of {name} reaches {largest(gradients[name]):.4g}, whose "
+        "square is beyond its dtype",
+        evidence={"gradient": facts(gradients[name], name), "device": described(model)},
+        remedy=REMEDY,
+    )
+
+
+def not_reproduced(model: nn.Module, trajectory: Trajectory) -> Origin | None:
+    """A step that was not finite, and is when run again; None if only the cheap pass thought so."""
+    finite = [math.isfinite(values[-1]) for values in (trajectory.losses, trajectory.grad_norms)]
+    if all(finite):
+        return None
+    return did_not_repeat(
+        model,
+        f"step {trajectory.step}",
+        operation="step",
+        phase="backward" if finite[0] else "forward",
+        evidence=trajectory.evidence(),
+    )
+
+
+def _growth(model: nn.Module, trajectory: Trajectory, initial: Mapping[str, Tensor]) -> dict[str, float]:
+    """How many times larger losses, gradient norms and weights became, the last finite ones against the first."""
+    grown = {}
+    for name, values in (("loss", trajectory.losses), ("gradient norm", trajectory.grad_norms)):
+        finite = [value for value in values if math.isfinite(value)]
+        if len(finite) > 1 and finite[0] > 0:
+            grown[name] = max(finite[1:]) / finite[0]
+    before = max((largest(weight) for weight in initial.values()), default=0.0)
+    now = max((largest(weight) for weight in model.parameters()), default=0.0)
+    if before > 0:
+        grown["largest weight"] = now / before
+    return grown
+
+
+def _eps_vanishes(optimizer: torch.optim.Optimizer, weight: Tensor) -> bool:
+    eps = optimizer.defaults.get("eps")
+    return (
+        weight.dtype == torch.float16
+        and eps is not None
+        and float(torch.tensor(eps, dtype=weight.dtype)) == 0.0
+    )
+
+
+def _layer_of(model: nn.Module, weight: str) -> int | None:
+    names = {module: name for name, module in model.named_modules()}
+    for index, layer in enumerate(decoder_layers(model)):
+        if weight.startswith(f"{names[layer]}."):
+            return index
+    return None

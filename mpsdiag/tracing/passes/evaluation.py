@@ -1,0 +1,129 @@
+"""An evaluation of several batches: each cheaply, the first bad ones in detail, and what the Trainer would print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.inputs.losses import filtered_mean, mean
+from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.passes.forward import ForwardTrace
+from mpsdiag.tracing.watch.events import Call
+from mpsdiag.tracing.watch.repeat import in_mode
+
+EXPLAINED = 4
+"""At most this many bad batches are looked at in detail: another batch may be bad for another reason."""
+
+
+@dataclass
+class TracedBatches:
+    """What an evaluation gave.
+
+    Attributes:
+        losses: Of each batch, in nats; NaN where a batch could not be run to its loss.
+        bad: Numbers of the batches with a finding.
+        eval_loss: Mean of the losses over sequences, as a Trainer that leaves nothing out would print it; None without
+            labels, and where a forward raised or gave no loss.
+        stock_eval_loss: The mean that transformers 5.23 prints by default: non-finite losses are left out.
+        origin: The first finding.
+        call: The call it was born in.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)
+    eval_loss: float | None = None
+    stock_eval_loss: float | None = None
+    origin: Origin | None = None
+    call: Call | None = None
+
+
+def trace_batches(
+    model: nn.Module,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    compare: bool | None = None,
+    grad: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TracedBatches:
+    """Trace an evaluation. The origin of the first bad batch comes first, others with other causes are in its `also`.
+
+    Args:
+        model: On its device.
+        batches: Prepared.
+        compare: As for `trace`.
+        grad: With gradients wanted.
+        progress: Told the batch.
+
+    Raises:
+        CannotDecide: A forward itself fails.
+    """
+    found, origins = TracedBatches(), list[Origin]()
+    forward, came_to_loss = ForwardTrace(model, compare=compare), True
+    with in_mode(model, training=False, grad=grad):
+        for number, batch in enumerate(batches):
+            progress(f"batch {number + 1} of {len(batches)}")
+            traced = forward.run(batch, in_detail=len(found.bad) < EXPLAINED)
+            came_to_loss = came_to_loss and traced.loss is not None
+            found.losses.append(math.nan if traced.loss is None else traced.loss)
+            if traced.bad:
+                found.bad.append(number)
+            if traced.origin is not None:
+                found.call = found.call if origins else traced.call
+                _add(origins, traced.origin, number)
+    # Where a forward raises no Trainer comes to a mean, and leaves nothing out of one.
+    if came_to_loss and any("labels" in batch for batch in batches):
+        sizes = [_sequences(batch) for batch in batches]
+        found.eval_loss = mean(found.losses, sizes)
+        found.stock_eval_loss = filtered_mean(found.losses, sizes)
+        hidden = _hidden_by_filter(found)
+        if hidden is not None:
+            origins.append(hidden)
+    if origins:
+        found.origin = origins[0].model_copy(update={"also": origins[1:]})
+    return found
+
+
+def _add(origins: list[Origin], found: Origin, batch: int) -> None:
+    """Add an origin and those behind it, if their causes are new."""
+    for origin in (found, *found.also):
+        if origin.cause not in {other.cause for other in origins}:
+            alone = {"also": [], "evidence": {"batch": batch, **origin.evidence}}
+            origins.append(origin.model_copy(update=alone))
+
+
+def _hidden_by_filter(found: TracedBatches) -> Origin | None:
+    """The eval_loss that is printed is finite only because batches are left out of it."""
+    dropped = [number for number, loss in enumerate(found.losses) if not math.isfinite(loss)]
+    if not dropped or found.stock_eval_loss is None or not math.isfinite(found.stock_eval_loss):
+        return None
+    return Origin(
+        cause="hidden_by_filter",
+        layer=None,
+        module="",
+        operation="evaluation_loop",
+        phase="evaluation",
+        summary=f"transformers 5.23 and later print eval_loss {found.stock_eval_loss:.4f} here: {len(dropped)} of "
+        f"{len(found.losses)} batches have a loss that is not finite, and logging_nan_inf_filter leaves them out",
+        evidence={
+            "stock_eval_loss": found.stock_eval_loss,
+            "eval_loss": found.eval_loss,
+            "dropped_batches": dropped,
+            "batches": len(found.losses),
+        },
+        remedy=Advice(
+            text="Turn the filter off while you look for the cause; it hides a bias, not only a warning.",
+            commands=["TrainingArguments(logging_nan_inf_filter=False)"],
+        ),
+    )
+
+
+def _sequences(batch: Mapping[str, Any]) -> int:
+    """How many sequences a batch has."""
+    return next(
+        (int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor) and value.dim()), 1
+    )

@@ -1,0 +1,1 @@
+"""What the watch over operations sees and remembers."""

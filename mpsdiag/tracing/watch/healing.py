@@ -1,0 +1,79 @@
+"""Healing: run a pass again with the faults found so far made finite, so that those behind them come to light."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpsdiag.tracing.watch.events import Call, Terminal
+from mpsdiag.tracing.watch.operations import SDPA, SOFTMAX
+from mpsdiag.tracing.watch.scores import rows_over_nothing
+from mpsdiag.tracing.watch.tensors import impurity, mapped
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What is made finite in a pass.
+
+    Attributes:
+        outputs: Running numbers of operations whose non-finite outputs become 0.
+        attention: Rows of attention over nothing become 0, in every layer.
+        given: Non-finite weights and inputs become 0 where they are used.
+    """
+
+    outputs: frozenset[int] = frozenset()
+    attention: bool = False
+    given: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs) or self.attention or self.given
+
+    def behind(self, terminal: Terminal, causes: set[str]) -> Healing:
+        """With one more fault healed, so that a pass shows what lies behind it.
+
+        Args:
+            terminal: Where the fault began.
+            causes: What it was put down to.
+        """
+        if terminal.kind in ("weight", "batch"):
+            return replace(self, given=True)
+        of_attention = "dead_rows" in causes or (causes == {"bad_mask"} and terminal.kind == "nan")
+        return replace(
+            self, outputs=self.outputs | {terminal.event.index}, attention=self.attention or of_attention
+        )
+
+    def apply(self, index: int, call: Call, result: Any, *, in_place: bool) -> Any:
+        """The result of an operation, made finite where that is wanted.
+
+        Args:
+            index: Running number of the operation.
+            call: The operation with its arguments.
+            result: What it gave.
+            in_place: Write into the tensors themselves.
+        """
+        if index in self.outputs:
+            return mapped(result, partial(healed, in_place=in_place))
+        if self.attention and call.operation in (SDPA, *SOFTMAX) and isinstance(result, Tensor):
+            dead = rows_over_nothing(call, result)
+            if dead is not None:
+                return torch.where(dead.unsqueeze(-1), torch.nan_to_num(result, nan=0.0), result)
+        return result
+
+
+def healed(value: Any, *, in_place: bool = False) -> Any:
+    """A tensor with zeros for what is not finite; anything else as it is.
+
+    Args:
+        value: A tensor, or not.
+        in_place: Write into the tensor itself.
+    """
+    if not isinstance(value, Tensor) or not impurity(value):
+        return value
+    if in_place:
+        with torch.no_grad():
+            return value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,0 +1,167 @@
+"""What a trace says about tensors: which non-finite values they hold, their finite range, which rows are bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpsdiag.inputs.outputs import logits_of, loss_of
+
+LISTED = 16
+"""At most this many sequences, heads, positions or weights are listed one by one."""
+
+
+@dataclass(frozen=True)
+class Impurity:
+    """Which non-finite values a tensor holds."""
+
+    nan: bool = False
+    positive: bool = False
+    negative: bool = False
+
+    def __bool__(self) -> bool:
+        return self.nan or self.infinite
+
+    @property
+    def infinite(self) -> bool:
+        """Plus or minus infinity is in it."""
+        return self.positive or self.negative
+
+
+PURE = Impurity()
+
+
+def impurity(tensor: Tensor) -> Impurity:
+    """Look through a dense tensor of any dtype. Waits for the device; what is not floating counts as pure."""
+    plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    # Eight-bit floats have no isfinite.
+    if not plain or not tensor.is_floating_point() or tensor.dtype.itemsize < 2 or tensor.numel() == 0:
+        return PURE
+    values = tensor.detach()
+    if bool(torch.isfinite(values).all()):
+        return PURE
+    return Impurity(
+        nan=bool(torch.isnan(values).any()),
+        positive=bool(torch.isposinf(values).any()),
+        negative=bool(torch.isneginf(values).any()),
+    )
+
+
+def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested tuples, lists and mappings, with a name made from the way to it."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            yield from tensors_in(item, f"{name}[{index}]" if name else str(index))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensors_in(item, f"{name}.{key}" if name else str(key))
+
+
+def judged_in(output: Any) -> Iterator[tuple[str, Tensor]]:
+    """What of a model's output has to be finite: its loss and logits; all tensors where no logits are named."""
+    logits = None if isinstance(output, tuple | list) else logits_of(output)
+    if logits is None and isinstance(output, tuple | list | Mapping):
+        return tensors_in(output)
+    return tensors_in({"loss": loss_of(output), "logits": logits})
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nesting of tuples, lists and dicts, built anew, with everything in it that is none of these changed.
+
+    Args:
+        value: Such as the arguments, or the result, of a torch function.
+        change: Given everything in it, tensors and all else.
+    """
+    if isinstance(value, tuple | list):
+        items = [mapped(item, change) for item in value]
+        # A named tuple takes its items one by one; torch's own result types take them together, as tuples do.
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {key: mapped(item, change) for key, item in value.items()}
+    return change(value)
+
+
+def facts(tensor: Tensor, name: str = "") -> dict[str, Any]:
+    """Shape, dtype, finite range and counts of non-finite values, for the evidence.
+
+    Args:
+        tensor: Any tensor; booleans are counted.
+        name: What it is to the operation, such as `query`.
+    """
+    values = tensor.detach()
+    found: dict[str, Any] = {
+        "name": name,
+        "shape": list(values.shape),
+        "dtype": str(values.dtype).removeprefix("torch."),
+    }
+    if values.numel() == 0 or values.is_complex():
+        return found
+    if values.dtype == torch.bool:
+        return {**found, "true": int(values.sum()), "of": values.numel()}
+    if not values.is_floating_point():
+        return {**found, "min": int(values.min()), "max": int(values.max())}
+    finite = values[torch.isfinite(values)]
+    if finite.numel():
+        found |= {"min": float(finite.min()), "max": float(finite.max())}
+    for key, count in (
+        ("nan", torch.isnan(values).sum()),
+        ("inf", torch.isposinf(values).sum()),
+        ("-inf", torch.isneginf(values).sum()),
+    ):
+        if int(count):
+            found[key] = int(count)
+    return found
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest finite magnitude in a tensor; 0.0 if there is none."""
+    values = tensor.detach()
+    finite = values[torch.isfinite(values)].abs() if values.is_floating_point() else values.flatten()[:0]
+    return float(finite.max()) if finite.numel() else 0.0
+
+
+def bad_rows(tensor: Tensor) -> dict[str, Any]:
+    """Which rows of an output are non-finite, by what the dimensions of a language model mean.
+
+    Args:
+        tensor: `(sequences, heads, positions, channels)`, `(sequences, positions, channels)`, or any other shape, of
+            which only the count is told.
+    """
+    bad = ~torch.isfinite(tensor.detach())
+    told: dict[str, Any] = {"values": int(bad.sum()), "of": tensor.numel()}
+    if tensor.dim() == 4:
+        rows = bad.any(-1)
+        told |= {
+            "rows": int(rows.sum()),
+            "sequences": listed(rows.any(2).any(1)),
+            "heads": listed(rows.any(2).any(0)),
+            "positions": listed(rows.any(1).any(0)),
+        }
+    elif tensor.dim() == 3:
+        rows = bad.any(-1)
+        told |= {
+            "rows": int(rows.sum()),
+            "sequences": listed(rows.any(1)),
+            "positions": listed(rows.any(0)),
+        }
+    return told
+
+
+def listed(flags: Tensor) -> str:
+    """Indices of the true flags, runs written as `3-7`; cut with how many more there are."""
+    indices: list[int] = flags.nonzero().flatten().tolist()
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][1] == index - 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    more = f" and {len(words) - LISTED} more" if len(words) > LISTED else ""
+    return ", ".join(words[:LISTED]) + more

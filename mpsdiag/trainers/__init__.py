@@ -1,0 +1,1 @@
+"""MPSSafeTrainer, its variants, losses on the CPU, and callbacks."""

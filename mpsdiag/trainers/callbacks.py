@@ -1,0 +1,268 @@
+"""`NonFiniteCallback`: tells what transformers hides when losses are not finite, in anyone's Trainer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from mpsdiag import emulation
+from mpsdiag.inputs.nonfinite import SENTENCES, Cause, no_label_counts, weights_are_finite
+from mpsdiag.trainers.forward_watch import Count, Counter, judge_loss, watch_forward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.hooks import RemovableHandle
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteCallback(TrainerCallback):
+    """Counts non-finite losses in training and evaluation, logs the counts, warns once, and may stop the training.
+
+    transformers logs a non-finite training loss as the mean of the others (0.0 if there are none), and since 5.23
+    leaves non-finite batches out of `eval_loss`. This callback sees the losses where the model makes them: give it to
+    the Trainer as `callbacks=[NonFiniteCallback()]`. Label smoothing and `compute_loss_func` make the loss outside the
+    model: there it judges the logits, or, after `NonFiniteCallback().watch(trainer)`, the loss itself.
+
+    `eval_nonfinite_batches` is added to the metrics and the log of an evaluation, and `nonfinite_train_batches` and
+    `nonfinite_grad_norms`, once they are not zero, to the log of the training.
+
+    Attributes:
+        train: Counts of all training batches (micro-batches of gradient accumulation) so far.
+        evaluation: Counts of the last evaluation.
+        evaluations: Counts of all evaluations so far.
+        grad_norms: Number of logged gradient norms that were not finite.
+
+    Args:
+        stop_training: End the training at the first step, or evaluation, that is not finite. Waits for the device after
+            every step.
+    """
+
+    def __init__(self, *, stop_training: bool = False) -> None:
+        self.stop_training = stop_training
+        self.train = Count()
+        self.evaluation = Count()
+        self.evaluations = Count()
+        self.grad_norms = 0
+        self._train = Counter()
+        self._evaluation = Counter()
+        self._pending: tuple[Tensor, Tensor | None] | None = None
+        self._handle: RemovableHandle | None = None
+        self._watched: object = None
+        self._trainer: Trainer | None = None
+        self._said: set[str] = set()
+
+    def watch(self, trainer: Trainer) -> NonFiniteCallback:
+        """Watch the losses of this Trainer itself, whoever computes them; it need not be given as a callback too."""
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
+        self._unhook()
+        self._trainer = trainer
+        target: Any = trainer
+        target.training_step = _noting(trainer.training_step, self._note_training_step)
+        target.prediction_step = _noting(trainer.prediction_step, self._note_prediction_step)
+        return self
+
+    # What happens in the Trainer.
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin to watch the model, so that an evaluation without training is seen from its first batch on."""
+        del args, state, control
+        self._hook(kwargs.get("model"))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Watch the model that is trained; it may be another than at the beginning (`model_init`)."""
+        del args, state, control
+        self._hook(kwargs.get("model"))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop here, if asked to, when a loss of this step was not finite."""
+        if self.stop_training and self._train.read().bad:
+            self._settle_training(args, state, kwargs.get("model"))
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the steps after the last log; with fewer steps than `logging_steps` these are all there were."""
+        del control
+        self._settle_training(args, state, kwargs.get("model"))
+
+    def count_rest(self) -> None:
+        """Count the batches after the last log of a training that was ended from outside. Waits for the device."""
+        self.train += self._train.take()
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End of an evaluation batch; with `generate` it may have been many forwards."""
+        del args, state, control
+        self._hook(kwargs.get("model"))
+        if self._pending is not None:
+            self._evaluation.note(*self._pending)
+            self._pending = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the counts to what is logged."""
+        if logs is None:
+            return
+        prefix = _evaluation_prefix(logs)
+        added: dict[str, Any] = {}
+        if prefix is not None:
+            self._settle_evaluation(args, logs, prefix, kwargs.get("model"))
+            added[f"{prefix}_nonfinite_batches"] = logs.get(
+                f"{prefix}_nonfinite_batches", self.evaluation.bad
+            )
+        elif "loss" in logs:
+            self.grad_norms += not math.isfinite(float(logs.get("grad_norm") or 0.0))
+            self._settle_training(args, state, kwargs.get("model"))
+            counts = {"nonfinite_train_batches": self.train.bad, "nonfinite_grad_norms": self.grad_norms}
+            added = {name: count for name, count in counts.items() if count}
+            if added and self.stop_training:
+                control.should_training_stop = True
+        logs.update(added)
+        if state.log_history and added:
+            state.log_history[-1].update(added)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the count to the metrics that the caller of `evaluate` gets, and stop if asked to."""
+        del args, state, kwargs
+        prefix = _evaluation_prefix(metrics or {})
+        if metrics is not None and prefix is not None:
+            metrics.setdefault(f"{prefix}_nonfinite_batches", self.evaluation.bad)
+            if self.stop_training and metrics[f"{prefix}_nonfinite_batches"]:
+                control.should_training_stop = True
+
+    def on_predict(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        """Add the count to the metrics of a prediction."""
+        del state, control
+        prefix = _evaluation_prefix(metrics)
+        if prefix is not None:
+            self._settle_evaluation(args, metrics, prefix, kwargs.get("model"))
+            metrics.setdefault(f"{prefix}_nonfinite_batches", self.evaluation.bad)
+
+    # Seeing losses.
+
+    def _hook(self, model: Any) -> None:
+        if self._trainer is not None or model is None or model is self._watched:
+            return
+        self._unhook()
+        self._watched = model
+        self._handle = watch_forward(model, self._note_forward)
+
+    def _unhook(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._watched = None
+
+    def _note_forward(self, training: bool, bad: Tensor, unlabelled: Tensor | None) -> None:
+        if training:
+            self._train.note(bad, unlabelled)
+        elif self._pending is None:
+            self._pending = (bad, unlabelled)
+        else:
+            self._pending = (self._pending[0] | bad, self._pending[1])
+
+    def _note_training_step(self, result: Any, _model: Any, inputs: Any, *_: Any, **__: Any) -> None:
+        self._train.note(judge_loss(result), no_label_counts(inputs))
+
+    def _note_prediction_step(self, result: Any, _model: Any, inputs: Any, *_: Any, **__: Any) -> None:
+        if result[0] is not None:
+            self._pending = (judge_loss(result[0]), no_label_counts(inputs))
+
+    # Saying what was seen.
+
+    def _settle_training(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        new = self._train.take()
+        self.train += new
+        if (not new.bad and not self.grad_norms) or not new.batches:
+            return
+        cause = _cause(new, model, args)
+        what = f"{new.bad} of {new.batches} training batches" if new.bad else "The gradient norm"
+        verb = "had a loss that is" if new.bad else "is"
+        self._say(
+            "training",
+            f"{what} up to step {state.global_step} {verb} not finite; transformers logs such a loss as the mean of "
+            f"the others, or 0.0: {SENTENCES[cause]}.",
+        )
+
+    def _settle_evaluation(
+        self, args: TrainingArguments, metrics: dict[str, Any], prefix: str, model: Any
+    ) -> None:
+        new = self._evaluation.take()
+        own = metrics.get(f"{prefix}_nonfinite_batches")
+        if (
+            own is not None
+        ):  # The Trainer counts final losses; the forward that was seen may have been repeated.
+            new = Count(new.batches, int(own), min(new.unlabelled, int(own)))
+        self.evaluation = new
+        self.evaluations += new
+        if new.bad:
+            loss = float(metrics.get(f"{prefix}_loss", math.nan))
+            hidden = f"; {prefix}_loss is the mean of the others" if math.isfinite(loss) else ""
+            cause = _cause(new, model, args)
+            self._say(
+                "evaluation",
+                f"{new.bad} of {new.batches} evaluation batches are not finite{hidden}: {SENTENCES[cause]}.",
+            )
+
+    def _say(self, phase: str, sentence: str) -> None:
+        if phase not in self._said:
+            self._said.add(phase)
+            logger.warning("%s", sentence)
+
+
+def _evaluation_prefix(metrics: dict[str, Any]) -> str | None:
+    """`eval` of metrics with `eval_runtime`; None for those of training."""
+    for key in metrics:
+        if key.endswith("_runtime") and key != "train_runtime":
+            return key.removesuffix("_runtime")
+    return None
+
+
+def _cause(count: Count, model: Any, args: TrainingArguments) -> Cause:
+    if count.bad and count.unlabelled == count.bad:
+        return "no_labels"
+    if model is not None and not weights_are_finite(model):
+        return "bad_weights"
+    return "suspected_device" if emulation.in_effect(args.device) else "unknown"
+
+
+def _noting(step: Any, note: Any) -> Any:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        note(result, *args, **kwargs)
+        return result
+
+    return noted

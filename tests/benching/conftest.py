@@ -1,0 +1,109 @@
+"""Cells without torch, and a run of them without processes where the test is about something else."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpsdiag.benching.journal.record import Cell, Header, Measured, Timing
+from mpsdiag.benching.plan.expand import Plan
+from mpsdiag.benching.run.isolation import LIGHT, Isolation
+from mpsdiag.benching.run.job import Ended
+from mpsdiag.benching.run.runner import Run, Settings
+
+HERE = Path(__file__).parent
+VERSIONS = {"torch": "2.13.0", "transformers": "5.23.0"}
+NOW = "2026-11-01T00:00:00.000+00:00"
+
+if str(HERE) not in sys.path:  # children get the parent's path, and find the fake cells by it
+    sys.path.insert(0, str(HERE))
+
+
+class Quiet:
+    """A listener that keeps what it is told."""
+
+    def __init__(self):
+        self.notes, self.legs, self.records = [], [], []
+
+    def leg(self, title, total, done):
+        self.legs.append((title, total, done))
+
+    def ended(self, record):
+        self.records.append(record)
+
+    def note(self, sentence):
+        self.notes.append(sentence)
+
+
+class FakeExecutor:
+    """Answers at once, in this process; `answers` maps (seed, round) to a status or to an Ended."""
+
+    def __init__(self, answers=None, samples=lambda job: [0.1] * job.cell.repeats):
+        self.answers = answers or {}
+        self.samples = samples
+        self.ran = []
+        self.before_each = lambda job: None
+
+    def run(self, jobs, stop):
+        for job in jobs:
+            if stop.asked:
+                return
+            self.before_each(job)
+            self.ran.append((job.cell.seed, job.cell.attention, job.round))
+            yield job, self._ended(job)
+
+    def _ended(self, job):
+        answer = self.answers.get((job.cell.seed, job.round), "ok")
+        if not isinstance(answer, str):
+            return answer
+        timing = None
+        if job.round and answer == "ok":
+            samples = self.samples(job)
+            timing = Timing(device="cpu", warmup=job.cell.warmup, train_step=samples, eval_step=samples)
+        measured = None if job.round else Measured(eval_loss=5.0)
+        return Ended(status=answer, started=NOW, seconds=0.5, timing=timing, measured=measured)
+
+
+@pytest.fixture
+def header():
+    return Header(mpsdiag="0.1.0", command="mpsdiag bench", created=NOW)
+
+
+@pytest.fixture
+def quiet():
+    return Quiet()
+
+
+@pytest.fixture
+def light():
+    return Isolation(preload=LIGHT)
+
+
+@pytest.fixture
+def start_run(tmp_path, header, quiet):
+    """Run a plan of cells that differ in seed; returns (outcome, executor)."""
+
+    def start(cells, executor=None, folder=tmp_path, stop=None, **settings):
+        executor = executor or FakeExecutor()
+        plan = cells if isinstance(cells, Plan) else Plan(tuple(cells))
+        extra = {} if stop is None else {"stop": stop}
+        run = Run(plan, folder, header, VERSIONS, executor, quiet, Settings(**settings), **extra)
+        return run.run(), executor
+
+    return start
+
+
+@pytest.fixture
+def executor_answers():
+    """An executor all of whose verdicts found the same."""
+
+    def make(measured):
+        ended = Ended(status="ok", started=NOW, seconds=0.5, measured=measured)
+        return FakeExecutor({(seed, 0): ended for seed in range(100)})
+
+    return make
+
+
+@pytest.fixture
+def seeds():
+    return lambda number, **fields: [Cell(seed=seed, **fields) for seed in range(number)]

@@ -1,0 +1,109 @@
+"""The real work of a cell, small; the clock is ours where times are looked at."""
+
+import itertools
+
+import pytest
+
+from mpsdiag.benching.journal.record import Cell
+from mpsdiag.benching.run.cell import case_of, run_cell, timing, verdict
+from mpsdiag.benching.run.job import Answer, Job
+
+SMALL = {"sequence_length": 96, "batch_size": 2, "train_steps": 1, "eval_batches": 2}
+
+
+@pytest.fixture(scope="module")
+def affected():
+    return verdict(Cell(emulate="2.8", emulate_macos=15, **SMALL))
+
+
+def test_the_verdict_leg_is_emulated_and_finds_the_defect(affected):
+    found = affected.measured
+    assert affected.status == "nan"
+    assert found.nonfinite_batches > 0
+    assert found.dead_rows > 0
+    assert found.first_nonfinite.layer == 0
+    assert found.train_losses[0] == found.train_losses[0]
+    assert len(found.eval_losses) == 2
+    assert len(found.grad_norms) == 1
+    assert found.real_tokens > found.pad_tokens > 0
+    assert found.peak_process_memory > 2**20
+
+
+def test_an_answer_survives_the_border(affected):
+    from mpsdiag.serialization import dumps
+
+    again = Answer.model_validate_json(dumps(affected.model_dump()))
+    assert dumps(again) == dumps(affected)
+
+
+def test_safe_attention_is_correct_and_exact():
+    found = verdict(Cell(attention="safe_sdpa", emulate="2.8", **SMALL))
+    assert (found.status, found.measured.loss_moved_by, found.measured.exact) == ("ok", 0.0, True)
+
+
+def test_the_timing_leg_is_not_emulated_and_uses_the_clock_around_the_work_alone():
+    ticks = itertools.count()
+    answer = timing(Cell(emulate="2.8", warmup=1, repeats=3, **SMALL), clock=lambda: float(next(ticks)))
+    found = answer.timing
+    assert answer.status == "ok"
+    assert found.device == "cpu"
+    assert (found.train_step, found.eval_step) == ([1.0] * 3, [1.0] * 3)  # two readings of the clock a sample
+    assert next(ticks) == 12
+    assert found.eval_tokens > 0
+    assert found.eval_pads > 0  # there is a padded batch, so that is the one to time
+    assert found.eval_tokens + found.eval_pads <= 2 * 96
+
+
+def test_a_job_runs_the_leg_of_its_round():
+    job = Job(key="k", cell=Cell(**{**SMALL, "train_steps": 0, "warmup": 0, "repeats": 2}), round=2, log="")
+    found = run_cell(job).timing
+    assert found.train_step == []
+    assert len(found.eval_step) == 2
+    assert all(seconds > 0 for seconds in found.eval_step)
+
+
+def test_every_axis_reaches_the_scenario():
+    cell = Cell(
+        model="tiny-llama",
+        attention="eager",
+        trainer="mps_safe",
+        padding="right",
+        dtype="bfloat16",
+        emulate="2.7",
+        emulate_macos=14,
+        dataset="a",
+        eval_dataset="b",
+        sequence_length=11,
+        batch_size=12,
+        pad_to_multiple_of=13,
+        train_steps=14,
+        eval_batches=15,
+        seed=16,
+    )
+    case = case_of(cell)
+    assert (case.model, case.attention, case.trainer, case.padding_side) == (
+        "tiny-llama",
+        "eager",
+        "mps_safe",
+        "right",
+    )
+    assert (case.dtype, case.dataset, case.eval_dataset) == ("bfloat16", "a", "b")
+    assert [case.max_length, case.batch_size, case.pad_to_multiple_of, case.train_steps] == [11, 12, 13, 14]
+    assert (case.eval_batches, case.seed) == (15, 16)
+    assert (case.emulation.release, case.emulation.macos) == ("2.7", 14)
+    assert case_of(cell, emulated=False).emulation is None
+
+
+def test_an_emulated_abort_is_a_crash(monkeypatch):
+    from mpsdiag.emulation import EmulatedAbort
+    from mpsdiag.scenario import scenario
+
+    def abort(case):
+        raise EmulatedAbort("LLVM ERROR: Failed to infer result type(s)")
+
+    monkeypatch.setattr(scenario, "run_case", abort)
+    answer = verdict(Cell(emulate="2.8"))
+    assert (answer.status, answer.reason) == (
+        "crash",
+        "emulated abort: LLVM ERROR: Failed to infer result type(s)",
+    )

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from mpsdiag.reporting.layout.gallery import gallery
+from mpsdiag.reporting.pictures import plots
+from mpsdiag.reporting.pictures.pictures import save
+from mpsdiag.reporting.story.story import tell
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(svg: str) -> str:
+    root = ET.fromstring(svg)  # noqa: S314 - our own drawing
+    return "\n".join("".join(one.itertext()) for one in root.iter(f"{SVG}text"))
+
+
+@pytest.fixture(scope="module")
+def drawn(stories):
+    return plots.pictures(stories["both"])
+
+
+def test_every_place_of_the_story_has_its_drawing(stories, drawn):
+    assert list(drawn) == [shown.name for shown in gallery(stories["both"])]
+    assert {name.partition("-")[0] for name in drawn} == {"releases", "time", "losses", "spread"}
+
+
+def test_one_cell_is_no_plural(record, journal_of):
+    story = tell([journal_of(record(), record(number=1, samples=(0.1, 0.1)))])
+    assert any("Evaluation step of 1 cell with" in shown.alt for shown in gallery(story))
+
+
+def test_drawings_are_the_same_every_time(stories, drawn):
+    again = plots.pictures(stories["both"])
+    assert again == drawn
+
+
+def test_light_and_dark_differ_in_colours_only(drawn):
+    for svg in drawn.values():
+        assert svg.light != svg.dark
+        assert texts(svg.light) == texts(svg.dark)
+
+
+def test_cells_that_are_not_right_are_named_at_the_edge_and_have_no_interval(drawn):
+    words = texts(drawn["time-1-1"].light)
+    assert "NaN" in words
+    assert "wrong" in words
+    assert "baseline (NaN)" in words
+    assert "timed on mps" in words
+    assert "timed on cpu without emulation" in texts(drawn["time-2-1"].light)
+
+
+def test_emulated_is_said_in_the_drawing(drawn):
+    assert "emulated MPS of torch 2.8" in texts(drawn["losses-2-1"].light)
+    assert "emulated MPS of torch 2.8" in texts(drawn["spread-2-1"].light)
+    assert "emulated 2.8" in texts(drawn["releases"].light)
+
+
+def test_the_first_nan_is_named(drawn):
+    assert "NaN: sdpa + standard, left" in texts(drawn["losses-1-1"].light)
+
+
+def test_nothing_is_fetched(drawn):
+    for svg in drawn.values():
+        root = ET.fromstring(svg.light)  # noqa: S314 - our own drawing
+        for one in root.iter():
+            assert one.tag != f"{SVG}script"
+            for name, value in one.attrib.items():
+                if name.endswith("href"):
+                    assert value.startswith(("#", "data:"))
+
+
+def test_hostile_names_are_drawn_as_text(nasty):
+    for svg in plots.pictures(nasty).values():
+        texts(svg.light)
+
+
+def test_files_stand_beside_the_report(tmp_path, drawn):
+    files = save(drawn, tmp_path / "my report.md")
+    for one in files.values():
+        assert (tmp_path / one.light).read_text().startswith("<svg")
+        assert (tmp_path / one.dark).exists()
+
+
+def test_labels_that_leave_no_room_are_no_failure():
+    from matplotlib.figure import Figure
+
+    from mpsdiag.reporting.pictures.plot_style import draw
+
+    def crowded(theme):
+        figure = Figure(figsize=(1, 0.3), layout="constrained")
+        figure.subplots().set_ylabel("long " * 30)
+        return figure
+
+    assert draw(crowded).light.startswith("<svg")

@@ -1,0 +1,97 @@
+"""Finite but wrong: the first layer that leaves float64, and the operation in it."""
+
+import pytest
+import torch
+
+from mpsdiag import emulate_mps, trace
+from mpsdiag.emulation import EmulatedMPS, Emulation, active
+from mpsdiag.tracing.passes import compare
+from mpsdiag.tracing.watch.judge import Judge
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_causal_leak_of_half_precision(build, batch_of, plants, name, dtype, layer):
+    """Up to the layer that is to be named, an explicit mask keeps the leak out."""
+    model = build(name, dtype)
+    for earlier in range(layer):
+        plants.explicit_causal_mask(model, earlier, 4)
+    with emulate_mps("2.11"):
+        origin = trace(model, batch_of((0, 0), length=4))
+    assert (origin.cause, origin.layer) == ("wrong_device", layer)
+    assert origin.operation == "scaled_dot_product_attention"
+    assert origin.module == plants.path(model, plants.attention(model, layer))
+    for step in origin.evidence["layers"]:
+        assert (step["difference"] > step["bound"]) == (step["layer"] >= layer)
+
+
+def test_float32_does_not_leak(build, batch_of, name):
+    with emulate_mps("2.11"):
+        assert trace(build(name), batch_of((0, 0), length=9)) is None
+
+
+def test_comparing_can_be_left_out(build, batch_of):
+    with emulate_mps("2.11"):
+        assert trace(build("tiny-llama", "bfloat16"), batch_of((0, 0)), compare=False) is None
+
+
+def test_a_plain_cpu_is_compared_on_request_only(build, batch_of, monkeypatch):
+    compared = []
+    monkeypatch.setattr(compare, "_differences", lambda *_: compared.append(1) or [])
+    assert trace(build("tiny-llama"), batch_of()) is None
+    assert not compared
+    assert trace(build("tiny-llama"), batch_of(), compare=True) is None
+    assert compared
+
+
+def test_the_bound_is_twice_the_error_of_eager_attention(build, batch_of):
+    """Computed here by other means: transformers' own switch, and no hooks."""
+    model, batch = build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9)
+    with emulate_mps("2.11"):
+        origin = trace(model, batch)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        eager = model(**inputs).logits
+        model.set_attn_implementation(
+            "sdpa"
+        )  # Eager attention takes its softmax in float32, in a float64 model too.
+        exact = model.double()(**inputs).logits
+    error = float((eager.double() - exact).abs().max())
+    assert origin.evidence["logits"]["bound"] == pytest.approx(2 * error, rel=1e-9)
+
+
+def test_nan_that_only_the_device_makes_is_the_devices(build, batch_of):
+    """A kernel that writes NaN into rows that may attend: not the mask's fault."""
+
+    class Broken(EmulatedMPS):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = super().__torch_function__(func, types, args, kwargs)
+            if active() is not None and getattr(func, "__name__", "") == "scaled_dot_product_attention":
+                result = result.clone()
+                result[0, 1, 6] = float("nan")
+            return result
+
+    with Broken(Emulation("2.9")):
+        origin = trace(build("tiny-gpt2"), batch_of())
+    assert (origin.cause, origin.layer) == ("wrong_device", 0)
+    assert origin.operation == "scaled_dot_product_attention"
+    assert origin.evidence["output"]["non_finite"]["positions"] == "6"
+
+
+def test_the_judge_finds_nothing_in_a_layer_that_is_right(build, batch_of):
+    model, batch = build("tiny-llama"), batch_of()
+    judge = Judge(model, model.model.layers[1])
+    with judge.watching(), torch.no_grad():
+        model(**batch)
+    assert judge.worst is None
+
+
+def test_a_model_whose_reference_is_not_finite_is_not_compared(batch_of, caplog):
+    """Bloom in float64 adds its mask to itself: what the CPU gives cannot judge a device then."""
+    from transformers import AutoModelForCausalLM, BloomConfig
+
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=259, hidden_size=16, n_head=2, n_layer=2))
+    with emulate_mps("2.8"):
+        assert trace(model, batch_of((3, 0), labels=False)) is None
+    assert "Not compared with the CPU" in caplog.text
