@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpsdiag.checking.examination import check
+from mpsdiag.checking.run import check
 from mpsdiag.reporting.check_terminal import show
 
 

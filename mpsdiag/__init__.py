@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpsdiag.checking.examination import check
+    from mpsdiag.checking.run import check
     from mpsdiag.emulation import emulate_mps
     from mpsdiag.fixes import apply, install
     from mpsdiag.tracing.api import trace
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BadBatchRecorder": "mpsdiag.tracing.cases.recorder",
-    "check": "mpsdiag.checking.examination",
+    "check": "mpsdiag.checking.run",
     "emulate_mps": "mpsdiag.emulation",
     "apply": "mpsdiag.fixes",
     "install": "mpsdiag.fixes",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mpsdiag.checking.diagnosis import Advice, Emulated, FixResult, Judged, ProbeResult
+from mpsdiag.checking.diagnosis import FixResult, Judged, ProbeResult
+from mpsdiag.findings import Advice, Emulated
 from mpsdiag.scenario.case import Case, Outcome
 
 DEAD_ROWS = "SDPA001"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 
-from mpsdiag.checking.diagnosis import Blame
 from mpsdiag.emulation import emulated
 from mpsdiag.errors import CannotDecide
+from mpsdiag.findings import Blame
 from mpsdiag.scenario.case import Case, Outcome
 from mpsdiag.scenario.preparation import prepare
 from mpsdiag.tracing.origin import Origin

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from mpsdiag.environment import Environment
+from mpsdiag.findings import Advice, Blame, Emulated, Exposure, Part
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED, ProbeStatus, Verdict
 
 SCHEMA = 1
@@ -17,32 +18,14 @@ EXIT_CODES: dict[str, int] = {
 }
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Emulated(_Part):
-    """Under which model of the MPS kernels this was found: nothing of it was measured on MPS."""
-
-    release: str
-    macos: int
-
-
-class Judged(_Part):
+class Judged(Part):
     """A verdict with its one-sentence reason."""
 
     verdict: Verdict
     reason: str
 
 
-class Advice(_Part):
-    """What to do next: a sentence, and the commands or lines of code that do it."""
-
-    text: str
-    commands: list[str] = Field(default_factory=list)
-
-
-class ProbeResult(_Part):
+class ProbeResult(Part):
     """One probe of the catalogue; `training` and `evaluation` are the two grad modes."""
 
     id: str
@@ -57,7 +40,7 @@ class ProbeResult(_Part):
     remedy: Advice | None = None
 
 
-class FirstNonfinitePlace(_Part):
+class FirstNonfinitePlace(Part):
     """Where the first non-finite value of the evaluation was seen."""
 
     batch: int
@@ -65,45 +48,6 @@ class FirstNonfinitePlace(_Part):
     module: str
     operation: str
     rows: int
-
-
-class LayerExposure(_Part):
-    """Dead rows in the layers of one kind: `full`, `sliding` or `chunked`; `width` in tokens."""
-
-    kind: str
-    width: int | None
-    layers: int
-    rows: int
-
-
-class Exposure(_Part):
-    """Where dead rows will arise, predicted from config, padding and attention, without running on the device."""
-
-    rows: int
-    """(sequence, query) rows that may attend to nothing, each counted once a forward."""
-    sequences: int
-    """Sequences with such a row; where the kernel gives NaN for one, the whole sequence is lost."""
-    of_sequences: int
-    reasons: dict[str, int] = Field(default_factory=dict)
-    """Rows by where they come from."""
-    layers: list[LayerExposure] = Field(default_factory=list)
-    reach_sdpa: bool = True
-    """The attention hands them to F.scaled_dot_product_attention."""
-    causal: bool = True
-    """False for an encoder: its queries see every real token, so padding leaves none of them without a key."""
-    notes: list[str] = Field(default_factory=list)
-
-
-class Blame(_Part):
-    """The cause of a bad scenario, as `mpsdiag trace` names it, and where it was born; `also`: further causes."""
-
-    cause: str
-    layer: int | None
-    module: str
-    operation: str
-    summary: str
-    also: list[str] = Field(default_factory=list)
-    remedy: Advice
 
 
 class ScenarioResult(Judged):
@@ -136,7 +80,7 @@ class ScenarioResult(Judged):
     cause: Blame | None = None
 
 
-class FixResult(_Part):
+class FixResult(Part):
     """One fix, tried on the scenario. `exact`: equal to the reference in dead rows too, within rounding."""
 
     name: str
@@ -149,14 +93,14 @@ class FixResult(_Part):
     why: str
 
 
-class KnownDefect(_Part):
+class KnownDefect(Part):
     """A defect this torch release is known for and this level did not probe."""
 
     id: str
     title: str
 
 
-class Diagnosis(_Part):
+class Diagnosis(Part):
     """The whole answer. `verdict` follows from `kernel` and `scenario`: either makes it."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)

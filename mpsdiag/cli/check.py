@@ -66,7 +66,7 @@ def check(
         note_without_effect(context, [*SCENARIO, "level"], "when probes are named: only they run")
     elif level == 1:
         note_without_effect(context, SCENARIO, "at level 1: it runs no scenario")
-    from mpsdiag.checking.examination import check as examine
+    from mpsdiag.checking.run import check as examine
     from mpsdiag.cli.progress import told
 
     with told() as progress:

@@ -136,7 +136,7 @@ def _gates(texts: Sequence[str], journals: Sequence[Journal]) -> list[Gate]:
 
 def _tripped(gates: Sequence[Gate], journals: Sequence[Journal]) -> bool:
     """Whether a gate tripped, or cannot be decided."""
-    from mpsdiag.benching.gates.judgement import judge
+    from mpsdiag.benching.gates.evaluate import judge
     from mpsdiag.benching.journal.provenance import keep
 
     if not gates:

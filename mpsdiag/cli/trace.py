@@ -103,7 +103,7 @@ def trace(
         note_without_effect(context, DATA, "with a recorded folder or a saved batch")
     from mpsdiag.cli.progress import told
     from mpsdiag.tracing.cases.case import Request
-    from mpsdiag.tracing.investigation import investigate
+    from mpsdiag.tracing.run import investigate
 
     request = Request(
         folder=folder,

@@ -20,7 +20,7 @@ from typing import NoReturn
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.catalogue import mode_named
-from mpsdiag.fixes.startup import Wish
+from mpsdiag.fixes.startup import RunRequest
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def prepare(
         note += f"; attention on the CPU is {emulation.describe()}"
     return Launch(
         command=(sys.executable, *where, *arguments),
-        environment=Wish(fix, emulate, macos).environment(environ),
+        environment=RunRequest(fix, emulate, macos).environment(environ),
         note=f"{note}.",
     )
 

@@ -15,7 +15,7 @@ _MACOS: Final = "MPSDIAG_RUN_EMULATE_MACOS"
 
 
 @dataclass(frozen=True)
-class Wish:
+class RunRequest:
     """What is to be in place once torch is there.
 
     Attributes:
@@ -46,7 +46,7 @@ class Wish:
         return extended
 
 
-def wish_of(environ: Mapping[str, str]) -> Wish | None:
+def wish_of(environ: Mapping[str, str]) -> RunRequest | None:
     """Read the wish back; None if there is none.
 
     Args:
@@ -54,7 +54,7 @@ def wish_of(environ: Mapping[str, str]) -> Wish | None:
     """
     if _FIX not in environ:
         return None
-    return Wish(environ[_FIX], environ.get(_EMULATE), int(environ.get(_MACOS, "15")))
+    return RunRequest(environ[_FIX], environ.get(_EMULATE), int(environ.get(_MACOS, "15")))
 
 
 def begin() -> None:

@@ -6,7 +6,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mpsdiag.checking.diagnosis import Advice, Diagnosis, FixResult, ProbeResult, ScenarioResult
+from mpsdiag.checking.diagnosis import Diagnosis, FixResult, ProbeResult, ScenarioResult
+from mpsdiag.findings import Advice
 from mpsdiag.reporting.check_words import cause, fix_mark, headline, number, place, predicted, subtitle
 from mpsdiag.reporting.formats.escape import terminal_text
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from mpsdiag.environment import to_markdown
 from mpsdiag.reporting.formats.escape import md_block, md_cell
 from mpsdiag.reporting.trace_words import headline, place_rows, rows, subtitle
-from mpsdiag.tracing.investigation import Report
 from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.run import Report
 
 
 def render(report: Report) -> str:

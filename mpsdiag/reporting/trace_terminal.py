@@ -8,8 +8,8 @@ from rich.text import Text
 
 from mpsdiag.reporting.formats.escape import terminal_text
 from mpsdiag.reporting.trace_words import headline, place_rows, rows, subtitle
-from mpsdiag.tracing.investigation import Report
 from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.run import Report
 
 
 def render(report: Report) -> RenderableType:

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from mpsdiag.reporting.check_words import number
-from mpsdiag.tracing.investigation import Report
 from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.run import Report
 
 NAMES = {
     "dead_rows": "fully masked attention rows",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpsdiag.checking.diagnosis import Blame, Exposure
 from mpsdiag.emulation import Emulation
+from mpsdiag.findings import Blame, Exposure
 
 CaseStatus = Literal["ok", "nan", "wrong"]
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from mpsdiag.checking.diagnosis import Exposure, LayerExposure
+from mpsdiag.findings import Exposure, LayerExposure
 from mpsdiag.sdpa import dead_rows
 
 LEFT = "padding on the left"

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.findings import Advice
 
 Cause = Literal[
     "dead_rows",

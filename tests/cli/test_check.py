@@ -324,7 +324,7 @@ def test_ctrl_c_ends_with_130(run, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mpsdiag.checking.examination.check", interrupt)
+    monkeypatch.setattr("mpsdiag.checking.run.check", interrupt)
     code, _, err = run("--device", "cpu")
     assert code == 130
     assert "interrupted" in err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mpsdiag.fixes.startup import FOLDER, Wish
+from mpsdiag.fixes.startup import FOLDER, RunRequest
 
 MPSDIAG = [sys.executable, "-c", "from mpsdiag.cli import main; main()"]
 
@@ -174,7 +174,7 @@ def test_a_sitecustomize_that_was_there_runs_too(script, tmp_path):
 def test_a_python_without_mpsdiag_says_so_once_torch_is_imported(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['mpsdiag'] = None\n")
     (tmp_path / "torch.py").write_text("print('torch is here')\n")
-    environment = Wish("safe_sdpa").environment({"PYTHONPATH": str(tmp_path)})
+    environment = RunRequest("safe_sdpa").environment({"PYTHONPATH": str(tmp_path)})
     silent = subprocess.run(
         [sys.executable, "-c", ""], capture_output=True, text=True, env=environment, check=True
     )
@@ -190,7 +190,7 @@ def test_a_python_without_mpsdiag_says_so_once_torch_is_imported(tmp_path):
 def test_the_start_costs_little(script):
     """The hook imports neither mpsdiag nor anything outside the standard library."""
     code = "import sys; print(sorted(name.split('.')[0] for name in sys.modules))"
-    environment = Wish("safe_sdpa").environment(os.environ)
+    environment = RunRequest("safe_sdpa").environment(os.environ)
     listing = [
         set(json.loads(out.replace("'", '"')))
         for out in (

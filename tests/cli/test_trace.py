@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mpsdiag.cli import main
-from mpsdiag.tracing.investigation import Report
+from mpsdiag.tracing.run import Report
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_ctrl_c_ends_with_130(run, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mpsdiag.tracing.investigation.investigate", interrupt)
+    monkeypatch.setattr("mpsdiag.tracing.run.investigate", interrupt)
     code, _, err = run("--device", "cpu")
     assert code == 130
     assert "interrupted" in err

@@ -9,7 +9,7 @@ import pytest
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.script import prepare
-from mpsdiag.fixes.startup import FOLDER, Wish, wish_of
+from mpsdiag.fixes.startup import FOLDER, RunRequest, wish_of
 
 
 def _prepare(target, *arguments, as_module=False, fix="safe_sdpa", emulate=None, macos=15, environ=None):
@@ -31,29 +31,29 @@ def script(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("wish", [Wish("eager"), Wish("sdpa", "2.8", 14)])
+@pytest.mark.parametrize("wish", [RunRequest("eager"), RunRequest("sdpa", "2.8", 14)])
 def test_a_wish_survives_the_environment(wish):
     assert wish_of(wish.environment({"OTHER": "1"})) == wish
     assert wish_of({"OTHER": "1"}) is None
 
 
 def test_an_older_wish_is_replaced_whole():
-    outer = Wish("eager", "2.8", 14).environment({"PYTHONPATH": "/mine"})
-    inner = Wish("safe_sdpa").environment(outer)
-    assert wish_of(inner) == Wish("safe_sdpa")
+    outer = RunRequest("eager", "2.8", 14).environment({"PYTHONPATH": "/mine"})
+    inner = RunRequest("safe_sdpa").environment(outer)
+    assert wish_of(inner) == RunRequest("safe_sdpa")
     assert inner["PYTHONPATH"].split(os.pathsep) == [str(FOLDER), "/mine"]
 
 
 def test_the_current_folder_does_not_slip_into_the_path():
-    assert Wish("eager").environment({})["PYTHONPATH"] == str(FOLDER)
-    assert Wish("eager").environment({"PYTHONPATH": ""})["PYTHONPATH"] == str(FOLDER)
+    assert RunRequest("eager").environment({})["PYTHONPATH"] == str(FOLDER)
+    assert RunRequest("eager").environment({"PYTHONPATH": ""})["PYTHONPATH"] == str(FOLDER)
 
 
 def test_the_command_is_pythons_own(script):
     launch = _prepare(script, "--lr", "1", "--", "-x", emulate="2.8.0", environ={"HOME": "/h"})
     assert launch.command == (sys.executable, str(script), "--lr", "1", "--", "-x")
     assert launch.environment["HOME"] == "/h"
-    assert wish_of(launch.environment) == Wish("safe_sdpa", "2.8", 15)
+    assert wish_of(launch.environment) == RunRequest("safe_sdpa", "2.8", 15)
     assert "emulated MPS of torch 2.8 on macOS 15" in launch.note
     assert "stock attention" in _prepare(script, fix="sdpa").note
     assert _prepare("json.tool", "a", as_module=True).command == (sys.executable, "-m", "json.tool", "a")

@@ -11,7 +11,7 @@
 
 A number is no word by itself: 4 may be a batch size, a seed and more. A comparison of two selectors is made for every
 pair of cells that agree on all axes the selectors do not name. The gate trips when it is true of any;
-`mpsdiag.benching.gates.judgement` decides.
+`mpsdiag.benching.gates.evaluate` decides.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from mpsdiag import device, words
 from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.plan import availability
 from mpsdiag.benching.plan.fingerprint import fingerprint
-from mpsdiag.benching.plan.rules import idle_exclude, idle_include, idle_macos, lacking_baseline
 from mpsdiag.benching.plan.spec import AXES, MOST, MatrixSpec, Rule
+from mpsdiag.benching.plan.unused_rules import idle_exclude, idle_include, idle_macos, lacking_baseline
 from mpsdiag.errors import BadInput
 
 Reason = Callable[[Cell], str | None]

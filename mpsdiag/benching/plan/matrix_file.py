@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mpsdiag.benching.plan.complaints import Place, validated
 from mpsdiag.benching.plan.spec import MatrixSpec
+from mpsdiag.benching.plan.spec_errors import Place, validated
 from mpsdiag.errors import BadInput
 
 if sys.version_info >= (3, 11):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mpsdiag.benching.plan.complaints import Place, shown, validated
+from mpsdiag.benching.plan.spec_errors import Place, shown, validated
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.emulation import RELEASES
 from mpsdiag.emulation.spec import MACOS

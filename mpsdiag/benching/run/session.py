@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpsdiag import environment
+from mpsdiag.benching.gates.evaluate import Judgement, concerns, judge
 from mpsdiag.benching.gates.gate import Gate, parse_gate, require_words
-from mpsdiag.benching.gates.judgement import Judgement, concerns, judge
 from mpsdiag.benching.journal.journal import Journal, NotAJournal, read_journal
 from mpsdiag.benching.journal.provenance import keep
 from mpsdiag.benching.journal.record import Cell, Header, Record
@@ -23,7 +23,7 @@ from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.job import utc_now
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.benching.run.runner import JOURNAL, Listener, Outcome, Run, Settings
-from mpsdiag.benching.run.site import Site, here, on_cluster
+from mpsdiag.benching.run.where_it_runs import Site, here, on_cluster
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 

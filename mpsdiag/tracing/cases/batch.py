@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput, nearest
-from mpsdiag.tracing.watch.place import device_of
+from mpsdiag.tracing.watch.device_label import device_of
 
 Batch = dict[str, Any]
 

@@ -7,15 +7,15 @@ from typing import Final
 
 from mpsdiag.tracing.causes.arithmetic import device_only, overflow
 from mpsdiag.tracing.causes.attention import attention_over_nothing
-from mpsdiag.tracing.causes.birth import Birth, Explanation
-from mpsdiag.tracing.causes.given import bad_inputs, bad_weights, index_out_of_range
+from mpsdiag.tracing.causes.data import bad_inputs, bad_weights, index_out_of_range
 from mpsdiag.tracing.causes.labels import no_labels
 from mpsdiag.tracing.causes.masks import mask_arithmetic
+from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
 from mpsdiag.tracing.causes.unknown import unknown
 
-__all__ = ["Birth", "Explanation", "explain"]
+__all__ = ["Candidate", "Explanation", "explain"]
 
-_RULES: Final[tuple[Callable[[Birth], Explanation | list[Explanation] | None], ...]] = (
+_RULES: Final[tuple[Callable[[Candidate], Explanation | list[Explanation] | None], ...]] = (
     bad_weights,
     bad_inputs,
     index_out_of_range,
@@ -28,7 +28,7 @@ _RULES: Final[tuple[Callable[[Birth], Explanation | list[Explanation] | None], .
 )
 
 
-def explain(birth: Birth) -> list[Explanation]:
+def explain(birth: Candidate) -> list[Explanation]:
     """Find the cause of a birth; more than one where several meet in the same operation.
 
     Args:

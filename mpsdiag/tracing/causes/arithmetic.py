@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpsdiag.checking.diagnosis import Advice
-from mpsdiag.tracing.causes.birth import Birth, Explanation
+from mpsdiag.findings import Advice
+from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
 from mpsdiag.tracing.watch.events import Call
 from mpsdiag.tracing.watch.operations import SDPA
 from mpsdiag.tracing.watch.replay import replay
@@ -36,7 +36,7 @@ _OF_FLOAT32 = Advice(
 )
 
 
-def overflow(birth: Birth) -> Explanation | None:
+def overflow(birth: Candidate) -> Explanation | None:
     """Finite inputs, and a result (or a score on the way to it) beyond the largest number of the dtype."""
     output = birth.output
     if birth.call is None or output is None:
@@ -54,7 +54,7 @@ def overflow(birth: Birth) -> Explanation | None:
     return _replayed_overflow(birth, birth.call, output)
 
 
-def _replayed_overflow(birth: Birth, call: Call, output: Tensor) -> Explanation | None:
+def _replayed_overflow(birth: Candidate, call: Call, output: Tensor) -> Explanation | None:
     """Decide by what float64 gives for the same inputs where the output is not finite."""
     bound = torch.finfo(output.dtype).max
     exact = replay(call, torch.float64)
@@ -75,7 +75,7 @@ def _replayed_overflow(birth: Birth, call: Call, output: Tensor) -> Explanation 
     return None
 
 
-def device_only(birth: Birth) -> Explanation | None:
+def device_only(birth: Candidate) -> Explanation | None:
     """The CPU gives finite values for the very same inputs in the same dtype: the device's kernel is to blame."""
     output = birth.output
     if birth.call is None or output is None or birth.device == "cpu":
@@ -99,11 +99,11 @@ def device_only(birth: Birth) -> Explanation | None:
     )
 
 
-def _largest_input(birth: Birth) -> float:
+def _largest_input(birth: Candidate) -> float:
     return max((largest(tensor) for _, tensor in birth.inputs), default=0.0)
 
 
-def _overflowed(birth: Birth, output: Tensor, value: float, what: str = "the result") -> Explanation:
+def _overflowed(birth: Candidate, output: Tensor, value: float, what: str = "the result") -> Explanation:
     dtype = str(output.dtype).removeprefix("torch.")
     bound = torch.finfo(output.dtype).max
     source = _largest_input(birth)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpsdiag.checking.diagnosis import Advice
-from mpsdiag.tracing.causes.birth import Birth, Explanation
+from mpsdiag.findings import Advice
+from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
 from mpsdiag.tracing.watch.operations import SDPA, SOFTMAX
 from mpsdiag.tracing.watch.scores import rows_over_nothing, scores_of
 from mpsdiag.tracing.watch.tensors import facts, listed
@@ -54,7 +54,7 @@ class Rows:
         return {name: int(rows.sum()) for name, rows in kinds.items() if bool(rows.any())}
 
 
-def attention_over_nothing(birth: Birth) -> list[Explanation]:
+def attention_over_nothing(birth: Candidate) -> list[Explanation]:
     """NaN came out of a softmax exactly where the mask hides every key; with a second one where two reasons meet."""
     rows = _dead_and_bad(birth)
     if rows is None:
@@ -70,7 +70,7 @@ def attention_over_nothing(birth: Birth) -> list[Explanation]:
     return found
 
 
-def _dead_and_bad(birth: Birth) -> Rows | None:
+def _dead_and_bad(birth: Candidate) -> Rows | None:
     """Rows of (sequences, queries) that are NaN and whose mask hides every key, in some head."""
     call, result = birth.call, birth.output
     if birth.terminal.kind != "nan" or call is None or result is None or result.dim() != 4:
@@ -108,7 +108,7 @@ def _sort_rows(bad: Tensor, padding: Any) -> Rows:
     return Rows(bad, bad & kept, bad & alone, bad & before, bad & after, known=True)
 
 
-def _evidence(birth: Birth, rows: Rows) -> dict[str, Any]:
+def _evidence(birth: Candidate, rows: Rows) -> dict[str, Any]:
     mask = birth.named.get("attn_mask")
     return {
         "dead_rows": int(rows.bad.sum()),
@@ -121,7 +121,7 @@ def _evidence(birth: Birth, rows: Rows) -> dict[str, Any]:
     }
 
 
-def _dead(birth: Birth, rows: Rows, evidence: dict[str, Any]) -> Explanation:
+def _dead(birth: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation:
     reasons = []
     if bool(rows.before.any()):
         reasons.append("padding on the left")
@@ -153,7 +153,7 @@ def _only_padding(rows: Rows, evidence: dict[str, Any]) -> Explanation:
     )
 
 
-def _contradicting(birth: Birth, rows: Rows, evidence: dict[str, Any]) -> Explanation:
+def _contradicting(birth: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation:
     mask, query = birth.named.get("attn_mask"), birth.named.get("query")
     shapes = ""
     if isinstance(mask, Tensor) and isinstance(query, Tensor):

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.findings import Advice
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, no_label_counts
-from mpsdiag.tracing.causes.birth import Birth, Explanation
+from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
 from mpsdiag.tracing.watch.operations import LOSSES
 from mpsdiag.tracing.watch.tensors import impurity
 
@@ -20,7 +20,7 @@ REMEDY = Advice(
 )
 
 
-def no_labels(birth: Birth) -> Explanation | None:
+def no_labels(birth: Candidate) -> Explanation | None:
     """The loss is NaN and no target of it counts."""
     operation, named = birth.event.operation, birth.named
     if operation in LOSSES:

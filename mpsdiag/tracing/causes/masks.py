@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpsdiag.checking.diagnosis import Advice
-from mpsdiag.tracing.causes.birth import Birth, Explanation
+from mpsdiag.findings import Advice
+from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
 from mpsdiag.tracing.watch.operations import SDPA, SOFTMAX
 from mpsdiag.tracing.watch.tensors import facts
 
@@ -17,12 +17,12 @@ REMEDY = Advice(
 )
 
 
-def mask_arithmetic(birth: Birth) -> Explanation | None:
+def mask_arithmetic(birth: Candidate) -> Explanation | None:
     """The first bad value comes from computing a mask."""
     return _given_nan(birth) or _doubled(birth) or _zero_times_infinity(birth) or _plus_infinity(birth)
 
 
-def _given_nan(birth: Birth) -> Explanation | None:
+def _given_nan(birth: Candidate) -> Explanation | None:
     operand = birth.terminal.operand
     if birth.terminal.kind != "batch" or operand is None or "mask" not in operand.source.name:
         return None
@@ -31,7 +31,7 @@ def _given_nan(birth: Birth) -> Explanation | None:
     )
 
 
-def _doubled(birth: Birth) -> Explanation | None:
+def _doubled(birth: Candidate) -> Explanation | None:
     """Minus infinity from adding to (about) the lowest finite number of the dtype."""
     if (
         birth.terminal.kind != "inf"
@@ -57,7 +57,7 @@ def _depth(tensor: Tensor) -> float:
     return float(tensor.detach().min()) / torch.finfo(tensor.dtype).min if tensor.numel() else 0.0
 
 
-def _zero_times_infinity(birth: Birth) -> Explanation | None:
+def _zero_times_infinity(birth: Candidate) -> Explanation | None:
     if birth.terminal.kind != "nan" or birth.event.operation != "mul":
         return None
     flags = [tensor for _, tensor in birth.inputs if bool(((tensor == 0) | (tensor == 1)).all())]
@@ -71,7 +71,7 @@ def _zero_times_infinity(birth: Birth) -> Explanation | None:
     )
 
 
-def _plus_infinity(birth: Birth) -> Explanation | None:
+def _plus_infinity(birth: Candidate) -> Explanation | None:
     """Plus infinity in the mask of an attention, or put into the scores that a softmax reads: it gives NaN always."""
     if birth.terminal.kind != "nan" or birth.event.operation not in (SDPA, *SOFTMAX):
         return None
@@ -94,7 +94,7 @@ def _plus_infinity(birth: Birth) -> Explanation | None:
     )
 
 
-def _scores_with_infinity(birth: Birth) -> Tensor | None:
+def _scores_with_infinity(birth: Candidate) -> Tensor | None:
     """What the softmax read; the way back has found that no operation computed this infinity from finite numbers."""
     known = [operand for operand in birth.event.operands if operand.source.kind != "unseen"]
     if not any(operand.impurity.positive for operand in known):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mpsdiag.checking.diagnosis import Advice
-from mpsdiag.tracing.causes.birth import Birth, Explanation
+from mpsdiag.findings import Advice
+from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
 
 _HINTS = {
     "div": "a division by zero",
@@ -14,7 +14,7 @@ _HINTS = {
 }
 
 
-def unknown(birth: Birth) -> Explanation:
+def unknown(birth: Candidate) -> Explanation:
     """The place is known, the reason is not."""
     event = birth.event
     hint = _HINTS.get(event.operation)

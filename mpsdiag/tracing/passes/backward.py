@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.findings import Advice
 from mpsdiag.inputs.outputs import loss_of
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.place import described
+from mpsdiag.tracing.watch.device_label import described
 from mpsdiag.tracing.watch.repeat import Repeat
 from mpsdiag.tracing.watch.tensors import LISTED, PURE, Impurity, facts, impurity, largest, tensors_in
 from mpsdiag.tracing.watch.tracer import Tracer

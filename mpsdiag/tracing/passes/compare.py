@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.checking.diagnosis import Advice
 from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
+from mpsdiag.findings import Advice
 from mpsdiag.fixes import apply
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.modules import decoder_layers, first_tensor
 from mpsdiag.inputs.outputs import logits_of
 from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.watch.device_label import described
 from mpsdiag.tracing.watch.events import Call
-from mpsdiag.tracing.watch.judge import Judge, Verdict
-from mpsdiag.tracing.watch.place import described
+from mpsdiag.tracing.watch.per_operation import Judge, Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from mpsdiag.errors import CannotDecide, first_line
-from mpsdiag.tracing.causes import Birth, Explanation, explain
+from mpsdiag.tracing.causes import Candidate, Explanation, explain
 from mpsdiag.tracing.origin import Origin, Phase
 from mpsdiag.tracing.watch.chain import first_terminal
 from mpsdiag.tracing.watch.events import Call, Pass
-from mpsdiag.tracing.watch.healing import Healing
+from mpsdiag.tracing.watch.patched_rerun import Healing
 from mpsdiag.tracing.watch.repeat import Repeat
 from mpsdiag.tracing.watch.tensors import bad_rows, facts
 from mpsdiag.tracing.watch.tracer import Tracer
@@ -46,7 +46,7 @@ def explain_forward(
         terminal = first_terminal(seen)
         if terminal is None:
             break
-        birth = Birth(terminal, batch, model, grad=torch.is_grad_enabled())
+        birth = Candidate(terminal, batch, model, grad=torch.is_grad_enabled())
         first_call = first_call if origins else birth.call
         spread = [] if origins else seen.spread
         explanations = explain(birth)
@@ -76,7 +76,7 @@ def _detailed_pass(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, h
     return tracer.seen
 
 
-def _origin(birth: Birth, explanation: Explanation, spread: list[dict[str, Any]]) -> Origin:
+def _origin(birth: Candidate, explanation: Explanation, spread: list[dict[str, Any]]) -> Origin:
     event = birth.event
     phase: Phase = "data" if explanation.cause in ("bad_inputs", "no_labels") else "forward"
     evidence = dict(explanation.evidence)

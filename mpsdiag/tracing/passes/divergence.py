@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.findings import Advice
 from mpsdiag.inputs.modules import decoder_layers
-from mpsdiag.tracing.causes.given import nonfinite_weights
+from mpsdiag.tracing.causes.data import nonfinite_weights
 from mpsdiag.tracing.origin import Cause, Origin
-from mpsdiag.tracing.watch.place import described
+from mpsdiag.tracing.watch.device_label import described
 from mpsdiag.tracing.watch.repeat import did_not_repeat
 from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, largest
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.findings import Advice
 from mpsdiag.inputs.losses import filtered_mean, mean
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.forward import ForwardTrace

@@ -14,9 +14,9 @@ from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.compare import find_difference
 from mpsdiag.tracing.passes.detail import explain_forward, failed
 from mpsdiag.tracing.passes.indices import Indices
+from mpsdiag.tracing.watch.device_label import device_of, is_plain_cpu
 from mpsdiag.tracing.watch.events import Call
 from mpsdiag.tracing.watch.flags import Flags, Reading
-from mpsdiag.tracing.watch.place import device_of, is_plain_cpu
 from mpsdiag.tracing.watch.repeat import Repeat, did_not_repeat
 
 

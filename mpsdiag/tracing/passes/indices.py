@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
-from mpsdiag.tracing.causes.given import INDICES_REMEDY
+from mpsdiag.tracing.causes.data import INDICES_REMEDY
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.tensors import listed
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from mpsdiag.emulation import Emulation
 from mpsdiag.environment import Environment
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes.startup import Wish
+from mpsdiag.fixes.startup import RunRequest
 from mpsdiag.serialization import write_atomically
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.repro.reduce import plainest, smallest
 from mpsdiag.tracing.repro.script import MARK, function_name, render
-from mpsdiag.tracing.repro.shown import Fault, alone, shows
+from mpsdiag.tracing.repro.still_fails import Fault, alone, shows
 from mpsdiag.tracing.watch.events import Call
 
 SECONDS = 120
@@ -107,7 +107,7 @@ def _run(text: str, emulation: Emulation | None) -> str | None:
     """Run the script in a Python of its own; its last line if it shows the fault."""
     environ = dict(os.environ)
     if emulation is not None:
-        environ = Wish("sdpa", emulation.release, emulation.macos).environment(environ)
+        environ = RunRequest("sdpa", emulation.release, emulation.macos).environment(environ)
     with tempfile.TemporaryDirectory(prefix="mpsdiag-") as folder:
         script = Path(folder) / "repro.py"
         script.write_text(text, encoding="utf-8")

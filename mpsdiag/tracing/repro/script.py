@@ -12,7 +12,7 @@ from torch.overrides import resolve_name
 from mpsdiag.environment import Environment, facts
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.repro.reduce import Made
-from mpsdiag.tracing.repro.shown import ROUNDINGS, Lone, Placeholder
+from mpsdiag.tracing.repro.still_fails import ROUNDINGS, IsolatedCall, Placeholder
 from mpsdiag.tracing.watch.operations import SDPA
 
 # From the definition: under emulation, and on a device, no kernel judges another kernel.
@@ -35,7 +35,7 @@ def reference(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
 MARK = '"""Written by mpsdiag trace'
 
 
-def function_name(lone: Lone) -> str | None:
+def function_name(lone: IsolatedCall) -> str | None:
     """What the script calls the operation, such as `torch.nn.functional.linear`; None if torch has no name for it."""
     func: Any = lone.func
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):  # noqa: SLF001 - torch's only name for it
@@ -44,7 +44,7 @@ def function_name(lone: Lone) -> str | None:
     return name if isinstance(name, str) and name.startswith("torch.") else None
 
 
-def render(lone: Lone, made: Sequence[Made], origin: Origin, environment: Environment) -> str:
+def render(lone: IsolatedCall, made: Sequence[Made], origin: Origin, environment: Environment) -> str:
     """The text of the script. It exits with 1 where it shows the fault, and with 0 where it does not.
 
     Args:
@@ -79,7 +79,7 @@ def render(lone: Lone, made: Sequence[Made], origin: Origin, environment: Enviro
     return "\n".join(lines) + "\n"
 
 
-def _body(lone: Lone, names: Sequence[str]) -> list[str]:
+def _body(lone: IsolatedCall, names: Sequence[str]) -> list[str]:
     mode = "enable_grad" if lone.grad else "no_grad"
     moved = [
         f"{name}.detach().to(device).to(dtype if dtype and {name}.is_floating_point() else {name}.dtype)"
@@ -95,7 +95,7 @@ def _body(lone: Lone, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _judgement(lone: Lone, names: Sequence[str]) -> list[str]:
+def _judgement(lone: IsolatedCall, names: Sequence[str]) -> list[str]:
     shown = [
         "result = run(device).detach().cpu()",
         f"exact = {_exact(lone, names)}",
@@ -119,13 +119,13 @@ def _judgement(lone: Lone, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _exact(lone: Lone, names: Sequence[str]) -> str:
+def _exact(lone: IsolatedCall, names: Sequence[str]) -> str:
     if lone.operation != SDPA:
         return 'run("cpu", torch.float64).detach()'
     return f"reference({_arguments(lone, names)})"
 
 
-def _arguments(lone: Lone, names: Sequence[str]) -> str:
+def _arguments(lone: IsolatedCall, names: Sequence[str]) -> str:
     """What stands between the parentheses of a call, with these names for the tensors."""
     named = [f"{key}={_argument(value, names)}" for key, value in lone.kwargs.items()]
     return ", ".join([*(_argument(value, names) for value in lone.args), *named])

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.findings import Advice
 from mpsdiag.tracing.origin import Origin, Phase
-from mpsdiag.tracing.watch.place import described, device_of
+from mpsdiag.tracing.watch.device_label import described, device_of
 
 
 class Repeat:

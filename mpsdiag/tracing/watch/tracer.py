@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from mpsdiag.inputs.modules import ModulePath, first_tensor
 from mpsdiag.tracing.watch.events import Call, Event, Operand, Pass, Source
-from mpsdiag.tracing.watch.healing import Healing, healed
 from mpsdiag.tracing.watch.operations import has_infinite_scalar, writes_in_place
+from mpsdiag.tracing.watch.patched_rerun import Healing, healed
 from mpsdiag.tracing.watch.provenance import Provenance
 from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, judged_in, mapped, tensors_in
 

@@ -10,7 +10,7 @@ from mpsdiag import BadBatchRecorder, emulate_mps
 from mpsdiag.errors import BadInput
 from mpsdiag.tracing.cases.case import Request
 from mpsdiag.tracing.cases.recorded_case import read_case
-from mpsdiag.tracing.investigation import investigate
+from mpsdiag.tracing.run import investigate
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from mpsdiag import emulate_mps, trace
 from mpsdiag.emulation import EmulatedMPS, Emulation, active
 from mpsdiag.tracing.passes import compare
-from mpsdiag.tracing.watch.judge import Judge
+from mpsdiag.tracing.watch.per_operation import Judge
 
 
 @pytest.mark.parametrize("layer", [0, 2])

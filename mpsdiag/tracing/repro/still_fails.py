@@ -29,7 +29,7 @@ class Placeholder:
 
 
 @dataclass(frozen=True)
-class Lone:
+class IsolatedCall:
     """A call by itself: the function, its arguments with placeholders, and under what it runs.
 
     Attributes:
@@ -70,7 +70,7 @@ class Lone:
 
 def alone(
     call: Call, *, grad: bool, emulation: Emulation | None, fault: Fault
-) -> tuple[Lone, tuple[Tensor, ...]]:
+) -> tuple[IsolatedCall, tuple[Tensor, ...]]:
     """Take a call apart into its shape and its tensors.
 
     Args:
@@ -96,11 +96,11 @@ def alone(
     args, kwargs = mapped(tuple(call.args), take), mapped(dict(call.kwargs), take)
     device = tensors[0].device if tensors else torch.device("cpu")
     wants = tuple(grad and tensor.requires_grad for tensor in tensors)
-    lone = Lone(call.func, args, kwargs, tuple(names), wants, grad, device, emulation, fault)
+    lone = IsolatedCall(call.func, args, kwargs, tuple(names), wants, grad, device, emulation, fault)
     return lone, tuple(tensor.detach() for tensor in tensors)
 
 
-def shows(lone: Lone, tensors: tuple[Tensor, ...]) -> bool:
+def shows(lone: IsolatedCall, tensors: tuple[Tensor, ...]) -> bool:
     """Run the call by itself and see whether the fault is there.
 
     Args:

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.checking.diagnosis import Advice
+from mpsdiag.findings import Advice
 from mpsdiag.tracing.origin import Cause
+from mpsdiag.tracing.watch.device_label import described
 from mpsdiag.tracing.watch.events import Call, Event, Terminal
-from mpsdiag.tracing.watch.place import described
 from mpsdiag.tracing.watch.tensors import tensors_in
 
 
 @dataclass(frozen=True)
-class Birth:
+class Candidate:
     """One beginning of non-finite values.
 
     Attributes:

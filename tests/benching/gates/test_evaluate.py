@@ -2,8 +2,8 @@
 
 import pytest
 
+from mpsdiag.benching.gates.evaluate import judge
 from mpsdiag.benching.gates.gate import parse_gate
-from mpsdiag.benching.gates.judgement import judge
 from mpsdiag.benching.gates.measures import MEASURES
 from mpsdiag.benching.journal.journal import Journal
 from mpsdiag.benching.journal.provenance import keep

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from mpsdiag import device as devices
 from mpsdiag import environment
-from mpsdiag.checking import given
+from mpsdiag.checking import argument_checks as given
 from mpsdiag.checking.advice import advise, why
 from mpsdiag.checking.diagnosis import (
-    Advice,
     Diagnosis,
-    Emulated,
     FirstNonfinitePlace,
     FixResult,
     Judged,
@@ -25,6 +23,7 @@ from mpsdiag.checking.diagnosis import (
 from mpsdiag.checking.verdict import kernel_verdict, overall, scenario_verdict
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
+from mpsdiag.findings import Advice, Emulated
 from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.scenario.case import Case, Outcome

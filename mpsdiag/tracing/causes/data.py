@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpsdiag.checking.diagnosis import Advice
-from mpsdiag.tracing.causes.birth import Birth, Explanation
+from mpsdiag.findings import Advice
+from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
 from mpsdiag.tracing.watch.tensors import LISTED, facts
 
 WEIGHTS_REMEDY = Advice(
@@ -27,7 +27,7 @@ INDICES_REMEDY = Advice(
 )
 
 
-def bad_weights(birth: Birth) -> Explanation | None:
+def bad_weights(birth: Candidate) -> Explanation | None:
     """NaN or infinity is already in a weight that an operation read."""
     operand = birth.terminal.operand
     if birth.terminal.kind != "weight" or operand is None:
@@ -54,7 +54,7 @@ def nonfinite_weights(model: nn.Module) -> list[dict[str, Any]]:
     return found
 
 
-def bad_inputs(birth: Birth) -> Explanation | None:
+def bad_inputs(birth: Candidate) -> Explanation | None:
     """A tensor of the batch is not finite; masks are judged elsewhere."""
     operand = birth.terminal.operand
     if birth.terminal.kind != "batch" or operand is None or "mask" in operand.source.name:
@@ -69,7 +69,7 @@ def bad_inputs(birth: Birth) -> Explanation | None:
     )
 
 
-def index_out_of_range(birth: Birth) -> Explanation | None:
+def index_out_of_range(birth: Candidate) -> Explanation | None:
     """An index of the batch points outside the table it is looked up in; the CPU refuses, a device may read garbage."""
     if not isinstance(birth.event.error, IndexError):
         return None

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag import device as devices
 from mpsdiag import environment
-from mpsdiag.checking.diagnosis import Emulated
 from mpsdiag.environment import Environment
+from mpsdiag.findings import Emulated
 from mpsdiag.inputs.missing_weights import missing_note
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.tracing.cases.case import Case, Request, load_case
