@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpsdiag.emulation.dispatch import takes_operator
-from mpsdiag.emulation.g0_composite import composite_attention
+from mpsdiag.emulation.generations.composite import composite_attention
 from mpsdiag.emulation.operator import run_operator
 from mpsdiag.emulation.refusals import BOTH_MASKS
 

@@ -47,7 +47,8 @@ _ALL = (
     ),
     Defect(
         "SDPA004",
-        "the two-pass vector kernel writes out of bounds in half precision",
+        "the two-pass vector kernel writes out of bounds in half precision: if the allocator puts its two buffers "
+        "side by side, the lower half of the rows is wrong",
         "pytorch#174861",
         between("2.8", "2.10"),
     ),
@@ -59,7 +60,7 @@ _ALL = (
     ),
     Defect(
         "SDPA006",
-        "the vector kernels lose the batch offset of a mask shared by the heads",
+        "the vector kernels lose the batch offset of a mask with one head",
         "pytorch#184180",
         between("2.8", "2.12"),
     ),
@@ -104,7 +105,7 @@ _ALL = (
     ),
     Defect(
         "SDPA020",
-        "NaN in a query is swallowed by the vector kernel",
+        "NaN in a query, or in every key of a head, is swallowed by the vector and the prefill kernels: zeros",
         "pytorch#188147",
         between("2.13", "2.13"),
     ),
@@ -118,7 +119,7 @@ _ALL = (
     Defect(
         "SDPA029",
         "the one-pass vector kernel gives NaN for a row whose bool mask hides every key",
-        "none known: derived from the kernel, reached by the operator itself only",
+        "none known: seen in the shipped kernels, reached by the operator itself only",
         between("2.8", "2.12"),
     ),
 )

@@ -29,6 +29,7 @@ class Machine:
         defects: Ids of the defects it has.
         on_abort: What an abort of the process does.
         garbage: Source of what lies in memory that nobody wrote; seeded, so runs repeat, calls differ.
+        narrow_calls: How many calls of SDPA004 there were: where the allocator puts their buffers differs.
         graphs: The cache of compiled graphs: what of the first call is kept for later ones of the same key.
     """
 
@@ -37,6 +38,7 @@ class Machine:
     defects: frozenset[str]
     on_abort: OnAbort
     garbage: torch.Generator = field(default_factory=_seeded)
+    narrow_calls: int = 0
     graphs: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     @classmethod
@@ -47,3 +49,8 @@ class Machine:
     def has(self, defect: str) -> bool:
         """Whether it has a defect, by id."""
         return defect in self.defects
+
+    def next_gap(self) -> int:
+        """How many numbers behind the sums the maxima lie in the next call of SDPA004: right behind, then others."""
+        self.narrow_calls += 1
+        return (self.narrow_calls - 1) % 16

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpsdiag.emulation.dispatch import choose_path
+from mpsdiag.emulation.generations.rounding import expand_heads
 from mpsdiag.emulation.paths import general, prefill_kernel, vector_kernel
 from mpsdiag.emulation.refusals import refuse_call
-from mpsdiag.emulation.rounding import expand_heads
 
 if TYPE_CHECKING:
     from torch import Tensor

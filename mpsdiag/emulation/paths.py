@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,24 +11,20 @@ import torch
 from mpsdiag.emulation.faults.garbage import (
     corrupt_far_heads,
     laid_out_for_another_width,
-    overwritten_partials,
 )
 from mpsdiag.emulation.faults.graph_cache import as_the_cached_graph_runs_it
-from mpsdiag.emulation.faults.strides import (
-    mask_with_wrong_strides,
-    query_without_batch_stride,
-    query_without_strides,
-)
-from mpsdiag.emulation.g1_graph import TINY_SHIFT, graph_attention
-from mpsdiag.emulation.g3_graph_f32 import graph_attention_f32
-from mpsdiag.emulation.g4_vector_one_pass import vector_one_pass
-from mpsdiag.emulation.g5_vector_two_pass import vector_two_pass
-from mpsdiag.emulation.g6_prefill import LOG2E, prefill
-from mpsdiag.emulation.g7_mpp import prefill_mpp
+from mpsdiag.emulation.generations.graph import TINY_SHIFT, graph_attention
+from mpsdiag.emulation.generations.graph_f32 import graph_attention_f32
+from mpsdiag.emulation.generations.prefill import LOG2E, prefill, prefill_mpp
+from mpsdiag.emulation.generations.rounding import scale_or_default
+from mpsdiag.emulation.generations.vector_one_pass import vector_one_pass
+from mpsdiag.emulation.generations.vector_two_pass import vector_two_pass
+from mpsdiag.emulation.host import as_vector_kernel_reads, expanded_mask
 from mpsdiag.emulation.refusals import refuse_general
-from mpsdiag.emulation.rounding import scale_or_default
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from mpsdiag.emulation.call import Call
@@ -53,7 +50,7 @@ def general(call: Call, machine: Machine, *, want_weights: bool) -> tuple[Tensor
     """
     refuse_general(call, machine)
     if call.mask is not None and machine.release.expands_mask:
-        call = replace(call, mask=_expanded(call))
+        call = replace(call, mask=expanded_mask(call))
     if machine.has("SDPA015") or machine.has("SDPA016"):
         call = as_the_cached_graph_runs_it(call, machine)
     shared = call.key.size(1) != call.query.size(1) and (call.enable_gqa or machine.release.shares_heads)
@@ -89,29 +86,19 @@ def vector_kernel(call: Call, machine: Machine, *, two_pass: bool) -> Tensor:
     Returns:
         `(B, H, L, Dv)`.
     """
-    query, mask = call.query, _expanded(call)
-    if machine.has("SDPA002"):
-        query = query_without_strides(query)
-    elif machine.has("SDPA003"):
-        query = query_without_batch_stride(query)
-    if mask is not None:
-        permuted, lost = machine.has("SDPA005") and not two_pass, machine.has("SDPA006")
-        if mask.dtype == torch.bool and (permuted or lost):
-            mask = mask_with_wrong_strides(mask, permuted=permuted, batch_lost=lost, garbage=machine.garbage)
-    kernel = vector_two_pass if two_pass else vector_one_pass
-    output = kernel(
-        query,
-        call.key,
-        call.value,
-        mask,
+    call = as_vector_kernel_reads(call, machine, two_pass=two_pass)
+    kernel: Callable[..., Tensor] = vector_one_pass
+    if two_pass:
+        narrow = machine.has("SDPA004") and call.query.dtype in _HALF
+        kernel = partial(vector_two_pass, maxima_behind=machine.next_gap() if narrow else None)
+    return kernel(
+        *call.tensors,
+        call.mask,
         call.is_causal,
-        scale_or_default(call.scale, query),
+        scale_or_default(call.scale, call.query),
         guarded=not machine.has("SDPA029"),
         propagates_nan=not machine.has("SDPA020"),
     )
-    if two_pass and machine.has("SDPA004") and query.dtype in _HALF:
-        output = overwritten_partials(output, machine.garbage)
-    return output
 
 
 def prefill_kernel(call: Call, machine: Machine, *, mpp: bool) -> Tensor:
@@ -125,16 +112,12 @@ def prefill_kernel(call: Call, machine: Machine, *, mpp: bool) -> Tensor:
     Returns:
         `(B, H, L, Dv)`.
     """
-    mask = _expanded(call)
+    mask = expanded_mask(call)
     if mask is not None and mask.dtype != torch.bool and machine.has("SDPA007"):
         mask = mask.float() / LOG2E  # the kernel multiplies it by that again
-    kernel = prefill_mpp if mpp else prefill
-    return kernel(
-        call.query, call.key, call.value, mask, call.is_causal, scale_or_default(call.scale, call.query)
-    )
-
-
-def _expanded(call: Call) -> Tensor | None:
-    if call.mask is None:
-        return None
-    return call.mask.expand(*call.query.shape[:3], call.key.size(2))
+    arguments = (*call.tensors, mask, call.is_causal, scale_or_default(call.scale, call.query))
+    keeps_nan = not machine.has("SDPA020")
+    if mpp:
+        return prefill_mpp(*arguments, propagates_nan=keeps_nan)
+    scales_query = machine.release.prefill_scales == "query"
+    return prefill(*arguments, scales_query=scales_query, propagates_nan=keeps_nan)

@@ -32,6 +32,8 @@ class Release:
         vector_dims: Head dimensions of the vector kernels; none if empty.
         vector_everything: The vector kernels take causal calls and float masks too, not only none or bool.
         prefill_dims: Head dimensions of the prefill kernels; none if empty.
+        prefill_scales: What the prefill kernel on simdgroup matrices multiplies by scale * log2(e): the query in its
+            own dtype, or the float32 scores.
         mpp_dims: Head dimensions of the prefill kernels on Metal Performance Primitives (half types, macOS
             26+).
         expands_mask: The mask gets the shape of the scores before it reaches a kernel.
@@ -48,6 +50,7 @@ class Release:
     vector_dims: tuple[int, ...] = ()
     vector_everything: bool = False
     prefill_dims: tuple[int, ...] = ()
+    prefill_scales: Literal["query", "scores"] = "query"
     mpp_dims: tuple[int, ...] = ()
     expands_mask: bool = False
     shares_heads: bool = False
@@ -61,7 +64,7 @@ def _table() -> dict[str, Release]:
     r7 = replace(r6, name="2.7", expands_mask=True)
     r8 = replace(r7, name="2.8", tiny_shift=True, vector_dims=(64, 96, 128))
     r9 = replace(r8, name="2.9", general="G2")
-    r10 = replace(r9, name="2.10", general="G3", tiny_shift=False)
+    r10 = replace(r9, name="2.10", general="G3")
     r11 = replace(r10, name="2.11")
     r12 = replace(r11, name="2.12", contiguous_below=0)
     r13 = replace(
@@ -74,7 +77,7 @@ def _table() -> dict[str, Release]:
         shares_heads=True,
         empty_is_zeros=True,
     )
-    r14 = replace(r13, name="2.14", mpp_dims=(64, 96, 128, 256))
+    r14 = replace(r13, name="2.14", prefill_scales="scores", mpp_dims=(64, 96, 128, 256))
     r15 = replace(r14, name="2.15")
     return {r.name: r for r in (*old, r5, r6, r7, r8, r9, r10, r11, r12, r13, r14, r15)}
 

@@ -1,7 +1,8 @@
-"""The vector kernels (up to 8 queries): buffers too small, NaN swallowed."""
+"""The hand-written kernels: buffers too small (up to 8 queries), NaN swallowed (any number of queries)."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,18 +22,21 @@ def _two_pass_buffers(lab: Lab) -> Iterator[Check]:
 
 
 def _swallowed_nan(lab: Lab) -> Iterator[Check]:
-    """A NaN in the query must come out: attention that hides it hides a broken model."""
+    """A NaN in the query or in all keys must come out: attention that hides it hides a broken model."""
     import torch
 
-    q, k, v = lab.qkv((1, 2, 4, 64), (1, 2, 16, 64))
-    with torch.no_grad():
-        q[0, 0, 0, 0] = torch.nan
-    output = lab.attend(q, k, v)
-    with lab.control():
-        shown = bool(output[0, 0, 0].isnan().all())
-        others = bool(torch.isfinite(output[0, 0, 1:]).all() and torch.isfinite(output[0, 1]).all())
-    seen = "NaN kept" if shown else ("zeros" if not bool(output[0, 0, 0].any()) else "finite values")
-    yield Check("NaN in one query, 4 queries", shown and others, seen, lab.mode)
+    for length, poisoned in itertools.product((4, 16), ("one query", "every key of a head")):
+        q, k, v = lab.qkv((1, 2, length, 64), (1, 2, 16, 64))
+        with torch.no_grad():
+            (q[0, 0, :1] if poisoned == "one query" else k[0, 0])[:] = torch.nan
+        output = lab.attend(q, k, v)
+        with lab.control():
+            spoilt = output[0, 0, :1] if poisoned == "one query" else output[0, 0]
+            shown = bool(spoilt.isnan().all())
+            others = bool(torch.isfinite(output[0, 1]).all())
+            others &= poisoned != "one query" or bool(torch.isfinite(output[0, 0, 1:]).all())
+        seen = "NaN kept" if shown else ("zeros" if not bool(spoilt.any()) else "finite values")
+        yield Check(f"NaN in {poisoned}, {length} queries", shown and others, seen, lab.mode)
 
 
 def _explains_buffers(at: Mapping[str, Any]) -> bool:
@@ -49,7 +53,8 @@ PROBES: Final = (
     Probe(
         id="SDPA004",
         title="The two-pass kernel writes beyond its buffers for half dtypes from 1024 keys on",
-        symptom="Generation turns to garbage, differently each time, once the context passes 1024 tokens.",
+        symptom="Generation turns to garbage, differently each time, once the context passes 1024 tokens. "
+        "Whether it does depends on where the allocator puts two buffers.",
         upstream=(
             "https://github.com/pytorch/pytorch/issues/174861",
             "https://github.com/pytorch/pytorch/pull/174945",
@@ -68,7 +73,7 @@ PROBES: Final = (
     ),
     Probe(
         id="SDPA020",
-        title="NaN in the query is swallowed",
+        title="NaN in the query, or in all keys of a head, is swallowed",
         symptom="A model that already went NaN looks healthy: attention answers with zeros.",
         upstream=("https://github.com/pytorch/pytorch/pull/188147",),
         releases=span(13, 13),

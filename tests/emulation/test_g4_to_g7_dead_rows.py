@@ -6,10 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-from mpsdiag.emulation.g4_vector_one_pass import vector_one_pass
-from mpsdiag.emulation.g5_vector_two_pass import vector_two_pass
-from mpsdiag.emulation.g6_prefill import prefill
-from mpsdiag.emulation.g7_mpp import prefill_mpp
+from mpsdiag.emulation.generations.prefill import prefill, prefill_mpp
+from mpsdiag.emulation.generations.vector_one_pass import vector_one_pass
+from mpsdiag.emulation.generations.vector_two_pass import vector_two_pass
 
 INF = math.inf
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mpsdiag.emulation.online_softmax import grouped_scores, in_steps, weighted_sum
+from mpsdiag.emulation.generations.online_softmax import grouped_scores, in_steps, weighted_sum
 
 NAN, INF = math.nan, math.inf
 

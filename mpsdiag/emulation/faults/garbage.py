@@ -1,4 +1,4 @@
-"""Results partly overwritten, misplaced or made from memory that nobody wrote (SDPA004, SDPA009, SDPA018).
+"""Results misplaced, or made from memory that nobody wrote (SDPA009, SDPA018).
 
 What the real thing leaves there depends on what else the process did. Here it comes from the machine's seeded
 generator: a run repeats, two calls in it differ.
@@ -19,29 +19,6 @@ SCORES_TO_CORRUPTION = 1 << 32
 """Scores from which on float32 heads were seen corrupt."""
 SCORES_TO_CORRUPTION_HALF = 3 << 31
 """The same for half types, where 5.8e9 scores were seen right and 7.2e9 corrupt; between the two."""
-
-
-def overwritten_partials(output: Tensor, garbage: torch.Generator) -> Tensor:
-    """The result of the two-pass kernel when it writes float32 sums into buffers of half the size (SDPA004).
-
-    The upper half of the rows finds its sums and maxima overwritten: each row is off by a factor, some are
-    NaN.
-
-    Args:
-        output: `(B, H, L, Dv)`, what the kernel should give.
-        garbage: Source of the factors.
-
-    Returns:
-        The same shape, fresh.
-    """
-    rows = output.flatten(0, 2).clone()
-    spoilt = rows[rows.size(0) // 2 :]
-    if not len(spoilt):  # a single row lies below the half, where its buffer still ends
-        spoilt = rows
-    factor = torch.randn(len(spoilt), 1, generator=garbage).exp_()
-    factor[torch.rand(len(spoilt), 1, generator=garbage) < 1 / 8] = float("nan")
-    spoilt.mul_(factor)
-    return rows.view(output.shape)
 
 
 def laid_out_for_another_width(output: Tensor, width: int, garbage: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpsdiag.emulation.rounding import scale_or_default
+from mpsdiag.emulation.generations.rounding import scale_or_default
 
 if TYPE_CHECKING:
     from torch import Tensor

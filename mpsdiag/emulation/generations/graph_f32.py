@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpsdiag.emulation.blocks import in_blocks
-from mpsdiag.emulation.g1_graph import CAUSAL_FILL
-from mpsdiag.emulation.rounding import (
+from mpsdiag.emulation.generations.blocks import in_blocks
+from mpsdiag.emulation.generations.graph import CAUSAL_FILL
+from mpsdiag.emulation.generations.rounding import (
     additive,
     all_minus_infinity,
     expand_heads,

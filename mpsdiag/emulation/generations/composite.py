@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpsdiag.emulation.rounding import (
+from mpsdiag.emulation.generations.rounding import (
     NEGATIVE_INFINITY,
     additive,
     after_the_query,

@@ -1,9 +1,10 @@
-"""G6: the prefill kernel on simdgroup matrices, for more than 8 queries (torch 2.13 and later).
+"""G6 and G7: the prefill kernels, for more than 8 queries (torch 2.13 and later).
 
-Source: section 4 of the facts on MPS attention. Scores are in units of log2, so that exp2 gives the weights;
-the query is multiplied by scale * log2(e) in its own dtype beforehand. Keys come in tiles; a tile is read
-whole, so a masked key in it still contributes 0 * V, which is NaN where V is not finite. With `is_causal`,
-tiles fully above the diagonal are not visited.
+G6 works on simdgroup matrices; G7, for half types on macOS 26 (2.14 and later), on Metal Performance Primitives.
+Scores are in units of log2, so that exp2 gives the weights. Keys come in tiles; a tile is read whole, so a masked
+key in it still contributes 0 * V, which is NaN where V is not finite. With `is_causal`, tiles fully above the
+diagonal are not visited. The weights stay in f32 for the product with V. Of G7 that is what the shipped code
+executed on a CPU does; its descriptor asks for relaxed precision, so on hardware it is not proven.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpsdiag.emulation.online_softmax import (
+from mpsdiag.emulation.generations.online_softmax import (
     NEVER,
     drop_leading_nan_tiles,
     grouped_scores,
@@ -31,9 +32,10 @@ def prefill(
     scale: float,
     *,
     block: int | None = None,
+    scales_query: bool = False,
     propagates_nan: bool = True,
 ) -> Tensor:
-    """Attend as the prefill kernel does.
+    """Attend as the prefill kernel on simdgroup matrices does (G6).
 
     Args:
         query: (B, Hq, L, D), dtype T.
@@ -43,26 +45,51 @@ def prefill(
         is_causal: A query attends to no key after its own index.
         scale: What scores are multiplied by.
         block: Keys in a tile; None takes the kernel's own for the head dim: 32 up to 96, 16 at 128, 8 at 256.
+        scales_query: The factor, rounded to T, multiplies the query in T (2.13); if not, the f32 scores.
         propagates_nan: A maximum keeps NaN; False is IEEE fmax, which drops a NaN met before any other score.
 
     Returns:
         (B, Hq, L, Dv), dtype T.
     """
-    head_dim = query.shape[-1]
+    head_dim, length = query.shape[-1], query.shape[-2]
     if block is None:
         block = 32 if head_dim < 128 else 16 if head_dim < 256 else 8
-    factor = torch.tensor(log2_scale(scale), dtype=query.dtype).item()
-    scores = grouped_scores((query * factor).float(), key)
-    length, keys = scores.shape[-2:]
-    rows = 16 if head_dim >= 256 else 32
-    ends = ((torch.arange(length, device=scores.device) // rows + 1) * rows).clamp_max(length)
-    visited = visited_keys(ends, keys, block) if is_causal else None
+    factor = log2_scale(scale)
+    if scales_query:
+        scores = grouped_scores((query * torch.tensor(factor, dtype=query.dtype)).float(), key)
+    else:
+        scores = grouped_scores(query.float(), key).mul_(factor)
+    ends = _ends(length, 16 if head_dim >= 256 else 32).clamp_max(length)
+    visited = visited_keys(ends, key.shape[2], block) if is_causal else None
+    return tiled_attention(scores, value, mask, is_causal, visited, block, propagates_nan).to(query.dtype)
+
+
+def prefill_mpp(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    *,
+    block: int = 32,
+    propagates_nan: bool = True,
+) -> Tensor:
+    """Attend as the MPP prefill kernel does (G7); arguments and result as in `prefill`, with tiles of 64 queries."""
+    scores = grouped_scores(query.float(), key).mul_(log2_scale(scale))
+    # Unlike G6, the end of a tile of queries is not cut at the number of queries.
+    visited = visited_keys(_ends(query.shape[-2], 64), key.shape[2], block) if is_causal else None
     return tiled_attention(scores, value, mask, is_causal, visited, block, propagates_nan).to(query.dtype)
 
 
 def log2_scale(scale: float) -> float:
     """Multiply scale by log2(e), both rounded to f32 and their product too."""
     return (torch.tensor(scale, dtype=torch.float32) * LOG2E).item()
+
+
+def _ends(length: int, rows: int) -> Tensor:
+    """For each query the end of its tile of `rows` queries."""
+    return (torch.arange(length) // rows + 1) * rows
 
 
 def visited_keys(ends: Tensor, keys: int, block: int) -> Tensor:

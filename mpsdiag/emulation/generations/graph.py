@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpsdiag.emulation.blocks import in_blocks
-from mpsdiag.emulation.rounding import (
+from mpsdiag.emulation.generations.blocks import in_blocks
+from mpsdiag.emulation.generations.rounding import (
     additive,
     after_the_query,
     all_minus_infinity,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mpsdiag.emulation.g4_vector_one_pass import EMPTY_SUM, vector_scores
-from mpsdiag.emulation.online_softmax import NEVER, in_steps, merge_heads, weighted_sum
+from mpsdiag.emulation.generations.online_softmax import NEVER, in_steps, merge_heads, weighted_sum
+from mpsdiag.emulation.generations.vector_one_pass import EMPTY_SUM, vector_scores
 
 BLOCKS = 32
 GROUPS = 8
@@ -31,16 +31,23 @@ def vector_two_pass(
     *,
     guarded: bool,
     propagates_nan: bool,
+    maxima_behind: int | None = None,
 ) -> Tensor:
-    """Attend as the two-pass vector kernel does. Arguments and result as in `vector_one_pass`."""
+    """Attend as the two-pass vector kernel does.
+
+    Arguments and result as in `vector_one_pass`; for `maxima_behind` see `_read_by_the_second_pass`.
+    """
     scores, skipped = vector_scores(
         query, key, mask, is_causal, scale, STRIDE, guarded=guarded, propagates_nan=propagates_nan
     )
     stepped = _in_blocks(scores, fill=NEVER)
     top = stepped.amax((-3, -1)).clamp_min_(LOWEST_MAXIMUM)
     weights = stepped.sub_(top[..., None, :, None]).exp_()
+    sums = weights.sum((-3, -1))
+    if maxima_behind is not None:
+        top = _read_by_the_second_pass(sums, top, maxima_behind)
     share = (top - top.amax(-1, keepdim=True)).exp_()
-    total = (weights.sum((-3, -1)) * share).sum(-1, keepdim=True)
+    total = (sums * share).sum(-1, keepdim=True)
 
     heads = key.shape[1]
     read = None if skipped is None else ~skipped.expand(scores.shape)
@@ -57,6 +64,19 @@ def vector_two_pass(
         summed = (partial * merge_heads(share, heads).transpose(-2, -1).unsqueeze(-1)).sum(2)
     summed = summed.reshape(*query.shape[:3], value.shape[-1])
     return (summed / total.masked_fill(total == 0, EMPTY_SUM)).to(query.dtype)
+
+
+def _read_by_the_second_pass(sums: Tensor, maxima: Tensor, gap: int) -> Tensor:
+    """The maxima, where both buffers have half the size of what is written to them (SDPA004).
+
+    Both are f32, the buffers are allocated in a half type: the upper half of the sums lies in what follows. Where
+    the allocator puts the maxima right behind, or `gap` numbers behind, the sums overwrite those of the lower half
+    of the rows: rows are worked on in order.
+    """
+    written, behind = maxima.flatten(), sums.flatten()
+    half = len(behind) // 2 + gap
+    written[: len(behind) - half] = behind[half:]
+    return written.view(maxima.shape)
 
 
 def _in_blocks(per_key: Tensor, fill: float) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpsdiag.emulation.online_softmax import (
+from mpsdiag.emulation.generations.online_softmax import (
     NEVER,
     drop_leading_nan,
     grouped_scores,

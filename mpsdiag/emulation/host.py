@@ -1,0 +1,98 @@
+"""What the host code hands to a kernel: which tensors it copies first, and by which strides the kernel reads.
+
+The vector kernels of 2.8 to 2.11 number the heads through all sequences and know no batch stride: head n begins
+at n times the head stride. The host copies what that cannot read, but its test asks `is_contiguous`, for which the
+stride of a dimension of size 1 does not matter, and lets one more layout of the query pass (SDPA002, SDPA003). Of
+a mask it hands over the strides of key, row and head, with 0 for a dimension of size 1 (SDPA005, SDPA006).
+Later kernels take every stride, and nothing is misread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mpsdiag.emulation.call import Call
+    from mpsdiag.emulation.machine import Machine
+
+Strides = tuple[int, int, int, int]
+
+
+def as_vector_kernel_reads(call: Call, machine: Machine, *, two_pass: bool) -> Call:
+    """The call with query, key, value and mask as a vector kernel of the machine's release reads them.
+
+    The mask comes expanded to `(B, H, L, S)`.
+    """
+    query, key, value = call.tensors
+    if machine.has("SDPA003") or machine.has("SDPA002"):
+        query = query if _handed_over(query) else query.contiguous()
+        query = _read(query, _dense(query) if machine.has("SDPA002") else _by_heads(query), machine.garbage)
+    if machine.has("SDPA003"):
+        key, value = (_read(x, _by_heads(x), machine.garbage) for x in (key.contiguous(), value.contiguous()))
+    mask = expanded_mask(call)
+    if mask is not None and mask.dtype == torch.bool:
+        permuted = machine.has("SDPA005") and not two_pass
+        if permuted or machine.has("SDPA006"):
+            mask = _read(
+                mask, _of_mask(mask, permuted=permuted, lost=machine.has("SDPA006")), machine.garbage
+            )
+    return replace(call, query=query, key=key, value=value, mask=mask)
+
+
+def expanded_mask(call: Call) -> Tensor | None:
+    """The mask in the shape of the scores; dimensions that were broadcast have stride 0."""
+    return None if call.mask is None else call.mask.expand(*call.query.shape[:3], call.key.size(2))
+
+
+def _handed_over(query: Tensor) -> bool:
+    """Whether the query is not copied: contiguous, or heads and rows swapped, every stride compared."""
+    _, heads, rows, width = query.shape
+    return query.is_contiguous() or query.stride() == (rows * heads * width, width, heads * width, 1)
+
+
+def _dense(tensor: Tensor) -> Strides:
+    """The strides of a contiguous tensor of this shape."""
+    _, heads, rows, width = tensor.shape
+    return heads * rows * width, rows * width, width, 1
+
+
+def _by_heads(tensor: Tensor) -> Strides:
+    """The tensor's strides, the batch's assumed: heads are numbered through all sequences."""
+    _, head, row, column = tensor.stride()
+    return tensor.size(1) * head, head, row, column
+
+
+def _of_mask(mask: Tensor, *, permuted: bool, lost: bool) -> Strides:
+    """The strides by which a bool mask is read.
+
+    Permuted: the host sends (key, row, head), the kernel takes them for (head, key, row).
+    """
+    batch, head, row, key = (
+        stride if size > 1 else 0 for size, stride in zip(mask.shape, mask.stride(), strict=True)
+    )
+    if permuted:
+        head, row, key = key, head, row
+    return mask.size(1) * head if lost else batch, head, row, key
+
+
+def _read(tensor: Tensor, strides: Strides, garbage: torch.Generator) -> Tensor:
+    """The same memory by other strides; behind its end lies garbage."""
+    begin, memory = int(tensor.storage_offset()), tensor.untyped_storage().nbytes() // tensor.itemsize
+    if not tensor.numel():
+        return tensor
+    last = begin + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    if last < memory:
+        return tensor.as_strided(tensor.shape, strides)
+    steps = (torch.arange(n) * s for n, s in zip(tensor.shape, strides, strict=True))
+    b, h, r, c = torch.meshgrid(*steps, indexing="ij")
+    at = b + h + r + c + begin
+    found = tensor.as_strided((memory,), (1,), 0)[at.clamp_max(memory - 1)]
+    other = torch.randn(at.shape, generator=garbage)
+    return torch.where(
+        at < memory, found, other > 0 if tensor.dtype == torch.bool else other.to(tensor.dtype)
+    )
