@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.emulation import backward
+from mpsdiag.emulation import reentry
 from mpsdiag.emulation.attention import attention
 from mpsdiag.emulation.call import operator_call, public_call
 from mpsdiag.emulation.faults import baddbmm
@@ -68,14 +68,40 @@ class EmulatedMPS(TorchFunctionMode):
         kwargs = kwargs or {}
         if not _thread.stack or _thread.stack[-1] is not self:
             return func(*args, **kwargs)
-        if func in backward.RUNNING:
-            with backward.kept_through(self):
+        if func in reentry.RUNNING:
+            with reentry.kept_through(self):
                 return func(*args, **kwargs)
+        if reentry.calls_attention(func):
+            return reentry.with_mode(self, func, args, kwargs)
         answer = _INTERCEPTED.get(func)
         if answer is None:
             return func(*args, **kwargs)
+        given = (*args, *kwargs.values())
+        if types or any(isinstance(x, torch.Tensor) and type(x) not in _PLAIN for x in given):
+            return self._as_stock(func, types, args, kwargs)
         with suspended():
             return answer(self.machine, func, args, kwargs)
+
+    def _as_stock(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Let the arguments decide that override torch's functions; what they call in turn is emulated again."""
+        for argument in (*args, *kwargs.values()):
+            if type(argument) in types and not _by_default(argument):
+                with self:
+                    result = argument.__torch_function__(func, types, args, kwargs)
+                if result is not NotImplemented:
+                    return result
+        return func(*args, **kwargs)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _by_default(argument: Any) -> bool:
+    """Whether an argument is a subclass of tensors that leaves torch's functions as they are."""
+    override = getattr(type(argument).__torch_function__, "__func__", None)
+    return override is torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]  # in torch
 
 
 def _public(machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
