@@ -1,4 +1,4 @@
-"""The contract's rule for "wrong": twice the error of eager attention in the same dtype, against float64 on the CPU."""
+"""Judge an output of attention by the bound of `sdpa/bound.py`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from mpsdiag.sdpa.bound import allowed_error, largest_error
 
 Scaling = Literal["scores", "inputs"]
 
@@ -113,27 +115,6 @@ def transposed(tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def largest_error(output: Tensor, reference: Tensor, rows: Tensor | None = None) -> float:
-    """Give the largest absolute difference, in float64; NaN where only one of the two is finite.
-
-    Args:
-        output: (..., L, Dv), any dtype.
-        reference: Same shape.
-        rows: Boolean, broadcastable to (..., L): the rows that count; all if None.
-    """
-    difference = (output.double() - reference.double()).abs()
-    if rows is not None:
-        difference = difference.masked_fill(~rows.unsqueeze(-1), 0.0)
-    return float(difference.max()) if difference.numel() else 0.0
-
-
-def storage_error(reference: Tensor, dtype: torch.dtype) -> float:
-    """Half a unit in the last place of the largest reference value: what holding the result in `dtype` may cost."""
-    finite = torch.where(torch.isfinite(reference), reference, torch.zeros_like(reference)).abs()
-    peak = float(finite.max()) if finite.numel() else 0.0
-    return peak * torch.finfo(dtype).eps / 2
-
-
 @dataclass(frozen=True)
 class Yardstick:
     """A float64 reference and the error the contract allows against it.
@@ -155,7 +136,7 @@ class Yardstick:
             dtype: Of the output.
             errors: Those that plain computations in this dtype make.
         """
-        return cls(reference, 2 * max([*errors, storage_error(reference, dtype)]))
+        return cls(reference, allowed_error(reference, dtype, errors))
 
     def judge(self, output: Tensor, rows: Tensor | None = None) -> tuple[bool, str, float]:
         """Say whether `output` is right, what it is in a word or two, and how far off.

@@ -33,7 +33,8 @@ def _product(lab: Lab, name: str, left: Tensor, right: Tensor) -> Check:
     """Judge by the contract's rule, with the CPU's product in the same dtype as the yardstick."""
     import torch
 
-    from mpsdiag.probes.judge import Yardstick, largest_error
+    from mpsdiag.probes.judge import Yardstick
+    from mpsdiag.sdpa.bound import largest_error
 
     with torch.set_grad_enabled(lab.training):
         output = (left @ right).detach().cpu()

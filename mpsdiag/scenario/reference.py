@@ -1,12 +1,7 @@
-"""What the right numbers are: the same weights on the CPU in float64, and how far eager attention may be from them.
-
-The contract's bound: an attention is wrong when its logits are further from the float64 reference than twice the error
-that eager attention in the same dtype makes, on real (not padded) positions. No other tolerance.
-"""
+"""What the right numbers are: the same weights on the CPU in float64, and the bound of `sdpa/bound.py` around them."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +15,8 @@ from transformers import PreTrainedModel
 
 from mpsdiag.emulation import suspended
 from mpsdiag.fixes import apply
+from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.sdpa.bound import allowed_error, largest_error
 
 Batch = dict[str, Tensor]
 
@@ -59,9 +56,16 @@ def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any) ->
         exact = stock.double()
         logits = [_logits(exact, batch) for batch in batches]
     masks = [real_positions(batch) for batch in batches]
-    bound_real = 2 * max(_distance(e, r, m) for e, r, m in zip(eager, logits, masks, strict=True))
-    # Eager fills dead rows with another value, so their rounding is judged by stock CPU SDPA, which gives zeros.
-    bound_all = max(bound_real, 2 * max(_distance(s, r, None) for s, r in zip(rounded, logits, strict=True)))
+    bound_real = max(
+        allowed_error(right[mask], plain.dtype, [largest_error(plain, right, mask)])
+        for plain, right, mask in zip(eager, logits, masks, strict=True)
+    )
+    # Eager gives fully masked rows another value: their rounding is judged by stock CPU SDPA, which gives zeros.
+    everywhere = (
+        allowed_error(right, plain.dtype, [largest_error(plain, right)])
+        for plain, right in zip(rounded, logits, strict=True)
+    )
+    bound_all = max(bound_real, *everywhere)
     return Reference(logits=logits, bound_real=bound_real, bound_all=bound_all, losses=losses)
 
 
@@ -76,7 +80,7 @@ def compare(logits: Sequence[Tensor], batches: Sequence[Batch], truth: Reference
     pairs = list(zip(logits, truth.logits, batches, strict=True))
     return Comparison(
         real=max(_distance(mine, right, real_positions(batch)) for mine, right, batch in pairs),
-        everywhere=max(_distance(mine, right, None) for mine, right, _ in pairs),
+        everywhere=max(_distance(mine, right) for mine, right, _ in pairs),
     )
 
 
@@ -98,10 +102,8 @@ def real_positions(batch: Batch) -> Tensor:
 
 
 def cpu_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy on the CPU with stock SDPA attention, in evaluation mode, dtype kept."""
-    twin: Any = copy.deepcopy(model)
-    twin.to("cpu")
-    twin.eval()
+    """A copy on the CPU with stock SDPA attention, in evaluation mode, dtype kept; see `copy_to_cpu`."""
+    twin = copy_to_cpu(model)
     # The copy shares nothing with the original's fix; what attention it runs is decided here.
     apply(twin, "sdpa")
     return cast("PreTrainedModel", twin)
@@ -118,9 +120,6 @@ def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     return logits
 
 
-def _distance(mine: Tensor, right: Tensor, positions: Tensor | None) -> float:
-    difference = (mine.detach().cpu().double() - right).abs().amax(-1)
-    if positions is not None:
-        difference = difference[positions]
-    largest = float(difference.max()) if difference.numel() else 0.0
-    return math.inf if math.isnan(largest) else largest
+def _distance(mine: Tensor, right: Tensor, positions: Tensor | None = None) -> float:
+    error = largest_error(mine, right, positions)
+    return math.inf if math.isnan(error) else error

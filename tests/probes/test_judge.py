@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from mpsdiag.probes.judge import (
     Yardstick,
     composite_attention,
-    largest_error,
     plain_errors,
-    storage_error,
     transposed,
 )
 
@@ -86,13 +84,6 @@ def test_an_overflow_of_one_way_of_scaling_leaves_the_other():
     assert len(plain_errors(reference, q, q, v)) == 1
 
 
-def test_the_bound_is_twice_the_largest_error_or_what_storing_costs():
-    reference = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
-    assert Yardstick.of(reference, torch.float16, [1e-2, 2e-2]).bound == 4e-2
-    assert Yardstick.of(reference, torch.float16, []).bound == 2 * storage_error(reference, torch.float16)
-    assert storage_error(reference, torch.float16) == 3.0 * 2**-11
-
-
 def test_the_verdict():
     reference = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     yardstick = Yardstick(reference, 0.1)
@@ -107,13 +98,6 @@ def test_the_verdict():
     ok, seen, error = yardstick.judge(reference[:, :1])
     assert (ok, math.isnan(error)) == (False, True)
     assert "(2, 1) instead of (2, 2)" in seen
-
-
-def test_rows_left_out_do_not_count_even_if_they_are_nan():
-    reference = torch.zeros(2, 3, dtype=torch.float64)
-    output = reference.clone()
-    output[1] = math.nan
-    assert largest_error(output, reference, torch.tensor([True, False])) == 0.0
 
 
 def test_a_transposed_layout_holds_the_same_values():

@@ -1,7 +1,6 @@
 """A device that gives finite but wrong numbers: the first layer, and in it the operation, that leaves the reference.
 
-The reference is float64 on the CPU. A tensor is wrong when it is further from it, at real positions, than twice the
-error that eager attention in the same dtype makes on the CPU.
+The reference is float64 on the CPU; the bound is that of `sdpa/bound.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from mpsdiag.fixes import apply
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.modules import decoder_layers, first_tensor
 from mpsdiag.inputs.outputs import logits_of
+from mpsdiag.sdpa.bound import allowed_error, largest_error
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.device_label import described
 from mpsdiag.tracing.watch.events import Call
@@ -126,14 +126,14 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]
         exact = _with_attention(twin.double(), "sdpa", wide)
     positions = _real(batch)
     last = min(len(mine), len(exact), len(eager)) - 1
-    return [
-        Difference(
-            layer=index if index < last else None,
-            distance=_distance(device, right, positions),
-            bound=2 * _distance(rounded, right, positions),
+    found = []
+    for index, (device, rounded, right) in enumerate(zip(mine, eager, exact, strict=False)):
+        rows = positions if positions is not None and positions.shape == right.shape[:-1] else None
+        bound = allowed_error(
+            right if rows is None else right[rows], rounded.dtype, [largest_error(rounded, right, rows)]
         )
-        for index, (device, rounded, right) in enumerate(zip(mine, eager, exact, strict=False))
-    ]
+        found.append(Difference(index if index < last else None, largest_error(device, right, rows), bound))
+    return found
 
 
 def _with_attention(model: nn.Module, attention: str, batch: Mapping[str, Any]) -> list[Tensor]:
@@ -165,10 +165,3 @@ def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
 def _real(batch: Mapping[str, Any]) -> Tensor | None:
     mask = batch.get("attention_mask")
     return mask.bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-
-def _distance(mine: Tensor, exact: Tensor, positions: Tensor | None) -> float:
-    difference = (mine.double() - exact).abs()
-    if positions is not None and positions.shape == difference.shape[:2]:
-        difference = difference[positions]
-    return float(difference.max()) if difference.numel() else 0.0

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.inputs.modules import ModulePath
+from mpsdiag.sdpa.bound import allowed_error, largest_error
 from mpsdiag.tracing.watch.events import Call
 from mpsdiag.tracing.watch.operations import SDPA, writes_in_place
 from mpsdiag.tracing.watch.replay import in_float64, replay
@@ -96,9 +96,8 @@ class Judge(TorchFunctionMode):
             mine, plain, exact = mine[alive], plain[alive], exact[alive]
         if not exact.numel():
             return
-        distance, cpu_distance = (float((x.double() - exact).abs().max()) for x in (mine, plain))
-        # Where the CPU is exact by chance, one unit in the last place is no fault.
-        allowed = 2 * cpu_distance + torch.finfo(result.dtype).eps * float(exact.abs().max())
+        distance, cpu_distance = largest_error(mine, exact), largest_error(plain, exact)
+        allowed = allowed_error(exact, result.dtype, [cpu_distance])
         verdict = Verdict(self._path.module, call, distance, cpu_distance, allowed)
         if distance > allowed and (self.worst is None or verdict.excess > self.worst.excess):
             self.worst = verdict
