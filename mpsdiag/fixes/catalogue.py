@@ -12,8 +12,7 @@ from mpsdiag.errors import one_of
 from mpsdiag.words import ATTENTION_MODES
 
 if TYPE_CHECKING:
-    from mpsdiag.fixes.kernels import Kernel
-    from mpsdiag.fixes.masks import Repair
+    from mpsdiag.fixes.repairs import Function, Repair
 
 
 def _runs_anywhere(device: str, dtype: str, training: bool) -> str | None:
@@ -50,18 +49,15 @@ class Mode:
 
     def repair(self) -> Repair | None:
         """What the mode does to the mask before SDPA, or None if it does something else."""
-        from mpsdiag.fixes.masks import REPAIRS
+        from mpsdiag.fixes.repairs import REPAIRS
 
         return REPAIRS.get(self.name)
 
-    def kernel(self) -> Kernel | None:
-        """What the mode runs in place of `F.scaled_dot_product_attention`; None is that function itself."""
-        from mpsdiag.fixes import kernels
+    def instead(self) -> Function | None:
+        """What the mode runs in the place of `F.scaled_dot_product_attention`, if anything."""
+        from mpsdiag.fixes.repairs import eager
 
-        if self.name == "eager":
-            return kernels.eager
-        repair = self.repair()
-        return None if repair is None else kernels.repairing(repair)
+        return eager if self.name == "eager" else None
 
 
 def _flex(device: str, dtype: str, training: bool) -> str | None:

@@ -16,14 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
 
-from mpsdiag.fixes.attention import repaired_attention
 from mpsdiag.fixes.imports import when_imported
-from mpsdiag.fixes.kernels import Kernel
-from mpsdiag.fixes.masks import REPAIRS, Repair
-
-_Function = Callable[..., Any]
+from mpsdiag.fixes.registration import repaired_attention
+from mpsdiag.fixes.repairs import REPAIRS, Function, MaskArgument, Repair, repaired_sdpa
+from mpsdiag.sdpa.overrides import answer, overriding
 
 MARK: Final = "_mpsdiag_mode"
 """Attribute of a module whose own mode is looked up in `REPAIRS`: for code that wants the name "sdpa" kept."""
@@ -34,20 +31,20 @@ class InForce:
     """What the layers do for everyone; a plain object, so that compiled code guards on it.
 
     Attributes:
-        kernel: What runs in place of `F.scaled_dot_product_attention`.
-        repair: What is done to masks at the entry of transformers, where torch's function is not reached by name.
+        instead: What runs in the place of `F.scaled_dot_product_attention`.
+        repair: What is done to masks, there and at the entry of transformers where that is not reached by name.
         layer: Our layer on `F.scaled_dot_product_attention` that was made last.
     """
 
-    kernel: Kernel | None = None
+    instead: Function | None = None
     repair: Repair | None = None
-    layer: _Function | None = None
+    layer: Function | None = None
 
 
 IN_FORCE: Final = InForce()
 LOCK: Final = threading.RLock()
 # Each layer that was made, with what it stands before. By identity: a wrapper may copy attributes of ours.
-_LAYERS: Final[weakref.WeakKeyDictionary[_Function, _Function]] = weakref.WeakKeyDictionary()
+_LAYERS: Final[weakref.WeakKeyDictionary[Function, Function]] = weakref.WeakKeyDictionary()
 _USERS: Final = {"function": 0, "entry": 0}
 
 
@@ -103,49 +100,54 @@ def _interface() -> Any:
     return getattr(library, "AttentionInterface", None)
 
 
-def _entry(interface: Any) -> _Function:
-    entry: _Function = interface._global_mapping["sdpa"]  # noqa: SLF001 - an instance may shadow the public view
+def _entry(interface: Any) -> Function:
+    entry: Function = interface._global_mapping["sdpa"]  # noqa: SLF001 - an instance may shadow the public view
     return entry
 
 
-def _sdpa_layer(previous: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _sdpa_layer(previous: Function) -> Function:
+    where = MaskArgument.of(previous, "attn_mask", 3)
+
     # wraps: whoever compares names still reads 'scaled_dot_product_attention'.
     @functools.wraps(previous, updated=())
-    def scaled_dot_product_attention(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
-    ) -> Tensor:
-        kernel = IN_FORCE.kernel
-        if kernel is None:
-            return previous(query, key, value, attn_mask, *rest, **options)
-        return kernel(previous, query, key, value, attn_mask, *rest, **options)
+    def scaled_dot_product_attention(*args: Any, **options: Any) -> Any:
+        if overriding(args, options):
+            return answer(previous, scaled_dot_product_attention, args, options)
+        if IN_FORCE.instead is not None:
+            return IN_FORCE.instead(*args, **options)
+        if IN_FORCE.repair is None:
+            return previous(*args, **options)
+        return repaired_sdpa(previous, where, IN_FORCE.repair, args, options)
 
     _LAYERS[scaled_dot_product_attention] = previous
+    _compile_to_operator(scaled_dot_product_attention)
     return scaled_dot_product_attention
 
 
-def _entry_layer(previous: _Function) -> _Function:
+def _compile_to_operator(layer: Function) -> None:
+    """Let TorchScript, which cannot compile the layer, take it for torch's own operator, as in stock torch."""
+    from torch.jit import _builtins
+
+    # There is no public way. The table is keyed by id, so the entry goes with the layer.
+    known = _builtins._get_builtin_table()  # type: ignore[no-untyped-call]  # noqa: SLF001
+    known[id(layer)] = "aten::scaled_dot_product_attention"
+    weakref.finalize(layer, known.pop, id(layer), None)
+
+
+def _entry_layer(previous: Function) -> Function:
     # What transformers has there calls torch's function by its public name: our layer on that does the work once.
     # Another library's entry may hold a function of its own, and another library may have replaced the public name.
     by_name = getattr(previous, "__module__", None) == "transformers.integrations.sdpa_attention"
+    where = MaskArgument.of(previous, "attention_mask", 4)
 
     @functools.wraps(previous, updated=())
-    def sdpa_attention_forward(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        *rest: Any,
-        **options: Any,
-    ) -> Any:
-        own = getattr(module, MARK, None)
+    def sdpa_attention_forward(*args: Any, **options: Any) -> Any:
+        own = getattr(args[0] if args else options.get("module"), MARK, None)
         repair = IN_FORCE.repair if own is None else REPAIRS[own]
         done_there = by_name and torch.nn.functional.scaled_dot_product_attention is IN_FORCE.layer
         if repair is None or (own is None and done_there):
-            return previous(module, query, key, value, attention_mask, *rest, **options)
-        return repaired_attention(
-            previous, repair, module, query, key, value, attention_mask, *rest, **options
-        )
+            return previous(*args, **options)
+        return repaired_attention(previous, repair, args, options, where)
 
     _LAYERS[sdpa_attention_forward] = previous
     return sdpa_attention_forward

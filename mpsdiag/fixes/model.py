@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import anatomy, attention, layers
+from mpsdiag.fixes import anatomy, layers, registration
 from mpsdiag.fixes.anatomy import among, set_attention
 from mpsdiag.fixes.catalogue import Mode, mode_named
 from mpsdiag.fixes.handle import Handle
@@ -81,7 +81,7 @@ def _apply(model: Any, mode: Mode) -> Handle:
     marked = repair is not None and anatomy.asks_for_exact_name(model)
     key = "sdpa" if marked else mode.name
     if repair is not None:
-        attention.register(mode.name, repair)
+        registration.register(mode.name, repair)
     used = [(owner, config) for owner, config in anatomy.configs_in_use(model) if not among(config, spared)]
     everything = anatomy.with_parts([config for _, config in used])
     entry = _Applied(key, [(config, set_attention(config)) for config in everything], anatomy.mark_of(model))

@@ -56,5 +56,5 @@ def installed() -> tuple[str, ...]:
 
 def _update() -> None:
     mode = _INSTALLED[-1][1] if _INSTALLED else None
-    layers.IN_FORCE.kernel = mode.kernel() if mode else None
+    layers.IN_FORCE.instead = mode.instead() if mode else None
     layers.IN_FORCE.repair = mode.repair() if mode else None

@@ -8,7 +8,7 @@ from torch import nn
 
 import mpsdiag
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import attention, masks
+from mpsdiag.fixes import registration, repairs
 from mpsdiag.fixes.catalogue import MODES
 
 REPAIRING = [name for name, mode in MODES.items() if mode.repair() is not None]
@@ -34,7 +34,7 @@ def test_the_mask_function_is_registered_first(monkeypatch):
     order = []
     monkeypatch.setattr(AttentionMaskInterface, "register", lambda name, function: order.append("mask"))
     monkeypatch.setattr(AttentionInterface, "register", lambda name, function: order.append("attention"))
-    attention.register("never_registered", masks.safe)
+    registration.register("never_registered", repairs.safe)
     assert order == ["mask", "attention"]
 
 
@@ -43,7 +43,7 @@ def test_an_old_transformers_is_refused_with_a_sentence(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "transformers.masking_utils", None)
     with pytest.raises(BadInput, match=r"needs transformers 4\.53 or later"):
-        attention.register("safe_sdpa", masks.safe)
+        registration.register("safe_sdpa", repairs.safe)
 
 
 def _forward(mask, **options):
@@ -53,8 +53,8 @@ def _forward(mask, **options):
     q, k, v = (torch.randn(2, 4, 5, 8, generator=generator) for _ in range(3))
     module = nn.Module()
     stock, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
-    safe, _ = attention.repaired_attention(
-        sdpa_attention_forward, masks.safe, module, q, k, v, mask, **options
+    safe, _ = registration.repaired_attention(
+        sdpa_attention_forward, repairs.safe, (module, q, k, v, mask), options
     )
     return stock, safe
 

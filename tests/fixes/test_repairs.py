@@ -8,11 +8,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsdiag.fixes import kernels, masks
+from mpsdiag.fixes import repairs
 from mpsdiag.fixes.catalogue import MODES
 from mpsdiag.sdpa import dead_rows, reference_attention
 
 L, S = 4, 6
+SDPA = repairs.MaskArgument("attn_mask", 3)
+
+
+def attend(mode, *args, **options):
+    return repairs.repaired_sdpa(F.scaled_dot_product_attention, SDPA, MODES[mode].repair(), args, options)
+
+
 SHAPES = [(L, S), (1, S), (2, 1, L, S), (1, 1, L, S), (2, 4, L, S), (1, 4, 1, S)]
 
 
@@ -43,7 +50,7 @@ def test_safe_is_bit_equal_with_its_gradients(call):
     stock = F.scaled_dot_product_attention
 
     def safe(q, k, v, mask):
-        return MODES["safe_sdpa"].kernel()(stock, q, k, v, mask)
+        return attend("safe_sdpa", q, k, v, mask)
 
     output, gradients = _run(safe, *call)
     expected, expected_gradients = _run(stock, *call)
@@ -62,7 +69,7 @@ def test_no_repair_hands_on_a_dead_row_nor_touches_a_living_one(call):
     for name in ("safe_sdpa", "unmask_sdpa", "min_mask_sdpa"):
         repaired = MODES[name].repair()(mask, q.dtype)
         assert not dead_rows(repaired.mask).any()
-        output = MODES[name].kernel()(F.scaled_dot_product_attention, q, k, v, mask)
+        output = attend(name, q, k, v, mask)
         assert output.isfinite().all()
         rows = living.expand(2, 4, L)
         assert torch.equal(output[rows], stock[rows])
@@ -72,7 +79,7 @@ def test_no_repair_hands_on_a_dead_row_nor_touches_a_living_one(call):
 @given(calls(dtypes=("float32", "float64")), st.sampled_from([None, 0.3]))
 def test_eager_is_the_definition(call, scale):
     q, k, v, mask = (x.detach() for x in call)
-    output = kernels.eager(None, q, k, v, mask, scale=scale)
+    output = repairs.eager(q, k, v, mask, scale=scale)
     exact = reference_attention(q, k, v, mask, scale=scale)
     stock = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
     living = ~dead_rows(mask).expand(2, 4, L)
@@ -90,7 +97,7 @@ def test_eager_with_causality_and_shared_heads():
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 4, 5, 8, generator=generator)
     k, v = (torch.randn(2, 2, 7, 8, generator=generator) for _ in range(2))
-    output = kernels.eager(None, q, k, v, is_causal=True, enable_gqa=True)
+    output = repairs.eager(q, k, v, is_causal=True, enable_gqa=True)
     exact = reference_attention(q, k, v, is_causal=True, enable_gqa=True)
     stock = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     assert (output - exact).abs().max() <= 2 * (stock - exact).abs().max()
@@ -100,10 +107,10 @@ def test_eager_drops_weights():
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 1, 3, 8, generator=generator) for _ in range(2))
     v = torch.ones(1, 1, 3, 8)
-    assert (kernels.eager(None, q, k, v, dropout_p=1.0) == 0).all()
-    assert torch.allclose(kernels.eager(None, q, k, v), v)
+    assert (repairs.eager(q, k, v, dropout_p=1.0) == 0).all()
+    assert torch.allclose(repairs.eager(q, k, v), v)
     torch.manual_seed(0)
-    dropped = torch.cat([kernels.eager(None, q, k, v, dropout_p=0.5) for _ in range(200)])
+    dropped = torch.cat([repairs.eager(q, k, v, dropout_p=0.5) for _ in range(200)])
     assert not torch.allclose(dropped, torch.ones(()))
     # The mean of 200 sums of three weights that are 0 or doubled, within four standard errors.
     assert abs(dropped[..., 0].mean() - 1) < 4 * dropped[..., 0].std() / 600**0.5
@@ -112,7 +119,7 @@ def test_eager_drops_weights():
 def test_without_a_mask_nothing_is_done():
     q = torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(0))
     for name in ("safe_sdpa", "unmask_sdpa", "min_mask_sdpa"):
-        output = MODES[name].kernel()(F.scaled_dot_product_attention, q, q, q, None, 0.0, is_causal=True)
+        output = attend(name, q, q, q, None, 0.0, is_causal=True)
         assert torch.equal(output, F.scaled_dot_product_attention(q, q, q, is_causal=True))
 
 
@@ -120,24 +127,4 @@ def test_a_mask_of_another_dtype_is_refused_by_torch_in_its_own_words():
     q = torch.randn(1, 2, 4, 8)
     for name in ("safe_sdpa", "unmask_sdpa", "min_mask_sdpa"):
         with pytest.raises(RuntimeError, match="attn_mask dtype"):
-            MODES[name].kernel()(F.scaled_dot_product_attention, q, q, q, torch.ones(4, 4, dtype=torch.long))
-
-
-def test_zeroed_writes_in_place_only_where_no_gradient_is_recorded():
-    zero = torch.tensor([[True], [False]])
-    output = torch.ones(2, 2)
-    assert masks.zeroed(output, zero) is output
-    assert output.tolist() == [[0, 0], [1, 1]]
-    leaf = torch.ones(2, 2, requires_grad=True)
-    result = masks.zeroed(leaf * 2, zero)
-    result.sum().backward()
-    assert leaf.grad.tolist() == [[0, 0], [2, 2]]
-
-
-def test_every_name_has_its_mode():
-    from mpsdiag.words import ATTENTION_MODES
-
-    assert tuple(MODES) == ATTENTION_MODES
-    assert [name for name, mode in MODES.items() if mode.exact] == ["sdpa", "safe_sdpa"]
-    assert all(mode.name == name and mode.summary.endswith(".") for name, mode in MODES.items())
-    assert MODES["sdpa"].kernel() is None
+            attend(name, q, q, q, torch.ones(4, 4, dtype=torch.long))

@@ -1,0 +1,77 @@
+"""Attention modes as attention functions of transformers, always registered together with a mask function.
+
+Registered alone, an attention function runs with no mask at all: wrong numbers, no NaN, no warning. So the
+only function here that registers does both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from mpsdiag.errors import BadInput
+from mpsdiag.fixes.repairs import Function, MaskArgument, Repair, query_of
+from mpsdiag.sdpa.overrides import overriding
+from mpsdiag.sdpa.safe import zero_rows
+
+MASK: Final = MaskArgument("attention_mask", 4)
+"""Where attention functions of transformers take the mask: (module, query, key, value, attention_mask, ...)."""
+
+
+def repaired_attention(
+    stock: Function,
+    repair: Repair,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+    where: MaskArgument = MASK,
+) -> Any:
+    """Run an attention function of transformers with a repaired mask; its output is (B, L, H, E), and weights."""
+    mask = where.find(args, options)
+    if mask is None or overriding(args[1:], options) or _is_written_finite(mask, options):
+        return stock(*args, **options)
+    repaired = repair(mask, query_of(args, options, mask).dtype)
+    output, weights = where.call(stock, repaired.mask, args, options)
+    if repaired.zero is None:
+        return output, weights
+    # Rows of (B, H, L, E) are rows of (B, L, H, E).
+    zero = repaired.zero[(None,) * (4 - repaired.zero.dim())].transpose(1, 2)
+    return zero_rows(output, zero), weights
+
+
+def _is_written_finite(mask: Tensor, options: dict[str, Any]) -> bool:
+    """Whether transformers writes the mask with finfo.min, as beside a position bias: no row is fully masked."""
+    return mask.dtype == torch.bool and options.get("position_bias") is not None
+
+
+def register(name: str, repair: Repair) -> None:
+    """Make a mode known to transformers: its attention function and, under the same name, its mask function.
+
+    The names stay known for the life of the process: copies of a model work on after a handle is removed.
+
+    Raises:
+        BadInput: This transformers has no registry of mask functions (before 4.53).
+    """
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    except ImportError as problem:
+        raise BadInput(
+            f"Attention mode '{name}' needs transformers 4.53 or later, which has registries of attention "
+            "and mask functions. Upgrade it with: pip install -U transformers"
+        ) from problem
+    if name in ALL_ATTENTION_FUNCTIONS and name in ALL_MASK_ATTENTION_FUNCTIONS:
+        return
+
+    # Both look "sdpa" up at each call: what another library has put there stays in force.
+    def attention(*args: Any, **options: Any) -> Any:
+        return repaired_attention(ALL_ATTENTION_FUNCTIONS["sdpa"], repair, args, options)
+
+    def attention_mask(*args: Any, **options: Any) -> Tensor | None:
+        mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **options)
+        return mask
+
+    AttentionMaskInterface.register(name, attention_mask)
+    AttentionInterface.register(name, attention)

@@ -1,0 +1,151 @@
+"""What a mode does in a call of attention: to the mask before it, to the output after it, or all of it in its place.
+
+Pure; no synchronization with the device, no branch on data, nothing remembered. All other arguments are passed on as
+they came.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mpsdiag.sdpa.safe import open_dead_rows, zero_rows
+
+
+class Repaired(NamedTuple):
+    """A mask that leaves no query without a key, and what the output still owes.
+
+    Attributes:
+        mask: What SDPA gets, broadcastable to (..., L, S), boolean or additive.
+        zero: True where the output row is to be zero, shape (..., L, 1); None if it stays as computed.
+    """
+
+    mask: Tensor
+    zero: Tensor | None
+
+
+Function = Callable[..., Any]
+Repair = Callable[[Tensor, torch.dtype], Repaired]
+
+
+def safe(mask: Tensor, dtype: torch.dtype) -> Repaired:
+    """Let fully masked rows see every key, then zero their output: bit for bit what SDPA gives on the CPU."""
+    del dtype
+    return Repaired(*open_dead_rows(mask))
+
+
+def unmask(mask: Tensor, dtype: torch.dtype) -> Repaired:
+    """Let fully masked rows see every key, later ones too, and keep the result, as transformers did up to 4.52."""
+    del dtype
+    return Repaired(open_dead_rows(mask)[0], None)
+
+
+def finite_minimum(mask: Tensor, dtype: torch.dtype) -> Repaired:
+    """Write "may not attend" as the smallest finite number of a dtype, the query's for a boolean mask."""
+    if mask.dtype == torch.bool:
+        zeros = torch.zeros((), dtype=dtype, device=mask.device)
+        return Repaired(torch.where(mask, zeros, torch.finfo(dtype).min), None)
+    return Repaired(mask.clamp(min=torch.finfo(mask.dtype).min), None)
+
+
+REPAIRS: Final[Mapping[str, Repair]] = MappingProxyType(
+    {"safe_sdpa": safe, "unmask_sdpa": unmask, "min_mask_sdpa": finite_minimum}
+)
+"""What each mode that repairs masks does, by its name."""
+
+
+class MaskArgument(NamedTuple):
+    """Where a function takes its mask.
+
+    Attributes:
+        name: As a keyword argument.
+        position: Among the positional arguments, or None if it is never one of them.
+    """
+
+    name: str
+    position: int | None
+
+    @classmethod
+    def of(cls, function: Function, name: str, position: int) -> MaskArgument:
+        """Read it from a signature; `position` holds where there is none to read, and behind `*args`."""
+        try:
+            parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+        except (TypeError, ValueError):
+            return cls(name, position)
+        places = [p.name for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+        if name in places:
+            return cls(name, places.index(name))
+        open_end = len(places) <= position and any(p.kind == p.VAR_POSITIONAL for p in parameters)
+        return cls(name, position if open_end else None)
+
+    def find(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor | None:
+        """The mask of a call, if it has one of a dtype that SDPA takes; any other is left to torch to refuse."""
+        mask = options.get(self.name)
+        if mask is None and self.position is not None and len(args) > self.position:
+            mask = args[self.position]
+        if isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
+            return mask
+        return None
+
+    def call(self, function: Function, mask: Tensor, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Call a function with another mask in the place where the mask was."""
+        if options.get(self.name) is not None or self.position is None:
+            return function(*args, **options | {self.name: mask})
+        return function(*args[: self.position], mask, *args[self.position + 1 :], **options)
+
+
+def query_of(args: tuple[Any, ...], options: Mapping[str, Any], mask: Tensor) -> Tensor:
+    """The query of a call: the first tensor, or the argument of that name; only its dtype counts."""
+    tensors = (x for x in (*args, options.get("query"), *options.values()) if isinstance(x, Tensor))
+    return next((x for x in tensors if x is not mask), mask)
+
+
+def repaired_sdpa(
+    sdpa: Function, where: MaskArgument, repair: Repair, args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    """Call SDPA once, with a repaired mask, and zero what the repair says."""
+    mask = where.find(args, options)
+    if mask is None:
+        return sdpa(*args, **options)
+    repaired = repair(mask, query_of(args, options, mask).dtype)
+    output = where.call(sdpa, repaired.mask, args, options)
+    return output if repaired.zero is None else zero_rows(output, repaired.zero)
+
+
+def eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Compute attention in plain operations, as transformers' eager attention does, in the place of SDPA.
+
+    The scores of the whole (L, S) square are in memory. Masked scores get the smallest finite number, so a
+    query with no key averages all values. The arguments are those of `F.scaled_dot_product_attention`.
+    """
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = torch.matmul(query, key.transpose(-2, -1)) * factor
+    if is_causal:
+        square = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~square, torch.finfo(scores.dtype).min)
+    if attn_mask is not None:
+        scores = scores + finite_minimum(attn_mask, scores.dtype).mask
+    # Half types are summed in float32; float64 stays, for its smallest number is minus infinity in float32.
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
+    if dropout_p > 0.0:
+        weights = torch.dropout(weights, dropout_p, train=True)
+    return torch.matmul(weights, value)
