@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def report(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="Journals, or folders that bench wrote.")
+        list[Path],
+        typer.Argument(metavar="RESULTS...", help="Journals, or folders that bench or bisect wrote."),
     ],
     form: Annotated[
         str | None,
@@ -50,6 +51,15 @@ def report(
     Exit code: 0, 1 a --fail-if gate tripped, 2 bad usage or input.
     """
     chosen = _format(form, out, json=json)
+    from mpsdiag.bisect.tries import is_bisect
+
+    if any(is_bisect(path) for path in results):
+        if len(results) > 1 or against or fail_if or baseline:
+            raise BadInput(
+                "The journal of a bisect is rendered alone, without --against, --fail-if or --baseline."
+            )
+        _bisect(results[0], chosen, out)
+        raise typer.Exit(EXIT_OK)
     from mpsdiag.reporting.formats.memory import collector_paused
 
     with collector_paused():
@@ -60,6 +70,30 @@ def report(
         _render(journals, _journals(against or []), chosen, out, baseline)
         tripped = _tripped(gates, journals)
     raise typer.Exit(EXIT_FOUND if tripped else EXIT_OK)
+
+
+def _bisect(path: Path, form: str | None, out: Path | None) -> None:
+    """Render the last search of a journal that `bisect` wrote."""
+    from mpsdiag.bisect.found import conclude
+    from mpsdiag.bisect.render import text_of
+    from mpsdiag.bisect.tries import read_tries
+    from mpsdiag.serialization import write_atomically
+
+    journal = read_tries(path)
+    if journal is None:
+        raise BadInput(f"There is no journal at {path}.")
+    for warning in journal.warnings:
+        output.say(warning)
+    found = conclude(journal.search, journal.tries)
+    if out is None:
+        text = text_of(found, form or "terminal", width=output.width(), color=output.colored())
+        (output.show if form == "terminal" else output.show_document)(text)
+        return
+    for kind, file in (
+        ((form, out),) if form else (("markdown", out / "report.md"), ("html", out / "report.html"))
+    ):
+        write_atomically(file, text_of(found, kind, width=output.width()))
+        output.say(f"wrote {file}")
 
 
 def _render(

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from mpsdiag.benching.journal.record import Header, Record
+from pydantic import BaseModel
+
+from mpsdiag.benching.journal.record import Record
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.serialization import dumps, write_atomically
 
@@ -22,7 +24,7 @@ class JournalFull(CannotDecide):
 
 
 class JournalWriter:
-    """Appends records to a journal; a context manager that holds the journal's lock.
+    """Appends records to a journal, of cells or of another kind of line; a context manager that holds its lock.
 
     A new journal is made with its header, whole or not at all. An existing one keeps its header; a torn last
     line is cut off first, so that the next record starts on a line of its own.
@@ -31,7 +33,7 @@ class JournalWriter:
         BadInput: Another process writes this journal, or the folder cannot be written.
     """
 
-    def __init__(self, path: Path, header: Header) -> None:
+    def __init__(self, path: Path, header: BaseModel, line: type[BaseModel] = Record) -> None:
         self.path = path
         self._lock = _lock(path)
         try:
@@ -45,9 +47,9 @@ class JournalWriter:
         except BaseException:
             os.close(self._lock)
             raise
-        self._size = _mend(self._file)
+        self._size = _mend(self._file, line)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: BaseModel) -> None:
         """Write a record as one line and wait until it is on the disk.
 
         Raises:
@@ -115,7 +117,7 @@ def _lock(path: Path) -> int:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
         raise BadInput(
-            f"Another bench (process {owner}) is writing {path}. Wait for it, or choose another folder with "
+            f"Another mpsdiag (process {owner}) is writing {path}. Wait for it, or choose another folder with "
             "--out."
         ) from problem
     with contextlib.suppress(OSError):  # the process number is only for the sentence above
@@ -124,23 +126,23 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _mend(file: int) -> int:
+def _mend(file: int, line: type[BaseModel]) -> int:
     """Cut a torn last line off, or add the line feed it lacks; the size in bytes after that."""
     size = os.fstat(file).st_size
     data = os.pread(file, size, 0)
     if data.endswith(b"\n"):
         return size
     start = data.rfind(b"\n") + 1
-    if start and not _is_record(data[start:]):
+    if start and not _is_record(data[start:], line):
         os.ftruncate(file, start)
         return start
     os.write(file, b"\n")
     return size + 1
 
 
-def _is_record(line: bytes) -> bool:
+def _is_record(text: bytes, line: type[BaseModel]) -> bool:
     try:
-        Record.model_validate_json(line)
+        line.model_validate_json(text)
     except ValueError:
         return False
     return True

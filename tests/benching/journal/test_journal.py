@@ -186,7 +186,7 @@ def test_a_second_writer_is_told_who_writes(tmp_path, header):
     path = tmp_path / "journal.jsonl"
     with (
         JournalWriter(path, header),
-        pytest.raises(BadInput, match=r"Another bench \(process \d+\) is writing"),
+        pytest.raises(BadInput, match=r"Another mpsdiag \(process \d+\) is writing"),
     ):
         JournalWriter(path, header)
     write(path, header, record(1))  # and the lock is gone with the first

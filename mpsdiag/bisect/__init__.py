@@ -1,0 +1,1 @@
+"""Which release of torch or transformers broke it, and which one cured it."""

@@ -1,0 +1,244 @@
+"""A search from the request to the result: plan it, try release after release, journal each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mpsdiag.benching.journal.writer import JournalWriter, set_aside
+from mpsdiag.benching.run.job import utc_now
+from mpsdiag.bisect.environments import Environments, cache_folder
+from mpsdiag.bisect.found import Found, conclude, tries_left
+from mpsdiag.bisect.installer import Impossible, Installer
+from mpsdiag.bisect.ranges import parse_pins, parse_range
+from mpsdiag.bisect.search import Ask, Find, ahead
+from mpsdiag.bisect.trial import Rules, attempt, check_command
+from mpsdiag.bisect.tries import JOURNAL, Search, Tries, Try, read_tries
+from mpsdiag.environment import redact
+from mpsdiag.environment import versions as installed
+
+PREDICATE = Path(__file__).with_name("predicate.py")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """What the user asked for.
+
+    Attributes:
+        axis: The package that moves.
+        releases: The range, such as `2.5..2.10`.
+        out: Folder of journal, logs and report.
+        pins: Such as `transformers==4.57.6`; the rest is pinned to what is installed.
+        find: The change to look for; whichever the ends show if None.
+        python: A version or path; the one that runs mpsdiag if None.
+        device: As everywhere; the kind decides which wheels of torch are taken.
+        nightly: Take nightly builds and pre-releases.
+        fresh: Set an older journal aside instead of resuming.
+        rules: What the end of the predicate means.
+        predicate: The command; ours if empty.
+    """
+
+    axis: Literal["torch", "transformers"]
+    releases: str
+    out: Path
+    pins: Sequence[str] = ()
+    find: Find | None = None
+    python: str | None = None
+    device: str = "auto"
+    nightly: bool = False
+    fresh: bool = False
+    rules: Rules = field(default_factory=Rules)
+    predicate: Sequence[str] = ()
+
+    def prepare(self, say: Say = lambda _: None) -> Plan:
+        """Check everything that can be checked before anything is built.
+
+        Args:
+            say: Gets a few words about what is being done.
+
+        Raises:
+            BadInput: Something of it cannot be used as given.
+            CannotDecide: The index cannot be reached.
+        """
+        low, high = parse_range(self.axis, self.releases, nightly=self.nightly)
+        pins = parse_pins(self.axis, self.pins)
+        if self.predicate:
+            check_command(self.predicate)
+        from mpsdiag.device import kind_of, resolve
+
+        device = resolve(self.device)
+        command = list(self.predicate) or ["python", "-I", str(PREDICATE), "--device", device]
+        journal = None if self.fresh else read_tries(self.out)
+        installer = Installer(self.python, kind_of(device), self.nightly)
+        listing = _digits([self.axis, str(low), str(high), installer.python_version, installer.index])
+        if journal is not None and journal.search.listing == listing:
+            releases = journal.search.releases
+        else:
+            say(f"reading the list of {self.axis} releases")
+            releases = tuple(str(one) for one in installer.releases(self.axis, low, high))
+        rules = [self.rules.bad_if, self.rules.crash_is, self.rules.timeout]
+        words = list(self.predicate) or ["kernel and scenario"]
+        basis = [words, _files(command), pins, installer.python_version, installer.index, device, rules]
+        search = Search(
+            basis=_digits(basis),
+            listing=listing,
+            mpsdiag=installed(["mpsdiag"])["mpsdiag"],
+            command=redact(shlex.join(["mpsdiag", *sys.argv[1:]])),
+            created=utc_now(),
+            axis=self.axis,
+            releases=releases,
+            pins=tuple(pins),
+            find=self.find,
+            predicate=redact(shlex.join(self.predicate))
+            if self.predicate
+            else "kernel and scenario of mpsdiag",
+            device=device,
+            python=installer.python_version,
+            system=platform.platform(terse=True),
+        )
+        return Plan(self, search, command, installer, journal)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search that is ready to run.
+
+    Attributes:
+        asked: What the user asked for.
+        search: The header of the journal.
+        command: The words of the predicate.
+        installer: uv with the Python and the indexes of the search.
+        journal: What the folder holds already; None if nothing, or nothing that counts.
+    """
+
+    asked: Bisection
+    search: Search
+    command: list[str]
+    installer: Installer
+    journal: Tries | None
+
+    @property
+    def so_far(self) -> Found:
+        """What the journal says already."""
+        return conclude(self.search, {} if self.journal is None else self.journal.tries)
+
+    def requirements(self, release: str) -> list[str]:
+        """What the environment of a release is asked for."""
+        return [f"{self.search.axis}=={release}", *self.search.pins]
+
+    def document(self) -> dict[str, Any]:
+        """What a run would do, for `--dry-run`: nothing is built for it."""
+        found = self.so_far
+        step = found.decision
+        return {
+            "axis": self.search.axis,
+            "releases": list(self.search.releases),
+            "tries": step.left if isinstance(step, Ask) else 0,
+            "done": [one.release for one in found.tries],
+            "next": self.search.releases[step.number] if isinstance(step, Ask) else "nothing, it is finished",
+            "install": ["uv", "pip", "install", *self.installer.options, *self.requirements("RELEASE")],
+            "python": self.search.python,
+            "device": self.search.device,
+            "predicate": self.search.predicate,
+            "environments": str(cache_folder()),
+        }
+
+    def run(self, progress: Say = lambda _: None, note: Say = lambda _: None) -> Found:
+        """Test until the bracket is found, or cannot be.
+
+        Args:
+            progress: Gets a few words about what is being done.
+            note: Gets a sentence about every try.
+
+        Raises:
+            BadInput: The folder cannot be written, or is being written.
+            CannotDecide: No network, a full disk, or a predicate that aborts the search.
+        """
+        path = self.asked.out / JOURNAL
+        if self.asked.fresh and (kept := set_aside(path)) is not None:
+            note(f"the older journal is now {kept}")
+        tries = {} if self.journal is None else dict(self.journal.tries)
+        with JournalWriter(path, self.search, Try) as writer, Environments(self.installer) as environments:
+            if self.journal is not None and not _same(self.journal.search, self.search):
+                writer.append(self.search)
+            found = conclude(self.search, tries)
+            if tries and isinstance(found.decision, Ask):
+                note(f"{len(found.tries)} of the tries are in the journal already")
+            while isinstance(step := found.decision, Ask):
+                one = self._try(step, found, environments, progress)
+                writer.append(one)
+                tries[one.key] = one
+                found = conclude(self.search, tries)
+                left = f"; at most {tries_left(found.decision)}" if isinstance(found.decision, Ask) else ""
+                note(
+                    f"{self.search.axis} {one.release}: {one.outcome} ({one.reason}, {one.seconds:.1f} s){left}"
+                )
+        return found
+
+    def _try(self, step: Ask, found: Found, environments: Environments, progress: Say) -> Try:
+        search, release = self.search, self.search.releases[step.number]
+        title = f"{search.axis} {release}, at most {tries_left(step)}"
+        progress(f"{title}: building the environment")
+        started, clock = utc_now(), time.perf_counter()
+        made = Try(
+            key=search.key(release),
+            release=release,
+            outcome="skip",
+            reason="",
+            python=search.python,
+            system=search.system,
+            device=search.device,
+            started=started,
+        )
+        try:
+            with environments.using(self.requirements(release)) as built:
+                waited = time.perf_counter() - clock
+                for number in self._ahead(step, found):
+                    environments.build_ahead(self.requirements(search.releases[number]))
+                progress(f"{title}: testing")
+                folder = environments.folder / built.name
+                log = self.asked.out / "logs" / f"{search.axis}-{release}.log"
+                trial = attempt(self.command, folder, self.asked.rules, log)
+        except Impossible as refused:
+            waited = time.perf_counter() - clock
+            return made.model_copy(update={"reason": redact(str(refused)), "build_seconds": waited})
+        beside = ", installed against the resolver's advice" if built.overridden else ""
+        return made.model_copy(
+            update={
+                **vars(trial),
+                "reason": trial.reason + beside,
+                "build_seconds": waited,
+                "environment": built.name,
+                "overridden": built.overridden,
+                "freeze": built.freeze,
+            }
+        )
+
+    def _ahead(self, step: Ask, found: Found) -> list[int]:
+        numbers = {release: number for number, release in enumerate(self.search.releases)}
+        known = {numbers[one.release]: one.outcome for one in found.tries}
+        return ahead(len(numbers), known, step.number, self.search.find)
+
+
+def _same(old: Search, new: Search) -> bool:
+    passing = {"command", "created", "mpsdiag"}
+    return old.model_dump(exclude=passing) == new.model_dump(exclude=passing)
+
+
+def _digits(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _files(command: Sequence[str]) -> list[str]:
+    """Hashes of the files that a command names: a changed script is another search."""
+    paths = [Path(word) for word in command]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]

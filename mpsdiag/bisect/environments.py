@@ -1,0 +1,238 @@
+"""Environments of releases: built once by uv, kept for reuse, the least recently used removed at a size limit."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mpsdiag.bisect.installer import Impossible, Installer
+from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
+from mpsdiag.serialization import dumps, write_atomically
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MARKER = "mpsdiag.json"
+"""Written last: a folder without it is half built."""
+ROOM_TO_BUILD = 2**30
+ROOM_TO_BUILD_AHEAD = 20 * 2**30
+"""Free bytes below which nothing is built, or nothing that may turn out not to be needed."""
+
+
+class Built(BaseModel):
+    """A finished environment.
+
+    Attributes:
+        name: Of its folder; `bench` takes it as a value of its axis `environment`.
+        overridden: The resolver refused these releases and was overruled: it may fail for that reason alone.
+        freeze: All that is installed, as `pip freeze` prints it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    python: str
+    requirements: tuple[str, ...]
+    overridden: bool = False
+    freeze: tuple[str, ...] = ()
+
+
+def cache_folder() -> Path:
+    """Folder of the environments: below MPSDIAG_CACHE, or where this system keeps caches."""
+    own = os.environ.get("MPSDIAG_CACHE")
+    if own:
+        return Path(own) / "environments"
+    system = (
+        "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    )
+    return Path(system).expanduser() / "mpsdiag" / "environments"
+
+
+def cache_limit() -> int:
+    """Bytes that all environments may take together, 20 GiB unless MPSDIAG_CACHE_GIB says otherwise.
+
+    Raises:
+        BadInput: It is not a number above 0.
+    """
+    text = os.environ.get("MPSDIAG_CACHE_GIB") or "20"
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < 1e6:
+        raise BadInput(f"MPSDIAG_CACHE_GIB is '{text}'. Set it to a number of GiB, such as 20.")
+    return int(limit * 2**30)
+
+
+def read(folder: Path) -> Built | None:
+    """The environment in a folder; None where there is none, or a half built one."""
+    try:
+        built = Built.model_validate_json((folder / MARKER).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return built if (folder / "bin" / "python").exists() else None
+
+
+@dataclass
+class Environments:
+    """The environments of one search. A context manager: leaving it ends what is still being built.
+
+    Attributes:
+        installer: Installs into them.
+        folder: Holds them all, those of other searches too.
+        limit: Bytes that they may take together.
+    """
+
+    installer: Installer
+    folder: Path = field(default_factory=cache_folder)
+    limit: int = field(default_factory=cache_limit)
+    _workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2), init=False)
+    _ahead: dict[str, Future[None]] = field(default_factory=dict, init=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self.installer.stop()
+        self._workers.shutdown()
+
+    def name(self, requirements: Sequence[str]) -> str:
+        """Name of the environment with these requirements, such as `torch-2.9.0-py3.12-1a2b3c4d`."""
+        basis = [
+            sorted(requirements),
+            self.installer.python_version,
+            platform.platform(),
+            self.installer.index,
+        ]
+        digits = hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:8]
+        words = requirements[0].replace("==", "-").replace("+", "-")
+        return f"{words}-py{'.'.join(self.installer.python_version.split('.')[:2])}-{digits}"
+
+    @contextlib.contextmanager
+    def using(self, requirements: Sequence[str]) -> Iterator[Built]:
+        """Give an environment, built first if need be; nobody removes it while the block runs.
+
+        Args:
+            requirements: Such as `torch==2.9.0`; the first one gives the name.
+
+        Raises:
+            Impossible: These cannot be installed together.
+            CannotDecide: No network, or a full disk.
+        """
+        name = self.name(requirements)
+        lock = self._open_lock(name)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            built = read(self.folder / name)
+            while built is None:
+                self._build(name, requirements, lock)
+                fcntl.flock(lock, fcntl.LOCK_SH)  # for a moment it may be nobody's, and be removed
+                built = read(self.folder / name)
+            os.utime(self.folder / name / MARKER)
+            yield built
+        finally:
+            os.close(lock)
+
+    def build_ahead(self, requirements: Sequence[str]) -> None:
+        """Begin to build an environment in the background; a failure shows when it is used."""
+        name = self.name(requirements)
+        self._mkdir()
+        if name not in self._ahead and shutil.disk_usage(self.folder).free > ROOM_TO_BUILD_AHEAD:
+            self._ahead[name] = self._workers.submit(self._try_build, requirements)
+
+    def _try_build(self, requirements: Sequence[str]) -> None:
+        with contextlib.suppress(MpsdiagError), self.using(requirements):
+            pass  # `using` meets the same failure again and reports it
+
+    def _build(self, name: str, requirements: Sequence[str], lock: int) -> None:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a build that is under way, also one of a killed process
+        folder = self.folder / name
+        if read(folder) is not None:
+            return
+        if shutil.disk_usage(self.folder).free < ROOM_TO_BUILD:
+            raise CannotDecide(f"Less than 1 GiB is free at {self.folder}. Free some space and repeat.")
+        try:
+            overridden, freeze = self._install(folder, requirements, lock)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        built = Built(
+            name=name,
+            python=self.installer.python_version,
+            requirements=tuple(requirements),
+            overridden=overridden,
+            freeze=tuple(freeze),
+        )
+        write_atomically(folder / MARKER, dumps(built.model_dump()))
+        self._make_room(name)
+
+    def _install(self, folder: Path, requirements: Sequence[str], lock: int) -> tuple[bool, list[str]]:
+        try:
+            return False, self.installer.install(folder, requirements, override=False, keep=lock)
+        except Impossible as refused:
+            if not refused.conflict:
+                raise
+            try:
+                return True, self.installer.install(folder, requirements, override=True, keep=lock)
+            except Impossible:
+                raise refused from None  # the first sentence names the conflict
+
+    def _make_room(self, kept: str) -> None:
+        """Remove the least recently used environments until the rest is below the limit."""
+        names = [path.parent.name for path in self.folder.glob(f"*/{MARKER}")]
+        used = {name: (self.folder / name / MARKER).stat().st_mtime for name in names}
+        for name in sorted(used, key=used.__getitem__):
+            if _bytes(self.folder) <= self.limit:
+                return
+            if name == kept:
+                continue
+            lock = self._open_lock(name)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (self.folder / name / MARKER).unlink()  # first: what is half removed is not there
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            except BlockingIOError:
+                continue  # in use
+            finally:
+                os.close(lock)
+
+    def _mkdir(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise BadInput(
+                f"Cannot write {self.folder}: {problem.strerror}. Set MPSDIAG_CACHE to a folder you may write."
+            ) from problem
+
+    def _open_lock(self, name: str) -> int:
+        self._mkdir()
+        return os.open(self.folder / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+
+
+def _bytes(folder: Path) -> int:
+    """Bytes below a folder; files that environments share by hard links count once."""
+    seen: set[int] = set()
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(parent, file))  # noqa: PTH118 - a hundred thousand of them
+                if status.st_ino not in seen:
+                    seen.add(status.st_ino)
+                    total += status.st_size
+    return total

@@ -1,0 +1,134 @@
+"""What the tries of a search add up to: the sentence, the exit code, the JSON document. Pure, from the journal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mpsdiag.bisect.ranges import compare_link, in_words, pip_line
+from mpsdiag.bisect.search import (
+    Ask,
+    Bracket,
+    Decision,
+    OpposedEnds,
+    SameEnds,
+    UntestableEnd,
+    decide,
+    untestable,
+)
+from mpsdiag.bisect.tries import Search, Try
+from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a search, finished or not.
+
+    Attributes:
+        search: What was searched.
+        tries: In the order in which they were made.
+        decision: What they add up to.
+    """
+
+    search: Search
+    tries: tuple[Try, ...]
+    decision: Decision
+
+    @property
+    def exit_code(self) -> int:
+        """0 found, 1 the ends do not differ (as asked for), 3 undecided."""
+        if isinstance(self.decision, Bracket):
+            return EXIT_OK
+        return EXIT_FOUND if isinstance(self.decision, SameEnds | OpposedEnds) else EXIT_UNDECIDED
+
+    @property
+    def bracket(self) -> tuple[str, str] | None:
+        """The last release before the change and the first one after it."""
+        if not isinstance(self.decision, Bracket):
+            return None
+        return self.search.releases[self.decision.before], self.search.releases[self.decision.after]
+
+    @property
+    def pip(self) -> str | None:
+        """The line that cures: the last good release before a break, the first good one after a cure."""
+        if not isinstance(self.decision, Bracket):
+            return None
+        number = self.decision.before if self.decision.find == "break" else self.decision.after
+        return pip_line(self.search.axis, self.search.releases[number])
+
+    @property
+    def compare(self) -> str | None:
+        """What changed upstream inside the bracket."""
+        return None if self.bracket is None else compare_link(self.search.axis, *self.bracket)
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        axis, releases, decision = self.search.axis, self.search.releases, self.decision
+        if isinstance(decision, Bracket):
+            before, after = ("good", "bad") if decision.find == "break" else ("bad", "good")
+            made = (
+                f"{axis}: last {before} {releases[decision.before]}, first {after} {releases[decision.after]}"
+            )
+            between = [releases[number] for number in untestable(decision)]
+            return f"{made}; {in_words(between)} could not be tested." if between else f"{made}."
+        ends = f"{axis} {releases[0]} and {releases[-1]}"
+        if isinstance(decision, SameEnds) and decision.outcome == "bad":
+            last = (self.tries[-1].log_tail.strip().splitlines() or ["nothing"])[-1]
+            return (
+                f"{ends} are both bad: widen the range, or the command fails for another reason. "
+                f"Its last output: {last[:300]}"
+            )
+        if isinstance(decision, SameEnds):
+            return f"{ends} are both good, so no release between them broke it for good. Widen the range."
+        if isinstance(decision, OpposedEnds):
+            other = "fix" if decision.found == "break" else "break"
+            return f"{ends} enclose a {decision.found}, not a {other}. Search with --find {decision.found}."
+        if isinstance(decision, UntestableEnd):
+            reason = next(one.reason for one in self.tries if one.release == releases[decision.number])
+            return f"{axis} {releases[decision.number]}, an end of the range, cannot be tested: {reason}"
+        return f"{axis}: not finished, at most {tries_left(decision)}."
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document: releases as texts, durations in seconds."""
+        made: dict[str, Any] = dict.fromkeys(("last_good", "first_bad", "last_bad", "first_good"))
+        if isinstance(self.decision, Bracket) and self.bracket is not None:
+            names = (
+                ("last_good", "first_bad") if self.decision.find == "break" else ("last_bad", "first_good")
+            )
+            made.update(zip(names, self.bracket, strict=True))
+        search = self.search
+        return {
+            "schema": search.schema_,
+            "axis": search.axis,
+            "find": self.decision.find if isinstance(self.decision, Bracket) else search.find,
+            "sentence": self.sentence,
+            **made,
+            "untestable": [
+                {"release": one.release, "reason": one.reason} for one in self.tries if one.outcome == "skip"
+            ],
+            "tries": [one.model_dump(exclude={"schema_", "kind"}) for one in self.tries],
+            "pip": self.pip,
+            "compare": self.compare,
+            **search.model_dump(
+                include={"releases", "pins", "predicate", "device", "python", "system", "command"}
+            ),
+        }
+
+
+def tries_left(step: Ask) -> str:
+    """How many tries a search still needs at most, in words."""
+    return "1 try left" if step.left == 1 else f"{step.left} tries left"
+
+
+def conclude(search: Search, tries: dict[str, Try]) -> Found:
+    """Add up what is known about a search.
+
+    Args:
+        search: What is searched.
+        tries: By key, in the order in which they were made; those of other searches are left out.
+    """
+    numbers = {search.key(release): number for number, release in enumerate(search.releases)}
+    known = [one for key, one in tries.items() if key in numbers]
+    outcomes = {numbers[one.key]: one.outcome for one in known}
+    return Found(search, tuple(known), decide(len(search.releases), outcomes, search.find))

@@ -1,0 +1,288 @@
+"""uv as this room uses it: which releases there are, what is installed where, and what its refusals mean.
+
+uv reads the user's own settings (indexes, logins, constraints); nothing here knows an address but that of torch's
+nightly builds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packaging.version import Version
+
+from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
+
+NIGHTLY_INDEX = "https://download.pytorch.org/whl/nightly/"
+SETTINGS = (Path("/etc/uv/uv.toml"), Path("~/.config/uv/uv.toml"))
+# Variables that decide what is installed. Those that name an index keep ours from being added.
+_INDEX_VARIABLES = (
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+    "UV_NO_INDEX",
+    "UV_TORCH_BACKEND",
+)
+_OTHER_VARIABLES = ("UV_CONSTRAINT", "UV_OVERRIDE", "UV_EXCLUDE_NEWER", "UV_INDEX_STRATEGY", "UV_RESOLUTION")
+_INDEX_SETTING = re.compile(
+    r"^\s*(\[\[index\]\]|((extra-)?index(-url)?|find-links|no-index|torch-backend)\s*=)", re.MULTILINE
+)
+_NO_NETWORK = (
+    "error sending request",
+    "client error",
+    "Failed to fetch",
+    "timed out",
+    "network was disabled",
+)
+_FULL_DISK = ("No space left on device", "Disk quota exceeded", "os error 28)")
+
+
+class Impossible(MpsdiagError):  # noqa: N818 - an outcome of the resolver
+    """These releases cannot be installed together, or not here; the text is uv's own sentence.
+
+    Attributes:
+        conflict: The resolver found no solution; otherwise something else failed, such as a broken wheel.
+    """
+
+    def __init__(self, sentence: str, *, conflict: bool) -> None:
+        super().__init__(sentence)
+        self.conflict = conflict
+
+
+def user_settings() -> tuple[dict[str, str], bool]:
+    """Read what the user's settings of uv say about indexes.
+
+    Returns:
+        The settings by name, to be hashed and never shown (they may hold logins), and whether they name an index.
+    """
+    found = {
+        name: os.environ[name] for name in (*_INDEX_VARIABLES, *_OTHER_VARIABLES) if os.environ.get(name)
+    }
+    named = any(name in found for name in _INDEX_VARIABLES)
+    own = os.environ.get("UV_CONFIG_FILE")
+    for path in (*SETTINGS, *([Path(own)] if own else [])):
+        with contextlib.suppress(OSError):
+            found[str(path)] = path.expanduser().read_text(encoding="utf-8", errors="replace")
+            named = named or _INDEX_SETTING.search(found[str(path)]) is not None
+    return found, named
+
+
+def find_uv() -> str:
+    """Path of uv: the one of the extra `bisect`, or the one on PATH.
+
+    Raises:
+        BadInput: There is none.
+    """
+    try:
+        from uv import find_uv_bin
+
+        return str(find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv")
+    if found is None:
+        raise BadInput(
+            "bisect installs the releases with uv, which is not here: pip install 'mpsdiag[bisect]', "
+            "or put uv on PATH."
+        )
+    return found
+
+
+@dataclass
+class Installer:
+    """uv with one Python and one choice of indexes.
+
+    Attributes:
+        python: A version such as `3.12`, or the path of an interpreter; the one that runs mpsdiag if None.
+        device: The kind of device the predicate runs on: `cpu` gets torch's small CPU wheels on Linux.
+        nightly: Take pre-releases, and torch's nightly index.
+    """
+
+    python: str | None = None
+    device: str = "cpu"
+    nightly: bool = False
+    uv: str = field(default_factory=find_uv)
+    interpreter: str = field(init=False)
+    python_version: str = field(init=False)
+    options: list[str] = field(init=False)
+    """What every resolution gets, besides the user's settings."""
+    index: str = field(init=False)
+    """Sixteen hex digits that stand for all that decides what an index offers."""
+    _running: set[subprocess.Popen[str]] = field(default_factory=set, init=False)
+    _stopped: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        settings, named = user_settings()
+        self.options = ["--only-binary", ":all:"]
+        backend = "cpu" if sys.platform == "linux" and self.device == "cpu" else None
+        if self.nightly:
+            self.options += ["--prerelease", "allow"]
+            if not named:
+                self.options += ["--index", f"{NIGHTLY_INDEX}{backend or ''}".rstrip("/")]
+                self.options += ["--index-strategy", "unsafe-best-match"]
+        elif backend and not named:
+            self.options += ["--torch-backend", backend]
+        self.index = hashlib.sha256(json.dumps([settings, self.options]).encode()).hexdigest()[:16]
+        self._find_python()
+
+    def _find_python(self) -> None:
+        asked = self.python or sys.executable
+        try:
+            found = self.call("python", "find", asked)
+        except Impossible:  # not on this machine: uv may fetch it
+            try:
+                self.call("python", "install", asked)
+                found = self.call("python", "find", asked)
+            except Impossible as problem:
+                raise BadInput(
+                    f"uv finds no Python '{asked}' ({problem}). Give a version such as --python 3.12, or a path."
+                ) from problem
+        self.interpreter = found.strip()
+        words = ("-I", "-c", "import platform; print(platform.python_version())")
+        self.python_version = subprocess.check_output([self.interpreter, *words], text=True).strip()
+
+    def releases(self, name: str, low: Version, high: Version) -> list[Version]:
+        """List the releases of a package from `low` to `high`, the oldest first, both ends included.
+
+        Yanked releases and those without a wheel for this Python are not among them.
+
+        Raises:
+            BadInput: An end does not exist.
+            CannotDecide: The index cannot be reached.
+        """
+        found: list[Version] = []
+        below = f"<={high}"
+        while (newest := self._newest(f"{name}>={low},{below}")) is not None:
+            if found and newest >= found[0]:
+                raise CannotDecide(f"uv lists {name} {newest} twice; please report it.")
+            if not found and newest != high:
+                break
+            found.insert(0, newest)
+            below = f"<{newest}"
+        for end in (high, low):
+            if end not in found:
+                raise BadInput(
+                    f"{name} {end} is not a release that can be installed here: {self._near(name, end)}"
+                )
+        return found
+
+    def _near(self, name: str, end: Version) -> str:
+        """What there is instead of a release that does not exist."""
+        lower, newest = self._newest(f"{name}<{end}"), self._newest(name)
+        if newest is None:
+            return f"the index has no {name} with a wheel for Python {self.python_version}."
+        next_lower = f"the next lower one is {lower}, " if lower is not None and lower != newest else ""
+        return (
+            f"{next_lower}the newest is {newest} (with wheels for Python {self.python_version}, not yanked)."
+        )
+
+    def _newest(self, requirement: str) -> Version | None:
+        """The newest release that fits a requirement on any platform; None if there is none."""
+        words = ("pip", "compile", "-", "--no-deps", "--universal", "--no-header", "--no-annotate", "--quiet")
+        python = ("--python", self.interpreter, "--python-version", self.python_version)
+        try:
+            answer = self.call(*words, *python, *self.options, text=f"{requirement}\n")
+        except Impossible as problem:
+            if not problem.conflict:
+                raise CannotDecide(f"uv cannot list the releases: {problem}") from problem
+            return None
+        pinned = re.search(r"^[\w.-]+==([^\s;]+)", answer, re.MULTILINE)
+        return Version(Version(pinned.group(1)).public) if pinned else None
+
+    def install(self, folder: Path, requirements: Sequence[str], *, override: bool, keep: int) -> list[str]:
+        """Make an environment and install into it.
+
+        Args:
+            folder: Of the new environment.
+            requirements: Such as `torch==2.9.0`.
+            override: Let the requirements overrule what the packages require of each other.
+            keep: A file descriptor that stays open in uv, so that its lock outlives this process.
+
+        Returns:
+            All that is installed now, as `pip freeze` prints it.
+
+        Raises:
+            Impossible: The resolver refuses.
+            CannotDecide: No network, or a full disk.
+        """
+        python = folder / "bin" / "python"
+        self.call("venv", "--quiet", "--clear", "--python", self.interpreter, str(folder), keep=keep)
+        words = ["pip", "install", "--quiet", "--python", str(python), *self.options]
+        if override:
+            overrides = folder / "overrides.txt"
+            overrides.write_text("\n".join(requirements), encoding="utf-8")
+            words += ["--override", str(overrides)]
+        self.call(*words, *requirements, keep=keep)
+        return self.call("pip", "freeze", "--python", str(python), keep=keep).splitlines()
+
+    def call(self, *words: str, text: str = "", keep: int | None = None) -> str:
+        """Run uv and return what it prints.
+
+        Raises:
+            Impossible: It refuses; the text is its sentence.
+            CannotDecide: No network, or a full disk.
+        """
+        variables = {
+            name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "UV_PYTHON"}
+        }
+        with subprocess.Popen(
+            [self.uv, "--no-progress", "--color", "never", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=variables,
+            pass_fds=() if keep is None else (keep,),
+        ) as process:
+            self._running.add(process)
+            try:
+                answer, complaint = process.communicate(text)
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                self._running.discard(process)
+        if process.returncode == 0:
+            return answer
+        if any(sign in complaint for sign in _FULL_DISK):
+            raise CannotDecide(
+                "The disk is full: uv could not write the environment. Free some space and repeat."
+            )
+        if any(sign in complaint for sign in _NO_NETWORK):
+            raise CannotDecide(
+                f"uv cannot reach the package index ({_sentence(complaint, 200)}). Check the network, or set "
+                "UV_DEFAULT_INDEX or UV_FIND_LINKS to an index that can be reached."
+            )
+        raise Impossible(_sentence(complaint), conflict="No solution found" in complaint)
+
+    def stop(self) -> None:
+        """End every uv that still runs, and start none again."""
+        self._stopped = True
+        for process in list(self._running):
+            process.terminate()
+
+
+def _sentence(complaint: str, longest: int = 600) -> str:
+    """The resolver's sentence on one line, without its frame."""
+    lines = [re.sub(r"^\s*(×|╰─▶|error:|cause:)\s*", "", line).strip() for line in _paragraphs(complaint)]
+    text = " ".join(line for line in lines if line and not line.startswith("No solution found"))
+    return text[:longest] or "uv gave no reason"
+
+
+def _paragraphs(complaint: str) -> Iterator[str]:
+    """The lines up to the first hint."""
+    for line in complaint.splitlines():
+        if line.startswith("hint:"):
+            return
+        yield line

@@ -1,0 +1,112 @@
+"""What the command line says about releases: the range of the axis, the pins, and the lines that name a release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Final
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from mpsdiag.bisect.installer import NIGHTLY_INDEX
+from mpsdiag.errors import BadInput
+
+UPSTREAM: Final[dict[str, str]] = {
+    "torch": "https://github.com/pytorch/pytorch",
+    "transformers": "https://github.com/huggingface/transformers",
+}
+PINNED: Final = ("torch", "transformers", "accelerate")
+"""Pinned to what is installed here, unless --pin says otherwise. Their extras are never asked for."""
+
+
+def parse_range(axis: str, text: str, *, nightly: bool = False) -> tuple[Version, Version]:
+    """Read a range such as `2.5..2.10`.
+
+    Raises:
+        BadInput: It is not a range, upside down, or a single release.
+    """
+    low, dots, high = text.partition("..")
+    if not dots:
+        raise BadInput(f"--{axis} '{text}' is not a range. Write the two ends, such as {_example(axis)}.")
+    ends = [_version(axis, end) for end in (low, high)]
+    if ends[0] > ends[1]:
+        raise BadInput(f"--{axis} {text} is upside down. Write the older release first: {high}..{low}.")
+    if ends[0] == ends[1]:
+        raise BadInput(f"--{axis} {text} is one release. A search needs two, such as {_example(axis)}.")
+    for end in ends:
+        if end.is_prerelease and not nightly:
+            raise BadInput(f"--{axis} {text}: {end} is a nightly build or a pre-release. Add --nightly.")
+    return ends[0], ends[1]
+
+
+def parse_pins(axis: str, texts: Iterable[str]) -> list[str]:
+    """Read the pins, and add those of what is installed here.
+
+    Args:
+        axis: The package that moves.
+        texts: Such as `transformers==4.57.6`.
+
+    Returns:
+        Requirements with exact versions, in a fixed order.
+
+    Raises:
+        BadInput: A pin is not of the form NAME==VERSION, names the axis, or stands there twice.
+    """
+    pins: dict[str, str] = {}
+    for text in texts:
+        try:
+            read = Requirement(text)
+        except InvalidRequirement as problem:
+            raise BadInput(f"--pin '{text}' is not a requirement. Write --pin NAME==VERSION.") from problem
+        name = str(canonicalize_name(read.name))
+        exact = [one.version for one in read.specifier if one.operator == "==" and "*" not in one.version]
+        if len(exact) != 1 or len(read.specifier) != 1 or read.extras or read.marker:
+            raise BadInput(f"--pin '{text}' does not name one release. Write --pin {name}==VERSION.")
+        if name == axis:
+            raise BadInput(f"--pin {text}: {axis} is what moves. Pin another package, or leave this out.")
+        if name in pins:
+            raise BadInput(f"--pin {name} is given twice. Give it once.")
+        pins[name] = f"{name}=={exact[0]}"
+    for name in PINNED:
+        if name != axis and name not in pins:
+            try:
+                pins[name] = f"{name}=={Version(metadata.version(name)).public}"
+            except metadata.PackageNotFoundError:
+                continue
+    return sorted(pins.values())
+
+
+def pip_line(axis: str, release: str) -> str:
+    """The command that installs a release."""
+    if Version(release).is_devrelease:
+        return f"pip install --pre {axis}=={release} --extra-index-url {NIGHTLY_INDEX}cpu"
+    return f"pip install {axis}=={release}"
+
+
+def compare_link(axis: str, before: str, after: str) -> str | None:
+    """What changed upstream between two releases; None for nightly builds, which have no tag."""
+    if Version(before).is_devrelease or Version(after).is_devrelease:
+        return None
+    return f"{UPSTREAM[axis]}/compare/v{before}...v{after}"
+
+
+def in_words(releases: list[str]) -> str:
+    """Name some neighbouring releases: `2.8.0`, `2.8.0 and 2.8.1`, `2.8.0 to 2.8.4 (5 releases)`."""
+    if len(releases) > 2:
+        return f"{releases[0]} to {releases[-1]} ({len(releases)} releases)"
+    return " and ".join(releases)
+
+
+def _version(axis: str, text: str) -> Version:
+    try:
+        return Version(text)
+    except InvalidVersion as problem:
+        raise BadInput(
+            f"--{axis}: '{text}' is not a version. Write a range such as {_example(axis)}."
+        ) from problem
+
+
+def _example(axis: str) -> str:
+    return "2.5..2.10" if axis == "torch" else "4.52.4..5.24"

@@ -1,0 +1,209 @@
+"""One try: the command in an environment, ended in time, and what its exit code means."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from mpsdiag.bisect.search import Outcome
+from mpsdiag.errors import BadInput, CannotDecide
+
+SKIP: Final = 125
+TAIL_BYTES: Final = 4000
+_COMPARE: Final[dict[str, Callable[[int, int], bool]]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+# What Python reads from here would reach the environment past its own packages.
+_NOT_HANDED_ON: Final = (
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONSTARTUP",
+    "__PYVENV_LAUNCHER__",
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the end of a command means.
+
+    Attributes:
+        bad_if: Such as `exit==1`; git's codes if None.
+        crash_is: What a crash (a signal) or a try that takes too long counts as.
+        timeout: Seconds that a try may take.
+    """
+
+    bad_if: str | None = None
+    crash_is: Literal["bad", "skip"] = "skip"
+    timeout: float = 600.0
+    _bad: Callable[[int], bool] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_bad", _condition(self.bad_if))
+        if self.crash_is not in {"bad", "skip"}:
+            raise BadInput(f"--crash-is is '{self.crash_is}'. Choose from: bad, skip.")
+        if not 0 < self.timeout < 1e7:
+            raise BadInput(
+                f"--timeout is {self.timeout:g}. Give the seconds that a try may take, such as 600."
+            )
+
+    def outcome(self, code: int) -> Outcome | None:
+        """What an exit code means; None: it aborts the search.
+
+        git's codes are 0 good, 1 to 124 bad, 125 skip, all others abort. With `bad_if` a code is bad where that holds;
+        of the others 0 is good and the rest are skips, or good where 0 is bad.
+        """
+        if self.bad_if is None:
+            if code > SKIP:
+                return None
+            return "skip" if code == SKIP else ("bad" if code else "good")
+        if self._bad(code):
+            return "bad"
+        return "good" if code == 0 or (self._bad(0) and code != SKIP) else "skip"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a try ended; `seconds` are those of the command alone."""
+
+    outcome: Outcome
+    reason: str
+    exit_code: int | None
+    signal: str | None
+    seconds: float
+    log_tail: str
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Refuse a command that cannot run anywhere.
+
+    Raises:
+        BadInput: There is no such program, or no such script.
+    """
+    program = command[0]
+    if not _is_python(program) and shutil.which(program) is None:
+        raise BadInput(
+            f"There is no program '{program}'. The command after -- starts with one, such as python."
+        )
+    for word in command[1:]:
+        if word.startswith("-"):
+            break  # an option of python, such as -c or -m
+        if _is_python(program) and not Path(word).is_file():
+            raise BadInput(f"There is no script '{word}' here. Give its path after -- python.")
+        break
+
+
+def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Trial:
+    """Run a command in an environment.
+
+    Args:
+        command: Its words; `python` is that of the environment.
+        folder: Of the environment.
+        rules: What its end means.
+        log: Gets all that it prints.
+
+    Raises:
+        BadInput: The log cannot be written.
+        CannotDecide: The exit code aborts the search.
+    """
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        stream = log.open("wb")
+    except OSError as problem:
+        raise BadInput(
+            f"Cannot write {log}: {problem.strerror}. Choose another folder with --out."
+        ) from problem
+    variables = _variables(folder)
+    words = [shutil.which(command[0], path=variables["PATH"]) or command[0], *command[1:]]
+    started = time.perf_counter()
+    with stream:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=variables,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(rules.timeout)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(process)
+    seconds = time.perf_counter() - started
+    tail = _tail(log)
+    if code is None:
+        return Trial(rules.crash_is, f"did not finish within {rules.timeout:g} s", None, None, seconds, tail)
+    if code < 0:
+        name = _signal(-code)
+        return Trial(rules.crash_is, f"ended by {name}", code, name, seconds, tail)
+    outcome = rules.outcome(code)
+    if outcome is None:
+        raise CannotDecide(
+            f"`{shlex.join(command)}` ended with exit code {code}, which aborts the search (0 is good, 1 to 124 "
+            f"bad, 125 skip; --bad-if changes that). Its output is in {log}."
+        )
+    return Trial(outcome, f"exit code {code}", code, None, seconds, tail)
+
+
+def _condition(text: str | None) -> Callable[[int], bool]:
+    """Parse `exit==1`."""
+    if text is None:
+        return bool
+    found = re.fullmatch(r"\s*exit\s*(==|!=|<=|>=|<|>)\s*(\d{1,3})\s*", text)
+    if found is None:
+        raise BadInput(f"--bad-if '{text}' is not a condition. Write it as 'exit==1' (==, !=, <, <=, >, >=).")
+    compare, number = _COMPARE[found.group(1)], int(found.group(2))
+    return lambda code: compare(code, number)
+
+
+def _is_python(program: str) -> bool:
+    return re.fullmatch(r"python(3(\.\d+)?)?", program) is not None
+
+
+def _variables(folder: Path) -> dict[str, str]:
+    """The variables of a command: the environment's programs come first, and its packages alone are seen."""
+    kept = {name: text for name, text in os.environ.items() if name not in _NOT_HANDED_ON}
+    path = os.pathsep.join([str(folder / "bin"), kept.get("PATH", os.defpath)])
+    return {**kept, "PATH": path, "VIRTUAL_ENV": str(folder), "PYTHONUNBUFFERED": "1"}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Make sure that the command is gone, and whatever it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _tail(log: Path) -> str:
+    """The end of a log, without personal words."""
+    from mpsdiag.environment import redact
+
+    with log.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - TAIL_BYTES))
+        return redact(stream.read().decode("utf-8", errors="replace"))

@@ -1,0 +1,154 @@
+"""The journal of a search: a header for each search, one line a try, on the disk before the next one starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mpsdiag.bisect.search import Find, Outcome
+from mpsdiag.errors import BadInput
+
+SCHEMA = 1
+JOURNAL = "journal.jsonl"
+
+
+class Search(BaseModel):
+    """The header: what is searched, in which releases. `basis` and `listing` decide what a later run may reuse."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    kind: Literal["bisect"] = "bisect"
+    basis: str
+    """Stands for the predicate with its files, the pins, Python, the indexes and the device."""
+    listing: str
+    """Stands for range, Python and indexes: with the same one the list of releases is taken from here."""
+    mpsdiag: str
+    command: str
+    created: str
+    axis: Literal["torch", "transformers"]
+    releases: tuple[str, ...]
+    pins: tuple[str, ...]
+    find: Find | None
+    predicate: str
+    device: str
+    python: str
+    system: str
+
+    def key(self, release: str) -> str:
+        """Sixteen hex digits that name the try of a release."""
+        return hashlib.sha256(f"{self.basis} {self.axis} {release}".encode()).hexdigest()[:16]
+
+
+class Try(BaseModel):
+    """One release, tested; durations in seconds."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    kind: Literal["try"] = "try"
+    key: str
+    release: str
+    outcome: Outcome
+    reason: str
+    exit_code: int | None = None
+    signal: str | None = None
+    seconds: float = 0.0
+    """Of the predicate."""
+    build_seconds: float = 0.0
+    """Waiting for the environment; near 0 where it was there."""
+    environment: str | None = None
+    overridden: bool = False
+    freeze: tuple[str, ...] = ()
+    python: str
+    system: str
+    device: str
+    started: str
+    log_tail: str = ""
+
+
+@dataclass
+class Tries:
+    """What a journal says: its last search, and the newest try of each key."""
+
+    search: Search
+    tries: dict[str, Try]
+    warnings: list[str] = field(default_factory=list)
+
+
+def is_bisect(path: Path) -> bool:
+    """Whether a file, or the journal in a folder, was written by `bisect`."""
+    try:
+        with (path / JOURNAL if path.is_dir() else path).open("rb") as stream:
+            parsed = json.loads(stream.readline(2**20))
+    except (OSError, ValueError):
+        return False
+    return isinstance(parsed, dict) and parsed.get("kind") == "bisect"
+
+
+def read_tries(path: Path) -> Tries | None:
+    """Read a journal of `bisect`, or that of a folder; None if there is none.
+
+    A torn last line is dropped, every other bad line is left out with a warning that names it.
+
+    Raises:
+        BadInput: It cannot be read, is another kind of file, or a newer mpsdiag wrote it.
+    """
+    path = path / JOURNAL if path.is_dir() else path
+    try:
+        *lines, rest = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
+    if not lines and not rest:
+        return None
+    search: Search | None = None
+    tries: dict[str, Try] = {}
+    warnings: list[str] = []
+    for number, line in enumerate([*lines, rest], start=1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            one = _parse(line, where)
+        except ValueError:
+            if search is None:
+                break
+            torn = number > len(lines)
+            warnings.append(f"{where} is {'torn' if torn else 'not a try'} and was left out.")
+            continue
+        if isinstance(one, Search):
+            search = one
+        else:
+            tries.pop(one.key, None)
+            tries[one.key] = one
+    if search is None:
+        raise BadInput(f"{path} is not a journal of `mpsdiag bisect`. Choose another folder with --out.")
+    return Tries(search, tries, warnings)
+
+
+def _parse(line: bytes, where: str) -> Search | Try:
+    """One line.
+
+    Raises:
+        BadInput: A newer mpsdiag wrote it.
+        ValueError: It is neither a header nor a try.
+    """
+    parsed: Any = json.loads(line.decode("utf-8"))
+    if not isinstance(parsed, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - callers catch one kind
+    schema = parsed.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA and parsed.get("kind") in {"bisect", "try"}:
+        raise BadInput(
+            f"{where} was written by a newer mpsdiag (schema {schema}; this one reads {SCHEMA}). Upgrade mpsdiag."
+        )
+    try:
+        return (Search if parsed.get("kind") == "bisect" else Try).model_validate(parsed)
+    except ValidationError as problem:
+        raise ValueError(str(problem)) from problem

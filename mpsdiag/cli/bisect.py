@@ -1,0 +1,131 @@
+"""`mpsdiag bisect`: which release of torch or transformers broke it, which one cured it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mpsdiag.cli import options, output
+from mpsdiag.errors import BadInput, one_of
+
+if TYPE_CHECKING:
+    from mpsdiag.bisect.bisection import Plan
+
+
+def bisect(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="COMMAND",
+            help="After --. Exit code 0 good, 1 to 124 bad, 125 skip, others abort. `python` is that of the release. "
+            "[mpsdiag's kernel and scenario]",
+        ),
+    ] = None,
+    torch: Annotated[
+        str | None, typer.Option("--torch", metavar="A..B", help="Releases of torch, such as 2.5..2.10.")
+    ] = None,
+    transformers: Annotated[
+        str | None,
+        typer.Option(
+            "--transformers", metavar="A..B", help="Releases of transformers, such as 4.52.4..5.24."
+        ),
+    ] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option("--pin", metavar="NAME==X", help="Pin another package. [what is installed]"),
+    ] = None,
+    find: Annotated[
+        str | None, typer.Option("--find", metavar="break|fix", help="What to look for. [by the ends]")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option("--python", metavar="X.Y", help="Python of the environments. [this one]")
+    ] = None,
+    device: options.Device = "auto",
+    nightly: Annotated[
+        bool, typer.Option("--nightly", help="Nightly builds and pre-releases count.")
+    ] = False,
+    bad_if: Annotated[
+        str | None, typer.Option("--bad-if", metavar="CONDITION", help="Which exit codes are bad: 'exit==1'.")
+    ] = None,
+    crash_is: Annotated[
+        str, typer.Option("--crash-is", metavar="bad|skip", help="What a crash or a time-out counts as.")
+    ] = "skip",
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", help="Seconds that a try may take.")
+    ] = 600.0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Journal, logs, report. [reports/bisect-AXIS]"),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; the older journal is kept aside.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the releases and the tries, and stop.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Find the release of torch or transformers that broke it, or that cured it. Run again: it resumes.
+
+    Exit code: 0 found, 1 the ends do not differ, 2 bad usage or input, 3 undecided, 130 interrupted.
+    """
+    from mpsdiag.benching.run.interrupt import Remembered
+    from mpsdiag.bisect.bisection import Bisection
+    from mpsdiag.bisect.trial import Rules
+    from mpsdiag.cli.progress import told
+
+    axis: Any = "torch" if torch is not None else "transformers"
+    given = torch if torch is not None else transformers
+    if given is None or (torch is not None and transformers is not None):
+        raise BadInput("One package moves: give --torch A..B or --transformers A..B, and --pin the others.")
+    wanted: Any = None if find is None else one_of("change", find, ("break", "fix"))
+    crash: Any = one_of("outcome of a crash", crash_is, ("bad", "skip"))
+    asked = Bisection(
+        axis=axis,
+        releases=given,
+        out=out or Path(f"reports/bisect-{axis}"),
+        pins=pin or (),
+        find=wanted,
+        python=python,
+        device=device,
+        nightly=nightly,
+        fresh=fresh,
+        rules=Rules(bad_if, crash, timeout),
+        predicate=command or (),
+    )
+    with Remembered(), told() as progress:
+        plan = asked.prepare(progress)
+        if plan.journal is not None:
+            for warning in plan.journal.warnings:
+                output.say(warning)
+        found = None if dry_run else plan.run(progress, output.say)
+    if found is None:
+        _list(plan, as_json=json)
+        raise typer.Exit(0)
+    from mpsdiag.bisect.render import text_of
+
+    if json:
+        output.show_document(text_of(found, "json"))
+    else:
+        output.show(text_of(found, "terminal", width=output.width(), color=output.colored()))
+    output.say(f"the journal is {asked.out / 'journal.jsonl'}; `mpsdiag report {asked.out}` renders it again")
+    raise typer.Exit(found.exit_code)
+
+
+def _list(plan: Plan, *, as_json: bool) -> None:
+    """What a run would do."""
+    document = plan.document()
+    if as_json:
+        from mpsdiag.serialization import dumps
+
+        output.show_document(dumps(document, indent=2))
+        return
+    words = {name: one if isinstance(one, str | int) else " ".join(one) for name, one in document.items()}
+    output.show("\n".join(f"{name}: {text}" for name, text in words.items()))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(bisect)
