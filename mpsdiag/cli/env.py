@@ -10,8 +10,7 @@ from mpsdiag.cli import options, output
 def env(json: options.Json = False) -> None:
     """Describe this machine; home folder, user and host name and tokens are left out. Exit code: 0."""
     from mpsdiag import device
-    from mpsdiag.checking.defaults import default_attention
-    from mpsdiag.environment import gather, to_markdown
+    from mpsdiag.environment import default_attention, gather, to_markdown
 
     found = gather(device.accelerators(), default_attention())
     if json:

@@ -1,4 +1,4 @@
-"""Predict dead rows without running on the device: from the config, the padding of the batches, and the attention.
+"""Predict fully masked rows without a forward: from the config, the padding of the batches, and the attention.
 
 A causal decoder builds its mask as `key <= query` and `key is no padding` (and the window or chunk of the layer), and
 nothing repairs a row that is left without a key. So the rows follow from the 2D padding masks alone. An encoder's
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mpsdiag.findings import Exposure, LayerExposure
 from mpsdiag.sdpa import dead_rows
+from mpsdiag.sdpa.watch import per_query
 
 LEFT = "padding on the left"
 FIXED = "padding of every sequence (pad_to_multiple_of, or to a fixed length)"
@@ -38,7 +39,7 @@ class Kind:
 
 
 def is_causal(config: Any) -> bool:
-    """Whether a query of this model sees no key behind it; encoders such as BERT see both ways unless told otherwise.
+    """Whether a query of this model sees no key behind it; encoders such as BERT see both ways by default.
 
     Args:
         config: Of a transformers model.
@@ -115,25 +116,48 @@ def _reach(kept: Tensor, queries: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(queries), last
 
 
+@dataclass(frozen=True)
+class Padding:
+    """What stands at each position, (sequences, positions) bool on the CPU: a real token, or padding of some kind."""
+
+    real: Tensor
+    alone: Tensor
+    """In sequences of padding only."""
+    before: Tensor
+    """Before the first real token."""
+    after: Tensor
+    """After the last real token."""
+
+    @classmethod
+    def of(cls, padding: Tensor) -> Padding:
+        """Tell the kinds apart.
+
+        Args:
+            padding: (sequences, positions), 1 or True at real tokens.
+        """
+        kept = padding.bool().cpu()
+        so_far = kept.cumsum(-1)
+        alone = ~kept.any(-1, keepdim=True).expand_as(kept)
+        return cls(kept, alone, (so_far == 0) & ~alone, (so_far == so_far[:, -1:]) & ~kept & ~alone)
+
+
 def reasons(padding: Tensor, dead: Tensor) -> dict[str, int]:
-    """Sort dead rows by where they come from.
+    """Sort fully masked rows by where they come from.
 
     Args:
         padding: (sequences, positions), 1 or True at real tokens.
         dead: (sequences, positions) bool.
     """
-    kept = padding.bool().cpu()
-    so_far = kept.cumsum(-1)
-    alone = ~kept.any(-1, keepdim=True).expand_as(kept)
-    before, after = (so_far == 0) & ~alone, (so_far == so_far[:, -1:]) & ~kept & ~alone
+    kinds = Padding.of(padding)
+    alone, before = kinds.alone, kinds.before
     # Where even the longest sequence is padded, that much of the padding is not for the sake of the others.
     common = before.all(0) if not bool(alone.any()) else before[~alone[:, 0]].all(0)
     sorted_out = {
         EMPTY: dead & alone,
         FIXED: dead & before & common,
         LEFT: dead & before & ~common,
-        WINDOW: dead & after,
-        GAPS: dead & ~alone & ~before & ~after,
+        WINDOW: dead & kinds.after,
+        GAPS: dead & ~alone & ~before & ~kinds.after,
     }
     return {name: int(rows.sum()) for name, rows in sorted_out.items() if bool(rows.any())}
 
@@ -141,7 +165,7 @@ def reasons(padding: Tensor, dead: Tensor) -> dict[str, int]:
 def predict(
     config: Any, batches: Sequence[Mapping[str, Any]], *, attention: str = "sdpa", notes: Sequence[str] = ()
 ) -> Exposure:
-    """Predict how many dead rows the batches bring about, and why.
+    """Predict how many fully masked rows the batches have, and why.
 
     Args:
         config: The model's.
@@ -188,5 +212,5 @@ def _dead(mask: Tensor, kind: Kind, batch: Mapping[str, Any]) -> Tensor:
     if mask.dim() == 2:
         return dead_positions(mask, kind)
     # A 4D mask is handed to attention as it is, whatever the layer.
-    rows = dead_rows(mask.bool() if not mask.is_floating_point() else mask).any(1).cpu()
+    rows = per_query(dead_rows(mask.bool() if not mask.is_floating_point() else mask)).cpu()
     return rows.expand(int(next(iter(batch.values())).shape[0]), rows.shape[-1])

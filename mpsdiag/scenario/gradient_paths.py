@@ -1,23 +1,21 @@
 """In which layers training takes the path without gradients: that of the fast MPS kernel, as in an evaluation.
 
-torch takes the MPS operator unless grad mode is on and query, key or value wants a gradient. With a frozen base, with
-adapters behind the attention only, or inside reentrant checkpointing, that is not so in training either.
+torch takes the MPS operator unless grad mode is on and query, key or value requires a gradient. With a frozen base,
+with adapters behind the attention only, or inside reentrant checkpointing, training takes it too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-SDPA = "scaled_dot_product_attention"
+from mpsdiag.sdpa.watch import SdpaCall, SdpaWatch
 
 
 @dataclass(frozen=True)
-class Path:
+class GradientPath:
     """One call of attention in training: whether grad mode was on, and whether an input wanted a gradient."""
 
     grad_mode: bool
@@ -29,26 +27,19 @@ class Path:
         return not (self.grad_mode and self.wanted)
 
 
-class _Watch(TorchFunctionMode):
+class _Watch(SdpaWatch):
     def __init__(self) -> None:
         super().__init__()
-        self.paths: list[Path] = []
+        self.paths: list[GradientPath] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") == SDPA:
-            inputs = [*args[:3], *(kwargs.get(name) for name in ("query", "key", "value"))]
-            wanted = any(tensor.requires_grad for tensor in inputs if isinstance(tensor, Tensor))
-            dropout = float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
-            # Dropout keeps a call off the fast kernel, up to torch 2.11.
-            self.paths.append(Path(torch.is_grad_enabled(), wanted or dropout > 0))
-        return func(*args, **kwargs)
+    def saw_sdpa(self, call: SdpaCall, result: Tensor) -> None:
+        del result
+        wanted = any(tensor.requires_grad for tensor in (call.query, call.key, call.value))
+        # Dropout keeps a call off the fast kernel, up to torch 2.11.
+        self.paths.append(GradientPath(torch.is_grad_enabled(), wanted or call.dropout_p > 0))
 
 
-def training_paths(model: nn.Module) -> list[Path]:
+def training_paths(model: nn.Module) -> list[GradientPath]:
     """Run two tokens without padding in training mode, and watch which calls of attention want gradients.
 
     Args:
@@ -72,10 +63,7 @@ def training_notes(model: nn.Module) -> list[str]:
     """Sentences about training, where it is exposed as an evaluation is; none where it is not."""
     try:
         paths = training_paths(model)
-    except (
-        TypeError,
-        RuntimeError,
-    ):  # Needs more than token ids, or fails here for a reason the scenario will tell.
+    except (TypeError, RuntimeError):  # Needs more than token ids, or fails for a reason the scenario shows.
         return []
     exposed = [index for index, path in enumerate(paths) if path.exposed]
     if not exposed:

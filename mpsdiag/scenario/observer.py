@@ -1,7 +1,7 @@
-"""Watch a forward pass: dead rows that reach F.sdpa, and the first operation that gives a non-finite value.
+"""Watch a forward: fully masked rows that reach attention, and the first operation that gives a non-finite value.
 
-SDPA is a function, not a module, so module hooks alone stop one step late. The observer is a TorchFunctionMode that
-sees the call itself, and module hooks tell it in which layer it stands. Flags stay on the device until they are read.
+SDPA is a function, not a module, so module hooks alone stop one step late: they only say in which layer a call stands.
+Flags stay on the device until they are read.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from mpsdiag.inputs.modules import ModulePath, first_tensor
-from mpsdiag.sdpa import dead_rows
-
-SDPA = "scaled_dot_product_attention"
+from mpsdiag.sdpa.watch import SDPA, SdpaCall, SdpaWatch, per_query
 
 
 @dataclass(frozen=True)
 class Event:
-    """One operation that was watched; `bad_rows` is a device scalar: rows with a non-finite value."""
+    """One operation that was watched; `bad_rows` is a device scalar: (sequence, query) rows that are not finite."""
 
     module: str
     layer: int | None
@@ -39,47 +36,29 @@ class Sighting:
     layer_rows: list[Tensor] = field(default_factory=list)
     """Per decoder layer, (sequences, positions) bool: the hidden state there is non-finite."""
     dead: list[Tensor] = field(default_factory=list)
-    """Per SDPA call, a device scalar: (sequence, query) rows of its mask that may attend to nothing."""
+    """Per SDPA call with a mask, a device scalar: its fully masked rows, as `SdpaCall` counts them."""
     noncontiguous: list[bool] = field(default_factory=list)
     """Per SDPA call: query, key or value is not contiguous."""
     masked: list[bool] = field(default_factory=list)
 
 
-class Observer(TorchFunctionMode):
-    """Sees every `F.scaled_dot_product_attention` under it; enter it inside an emulation, not around it."""
+class Observer(SdpaWatch):
+    """Watches the forwards of one model; see `SdpaWatch` for where to enter it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._path = ModulePath(model)
         self.sighting = Sighting()
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        # A call outside every watched module comes from another model, such as a trainer's CPU copy.
-        if self._path and getattr(func, "__name__", "") == SDPA:
-            self._saw_attention(result, *args, **kwargs)
-        return result
-
-    def _saw_attention(
-        self,
-        result: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        *_: Any,
-        **__: Any,
-    ) -> None:
-        self.sighting.masked.append(attn_mask is not None)
-        self.sighting.noncontiguous.append(not all(x.is_contiguous() for x in (query, key, value)))
-        if attn_mask is not None:
-            rows = dead_rows(attn_mask)
-            # A mask may be broadcast over sequences and heads: count (sequence, query) pairs, each once.
-            rows = rows.any(1) if rows.dim() == 3 else rows
-            self.sighting.dead.append(rows.expand(query.shape[0], query.shape[-2]).sum())
+    def saw_sdpa(self, call: SdpaCall, result: Tensor) -> None:
+        """Write down one call of attention and what it gave."""
+        if not self._path:  # It comes from another model, such as a trainer's CPU copy.
+            return
+        rows = call.masked_rows()
+        self.sighting.masked.append(rows is not None)
+        self.sighting.noncontiguous.append(not call.contiguous)
+        if rows is not None:
+            self.sighting.dead.append(rows.sum())
         self._record(result, SDPA)
 
     def _record(self, output: Tensor, operation: str) -> None:
@@ -88,7 +67,7 @@ class Observer(TorchFunctionMode):
                 module=self._path.module,
                 layer=self._path.layer,
                 operation=operation,
-                bad_rows=(~torch.isfinite(output)).any(-1).sum(),
+                bad_rows=per_query((~torch.isfinite(output)).any(-1)).sum(),
             )
         )
 
