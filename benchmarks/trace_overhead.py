@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from mpsdiag import device as devices
-from mpsdiag.tracing.cases.batch import prepare_batch
-from mpsdiag.tracing.cases.case import Request, load_case
+from mpsdiag.tracing.cases.traced_case import TraceRequest, load_case
 from mpsdiag.tracing.passes.evaluation import trace_batches
+from mpsdiag.tracing.passes.model_inputs import prepare_batch
 from mpsdiag.words import BUILTIN_MODELS
 
 GOAL = 1.25
@@ -91,7 +91,7 @@ def main() -> None:
         if name == "larger":
             model, batches = larger(device)
         else:
-            with load_case(Request(model=name, device=device), lambda _: None) as case:
+            with load_case(TraceRequest(model=name, device=device), lambda _: None) as case:
                 model, batches = case.model, case.batches
         works = {"bare": bare, "traced": traced}
         assert all(map(math.isfinite, bare(model, batches)))

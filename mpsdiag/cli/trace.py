@@ -1,4 +1,4 @@
-"""`mpsdiag trace`: where the first NaN is born, and of which kind it is."""
+"""`mpsdiag trace`: where the first NaN comes from, and why."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def trace(
     json: options.Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The block to paste into an issue.")] = False,
 ) -> None:
-    """Find where the first non-finite value is born, in which operation, and which of ten causes it is.
+    """Find which operation gives the first non-finite value, and why.
 
     Exit code: 0 all finite, 1 something found, 2 bad usage or input, 3 undecided, 130 interrupted.
     """
@@ -102,10 +102,10 @@ def trace(
     if folder is not None or batch is not None:
         note_without_effect(context, DATA, "with a recorded folder or a saved batch")
     from mpsdiag.cli.progress import told
-    from mpsdiag.tracing.cases.case import Request
+    from mpsdiag.tracing.cases.traced_case import TraceRequest
     from mpsdiag.tracing.run import investigate
 
-    request = Request(
+    request = TraceRequest(
         folder=folder,
         batch_file=batch,
         model=model,

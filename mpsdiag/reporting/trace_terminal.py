@@ -22,7 +22,7 @@ def render(report: Report) -> RenderableType:
         _table(rows(report)),
     ]
     if report.origin is not None:
-        parts += _origin("Where the first one is born", report.origin)
+        parts += _origin("Where the first one comes from", report.origin)
         for other in report.origin.also:
             parts += _origin(f"Also: {other.cause}", other)
     for note in report.notes:

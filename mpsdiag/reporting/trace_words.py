@@ -67,7 +67,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
 
 
 def place_rows(origin: Origin) -> list[tuple[str, str]]:
-    """Name and value of where it was born, the most telling evidence first."""
+    """Name and value of where it comes from, the most telling evidence first."""
     found = [
         ("layer", "outside the layers" if origin.layer is None else str(origin.layer)),
         ("module", origin.module or "the model itself"),
@@ -85,7 +85,10 @@ def place_rows(origin: Origin) -> list[tuple[str, str]]:
     found += [(f"input {fact['name']}", _fact(fact)) for fact in evidence.get("inputs", ())]
     if evidence.get("where"):
         found.append(
-            ("dead rows", "; ".join(f"{count} at {name}" for name, count in evidence["where"].items()))
+            (
+                "fully masked rows",
+                "; ".join(f"{count} at {name}" for name, count in evidence["where"].items()),
+            )
         )
     found += [(f"weight {fact['name']}", _fact(fact)) for fact in evidence.get("weights", ())]
     if evidence.get("spread"):

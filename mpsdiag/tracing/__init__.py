@@ -1,4 +1,4 @@
-"""Trace: where the first non-finite value of a run is born, at the level of the operation, and why."""
+"""Trace: which operation gives the first non-finite value of a run, and why."""
 
 from mpsdiag.tracing.api import trace
 from mpsdiag.tracing.origin import CAUSES, Cause, Origin

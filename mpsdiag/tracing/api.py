@@ -1,4 +1,4 @@
-"""`mpsdiag.trace`: where the first non-finite value of a model on a batch is born, and of which kind it is."""
+"""`mpsdiag.trace`: where the first non-finite value of a model on a batch comes from, and why."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from mpsdiag.errors import BadInput
-from mpsdiag.tracing.cases.batch import prepare_batch
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.forward import ForwardTrace
+from mpsdiag.tracing.passes.model_inputs import prepare_batch
 from mpsdiag.tracing.passes.training import trace_training
-from mpsdiag.tracing.watch.repeat import in_mode
+from mpsdiag.tracing.watch.model_state import in_mode
 
 
 def trace(
@@ -33,7 +33,7 @@ def trace(
         Where, in which operation and why; None if everything is finite, and as right as the CPU where compared.
 
     Raises:
-        BadInput: It is no model, or the batch does not fit it.
+        BadInput: Not a model, or the batch does not fit it.
         CannotDecide: The forward itself fails.
     """
     _require_module(model)

@@ -1,4 +1,4 @@
-"""`Origin`: where the first non-finite value of a run was born, of which kind it is, and what to do about it."""
+"""`Origin`: where the first non-finite value of a run comes from, its cause, and what to do about it."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ from mpsdiag.environment import Environment
 from mpsdiag.findings import Emulated
 from mpsdiag.inputs.missing_weights import missing_note
 from mpsdiag.quiet import errors_only, no_bars
-from mpsdiag.tracing.cases.case import Case, Request, load_case
-from mpsdiag.tracing.cases.checkpoints import bad_since, find_checkpoints
+from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
+from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, load_case
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.evaluation import trace_batches
 from mpsdiag.tracing.passes.training import LEARNING_RATE, Recipe, trace_training
-from mpsdiag.tracing.repro.repro import check_target, write_repro
-from mpsdiag.tracing.watch.events import Call
+from mpsdiag.tracing.repro.repro_script import check_target, write_repro
+from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 SCHEMA = 1
@@ -31,20 +31,10 @@ TRAINING_STEPS = 10
 class Report(BaseModel):
     """What a trace found. Losses are means over tokens, in nats; `origin` None: everything came out finite.
 
-    Attributes:
-        mode: What was run.
-        device: Where.
-        emulated: Under which model of the MPS kernels; nothing was measured on MPS then.
-        case: Model, data, dtype, attention.
-        losses: Of every batch or step that ran.
-        grad_norms: Of every training step that ran.
-        bad_batches: Numbers of the evaluation batches with a finding.
-        eval_loss: Mean of all batches.
-        stock_eval_loss: What transformers 5.23 prints by default, non-finite batches left out.
-        origin: The first finding; others in its `also`.
-        repro: Where the script that shows it alone was written.
-        repro_note: What running it showed, or why there is none.
-        notes: What else has to be known to read this, such as weights that are random.
+    `losses` and `grad_norms` are those of every batch or step that ran; `bad_batches` the numbers of the evaluation
+    batches with a finding; `stock_eval_loss` what transformers 5.23 prints by default, non-finite batches left out;
+    `repro_note` what running the script at `repro` showed, or why there is none; `notes` what else a reader has to
+    know, such as weights that are random.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -76,14 +66,9 @@ class Report(BaseModel):
 
 
 def investigate(
-    request: Request, *, repro: Path | None = None, progress: Callable[[str], None] = lambda _: None
+    request: TraceRequest, *, repro: Path | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> Report:
     """Trace what was asked for.
-
-    Args:
-        request: The case.
-        repro: Where to write a script that shows the first finding alone.
-        progress: Told what is being done.
 
     Raises:
         BadInput: Something cannot be used as given.
@@ -102,19 +87,17 @@ def investigate(
         report.origin = _with_history(report.origin, checkpoints)
     if repro is not None:
         progress("reducing it to a script")
-        outcome = write_repro(
-            repro,
-            report.origin,
-            call,
-            report.environment,
-            grad=case.train or case.grad,
-            emulation=case.emulation,
+        grad = case.train or case.grad
+        written, report.repro_note = write_repro(
+            repro, report.origin, call, report.environment, grad=grad, emulation=case.emulation
         )
-        report.repro, report.repro_note = (str(repro) if outcome.written else None), outcome.note
+        report.repro = str(repro) if written else None
     return report
 
 
-def _evaluate(request: Request, case: Case, progress: Callable[[str], None]) -> tuple[Report, Call | None]:
+def _evaluate(
+    request: TraceRequest, case: TracedCase, progress: Callable[[str], None]
+) -> tuple[Report, TorchCall | None]:
     found = trace_batches(
         case.model, case.batches, compare=request.compare, grad=case.grad, progress=progress
     )
@@ -130,16 +113,18 @@ def _evaluate(request: Request, case: Case, progress: Callable[[str], None]) -> 
     return report, found.call
 
 
-def _train(request: Request, case: Case, progress: Callable[[str], None]) -> tuple[Report, Call | None]:
+def _train(
+    request: TraceRequest, case: TracedCase, progress: Callable[[str], None]
+) -> tuple[Report, TorchCall | None]:
     rate = LEARNING_RATE if case.learning_rate is None else case.learning_rate
     steps = request.steps or (1 if request.folder is not None else TRAINING_STEPS)
     found = trace_training(case.model, case.batches, Recipe(rate), steps=steps, progress=progress)
-    case.told |= {"learning_rate": rate, "steps": steps}
+    case.case_info |= {"learning_rate": rate, "steps": steps}
     report = _report(case, "training", losses=found.losses, grad_norms=found.grad_norms, origin=found.origin)
     return report, found.call
 
 
-def _report(case: Case, mode: Literal["evaluation", "training"], **found: Any) -> Report:
+def _report(case: TracedCase, mode: Literal["evaluation", "training"], **found: Any) -> Report:
     emulation = case.emulation
     note = missing_note(case.model)
     return Report(
@@ -147,7 +132,7 @@ def _report(case: Case, mode: Literal["evaluation", "training"], **found: Any) -
         device=case.device,
         emulated=None if emulation is None else Emulated(release=emulation.release, macos=emulation.macos),
         environment=environment.gather(devices.accelerators(probe=False)),
-        case=case.told,
+        case=case.case_info,
         notes=[note] if note else [],
         **found,
     )
@@ -159,10 +144,10 @@ def _with_history(origin: Origin, checkpoints: list[Path]) -> Origin:
         names = [weight["name"] for weight in origin.evidence.get("weights", [])]
         history = bad_since(checkpoints, names)
         since = history["bad_since"]
-        said = f"; since {since}" if since else ""
+        when = f"; since {since}" if since else ""
         if since and history["last_finite"]:
-            said += f", {history['last_finite']} is the last that is finite"
+            when += f", {history['last_finite']} is the last that is finite"
         origin = origin.model_copy(
-            update={"summary": origin.summary + said, "evidence": {**origin.evidence, "history": history}}
+            update={"summary": origin.summary + when, "evidence": {**origin.evidence, "history": history}}
         )
     return origin.model_copy(update={"also": [_with_history(other, checkpoints) for other in origin.also]})

@@ -10,10 +10,10 @@ from transformers import TrainerCallback
 
 from mpsdiag import emulation
 from mpsdiag.inputs.nonfinite import SENTENCES, Cause, no_label_counts, weights_are_finite
-from mpsdiag.trainers.forward_watch import Count, Counter, judge_loss, watch_forward
+from mpsdiag.trainers.forward_watch import Count, Counter, judge_loss, judge_output, watch_forward
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
@@ -186,8 +186,11 @@ class NonFiniteCallback(TrainerCallback):
             self._handle.remove()
         self._handle = self._watched = None
 
-    def _note_forward(self, training: bool, bad: Tensor, unlabelled: Tensor | None) -> None:
-        if training:
+    def _note_forward(self, model: nn.Module, inputs: dict[str, Any], output: Any) -> None:
+        bad, unlabelled = judge_output(output), no_label_counts(inputs)
+        if bad is None:
+            return
+        if model.training:
             self._train.note(bad, unlabelled)
         elif self._pending is None:
             self._pending = (bad, unlabelled)

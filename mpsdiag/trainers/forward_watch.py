@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mpsdiag.inputs.cpu_copy import mark_watcher
-from mpsdiag.inputs.nonfinite import no_label_counts
 from mpsdiag.inputs.outputs import logits_of, loss_of
 
 if TYPE_CHECKING:
@@ -79,24 +77,16 @@ def judge_output(output: Any) -> Tensor | None:
     return None
 
 
-Note = Callable[[bool, "Tensor", "Tensor | None"], None]
-"""Called with: is the model in training mode, is the batch bad, is it without labels."""
+def watch_forward(model: nn.Module, look: Any) -> RemovableHandle:
+    """Call a bound method with (module, inputs, output) after every forward of a model, while its object lives.
 
-
-def watch_forward(model: nn.Module, note: Any) -> RemovableHandle:
-    """Call a bound method after every forward of a model, for as long as its object lives.
-
-    Args:
-        model: The model.
-        note: A bound method with the parameters of `Note`. Only a weak reference to it is kept, so that copying the
-            model does not copy what the method belongs to.
+    Only a weak reference to the method is kept, so that copying the model does not copy what the method belongs to.
     """
-    weak = weakref.WeakMethod(note)
+    weak = weakref.WeakMethod(look)
 
     def hook(module: nn.Module, _args: Any, inputs: dict[str, Any], output: Any) -> None:
         alive = weak()
-        bad = judge_output(output) if alive is not None else None
-        if alive is not None and bad is not None:
-            alive(module.training, bad, no_label_counts(inputs))
+        if alive is not None:
+            alive(module, inputs, output)
 
     return model.register_forward_hook(mark_watcher(hook), with_kwargs=True)

@@ -105,7 +105,7 @@ def test_training(run):
 
 
 def test_a_script_is_written_beside_the_report(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mpsdiag.tracing.repro.repro._run", lambda text, emulation: "1 of 1 values")
+    monkeypatch.setattr("mpsdiag.tracing.repro.repro_script._run", lambda text, emulation: "1 of 1 values")
     path = tmp_path / "repro.py"
     code, out, _ = run("--emulate", "2.8", "--batches", 1, "--repro", path, "--json")
     found = document(out)

@@ -1,4 +1,7 @@
-"""A recorded case: a small folder with the batch, the weights of that moment, and how it was run."""
+"""What is kept of a batch: a safetensors file, or a folder with the batch, the weights of that moment, how it was run.
+
+Pickles are refused: loading one can run code.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +18,11 @@ from torch import Tensor, nn
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, first_line
 from mpsdiag.serialization import dumps, readable
-from mpsdiag.tracing.cases.saved_batch import load_batch, save_batch
 
 SCHEMA = 1
 ABOUT, BATCH, MODEL = "case.json", "batch.safetensors", "model"
-
-
-class RecordedEmulation(BaseModel):
-    """The emulation that was in effect."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    release: str
-    macos: int
-    defects: list[str] | None = None
-
-    @classmethod
-    def of(cls, emulation: Emulation) -> RecordedEmulation:
-        """To be written."""
-        defects = None if emulation.defects is None else list(emulation.defects)
-        return cls(release=emulation.release, macos=emulation.macos, defects=defects)
-
-    def restored(self) -> Emulation:
-        """To be put into effect again.
-
-        Raises:
-            BadInput: There is no such release, macOS version or defect.
-        """
-        return Emulation(self.release, self.macos, None if self.defects is None else tuple(self.defects))
+# What torch.save and pickle.dump write begins with one of these: a zip, or a pickle of protocol 2 to 5.
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 class About(BaseModel):
@@ -58,7 +38,7 @@ class About(BaseModel):
     dtype: str
     attention: str | None = None
     autocast: str | None = None
-    emulation: RecordedEmulation | None = None
+    emulation: Emulation | None = None
     learning_rate: float | None = None
     loss: float | str | None = None
     losses: list[float | str] = Field(default_factory=list)
@@ -70,12 +50,6 @@ class About(BaseModel):
 
 def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], about: About) -> None:
     """Write a case whole or not at all: beside the folder first, then renamed.
-
-    Args:
-        folder: Must not exist, or be empty.
-        model: With `save_pretrained`; None to leave the weights out.
-        batch: The keyword arguments of the forward.
-        about: How it was run; `arguments` is filled in here.
 
     Raises:
         BadInput: The folder cannot be written.
@@ -111,7 +85,7 @@ def read_case(folder: Path) -> tuple[About, dict[str, Any], Path | None]:
         How it was run, the batch, and the folder of the weights (None if they were left out).
 
     Raises:
-        BadInput: It is no such folder, is incomplete, or was written by a newer version.
+        BadInput: The folder is missing, incomplete, or of a newer version.
     """
     if not folder.exists():
         raise BadInput(
@@ -120,7 +94,7 @@ def read_case(folder: Path) -> tuple[About, dict[str, Any], Path | None]:
     path = folder / ABOUT
     if not path.is_file():
         hint = " It looks like a model: give it as --model." if (folder / "config.json").is_file() else ""
-        raise BadInput(f"{folder} is no recorded case: it has no {ABOUT}.{hint}")
+        raise BadInput(f"{folder} is not a recorded case: it has no {ABOUT}.{hint}")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         version = document.get("schema") if isinstance(document, dict) else None
@@ -141,3 +115,45 @@ def _first(problem: BaseException) -> str:
         error = problem.errors()[0]
         return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
     return first_line(problem)
+
+
+def load_batch(path: Path) -> dict[str, Tensor]:
+    """Read a batch that `safetensors.torch.save_file` wrote: argument names to tensors.
+
+    Raises:
+        BadInput: The file is missing, a pickle, cut short, or of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.is_dir():
+        raise BadInput(
+            f"{path} is a folder; --batch takes a .safetensors file. A recorded folder is given without --batch."
+        )
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(8)
+    except OSError as problem:
+        raise BadInput(f"Cannot read the batch {path}: {problem.strerror}.") from problem
+    if head.startswith(_PICKLES):
+        raise BadInput(
+            f"{path} is a pickle, and loading a pickle can run any code that is in it, so it is refused. Save "
+            "the batch with safetensors.torch.save_file(batch, 'batch.safetensors')."
+        )
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError, ValueError) as problem:
+        raise BadInput(
+            f"{path} is not a complete safetensors file ({first_line(problem)}): cut short, or another format. Save "
+            "the batch again with safetensors.torch.save_file."
+        ) from problem
+    if not found:
+        raise BadInput(f"{path} holds no tensors. Save at least input_ids.")
+    return found
+
+
+def save_batch(path: Path, batch: Mapping[str, Tensor]) -> None:
+    """Write the tensors of a batch, on the CPU and apart from each other in memory."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in batch.items()}, path)

@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 
 from mpsdiag import emulation, environment
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.cpu_copy import mark_watcher
 from mpsdiag.inputs.outputs import logits_of, loss_of
-from mpsdiag.tracing.cases.recorded_case import About, RecordedEmulation, write_case
+from mpsdiag.tracing.cases.recorded_case import About, write_case
+from mpsdiag.trainers.forward_watch import watch_forward
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -96,18 +96,12 @@ class BadBatchRecorder(TrainerCallback):
             return
         if self._handle is not None:
             self._handle.remove()
-        me = weakref.ref(self)  # The model must not keep, or copy, the callback.
-
-        def hook(module: nn.Module, _args: Any, inputs: dict[str, Any], output: Any) -> None:
-            alive = me()
-            if alive is not None and alive.recorded is None:
-                alive.look(module, inputs, output)
-
-        self._handle = model.register_forward_hook(mark_watcher(hook), with_kwargs=True)
-        self._watched = weakref.ref(model)
+        self._handle, self._watched = watch_forward(model, self.look), weakref.ref(model)
 
     def look(self, model: nn.Module, inputs: dict[str, Any], output: Any) -> None:
         """Judge one forward, and record it if it is bad. Called by the hook on the model."""
+        if self.recorded is not None:
+            return
         loss, logits = loss_of(output), logits_of(output)
         judged = loss
         if loss is None and logits is not None and logits.is_floating_point() and logits.numel():
@@ -139,7 +133,6 @@ class BadBatchRecorder(TrainerCallback):
         training: bool,
         grad: bool,
     ) -> None:
-        active = emulation.active()
         weight = next(model.parameters())
         config: Any = getattr(model, "config", None)
         arguments = self._arguments
@@ -154,7 +147,7 @@ class BadBatchRecorder(TrainerCallback):
             dtype=str(weight.dtype).removeprefix("torch."),
             attention=getattr(config, "_attn_implementation", None),
             autocast=autocast,
-            emulation=None if active is None else RecordedEmulation.of(active),
+            emulation=emulation.active(),
             learning_rate=None if arguments is None else arguments.learning_rate,
             loss=None if loss is None else loss if math.isfinite(loss) else str(loss),
             losses=list(self._losses),

@@ -1,17 +1,15 @@
-"""The causes, one rule or family of rules a file. The first that fits names the cause; `unknown` when none does."""
+"""The causes, one family of rules a file. The first that fits names the cause; `unknown` when none does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final
 
-from mpsdiag.tracing.causes.arithmetic import device_only, overflow
-from mpsdiag.tracing.causes.attention import attention_over_nothing
-from mpsdiag.tracing.causes.data import bad_inputs, bad_weights, index_out_of_range
-from mpsdiag.tracing.causes.labels import no_labels
-from mpsdiag.tracing.causes.masks import mask_arithmetic
+from mpsdiag.tracing.causes.arithmetic import device_only, overflow, unknown
+from mpsdiag.tracing.causes.given_values import bad_inputs, bad_weights, index_out_of_range, no_labels
+from mpsdiag.tracing.causes.mask_values import mask_arithmetic
+from mpsdiag.tracing.causes.masked_attention import attention_over_nothing
 from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
-from mpsdiag.tracing.causes.unknown import unknown
 
 __all__ = ["Candidate", "Explanation", "explain"]
 
@@ -28,11 +26,7 @@ _RULES: Final[tuple[Callable[[Candidate], Explanation | list[Explanation] | None
 )
 
 
-def explain(birth: Candidate) -> list[Explanation]:
-    """Find the cause of a birth; more than one where several meet in the same operation.
-
-    Args:
-        birth: What is known about it.
-    """
-    found = next(found for rule in _RULES if (found := rule(birth)))
+def explain(first: Candidate) -> list[Explanation]:
+    """Find the cause of a first; more than one where several meet in the same operation."""
+    found = next(found for rule in _RULES if (found := rule(first)))
     return found if isinstance(found, list) else [found]

@@ -11,21 +11,15 @@ from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
 from mpsdiag.tracing.origin import Cause
-from mpsdiag.tracing.watch.device_label import described
-from mpsdiag.tracing.watch.events import Call, Event, Terminal
+from mpsdiag.tracing.watch.model_state import device_label
+from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.origin_search import PassEvent, Terminal
 from mpsdiag.tracing.watch.tensors import tensors_in
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One beginning of non-finite values.
-
-    Attributes:
-        terminal: Where it began.
-        batch: The model's inputs.
-        model: The model.
-        grad: Gradients were wanted.
-    """
+    """One beginning of non-finite values: where, and the run it happened in; `grad`: gradients were wanted."""
 
     terminal: Terminal
     batch: Mapping[str, Any]
@@ -33,13 +27,13 @@ class Candidate:
     grad: bool
 
     @property
-    def event(self) -> Event:
+    def event(self) -> PassEvent:
         """The operation."""
         return self.terminal.event
 
     @property
-    def call(self) -> Call | None:
-        """The call with its tensors, where they were kept and values were born in it."""
+    def call(self) -> TorchCall | None:
+        """The call with its tensors, where they were kept."""
         return self.event.call if self.terminal.kind in ("nan", "inf", "error") else None
 
     @property
@@ -65,12 +59,12 @@ class Candidate:
     @property
     def device(self) -> str:
         """Where it ran, in words: an emulation is called one."""
-        return described(self.model)
+        return device_label(self.model)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a rule makes of a birth. `summary` is one sentence without a full stop."""
+    """What a rule makes of a first. `summary` is one sentence without a full stop."""
 
     cause: Cause
     summary: str

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.modules import decoder_layers
-from mpsdiag.tracing.causes.data import nonfinite_weights
+from mpsdiag.tracing.causes.given_values import nonfinite_weights
 from mpsdiag.tracing.origin import Cause, Origin
-from mpsdiag.tracing.watch.device_label import described
-from mpsdiag.tracing.watch.repeat import did_not_repeat
+from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat
 from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, largest
 
 GROWTH = 10.0
-"""A loss, gradient norm or weight that grew by less is no divergence."""
+"""A loss, gradient norm or weight that grew by less has not diverged."""
 OF_TRAINING = ("overflow", "unknown", "wrong_device")
 """Causes that a divergence may look like; those that lie in the data or the mask stay what they are."""
 
@@ -55,7 +54,7 @@ class Trajectory:
         return len(self.losses) - 1
 
     def evidence(self) -> dict[str, Any]:
-        """What is told about it."""
+        """What the origin says about it."""
         return {
             "step": self.step,
             "learning_rate": self.learning_rate,
@@ -67,14 +66,7 @@ class Trajectory:
 def or_divergence(
     model: nn.Module, origin: Origin, trajectory: Trajectory, initial: Mapping[str, Tensor]
 ) -> Origin:
-    """The origin as it is, or as the end of a divergence: losses, gradients or weights grew at least tenfold.
-
-    Args:
-        model: With the weights that gave the non-finite value.
-        origin: Where it was born; with the weights that training began with, the same batch is finite.
-        trajectory: The steps up to it.
-        initial: The weights training began with.
-    """
+    """The origin as it is, or as the end of a divergence: losses, gradients or weights grew at least tenfold."""
     grown = _growth(model, trajectory, initial)
     if max(grown.values(), default=0.0) < GROWTH:
         return origin
@@ -98,13 +90,7 @@ def or_divergence(
 def after_the_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, trajectory: Trajectory
 ) -> Origin | None:
-    """The weights that an optimizer step made non-finite; None if all are finite.
-
-    Args:
-        model: With the weights after the step.
-        optimizer: With its state after the step.
-        trajectory: The steps so far.
-    """
+    """The weights that an optimizer step made non-finite; None if all are finite."""
     bad = nonfinite_weights(model)
     if not bad:
         return None
@@ -117,7 +103,7 @@ def after_the_optimizer(
         "weights": bad[:LISTED],
         "bad_tensors": len(bad),
         "optimizer_state": [facts(t, key) for key, t in state.items() if isinstance(t, Tensor) and t.dim()],
-        "device": described(model),
+        "device": device_label(model),
     }
     cause: Cause = "divergence"
     summary = (
@@ -161,7 +147,7 @@ def exploded_norm(model: nn.Module, trajectory: Trajectory) -> Origin | None:
         phase="backward",
         summary=f"the gradient norm overflows: the gradient of {name} reaches {largest(gradients[name]):.4g}, whose "
         "square is beyond its dtype",
-        evidence={"gradient": facts(gradients[name], name), "device": described(model)},
+        evidence={"gradient": facts(gradients[name], name), "device": device_label(model)},
         remedy=REMEDY,
     )
 

@@ -13,8 +13,8 @@ from mpsdiag.findings import Advice
 from mpsdiag.inputs.losses import filtered_mean, mean
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.forward import ForwardTrace
-from mpsdiag.tracing.watch.events import Call
-from mpsdiag.tracing.watch.repeat import in_mode
+from mpsdiag.tracing.watch.model_state import in_mode
+from mpsdiag.tracing.watch.operations import TorchCall
 
 EXPLAINED = 4
 """At most this many bad batches are looked at in detail: another batch may be bad for another reason."""
@@ -22,16 +22,10 @@ EXPLAINED = 4
 
 @dataclass
 class TracedBatches:
-    """What an evaluation gave.
+    """What an evaluation gave: the loss of each batch (nats; NaN where there is none), the batches with a finding.
 
-    Attributes:
-        losses: Of each batch, in nats; NaN where a batch could not be run to its loss.
-        bad: Numbers of the batches with a finding.
-        eval_loss: Mean of the losses over sequences, as a Trainer that leaves nothing out would print it; None without
-            labels, and where a forward raised or gave no loss.
-        stock_eval_loss: The mean that transformers 5.23 prints by default: non-finite losses are left out.
-        origin: The first finding.
-        call: The call it was born in.
+    `eval_loss` is their mean over sequences, as a Trainer that leaves nothing out would print it; None without labels,
+    and where a forward raised or gave no loss. `stock_eval_loss` is what transformers 5.23 prints by default.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -39,7 +33,7 @@ class TracedBatches:
     eval_loss: float | None = None
     stock_eval_loss: float | None = None
     origin: Origin | None = None
-    call: Call | None = None
+    call: TorchCall | None = None
 
 
 def trace_batches(
@@ -51,13 +45,6 @@ def trace_batches(
     progress: Callable[[str], None] = lambda _: None,
 ) -> TracedBatches:
     """Trace an evaluation. The origin of the first bad batch comes first, others with other causes are in its `also`.
-
-    Args:
-        model: On its device.
-        batches: Prepared.
-        compare: As for `trace`.
-        grad: With gradients wanted.
-        progress: Told the batch.
 
     Raises:
         CannotDecide: A forward itself fails.

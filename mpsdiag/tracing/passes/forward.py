@@ -1,4 +1,7 @@
-"""The forward of one batch: cheaply first, in detail where something is not finite, against the CPU where all is."""
+"""The forward of one batch: cheaply first, in detail where something is not finite, against the CPU where all is.
+
+In detail means again and again: each time with the faults found so far made finite, until none is left.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +9,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from mpsdiag.errors import CannotDecide
+from mpsdiag.errors import BadInput
 from mpsdiag.inputs.outputs import loss_of
-from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.passes.compare import find_difference
-from mpsdiag.tracing.passes.detail import explain_forward, failed
+from mpsdiag.tracing.causes import Candidate, Explanation, explain
+from mpsdiag.tracing.origin import Origin, Phase
+from mpsdiag.tracing.passes.device_difference import find_difference
 from mpsdiag.tracing.passes.indices import Indices
-from mpsdiag.tracing.watch.device_label import device_of, is_plain_cpu
-from mpsdiag.tracing.watch.events import Call
+from mpsdiag.tracing.passes.model_inputs import own_sentence, refusal
 from mpsdiag.tracing.watch.flags import Flags, Reading
-from mpsdiag.tracing.watch.repeat import Repeat, did_not_repeat
+from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat, is_plain_cpu
+from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.origin_search import Pass, first_terminal
+from mpsdiag.tracing.watch.patched_rerun import Patches
+from mpsdiag.tracing.watch.tensors import bad_rows, facts
+from mpsdiag.tracing.watch.tracer import Tracer
+
+ROUNDS = 8
+"""At most this many faults behind each other are brought to light."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """What the trace of one batch gave: its loss, the origin if there is a finding, the call the value was born in.
+    """What the trace of one batch gave: its loss, the origin if there is a finding, the call that gave the value.
 
     `bad`: there is a finding, or there would be one if it were looked at in detail.
     """
 
     loss: float | None
     origin: Origin | None = None
-    call: Call | None = None
+    call: TorchCall | None = None
     bad: bool = False
 
 
 class ForwardTrace:
-    """Traces evaluations of one model: set up once, used for many batches; the modes are those in effect.
-
-    Args:
-        model: Any module that takes a batch as keyword arguments, on its device, in an emulation where one is wanted.
-        compare: Compare finite results with float64 on the CPU. None: unless the model runs on a plain CPU itself.
-    """
+    """Traces evaluations of one model: set up once, used for many batches; the modes are those in effect."""
 
     def __init__(self, model: nn.Module, *, compare: bool | None = None) -> None:
         self._model = model
@@ -49,13 +55,10 @@ class ForwardTrace:
         self._check_first = device_of(model).type == "cuda"
 
     def run(self, batch: Mapping[str, Any], *, in_detail: bool = True) -> Traced:
-        """Run a batch, and find where its first non-finite value was born, or where finite ones go wrong.
-
-        Args:
-            batch: Checked, and on the model's device.
-            in_detail: Look for the origin; without it only the loss is told, and whether the batch is bad.
+        """Run a batch, and find where its first non-finite value comes from, or where finite ones go wrong.
 
         Raises:
+            BadInput: The model does not take such a batch.
             CannotDecide: The forward itself fails.
         """
         if self._check_first and (outside := self._indices.explain(batch)) is not None:
@@ -78,13 +81,11 @@ class ForwardTrace:
     def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, Reading]:
         """The loss, and whether anything may be wrong."""
         try:
-            with self._flags.watching():
+            with own_sentence(self._model, batch), self._flags.watching():
                 output = self._model(**batch)
         except IndexError:
             self._flags.read()
             return None, Reading(suspicious=True, certain=True, extra=[])
-        except RuntimeError as problem:
-            raise CannotDecide(failed(problem)) from problem
         loss = loss_of(output)
         losses = [loss] if loss is not None and loss.numel() == 1 else []
         reading = self._flags.read(*losses, *self._indices.extremes(batch))
@@ -92,3 +93,70 @@ class ForwardTrace:
         if not self._indices.fit(batch, reading.extra[len(losses) :]):
             reading = Reading(suspicious=True, certain=True, extra=[])
         return value, reading
+
+
+def explain_forward(
+    model: nn.Module, batch: Mapping[str, Any], repeat: Repeat
+) -> tuple[Origin | None, TorchCall | None]:
+    """Run a batch in detail, as often as faults come to light; the modes are those in effect.
+
+    Returns:
+        The first origin with the others in `also`, and the call that gave it; None if all came out finite.
+    """
+    origins: list[Origin] = []
+    first_call: TorchCall | None = None
+    patches = Patches()
+    for _ in range(ROUNDS):
+        seen = _detailed_pass(model, batch, repeat, patches)
+        terminal = first_terminal(seen)
+        if terminal is None:
+            break
+        candidate = Candidate(terminal, batch, model, grad=torch.is_grad_enabled())
+        first_call = first_call if origins else candidate.call
+        spread = [] if origins else seen.spread
+        explanations = explain(candidate)
+        for explanation in explanations:
+            if explanation.cause not in {origin.cause for origin in origins}:
+                origins.append(_origin(candidate, explanation, spread))
+        if terminal.kind == "error":
+            break
+        patches = patches.behind(terminal, {explanation.cause for explanation in explanations})
+    if not origins:
+        return None, None
+    return origins[0].model_copy(update={"also": origins[1:]}), first_call
+
+
+def _detailed_pass(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, patches: Patches) -> Pass:
+    """One detailed pass; an index out of range ends it and is its last event."""
+    repeat.again()
+    tracer = Tracer(model, batch, patches)
+    try:
+        with own_sentence(model, batch), tracer.watching():
+            model(**batch)
+    except IndexError as problem:
+        if not tracer.seen.events or tracer.seen.events[-1].error is None:
+            raise BadInput(refusal(model, batch, problem)) from problem
+    return tracer.seen
+
+
+def _origin(candidate: Candidate, explanation: Explanation, spread: list[dict[str, Any]]) -> Origin:
+    event = candidate.event
+    phase: Phase = "data" if explanation.cause in ("bad_inputs", "no_labels") else "forward"
+    evidence = dict(explanation.evidence)
+    output = candidate.output
+    if output is not None:
+        evidence["output"] = facts(output, event.operation) | {"non_finite": bad_rows(output)}
+    if candidate.inputs:
+        evidence["inputs"] = [facts(tensor, name) for name, tensor in candidate.inputs]
+    if spread:
+        evidence["spread"] = spread
+    return Origin(
+        cause=explanation.cause,
+        layer=event.layer,
+        module=event.module,
+        operation=event.operation,
+        phase=phase,
+        summary=explanation.summary,
+        evidence=evidence,
+        remedy=explanation.remedy,
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
-from mpsdiag.tracing.causes.data import INDICES_REMEDY
+from mpsdiag.tracing.causes.given_values import INDICES_REMEDY
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.tensors import listed
 
@@ -30,11 +30,7 @@ class _Table:
 
 
 class Indices:
-    """Checks the indices of batches for one model.
-
-    Args:
-        model: Its input embedding and output matrix give the sizes; what it does not have is not checked.
-    """
+    """Checks the indices of batches for one model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._tables = list(_tables(model))

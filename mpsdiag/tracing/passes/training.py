@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.errors import BadInput
 from mpsdiag.inputs.outputs import loss_of
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.passes.backward import explain_backward
-from mpsdiag.tracing.passes.detail import explain_forward, failed
 from mpsdiag.tracing.passes.divergence import (
     OF_TRAINING,
     Trajectory,
@@ -24,10 +22,13 @@ from mpsdiag.tracing.passes.divergence import (
     not_reproduced,
     or_divergence,
 )
+from mpsdiag.tracing.passes.forward import explain_forward
+from mpsdiag.tracing.passes.gradients import explain_backward
 from mpsdiag.tracing.passes.indices import Indices
-from mpsdiag.tracing.watch.events import Call
+from mpsdiag.tracing.passes.model_inputs import own_sentence
 from mpsdiag.tracing.watch.flags import Flags
-from mpsdiag.tracing.watch.repeat import Repeat, in_mode
+from mpsdiag.tracing.watch.model_state import Repeat, in_mode
+from mpsdiag.tracing.watch.operations import TorchCall
 
 LEARNING_RATE = 5e-5
 """That of transformers' TrainingArguments."""
@@ -55,7 +56,7 @@ class TracedTraining:
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     origin: Origin | None = None
-    call: Call | None = None
+    call: TorchCall | None = None
 
 
 def trace_training(
@@ -67,13 +68,6 @@ def trace_training(
     progress: Callable[[str], None] = lambda _: None,
 ) -> TracedTraining:
     """Train, and stop at the first step with a non-finite value; the weights are put back at the end.
-
-    Args:
-        model: Its weights are copied to the CPU before.
-        batches: Prepared batches with labels, repeated if there are more steps.
-        recipe: AdamW with transformers' default learning rate if None.
-        steps: As many as batches if None.
-        progress: Told the step.
 
     Raises:
         BadInput: A batch without labels; nothing to train.
@@ -104,7 +98,7 @@ def _train(
     trajectory: Trajectory,
     initial: Mapping[str, Tensor],
     progress: Callable[[str], None],
-) -> tuple[Origin | None, Call | None]:
+) -> tuple[Origin | None, TorchCall | None]:
     """The steps, up to the first that is not finite; what is found in it."""
     flags, optimizer = Flags(model), recipe.make(trained)
     for step, batch in enumerate(batches):
@@ -131,14 +125,12 @@ def _step(
     trajectory: Trajectory,
 ) -> bool:
     """Forward and backward; whether anything, the weights it began with included, may be non-finite."""
-    try:
+    with own_sentence(model, batch):
         with flags.watching():
             loss = loss_of(model(**batch))
         if loss is None:
             raise BadInput(f"{type(model).__name__} gives no loss for this batch: add labels to train on it.")
         torch.autograd.backward(loss)
-    except RuntimeError as problem:
-        raise CannotDecide(failed(problem)) from problem
     bound = recipe.max_grad_norm if recipe.max_grad_norm is not None else float("inf")
     norm = torch.nn.utils.clip_grad_norm_(trained, bound)
     reading = flags.read(loss, norm)
@@ -153,7 +145,7 @@ def _explain(
     trajectory: Trajectory,
     initial: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
-) -> tuple[Origin | None, Call | None]:
+) -> tuple[Origin | None, TorchCall | None]:
     """The step that was noticed, in detail: weights, forward, backward, in this order."""
     if trajectory.step > 0 and (origin := after_the_optimizer(model, optimizer, trajectory)) is not None:
         return origin, None

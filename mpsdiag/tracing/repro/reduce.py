@@ -1,12 +1,18 @@
-"""Make the tensors of a call as small and as plain as they can be while the fault still shows."""
+"""Make a call as small and as plain as it can be while, by itself, it still shows the fault."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from mpsdiag.emulation import Emulation, emulated
+from mpsdiag.tracing.watch.operations import TorchCall, operation_name
+from mpsdiag.tracing.watch.replay import in_float64, replay, run
+from mpsdiag.tracing.watch.tensors import impurity, mapped, tensors_in
 
 Shows = Callable[[tuple[Tensor, ...]], bool]
 
@@ -16,6 +22,106 @@ STARTS = 12
 """Places where a slice is begun at most."""
 LITERAL = 64
 """Tensors of up to this many numbers are written out; larger ones are drawn from a seed if that still shows it."""
+ROUNDINGS = 16
+"""Further from float64 than this many roundings: what is reported upstream should be beyond doubt."""
+
+Fault = Literal["non-finite", "wrong"]
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """Stands for tensor number `index` in the arguments of a call."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class IsolatedCall:
+    """A call by itself: the function, its arguments with placeholders for tensors, under what it runs, what it shows.
+
+    `names` are those of the tensors, `wants` says which of them want a gradient, `grad` that grad mode is on.
+    """
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    names: tuple[str, ...]
+    wants: tuple[bool, ...]
+    grad: bool
+    device: torch.device
+    emulation: Emulation | None
+    fault: Fault
+
+    @property
+    def operation(self) -> str:
+        """The name of the operation."""
+        return operation_name(self.func)
+
+    def filled(self, tensors: tuple[Tensor, ...]) -> TorchCall:
+        """The call with tensors in the places of the placeholders."""
+
+        def fill(value: Any) -> Any:
+            return tensors[value.index] if isinstance(value, Placeholder) else value
+
+        return TorchCall(self.func, mapped(self.args, fill), mapped(dict(self.kwargs), fill))
+
+
+def alone(
+    call: TorchCall, *, grad: bool, emulation: Emulation | None, fault: Fault
+) -> tuple[IsolatedCall, tuple[Tensor, ...]]:
+    """Take a call apart into its shape and its tensors.
+
+    Returns:
+        The call without tensors, and the tensors, detached.
+    """
+    tensors: list[Tensor] = []
+    names: list[str] = []
+    labels = {id(tensor): name for name, tensor in tensors_in(call.named)}
+
+    def take(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        tensors.append(value)
+        names.append(labels.get(id(value), f"argument {len(names)}"))
+        return Placeholder(len(tensors) - 1)
+
+    args, kwargs = mapped(tuple(call.args), take), mapped(dict(call.kwargs), take)
+    device = tensors[0].device if tensors else torch.device("cpu")
+    wants = tuple(grad and tensor.requires_grad for tensor in tensors)
+    lone = IsolatedCall(call.func, args, kwargs, tuple(names), wants, grad, device, emulation, fault)
+    return lone, tuple(tensor.detach() for tensor in tensors)
+
+
+def shows(lone: IsolatedCall, tensors: tuple[Tensor, ...]) -> bool:
+    """Run the call by itself and see whether the fault is there."""
+    if any(impurity(tensor).nan or impurity(tensor).positive for tensor in tensors):
+        return False
+    ready = tuple(t.detach().clone(memory_format=torch.preserve_format) for t in tensors)
+    for tensor, wanted in zip(ready, lone.wants, strict=True):
+        tensor.requires_grad_(wanted and tensor.is_floating_point())
+    with emulated(lone.emulation), torch.set_grad_enabled(lone.grad):
+        found = run(lone.filled(ready))
+    if found is None or found.numel() == 0:
+        return False
+    if lone.fault == "non-finite":
+        return bool(impurity(found)) and not _deliberate(found, tensors)
+    return _wrong(lone.filled(tensors), found.detach().cpu())
+
+
+def _deliberate(found: Tensor, tensors: tuple[Tensor, ...]) -> bool:
+    """Minus infinity in, minus infinity out: that is a mask, no fault."""
+    state = impurity(found)
+    return not state.nan and not state.positive and any(impurity(tensor).negative for tensor in tensors)
+
+
+def _wrong(call: TorchCall, found: Tensor) -> bool:
+    """Much further from float64 than the CPU is, and than rounding can be."""
+    plain = replay(call)
+    exact = in_float64(call)
+    if plain is None or exact is None or exact.shape != found.shape or plain.shape != found.shape:
+        return False
+    distance, cpu = (float((x.double() - exact).abs().max()) for x in (found, plain))
+    return distance > max(4 * cpu, ROUNDINGS * torch.finfo(found.dtype).eps * float(exact.abs().max()))
 
 
 @dataclass(frozen=True)
@@ -27,12 +133,7 @@ class Made:
 
 
 def smallest(tensors: tuple[Tensor, ...], shows: Shows) -> tuple[Tensor, ...]:
-    """Cut dimensions down, those of equal size together and each by itself, until nothing smaller shows the fault.
-
-    Args:
-        tensors: With which it shows.
-        shows: Whether it still does.
-    """
+    """Cut dimensions down, those of equal size together and each by itself, until nothing smaller shows the fault."""
     left = TRIES
 
     def check(candidate: tuple[Tensor, ...]) -> bool:
@@ -54,10 +155,6 @@ def smallest(tensors: tuple[Tensor, ...], shows: Shows) -> tuple[Tensor, ...]:
 
 def plainest(tensors: tuple[Tensor, ...], shows: Shows) -> list[Made] | None:
     """Replace numbers by ones, by seeded random ones, or by rounded ones, where the fault still shows.
-
-    Args:
-        tensors: With which it shows.
-        shows: Whether it still does.
 
     Returns:
         Tensors with the expressions that make them; None if one is too large to be written out.

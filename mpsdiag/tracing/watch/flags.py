@@ -23,13 +23,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Reading:
-    """What a step showed.
-
-    Attributes:
-        suspicious: Something may be non-finite: a sum, or one of the following.
-        certain: The loss or a logit is NaN or infinite for sure.
-        extra: The values of the scalars that were read along.
-    """
+    """What a step showed: something may be non-finite; the loss or a logit surely is; the scalars read along."""
 
     suspicious: bool
     certain: bool
@@ -37,11 +31,7 @@ class Reading:
 
 
 class Flags:
-    """Watches the outputs of the decoder layers and of the model while `watching`.
-
-    Args:
-        model: The model that will run.
-    """
+    """Watches the outputs of the decoder layers and of the model while `watching`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -68,11 +58,7 @@ class Flags:
                 )
 
     def read(self, *extra: Tensor) -> Reading:
-        """End the step and wait for the device, once.
-
-        Args:
-            *extra: Scalar tensors to be read in the same transfer, such as the loss.
-        """
+        """End the step and wait for the device, once."""
         sums, surely, scalars = self._sums, self._surely, [tensor.detach().reshape(()) for tensor in extra]
         self._sums, self._surely = [], []
         everything = [*sums, *surely, *scalars]

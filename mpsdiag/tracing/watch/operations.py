@@ -1,12 +1,14 @@
-"""Torch operations by the names people know: what `__iadd__` is, which arguments are which, what writes in place."""
+"""A torch operation as it was called: its public name, its arguments by name, whether it writes in place."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
-SDPA: Final = "scaled_dot_product_attention"
+from mpsdiag.sdpa.watch import SDPA
+
 SOFTMAX: Final = ("softmax", "log_softmax")
 LOSSES: Final = ("cross_entropy", "nll_loss")
 
@@ -95,3 +97,23 @@ def _floats(value: Any, depth: int = 3) -> Iterator[float]:
     elif depth and isinstance(value, Mapping):
         for item in value.values():
             yield from _floats(item, depth - 1)
+
+
+@dataclass(frozen=True)
+class TorchCall:
+    """An operation with its arguments. `result` is as it came out, where it was seen to run."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any = None
+
+    @property
+    def operation(self) -> str:
+        """Its public name."""
+        return operation_name(self.func)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return arguments(self.operation, self.args, self.kwargs)

@@ -1,4 +1,4 @@
-"""Healing: run a pass again with the faults found so far made finite, so that those behind them come to light."""
+"""Patches: run a pass again with the faults found so far made finite, so that those behind them come to light."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpsdiag.tracing.watch.events import Call, Terminal
-from mpsdiag.tracing.watch.operations import SDPA, SOFTMAX
-from mpsdiag.tracing.watch.scores import rows_over_nothing
+from mpsdiag.sdpa.watch import SDPA
+from mpsdiag.tracing.watch.operations import SOFTMAX, TorchCall
+from mpsdiag.tracing.watch.origin_search import Terminal
+from mpsdiag.tracing.watch.replay import fully_masked_rows
 from mpsdiag.tracing.watch.tensors import impurity, mapped
 
 
 @dataclass(frozen=True)
-class Healing:
+class Patches:
     """What is made finite in a pass.
 
     Attributes:
@@ -32,13 +33,8 @@ class Healing:
     def __bool__(self) -> bool:
         return bool(self.outputs) or self.attention or self.given
 
-    def behind(self, terminal: Terminal, causes: set[str]) -> Healing:
-        """With one more fault healed, so that a pass shows what lies behind it.
-
-        Args:
-            terminal: Where the fault began.
-            causes: What it was put down to.
-        """
+    def behind(self, terminal: Terminal, causes: set[str]) -> Patches:
+        """With one more fault made finite, so that a pass shows what lies behind it."""
         if terminal.kind in ("weight", "batch"):
             return replace(self, given=True)
         of_attention = "dead_rows" in causes or (causes == {"bad_mask"} and terminal.kind == "nan")
@@ -46,31 +42,19 @@ class Healing:
             self, outputs=self.outputs | {terminal.event.index}, attention=self.attention or of_attention
         )
 
-    def apply(self, index: int, call: Call, result: Any, *, in_place: bool) -> Any:
-        """The result of an operation, made finite where that is wanted.
-
-        Args:
-            index: Running number of the operation.
-            call: The operation with its arguments.
-            result: What it gave.
-            in_place: Write into the tensors themselves.
-        """
+    def apply(self, index: int, call: TorchCall, result: Any, *, in_place: bool) -> Any:
+        """The result of an operation, made finite where that is wanted."""
         if index in self.outputs:
-            return mapped(result, partial(healed, in_place=in_place))
+            return mapped(result, partial(made_finite, in_place=in_place))
         if self.attention and call.operation in (SDPA, *SOFTMAX) and isinstance(result, Tensor):
-            dead = rows_over_nothing(call, result)
+            dead = fully_masked_rows(call, result)
             if dead is not None:
                 return torch.where(dead.unsqueeze(-1), torch.nan_to_num(result, nan=0.0), result)
         return result
 
 
-def healed(value: Any, *, in_place: bool = False) -> Any:
-    """A tensor with zeros for what is not finite; anything else as it is.
-
-    Args:
-        value: A tensor, or not.
-        in_place: Write into the tensor itself.
-    """
+def made_finite(value: Any, *, in_place: bool = False) -> Any:
+    """A tensor with zeros for what is not finite; anything else as it is."""
     if not isinstance(value, Tensor) or not impurity(value):
         return value
     if in_place:

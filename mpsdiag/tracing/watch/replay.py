@@ -1,7 +1,8 @@
-"""What a call should have given: run again on the CPU with the inputs it had, in its own dtype or in float64."""
+"""A call seen by itself: run again on the CPU or in float64, the scores of its attention, its fully masked rows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,18 +10,14 @@ import torch
 from torch import Tensor
 
 from mpsdiag.emulation import suspended
-from mpsdiag.sdpa import reference_attention
-from mpsdiag.tracing.watch.events import Call
-from mpsdiag.tracing.watch.operations import SDPA
+from mpsdiag.sdpa import dead_rows, reference_attention
+from mpsdiag.sdpa.watch import SDPA
+from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.tracing.watch.tensors import mapped, tensors_in
 
 
-def run(call: Call) -> Tensor | None:
-    """The first floating tensor that a call gives, or writes into; None if there is none, or if it raises.
-
-    Args:
-        call: Run as it is, under what is in effect.
-    """
+def run(call: TorchCall) -> Tensor | None:
+    """The first floating tensor that a call gives, or writes into; None if there is none, or if it raises."""
     try:
         result = call.func(*call.args, **call.kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError):
@@ -30,24 +27,15 @@ def run(call: Call) -> Tensor | None:
     return next((t for _, t in tensors_in(result) if t.is_floating_point()), None)
 
 
-def replay(call: Call, dtype: torch.dtype | None = None) -> Tensor | None:
-    """The first floating tensor of the operation's result on the plain CPU; None if it cannot be run there.
-
-    Args:
-        call: The operation and its arguments.
-        dtype: Floating tensors and floating dtypes among the arguments become this; kept as they are if None.
-    """
+def replay(call: TorchCall, dtype: torch.dtype | None = None) -> Tensor | None:
+    """The first floating tensor of the operation's result on the plain CPU; None if it cannot be run there."""
     moved = partial(_moved, dtype=dtype)
     with suspended(), torch.no_grad():
-        return run(Call(call.func, mapped(call.args, moved), mapped(dict(call.kwargs), moved)))
+        return run(TorchCall(call.func, mapped(call.args, moved), mapped(dict(call.kwargs), moved)))
 
 
-def in_float64(call: Call) -> Tensor | None:
-    """The result in float64; attention from its definition, not from another kernel of torch.
-
-    Args:
-        call: The operation and its arguments.
-    """
+def in_float64(call: TorchCall) -> Tensor | None:
+    """The result in float64; attention from its definition, not from another kernel of torch."""
     if call.operation != SDPA:
         return replay(call, torch.float64)
     named = call.named
@@ -72,3 +60,37 @@ def _moved(value: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(value, torch.dtype) and dtype is not None and value.is_floating_point:
         return dtype
     return value
+
+
+def scores_of(named: Mapping[str, Any]) -> Tensor | None:
+    """|q . k| in float64 on the CPU, (..., heads, queries, keys); None without query and key.
+
+    Unscaled: that is what overflows first in half precision.
+    """
+    query, key = named.get("query"), named.get("key")
+    if not isinstance(query, Tensor) or not isinstance(key, Tensor):
+        return None
+    q, k = (tensor.detach().cpu().double() for tensor in (query, key))
+    if q.dim() >= 3 and q.shape[-3] != k.shape[-3] and q.shape[-3] % k.shape[-3] == 0:
+        k = k.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3)
+    return (q @ k.mT).abs()
+
+
+def fully_masked_rows(call: TorchCall, result: Tensor) -> Tensor | None:
+    """Bool, of the shape of the result without its last dimension: the mask leaves this row no key.
+
+    A row of the lowest finite number of float16 counts too: with a negative score it is minus infinity.
+    """
+    named = call.named
+    if call.operation == SDPA:
+        mask = named.get("attn_mask")
+        if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+            return None
+        masked = dead_rows(mask)
+        if mask.dtype == torch.float16:
+            masked = masked | (mask <= torch.finfo(mask.dtype).min).all(-1)
+        return masked.expand(result.shape[:-1])
+    scores = next((value for value in named.values() if isinstance(value, Tensor)), None)
+    if scores is None or scores.shape != result.shape:
+        return None
+    return (scores == float("-inf")).all(-1)

@@ -72,12 +72,7 @@ def judged_in(output: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nesting of tuples, lists and dicts, built anew, with everything in it that is none of these changed.
-
-    Args:
-        value: Such as the arguments, or the result, of a torch function.
-        change: Given everything in it, tensors and all else.
-    """
+    """The same nesting of tuples, lists and dicts, built anew, with everything in it that is none of these changed."""
     if isinstance(value, tuple | list):
         items = [mapped(item, change) for item in value]
         # A named tuple takes its items one by one; torch's own result types take them together, as tuples do.
@@ -88,12 +83,7 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def facts(tensor: Tensor, name: str = "") -> dict[str, Any]:
-    """Shape, dtype, finite range and counts of non-finite values, for the evidence.
-
-    Args:
-        tensor: Any tensor; booleans are counted.
-        name: What it is to the operation, such as `query`.
-    """
+    """Shape, dtype, finite range and counts of non-finite values, for the evidence."""
     values = tensor.detach()
     found: dict[str, Any] = {
         "name": name,
@@ -127,17 +117,12 @@ def largest(tensor: Tensor) -> float:
 
 
 def bad_rows(tensor: Tensor) -> dict[str, Any]:
-    """Which rows of an output are non-finite, by what the dimensions of a language model mean.
-
-    Args:
-        tensor: `(sequences, heads, positions, channels)`, `(sequences, positions, channels)`, or any other shape, of
-            which only the count is told.
-    """
+    """Which rows of an output are non-finite, by what the dimensions of a language model mean."""
     bad = ~torch.isfinite(tensor.detach())
-    told: dict[str, Any] = {"values": int(bad.sum()), "of": tensor.numel()}
+    counts: dict[str, Any] = {"values": int(bad.sum()), "of": tensor.numel()}
     if tensor.dim() == 4:
         rows = bad.any(-1)
-        told |= {
+        counts |= {
             "rows": int(rows.sum()),
             "sequences": listed(rows.any(2).any(1)),
             "heads": listed(rows.any(2).any(0)),
@@ -145,12 +130,12 @@ def bad_rows(tensor: Tensor) -> dict[str, Any]:
         }
     elif tensor.dim() == 3:
         rows = bad.any(-1)
-        told |= {
+        counts |= {
             "rows": int(rows.sum()),
             "sequences": listed(rows.any(1)),
             "positions": listed(rows.any(0)),
         }
-    return told
+    return counts
 
 
 def listed(flags: Tensor) -> str:

@@ -15,38 +15,29 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.inputs.modules import ModulePath, first_tensor
-from mpsdiag.tracing.watch.events import Call, Event, Operand, Pass, Source
-from mpsdiag.tracing.watch.operations import has_infinite_scalar, writes_in_place
-from mpsdiag.tracing.watch.patched_rerun import Healing, healed
-from mpsdiag.tracing.watch.provenance import Provenance
+from mpsdiag.tracing.watch.operations import TorchCall, has_infinite_scalar, writes_in_place
+from mpsdiag.tracing.watch.origin_search import Operand, Pass, PassEvent, Provenance, Source
+from mpsdiag.tracing.watch.patched_rerun import Patches, made_finite
 from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, judged_in, mapped, tensors_in
 
 KEPT_CALLS = 64
-"""Calls in which a value was born are kept with their tensors, up to this many."""
+"""Calls that gave the first non-finite values are kept with their tensors, up to this many."""
 
 
 class Tracer(TorchFunctionMode):
-    """One detailed pass. Enter it inside an emulation, not around it.
-
-    Args:
-        model: The model that will run.
-        batch: Its keyword arguments, as they will be given.
-        healing: What is made finite on the way.
-        claim: Called with (module, layer, operation, output) after every operation, and with None for the operation
-            when a module is left; the trace of a backward is built from that.
-    """
+    """One detailed pass. Enter it inside an emulation, not around it."""
 
     def __init__(
         self,
         model: nn.Module,
         batch: Mapping[str, Any],
-        healing: Healing | None = None,
+        patches: Patches | None = None,
         claim: Callable[[str, int | None, str | None, Any], None] | None = None,
     ) -> None:
         super().__init__()
         self.seen = Pass()
         self._model = model
-        self._healing = healing or Healing()
+        self._patches = patches or Patches()
         self._claim = claim
         self._path = ModulePath(model)
         self._provenance = Provenance(model, batch)
@@ -64,9 +55,9 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._path:  # Outside the model: not its doing.
             return func(*args, **kwargs)
-        if self._healing.given:
-            args, kwargs = mapped(args, self._heal_given), mapped(kwargs, self._heal_given)
-        call, in_place = Call(func, args, kwargs), writes_in_place(func, kwargs)
+        if self._patches.given:
+            args, kwargs = mapped(args, self._patch_given), mapped(kwargs, self._patch_given)
+        call, in_place = TorchCall(func, args, kwargs), writes_in_place(func, kwargs)
         operands: tuple[Operand, ...] | None = None
         if in_place:  # Its inputs are gone afterwards.
             call, operands = _copied(call), self._operands(call)
@@ -76,14 +67,14 @@ class Tracer(TorchFunctionMode):
             self._note(call, PURE, (), error=problem)
             raise
         written = args[0] if in_place and result is None and args else result
-        if self._healing:
-            written = self._healing.apply(self.seen.operations, call, written, in_place=in_place)
+        if self._patches:
+            written = self._patches.apply(self.seen.operations, call, written, in_place=in_place)
             result = None if result is None else written
         state = _of_all(written)
         if state:
             if operands is None:
                 operands = self._operands(call)
-            source = self._note(Call(func, call.args, call.kwargs, written), state, operands)
+            source = self._note(TorchCall(func, call.args, call.kwargs, written), state, operands)
             self._provenance.remember(written, source, in_place=in_place)
         if self._claim is not None:
             self._claim(self._path.module, self._path.layer, call.operation, result)
@@ -92,15 +83,15 @@ class Tracer(TorchFunctionMode):
 
     def _note(
         self,
-        call: Call,
+        call: TorchCall,
         state: Impurity,
         operands: tuple[Operand, ...],
         error: BaseException | None = None,
     ) -> Source:
-        born = error is not None or not any(operand.impurity.nan for operand in operands)
-        keep = born and self._kept < KEPT_CALLS
+        first = error is not None or not any(operand.impurity.nan for operand in operands)
+        keep = first and self._kept < KEPT_CALLS
         self._kept += keep
-        event = Event(
+        event = PassEvent(
             index=self.seen.operations,
             operation=call.operation,
             module=self._path.module,
@@ -114,16 +105,16 @@ class Tracer(TorchFunctionMode):
         self.seen.events.append(event)
         return Source("event", event=event.index)
 
-    def _operands(self, call: Call) -> tuple[Operand, ...]:
+    def _operands(self, call: TorchCall) -> tuple[Operand, ...]:
         """The inputs that are not finite."""
         states = [(name, tensor, impurity(tensor)) for name, tensor in tensors_in(call.named)]
         return tuple(
             Operand(name, state, self._provenance.of(tensor)) for name, tensor, state in states if state
         )
 
-    def _heal_given(self, value: Any) -> Any:
+    def _patch_given(self, value: Any) -> Any:
         given = isinstance(value, Tensor) and self._provenance.of(value).kind in ("weight", "batch")
-        return healed(value) if given else value
+        return made_finite(value) if given else value
 
     def _leave_module(self, module: nn.Module, output: Any) -> None:
         hidden = first_tensor(output)
@@ -144,7 +135,7 @@ class Tracer(TorchFunctionMode):
             self._watch(hidden, state, module)
 
     def _watch_output(self, output: Any) -> None:
-        """Minus infinity in a tensor that is no scalar is no fault: models write it into logits they rule out."""
+        """Minus infinity is a fault in a scalar only: models write it into logits they rule out."""
         with _unseen():
             found = [(tensor, impurity(tensor)) for _, tensor in judged_in(output)]
         for tensor, state in found:
@@ -154,11 +145,11 @@ class Tracer(TorchFunctionMode):
     def _watch(self, tensor: Tensor, state: Impurity, module: nn.Module) -> None:
         source = self._provenance.of(tensor)
         if source.kind != "event":
-            # Handed on as given, or made by what is no torch function, such as a compiled kernel: name the module.
+            # Passed on as given, or made outside torch functions, as by a compiled kernel: name the module.
             name = type(module).__name__
             operands = () if source.kind == "unseen" else (Operand(name, state, source),)
             layer = self._path.layer_of(module)
-            event = Event(self.seen.operations, name, self._path.module, layer, state, operands)
+            event = PassEvent(self.seen.operations, name, self._path.module, layer, state, operands)
             self.seen.events.append(event)
             self.seen.operations += 1
             source = Source("event", event=event.index)
@@ -191,9 +182,9 @@ def _of_all(value: Any) -> Impurity:
     )
 
 
-def _copied(call: Call) -> Call:
+def _copied(call: TorchCall) -> TorchCall:
     """A call with its tensors as they are now, for they may be written into later."""
-    return Call(
+    return TorchCall(
         call.func, mapped(call.args, _frozen), mapped(call.kwargs, _frozen), mapped(call.result, _frozen)
     )
 

@@ -8,8 +8,8 @@ from transformers import Trainer, TrainingArguments
 
 from mpsdiag import BadBatchRecorder, emulate_mps
 from mpsdiag.errors import BadInput
-from mpsdiag.tracing.cases.case import Request
 from mpsdiag.tracing.cases.recorded_case import read_case
+from mpsdiag.tracing.cases.traced_case import TraceRequest
 from mpsdiag.tracing.run import investigate
 
 
@@ -53,11 +53,11 @@ def test_the_first_bad_evaluation_batch_is_kept_and_replayed(build, rows, traine
     assert (about.phase, about.grad, about.emulation.release) == ("evaluation", False, "2.8")
     assert torch.equal(batch["input_ids"], torch.stack([rows[0]["input_ids"], rows[1]["input_ids"]]))
     assert (weights / "model.safetensors").is_file()
-    report = investigate(Request(folder=tmp_path / "bad"))
+    report = investigate(TraceRequest(folder=tmp_path / "bad"))
     assert report.emulated.release == "2.8"
     assert (report.origin.cause, report.origin.layer) == ("dead_rows", 0)
     # On another device it may be fine: that is what replaying is for.
-    report = investigate(Request(folder=tmp_path / "bad", device="cpu"))
+    report = investigate(TraceRequest(folder=tmp_path / "bad", device="cpu"))
     assert (report.emulated, report.origin) == (None, None)
 
 
@@ -71,7 +71,7 @@ def test_the_first_bad_training_batch_is_kept_with_the_weights_before_it(build, 
     assert (about.phase, about.step, about.noticed) == ("training", 2, "loss")
     assert len(about.losses) == 2
     assert bool((batch["labels"] == -100).all())
-    report = investigate(Request(folder=tmp_path / "bad"))
+    report = investigate(TraceRequest(folder=tmp_path / "bad"))
     assert (report.mode, report.origin.cause) == ("training", "no_labels")
 
 
@@ -101,8 +101,8 @@ def test_without_weights_the_model_has_to_be_given(build, rows, trainer_of, tmp_
     with emulate_mps("2.8"):
         trainer_of(build("tiny-gpt2"), rows, recorder).evaluate()
     with pytest.raises(BadInput, match="--model"):
-        investigate(Request(folder=tmp_path / "bad"))
-    report = investigate(Request(folder=tmp_path / "bad", model="tiny-gpt2"))
+        investigate(TraceRequest(folder=tmp_path / "bad"))
+    report = investigate(TraceRequest(folder=tmp_path / "bad", model="tiny-gpt2"))
     assert report.origin.cause == "dead_rows"
 
 

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from mpsdiag import emulate_mps
 from mpsdiag.errors import BadInput
-from mpsdiag.tracing.cases.checkpoints import bad_since, find_checkpoints
-from mpsdiag.tracing.cases.saved_batch import load_batch, save_batch
+from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
+from mpsdiag.tracing.cases.recorded_case import load_batch, save_batch
 from mpsdiag.tracing.passes.evaluation import trace_batches
 
 

@@ -5,8 +5,8 @@ import torch
 
 from mpsdiag import emulate_mps, trace
 from mpsdiag.emulation import EmulatedMPS, Emulation, active
-from mpsdiag.tracing.passes import compare
-from mpsdiag.tracing.watch.per_operation import Judge
+from mpsdiag.tracing.passes import device_difference
+from mpsdiag.tracing.passes.device_difference import PerOperation
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -37,7 +37,7 @@ def test_comparing_can_be_left_out(build, batch_of):
 
 def test_a_plain_cpu_is_compared_on_request_only(build, batch_of, monkeypatch):
     compared = []
-    monkeypatch.setattr(compare, "_differences", lambda *_: compared.append(1) or [])
+    monkeypatch.setattr(device_difference, "_differences", lambda *_: compared.append(1) or [])
     assert trace(build("tiny-llama"), batch_of()) is None
     assert not compared
     assert trace(build("tiny-llama"), batch_of(), compare=True) is None
@@ -81,7 +81,7 @@ def test_nan_that_only_the_device_makes_is_the_devices(build, batch_of):
 
 def test_the_judge_finds_nothing_in_a_layer_that_is_right(build, batch_of):
     model, batch = build("tiny-llama"), batch_of()
-    judge = Judge(model, model.model.layers[1])
+    judge = PerOperation(model, model.model.layers[1])
     with judge.watching(), torch.no_grad():
         model(**batch)
     assert judge.worst is None

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from mpsdiag.findings import Advice
+from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
-from mpsdiag.tracing.watch.operations import SDPA, SOFTMAX
+from mpsdiag.tracing.watch.operations import SOFTMAX
 from mpsdiag.tracing.watch.tensors import facts
 
 REMEDY = Advice(
@@ -17,29 +18,29 @@ REMEDY = Advice(
 )
 
 
-def mask_arithmetic(birth: Candidate) -> Explanation | None:
+def mask_arithmetic(first: Candidate) -> Explanation | None:
     """The first bad value comes from computing a mask."""
-    return _given_nan(birth) or _doubled(birth) or _zero_times_infinity(birth) or _plus_infinity(birth)
+    return _given_nan(first) or _doubled(first) or _zero_times_infinity(first) or _plus_infinity(first)
 
 
-def _given_nan(birth: Candidate) -> Explanation | None:
-    operand = birth.terminal.operand
-    if birth.terminal.kind != "batch" or operand is None or "mask" not in operand.source.name:
+def _given_nan(first: Candidate) -> Explanation | None:
+    operand = first.terminal.operand
+    if first.terminal.kind != "batch" or operand is None or "mask" not in operand.source.name:
         return None
     return Explanation(
         "bad_mask", f"'{operand.source.name}' of the batch holds NaN", REMEDY, {"input": operand.source.name}
     )
 
 
-def _doubled(birth: Candidate) -> Explanation | None:
+def _doubled(first: Candidate) -> Explanation | None:
     """Minus infinity from adding to (about) the lowest finite number of the dtype."""
     if (
-        birth.terminal.kind != "inf"
-        or birth.event.operation not in ("add", "sub")
-        or birth.event.impurity.positive
+        first.terminal.kind != "inf"
+        or first.event.operation not in ("add", "sub")
+        or first.event.impurity.positive
     ):
         return None
-    lows = [_depth(tensor) for _, tensor in birth.inputs if tensor.is_floating_point()]
+    lows = [_depth(tensor) for _, tensor in first.inputs if tensor.is_floating_point()]
     deep = [low for low in lows if low >= 0.5]
     if not deep:
         return None
@@ -49,7 +50,7 @@ def _doubled(birth: Candidate) -> Explanation | None:
         if len(deep) > 1
         else "a negative score added to a mask of the lowest finite number is minus infinity"
     )
-    return Explanation("bad_mask", what, REMEDY, {"masks_at_lowest": len(deep), "device": birth.device})
+    return Explanation("bad_mask", what, REMEDY, {"masks_at_lowest": len(deep), "device": first.device})
 
 
 def _depth(tensor: Tensor) -> float:
@@ -57,31 +58,31 @@ def _depth(tensor: Tensor) -> float:
     return float(tensor.detach().min()) / torch.finfo(tensor.dtype).min if tensor.numel() else 0.0
 
 
-def _zero_times_infinity(birth: Candidate) -> Explanation | None:
-    if birth.terminal.kind != "nan" or birth.event.operation != "mul":
+def _zero_times_infinity(first: Candidate) -> Explanation | None:
+    if first.terminal.kind != "nan" or first.event.operation != "mul":
         return None
-    flags = [tensor for _, tensor in birth.inputs if bool(((tensor == 0) | (tensor == 1)).all())]
-    if not birth.event.infinite_scalar or not flags:
+    flags = [tensor for _, tensor in first.inputs if bool(((tensor == 0) | (tensor == 1)).all())]
+    if not first.event.infinite_scalar or not flags:
         return None
     return Explanation(
         "bad_mask",
         "0 times infinity is NaN: a mask is made by multiplying a 0/1 mask with minus infinity",
         Advice(text=REMEDY.text, commands=['mask = torch.where(allowed, 0.0, float("-inf"))']),
-        {"device": birth.device},
+        {"device": first.device},
     )
 
 
-def _plus_infinity(birth: Candidate) -> Explanation | None:
+def _plus_infinity(first: Candidate) -> Explanation | None:
     """Plus infinity in the mask of an attention, or put into the scores that a softmax reads: it gives NaN always."""
-    if birth.terminal.kind != "nan" or birth.event.operation not in (SDPA, *SOFTMAX):
+    if first.terminal.kind != "nan" or first.event.operation not in (SDPA, *SOFTMAX):
         return None
-    mask = birth.named.get("attn_mask") if birth.event.operation == SDPA else _scores_with_infinity(birth)
+    mask = first.named.get("attn_mask") if first.event.operation == SDPA else _scores_with_infinity(first)
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
         return None
     count = int(torch.isposinf(mask).sum())
     if not count:
         return None
-    holder = "the mask" if birth.event.operation == SDPA else "the masked score"
+    holder = "the mask" if first.event.operation == SDPA else "the masked score"
     return Explanation(
         "bad_mask",
         f"{holder} is plus infinity in {count} of {mask.numel()} places, and a softmax over that is NaN: an additive "
@@ -90,13 +91,13 @@ def _plus_infinity(birth: Candidate) -> Explanation | None:
             text="Look at what makes the mask: a sign is the wrong way round, or an infinity was subtracted.",
             commands=['mask = torch.where(allowed, 0.0, float("-inf"))'],
         ),
-        {"plus_infinities": count, "mask": facts(mask, "attn_mask"), "device": birth.device},
+        {"plus_infinities": count, "mask": facts(mask, "attn_mask"), "device": first.device},
     )
 
 
-def _scores_with_infinity(birth: Candidate) -> Tensor | None:
+def _scores_with_infinity(first: Candidate) -> Tensor | None:
     """What the softmax read; the way back has found that no operation computed this infinity from finite numbers."""
-    known = [operand for operand in birth.event.operands if operand.source.kind != "unseen"]
+    known = [operand for operand in first.event.operands if operand.source.kind != "unseen"]
     if not any(operand.impurity.positive for operand in known):
         return None
-    return next((tensor for _, tensor in birth.inputs), None)
+    return next((tensor for _, tensor in first.inputs), None)

@@ -1,4 +1,4 @@
-"""Run the same thing twice: random numbers, buffers and modes are put back; and what to say if it differs."""
+"""Where a model runs, and its state: random numbers, buffers and modes, put back to run the same thing twice."""
 
 from __future__ import annotations
 
@@ -9,17 +9,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from mpsdiag import emulation
 from mpsdiag.findings import Advice
 from mpsdiag.tracing.origin import Origin, Phase
-from mpsdiag.tracing.watch.device_label import described, device_of
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first weight; the CPU for a module without weights."""
+    weight = next(model.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
+
+
+def device_label(model: nn.Module) -> str:
+    """Such as `mps:0`, or `emulated MPS of torch 2.8 on macOS 15`."""
+    active, device = emulation.active(), device_of(model)
+    return active.describe() if active is not None and device.type == "cpu" else str(device)
+
+
+def is_plain_cpu(model: nn.Module) -> bool:
+    """Whether it runs on the CPU with no emulation in effect."""
+    device = device_of(model)
+    return device.type == "cpu" and not emulation.in_effect(device)
 
 
 class Repeat:
-    """The state of the generators and of a model's buffers, taken when made and by `take`; `again` puts it back.
-
-    Args:
-        model: Its buffers (such as running means) are kept; its weights are not.
-    """
+    """The state of the generators and of a model's buffers, taken when made and by `take`; `again` puts it back."""
 
     def __init__(self, model: nn.Module) -> None:
         self._kind = device_of(model).type
@@ -29,14 +43,14 @@ class Repeat:
     def take(self) -> None:
         """Take the state as it is now."""
         self._random = torch.get_rng_state()
-        self._device_random = None if self._kind == "cpu" else _module(self._kind).get_rng_state()
+        self._device_random = None if self._kind == "cpu" else getattr(torch, self._kind).get_rng_state()
         self._kept = [buffer.detach().clone() for buffer in self._buffers]
 
     def again(self) -> None:
         """Put random numbers and buffers back."""
         torch.set_rng_state(self._random)
         if self._device_random is not None:
-            _module(self._kind).set_rng_state(self._device_random)
+            getattr(torch, self._kind).set_rng_state(self._device_random)
         with torch.no_grad():
             for buffer, kept in zip(self._buffers, self._kept, strict=True):
                 if buffer.shape == kept.shape:
@@ -64,30 +78,18 @@ def did_not_repeat(
     phase: Phase = "forward",
     evidence: Mapping[str, Any] | None = None,
 ) -> Origin:
-    """The origin of what was not finite, and is when it is run again.
-
-    Args:
-        model: On its device.
-        what: Was run, such as `step 3`.
-        operation: Named as the place.
-        phase: Of the step.
-        evidence: What else is known.
-    """
+    """The origin of what was not finite, and is finite when it is run again."""
     return Origin(
         cause="unknown",
         layer=None,
         module="",
         operation=operation,
         phase=phase,
-        summary=f"{what} was not finite, and is finite when it is run again: something here does not repeat (memory "
-        "that nobody wrote, or a kernel that is not deterministic)",
-        evidence={**(evidence or {}), "device": described(model)},
+        summary=f"{what} was not finite, and is finite when it is run again: something here does not repeat "
+        "(uninitialized memory, or a kernel that is not deterministic)",
+        evidence={**(evidence or {}), "device": device_label(model)},
         remedy=Advice(
             text="Run it several times, and on the CPU; a device that gives other values each time has a defect.",
             commands=["mpsdiag check --level 3", "mpsdiag trace ... --device cpu"],
         ),
     )
-
-
-def _module(kind: str) -> Any:
-    return getattr(torch, kind)

@@ -9,29 +9,26 @@ import torch
 from torch import Tensor
 
 from mpsdiag.findings import Advice
+from mpsdiag.sdpa.watch import SDPA, per_query
 from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
-from mpsdiag.tracing.watch.operations import SDPA, SOFTMAX
-from mpsdiag.tracing.watch.scores import rows_over_nothing, scores_of
+from mpsdiag.tracing.watch.operations import SOFTMAX
+from mpsdiag.tracing.watch.replay import fully_masked_rows, scores_of
 from mpsdiag.tracing.watch.tensors import facts, listed
 
 DEAD_ROWS_REMEDY = Advice(
-    text="Use safe_sdpa: the same kernel, exact, dead rows give zeros as on the CPU. Or a torch release that does so "
-    "(on MPS 2.9 and later). Padding on the right helps only where there is no sliding window.",
+    text="Use safe_sdpa: the same kernel, exact, fully masked rows give zeros as on the CPU. Or a torch release that "
+    "does so (on MPS 2.9 and later). Padding on the right helps only where there is no sliding window.",
     commands=['mpsdiag.install("safe_sdpa")', "mpsdiag run --fix safe_sdpa your_script.py"],
 )
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Dead rows that came out non-finite, as (sequences, queries) bool, by what stands at the position.
+    """Fully masked rows that came out non-finite, as (sequences, queries) bool: all, and by what stands there.
 
-    Attributes:
-        bad: All of them.
-        real: At tokens that are no padding; a right mask lets those attend at least to themselves.
-        alone: In sequences of padding only.
-        before: At padding before the first real token.
-        after: At padding after the last real token.
-        known: There is a padding mask of the batch to tell them apart by.
+    `real`: at real tokens, which a right mask lets attend at least to themselves. `alone`: in sequences of padding
+    only. `before` and `after`: at padding before the first and after the last real token. `known`: the batch has a
+    padding mask to tell them apart by.
     """
 
     bad: Tensor
@@ -54,49 +51,44 @@ class Rows:
         return {name: int(rows.sum()) for name, rows in kinds.items() if bool(rows.any())}
 
 
-def attention_over_nothing(birth: Candidate) -> list[Explanation]:
+def attention_over_nothing(first: Candidate) -> list[Explanation]:
     """NaN came out of a softmax exactly where the mask hides every key; with a second one where two reasons meet."""
-    rows = _dead_and_bad(birth)
+    rows = _dead_and_bad(first)
     if rows is None:
         return []
-    evidence = _evidence(birth, rows)
+    evidence = _evidence(first, rows)
     found = []
     if bool(rows.real.any()):
-        found.append(_contradicting(birth, rows, evidence))
+        found.append(_contradicting(first, rows, evidence))
     if bool((rows.bad & ~rows.real & ~rows.alone).any()):
-        found.append(_dead(birth, rows, evidence))
+        found.append(_dead(first, rows, evidence))
     if bool(rows.alone.any()):
         found.append(_only_padding(rows, evidence))
     return found
 
 
-def _dead_and_bad(birth: Candidate) -> Rows | None:
+def _dead_and_bad(first: Candidate) -> Rows | None:
     """Rows of (sequences, queries) that are NaN and whose mask hides every key, in some head."""
-    call, result = birth.call, birth.output
-    if birth.terminal.kind != "nan" or call is None or result is None or result.dim() != 4:
+    call, result = first.call, first.output
+    if first.terminal.kind != "nan" or call is None or result is None or result.dim() != 4:
         return None
     if call.operation not in (SDPA, *SOFTMAX):
         return None
-    dead = rows_over_nothing(call, result)
+    dead = fully_masked_rows(call, result)
     if dead is None:
         return None
     dead = dead & ~torch.isfinite(result).all(-1)
     if call.operation == SDPA:
         # Where the scores of a row overflow, the mask is not the reason: infinity plus minus infinity is NaN.
-        scores = scores_of(birth.named)
+        scores = scores_of(first.named)
         if scores is not None and scores.shape[:-1] == dead.shape:
-            dead = dead & (scores.amax(-1) <= torch.finfo(birth.named["query"].dtype).max).to(dead.device)
-    found = dead.any(1)
-    return _sort_rows(found, birth.batch.get("attention_mask")) if bool(found.any()) else None
+            dead = dead & (scores.amax(-1) <= torch.finfo(first.named["query"].dtype).max).to(dead.device)
+    found = per_query(dead)
+    return _sort_rows(found, first.batch.get("attention_mask")) if bool(found.any()) else None
 
 
 def _sort_rows(bad: Tensor, padding: Any) -> Rows:
-    """Tell by the padding mask of the batch what stands at each bad position.
-
-    Args:
-        bad: (sequences, queries) bool.
-        padding: (sequences, positions), 1 at real tokens; anything else counts as unknown.
-    """
+    """Tell by the padding mask of the batch what stands at each bad position."""
     bad = bad.cpu()
     none = torch.zeros_like(bad)
     if not isinstance(padding, Tensor) or padding.dim() != 2 or padding.shape != bad.shape:
@@ -108,20 +100,20 @@ def _sort_rows(bad: Tensor, padding: Any) -> Rows:
     return Rows(bad, bad & kept, bad & alone, bad & before, bad & after, known=True)
 
 
-def _evidence(birth: Candidate, rows: Rows) -> dict[str, Any]:
-    mask = birth.named.get("attn_mask")
+def _evidence(first: Candidate, rows: Rows) -> dict[str, Any]:
+    mask = first.named.get("attn_mask")
     return {
         "dead_rows": int(rows.bad.sum()),
         "where": rows.counts(),
         "sequences": listed(rows.bad.any(1)),
         "positions": listed(rows.bad.any(0)),
         "mask": facts(mask, "attn_mask") if isinstance(mask, Tensor) else None,
-        "grad_mode": birth.grad,
-        "device": birth.device,
+        "grad_mode": first.grad,
+        "device": first.device,
     }
 
 
-def _dead(birth: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation:
+def _dead(first: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation:
     reasons = []
     if bool(rows.before.any()):
         reasons.append("padding on the left")
@@ -131,7 +123,8 @@ def _dead(birth: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation
     return Explanation(
         "dead_rows",
         f"{int((rows.bad & ~rows.real & ~rows.alone).sum())} fully masked attention rows{because}: "
-        f"their softmax over nothing is NaN on {birth.device}, and the next layer spreads it over the whole sequence",
+        f"their softmax over nothing is NaN on {first.device}, and the next layer spreads it over the whole "
+        "sequence",
         DEAD_ROWS_REMEDY,
         evidence,
     )
@@ -153,8 +146,8 @@ def _only_padding(rows: Rows, evidence: dict[str, Any]) -> Explanation:
     )
 
 
-def _contradicting(birth: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation:
-    mask, query = birth.named.get("attn_mask"), birth.named.get("query")
+def _contradicting(first: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation:
+    mask, query = first.named.get("attn_mask"), first.named.get("query")
     shapes = ""
     if isinstance(mask, Tensor) and isinstance(query, Tensor):
         shapes = f" (mask {tuple(mask.shape)}, query {tuple(query.shape)})"

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.fixes import apply
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
-from mpsdiag.inputs.modules import decoder_layers, first_tensor
+from mpsdiag.inputs.modules import ModulePath, decoder_layers, first_tensor
 from mpsdiag.inputs.outputs import logits_of
 from mpsdiag.sdpa.bound import allowed_error, largest_error
+from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.device_label import described
-from mpsdiag.tracing.watch.events import Call
-from mpsdiag.tracing.watch.per_operation import Judge, Verdict
+from mpsdiag.tracing.watch.model_state import device_label
+from mpsdiag.tracing.watch.operations import TorchCall, writes_in_place
+from mpsdiag.tracing.watch.replay import fully_masked_rows, in_float64, replay
+from mpsdiag.tracing.watch.tensors import facts, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +48,8 @@ class Difference:
         return not self.distance <= self.bound
 
 
-def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin | None, Call | None]:
+def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin | None, TorchCall | None]:
     """Compare an evaluation of a batch with the CPU; the modes are those in effect.
-
-    Args:
-        model: On its device; it is copied to the CPU, not changed.
-        batch: On the model's device.
 
     Returns:
         Where it leaves the reference, and the call that does; None if the logits are right.
@@ -71,20 +71,20 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin 
     return _origin(model, differences, first, worst), None if worst is None else worst.call
 
 
-def _worst_operation(model: nn.Module, batch: Mapping[str, Any], first: Difference) -> Verdict | None:
+def _worst_operation(model: nn.Module, batch: Mapping[str, Any], first: Difference) -> WrongOperation | None:
     """The operation that is most off in the first wrong layer, or in what follows the layers."""
     layers = decoder_layers(model)
     inside, leave_out = (model, layers) if first.layer is None else (layers[first.layer], [])
-    judge = Judge(model, inside, leave_out)
+    judge = PerOperation(model, inside, leave_out)
     with judge.watching():
         model(**batch)
     return judge.worst
 
 
 def _origin(
-    model: nn.Module, differences: Sequence[Difference], first: Difference, worst: Verdict | None
+    model: nn.Module, differences: Sequence[Difference], first: Difference, worst: WrongOperation | None
 ) -> Origin:
-    device = described(model)
+    device = device_label(model)
     inside = model if first.layer is None else decoder_layers(model)[first.layer]
     module = worst.module if worst else next(name for name, m in model.named_modules() if m is inside)
     operation = worst.operation if worst else type(inside).__name__
@@ -165,3 +165,78 @@ def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
 def _real(batch: Mapping[str, Any]) -> Tensor | None:
     mask = batch.get("attention_mask")
     return mask.bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+@dataclass(frozen=True)
+class WrongOperation:
+    """An operation that is off: `distance` from float64, and how far the CPU is in the same dtype."""
+
+    module: str
+    call: TorchCall
+    distance: float
+    cpu_distance: float
+    allowed: float
+
+    @property
+    def operation(self) -> str:
+        """Its name."""
+        return self.call.operation
+
+    @property
+    def excess(self) -> float:
+        """How many times further than it may be."""
+        return self.distance / self.allowed if self.allowed else float("inf")
+
+    def evidence(self) -> dict[str, Any]:
+        """What the origin says about it."""
+        inputs = [facts(tensor, name) for name, tensor in tensors_in(self.call.named)]
+        found = {"name": self.operation, "difference": self.distance, "cpu_difference": self.cpu_distance}
+        return {**found, "inputs": inputs}
+
+
+class PerOperation(TorchFunctionMode):
+    """Watches one module, and keeps the operation that is furthest beyond what it may be."""
+
+    def __init__(self, model: nn.Module, inside: nn.Module, leave_out: Collection[nn.Module] = ()) -> None:
+        super().__init__()
+        self.worst: WrongOperation | None = None
+        self._path = ModulePath(model)
+        self._inside = inside
+        self._leave_out = leave_out
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch until the block ends."""
+        with self._path.followed(), self:
+            yield
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        # What writes in place has lost its inputs.
+        looked_at = (
+            self._inside in self._path
+            and not any(module in self._path for module in self._leave_out)
+            and not writes_in_place(func, kwargs)
+        )
+        if looked_at and isinstance(result, Tensor) and result.is_floating_point():
+            self._judge(TorchCall(func, args, kwargs, result), result)
+        return result
+
+    def _judge(self, call: TorchCall, result: Tensor) -> None:
+        plain, exact = replay(call), in_float64(call)
+        if plain is None or exact is None or plain.shape != result.shape or exact.shape != result.shape:
+            return
+        mine = result.detach().cpu()
+        if call.operation == SDPA and (dead := fully_masked_rows(call, result)) is not None:
+            alive = ~dead.cpu()
+            mine, plain, exact = mine[alive], plain[alive], exact[alive]
+        if not exact.numel():
+            return
+        distance, cpu_distance = largest_error(mine, exact), largest_error(plain, exact)
+        allowed = allowed_error(exact, result.dtype, [cpu_distance])
+        verdict = WrongOperation(self._path.module, call, distance, cpu_distance, allowed)
+        if distance > allowed and (self.worst is None or verdict.excess > self.worst.excess):
+            self.worst = verdict

@@ -17,9 +17,6 @@ _NUMBER = re.compile(r"(\d+)$")
 def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
     """Folders with safetensors weights, the oldest first; a folder of `checkpoint-N` stands for those in it.
 
-    Args:
-        paths: Checkpoints, or folders of them, in the order of time.
-
     Raises:
         BadInput: A path does not exist, or holds no safetensors weights.
     """
@@ -43,10 +40,6 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
 
 def bad_since(checkpoints: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
     """The first checkpoint in which one of the tensors is not finite, and the last one before it.
-
-    Args:
-        checkpoints: The oldest first.
-        names: Names of tensors; all tensors if empty.
 
     Returns:
         `bad_since` (None if all are finite), `last_finite` (None if the first is bad already), `tensor`, `checkpoints`.

@@ -14,9 +14,9 @@ from mpsdiag import emulate_mps, environment
 from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.errors import BadInput
 from mpsdiag.tracing.passes.evaluation import trace_batches
-from mpsdiag.tracing.repro import repro
+from mpsdiag.tracing.repro import repro_script as repro
 from mpsdiag.tracing.repro.reduce import plainest, smallest
-from mpsdiag.tracing.watch.events import Call
+from mpsdiag.tracing.watch.operations import TorchCall
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def write(tmp_path, model, batch, release=None):
     with context:
         traced = trace_batches(model, [batch])
     path = tmp_path / "repro.py"
-    outcome = repro.write_repro(
+    written, note = repro.write_repro(
         path, traced.origin, traced.call, environment.gather(), grad=False, emulation=emulation
     )
-    return outcome, path.read_text() if path.exists() else ""
+    return (written, note), path.read_text() if path.exists() else ""
 
 
 def assigned(text):
@@ -62,9 +62,9 @@ def assigned(text):
 
 def test_dead_rows_come_down_to_one_number(build, batch_of, tmp_path, monkeypatch):
     """With a child: the script as the user runs it."""
-    outcome, text = write(tmp_path, build("tiny-gpt2"), batch_of((8, 0), length=16), "2.8")
-    assert outcome.written
-    assert "it shows the fault (1 of 1 values are not finite)" in outcome.note
+    (written, note), text = write(tmp_path, build("tiny-gpt2"), batch_of((8, 0), length=16), "2.8")
+    assert written
+    assert "it shows the fault (1 of 1 values are not finite)" in note
     tensors = assigned(text)
     assert {name: tuple(t.shape) for name, t in tensors.items()} == dict.fromkeys(
         ("query", "key", "value", "attn_mask"), (1, 1, 1, 1)
@@ -87,9 +87,11 @@ def test_dead_rows_come_down_to_one_number(build, batch_of, tmp_path, monkeypatc
 
 
 def test_a_wrong_kernel(build, batch_of, tmp_path, here):
-    outcome, text = write(tmp_path, build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9), "2.11")
-    assert outcome.written
-    assert "largest difference" in outcome.note
+    (written, note), text = write(
+        tmp_path, build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9), "2.11"
+    )
+    assert written
+    assert "largest difference" in note
     assert max(max(t.shape) for t in assigned(text).values()) <= 4
     assert "def reference(" in text
 
@@ -98,8 +100,8 @@ def test_a_wrong_kernel(build, batch_of, tmp_path, here):
 def test_an_overflow(build, batch_of, plants, tmp_path, here, dtype):
     model = build("tiny-llama", dtype)
     plants.overflow(model, 1)
-    outcome, text = write(tmp_path, model, batch_of())
-    assert outcome.written
+    (written, _note), text = write(tmp_path, model, batch_of())
+    assert written
     assert "torch.nn.functional.linear(input_, weight_" in text
     assert all(t.numel() <= 4 for t in assigned(text).values())
 
@@ -107,24 +109,24 @@ def test_an_overflow(build, batch_of, plants, tmp_path, here, dtype):
 def test_no_labels(build, batch_of, tmp_path, here):
     batch = batch_of()
     batch["labels"].fill_(-100)
-    outcome, text = write(tmp_path, build("tiny-gpt2"), batch)
-    assert outcome.written
+    (written, _note), text = write(tmp_path, build("tiny-gpt2"), batch)
+    assert written
     assert assigned(text)["target"].tolist() == [-100]
 
 
 def test_something_unknown(build, batch_of, plants, tmp_path, here):
     model = build("tiny-qwen2")
     plants.root_of_negative(model, 2)
-    outcome, text = write(tmp_path, model, batch_of())
-    assert outcome.written
+    (written, _note), text = write(tmp_path, model, batch_of())
+    assert written
     assert "torch.sqrt(" in text
 
 
 def test_a_doubled_mask(build, batch_of, plants, tmp_path, here):
     model = build("tiny-gpt2")
     plants.doubled_mask(model, 1, torch.float32)
-    outcome, text = write(tmp_path, model, batch_of(), "2.8")
-    assert outcome.written
+    (written, _note), text = write(tmp_path, model, batch_of(), "2.8")
+    assert written
     assert "torch.Tensor.add(" in text
 
 
@@ -134,7 +136,7 @@ def test_strides_that_matter_are_kept(tmp_path, here):
 
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 6, 3, 64).transpose(1, 2) for _ in range(3))
-    call = Call(F.scaled_dot_product_attention, (query, key.contiguous(), value.contiguous()), {}, None)
+    call = TorchCall(F.scaled_dot_product_attention, (query, key.contiguous(), value.contiguous()), {}, None)
     origin = Origin(
         cause="wrong_device",
         layer=0,
@@ -145,32 +147,32 @@ def test_strides_that_matter_are_kept(tmp_path, here):
         remedy={"text": "-"},
     )
     path = tmp_path / "repro.py"
-    outcome = repro.write_repro(
+    written, _note = repro.write_repro(
         path, origin, call, environment.gather(), grad=False, emulation=Emulation("2.8")
     )
-    assert outcome.written
+    assert written
     assert ".permute(" in path.read_text()
 
 
 def test_bad_weights_are_no_fault_of_an_operation(build, batch_of, plants, tmp_path):
     model = build("tiny-llama")
     plants.bad_weight(model, 1)
-    outcome, text = write(tmp_path, model, batch_of())
-    assert (outcome.written, text) == (False, "")
-    assert "weights are broken" in outcome.note
+    (written, note), text = write(tmp_path, model, batch_of())
+    assert (written, text) == (False, "")
+    assert "weights are broken" in note
 
 
 def test_nothing_to_show(build, batch_of, tmp_path):
-    outcome, _ = write(tmp_path, build("tiny-llama"), batch_of())
-    assert not outcome.written
-    assert "nothing to show" in outcome.note
+    (written, note), _ = write(tmp_path, build("tiny-llama"), batch_of())
+    assert not written
+    assert "nothing to show" in note
 
 
 def test_a_script_that_does_not_show_it_is_not_handed_over(build, batch_of, tmp_path, monkeypatch):
     monkeypatch.setattr(repro, "_run", lambda text, emulation: None)
-    outcome, text = write(tmp_path, build("tiny-gpt2"), batch_of(), "2.8")
-    assert (outcome.written, text) == (False, "")
-    assert "does not show it" in outcome.note
+    (written, note), text = write(tmp_path, build("tiny-gpt2"), batch_of(), "2.8")
+    assert (written, text) == (False, "")
+    assert "does not show it" in note
 
 
 def test_somebody_elses_file_is_not_overwritten(tmp_path):

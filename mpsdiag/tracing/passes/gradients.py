@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.outputs import loss_of
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.device_label import described
-from mpsdiag.tracing.watch.repeat import Repeat
+from mpsdiag.tracing.watch.model_state import Repeat, device_label
 from mpsdiag.tracing.watch.tensors import LISTED, PURE, Impurity, facts, impurity, largest, tensors_in
 from mpsdiag.tracing.watch.tracer import Tracer
 
-# Their derivatives are infinite somewhere: an infinite gradient of theirs is no overflow.
+# Their derivatives are infinite somewhere: an infinite gradient of theirs is not an overflow.
 _POLES = (
     "div",
     "reciprocal",
@@ -48,7 +47,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class GradientBirth:
+class FirstBadGradient:
     """A derivative that gave non-finite gradients from finite ones."""
 
     claim: Claim
@@ -63,18 +62,11 @@ class GraphWatch:
     """Claims nodes in the forward, and watches them in the backward."""
 
     def __init__(self) -> None:
-        self.first: GradientBirth | None = None
+        self.first: FirstBadGradient | None = None
         self._claims: dict[Any, Claim] = {}
 
     def claim(self, module: str, layer: int | None, operation: str | None, result: Any) -> None:
-        """Claim the nodes behind an operation's result that no earlier operation has claimed.
-
-        Args:
-            module: Path of the module it ran in.
-            layer: Its decoder layer.
-            operation: Its name; None for that of the node itself.
-            result: What it gave.
-        """
+        """Claim the nodes behind an operation's result that no earlier operation has claimed."""
         waiting = [tensor.grad_fn for _, tensor in tensors_in(result) if tensor.grad_fn is not None]
         while waiting:
             node = waiting.pop()
@@ -100,7 +92,7 @@ class GraphWatch:
             state = next((state for state in states if state), PURE)
             if state:
                 came = [g for g in incoming if g is not None]
-                self.first = GradientBirth(
+                self.first = FirstBadGradient(
                     claim,
                     name,
                     state,
@@ -114,11 +106,6 @@ class GraphWatch:
 
 def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat) -> Origin | None:
     """Run forward and backward in detail; the modes are those in effect, and gradients are wanted.
-
-    Args:
-        model: Its gradients are overwritten.
-        batch: With labels.
-        repeat: Taken before the step.
 
     Returns:
         The first non-finite gradient's origin; None if all gradients come out finite.
@@ -140,13 +127,13 @@ def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat)
     return _origin(model, graph.first, bad)
 
 
-def _origin(model: nn.Module, birth: GradientBirth | None, bad: list[str]) -> Origin:
+def _origin(model: nn.Module, candidate: FirstBadGradient | None, bad: list[str]) -> Origin:
     evidence: dict[str, Any] = {
         "bad_gradients": bad[:LISTED],
         "of": len(bad),
-        "device": described(model),
+        "device": device_label(model),
     }
-    if birth is None:
+    if candidate is None:
         return Origin(
             cause="unknown",
             layer=None,
@@ -160,30 +147,31 @@ def _origin(model: nn.Module, birth: GradientBirth | None, bad: list[str]) -> Or
                 commands=["torch.autograd.set_detect_anomaly(True)"],
             ),
         )
-    evidence |= {"derivative": birth.node, "incoming": birth.incoming, "outgoing": birth.outgoing}
-    dtype = birth.outgoing[0]["dtype"] if birth.outgoing else ""
-    overflowed = birth.claim.operation not in _POLES and (birth.state.infinite or dtype == "float16")
-    made = "an infinity" if birth.state.infinite else "NaN"
+    evidence |= {"derivative": candidate.node, "incoming": candidate.incoming, "outgoing": candidate.outgoing}
+    dtype = candidate.outgoing[0]["dtype"] if candidate.outgoing else ""
+    overflowed = candidate.claim.operation not in _POLES and (candidate.state.infinite or dtype == "float16")
+    made = "an infinity" if candidate.state.infinite else "NaN"
     if overflowed:
         summary = (
-            f"the gradient of {birth.claim.operation} overflows {dtype}: the largest gradient that reaches it is "
-            f"{birth.largest:.4g}"
+            f"the gradient of {candidate.claim.operation} overflows {dtype}: the largest gradient that reaches it is "
+            f"{candidate.largest:.4g}"
         )
         remedy = Advice(
             text="Use bfloat16, or float16 with loss scaling (fp16=True with float32 weights); and clip gradients.",
             commands=["TrainingArguments(bf16=True, max_grad_norm=1.0)"],
         )
     else:
-        summary = f"the derivative of {birth.claim.operation} gives {made} from finite gradients; no known cause fits"
+        operation = candidate.claim.operation
+        summary = f"the derivative of {operation} gives {made} from finite gradients; no known cause fits"
         remedy = Advice(
             text="Roots, norms and quotients have infinite derivatives at zero: add a small number before them.",
             commands=["torch.autograd.set_detect_anomaly(True)"],
         )
     return Origin(
         cause="overflow" if overflowed else "unknown",
-        layer=birth.claim.layer,
-        module=birth.claim.module,
-        operation=birth.claim.operation,
+        layer=candidate.claim.layer,
+        module=candidate.claim.module,
+        operation=candidate.claim.operation,
         phase="backward",
         summary=summary,
         evidence=evidence,

@@ -1,19 +1,47 @@
-"""A script that shows one fault with torch alone: written from a reduced call, ready for an upstream issue."""
+"""`--repro`: reduce the call that gave the fault, write it as a script with torch alone, run it, and keep it."""
 
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import resolve_name
 
+from mpsdiag.emulation import Emulation
 from mpsdiag.environment import Environment, facts
+from mpsdiag.errors import BadInput
+from mpsdiag.fixes.startup import RunRequest
+from mpsdiag.sdpa.watch import SDPA
+from mpsdiag.serialization import write_atomically
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.repro.reduce import Made
-from mpsdiag.tracing.repro.still_fails import ROUNDINGS, IsolatedCall, Placeholder
-from mpsdiag.tracing.watch.operations import SDPA
+from mpsdiag.tracing.repro.reduce import (
+    ROUNDINGS,
+    Fault,
+    IsolatedCall,
+    Made,
+    Placeholder,
+    alone,
+    plainest,
+    shows,
+    smallest,
+)
+from mpsdiag.tracing.watch.operations import TorchCall
+
+SECONDS = 120
+_NOTHING = {
+    "bad_weights": "the weights are broken before anything runs",
+    "bad_inputs": "the inputs are broken before anything runs",
+    "divergence": "the learning rate is at fault, no operation",
+    "hidden_by_filter": "the filter hides it, no operation makes it",
+}
 
 # From the definition: under emulation, and on a device, no kernel judges another kernel.
 REFERENCE = """
@@ -35,6 +63,87 @@ def reference(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
 MARK = '"""Written by mpsdiag trace'
 
 
+def check_target(path: Path) -> None:
+    """Refuse to overwrite what mpsdiag has not written.
+
+    Raises:
+        BadInput: The file was written by someone else, or is not a Python file.
+    """
+    if path.suffix != ".py":
+        raise BadInput(f"--repro writes a Python script, and {path} does not end in .py.")
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder. Give a file name for --repro.")
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+        raise BadInput(f"{path} exists, and mpsdiag did not write it. Choose another name for --repro.")
+
+
+def write_repro(
+    path: Path,
+    origin: Origin | None,
+    call: TorchCall | None,
+    environment: Environment,
+    *,
+    grad: bool,
+    emulation: Emulation | None,
+) -> tuple[bool, str]:
+    """Write the script, if the fault can be shown by its operation alone: whether it was written, and what it showed.
+
+    Raises:
+        BadInput: The file cannot be written.
+    """
+    if origin is None:
+        return _none("there is nothing to show, everything is finite")
+    if origin.cause in _NOTHING:
+        return _none(_NOTHING[origin.cause])
+    if call is None:
+        return _none("it does not come from a single call that could be kept")
+    fault: Fault = "wrong" if origin.cause == "wrong_device" and "logits" in origin.evidence else "non-finite"
+    lone, tensors = alone(call, grad=grad, emulation=emulation, fault=fault)
+    if function_name(lone) is None:
+        return _none(f"torch has no public name for {origin.operation}")
+    still = partial(shows, lone)
+    if not still(tensors):
+        return _none(f"{origin.operation} by itself, with the same inputs, does not show it")
+    made = plainest(smallest(tensors, still), still)
+    if made is None:
+        return _none("the inputs cannot be made small enough to be written out")
+    text = render(lone, made, origin, environment)
+    ran = _run(text, emulation)
+    if ran is None:
+        return _none("the one that was written does not show it when it is run")
+    write_atomically(path, text)
+    how = "" if emulation is None else f" under {emulation.describe()}"
+    return True, f"Wrote {path}: run{how}, it shows the fault ({ran})."
+
+
+def _none(why: str) -> tuple[bool, str]:
+    return False, f"No script: {why}."
+
+
+def _run(text: str, emulation: Emulation | None) -> str | None:
+    """Run the script in a Python of its own; its last line if it shows the fault."""
+    environ = dict(os.environ)
+    if emulation is not None:
+        environ = RunRequest("sdpa", emulation.release, emulation.macos).environment(environ)
+    with tempfile.TemporaryDirectory(prefix="mpsdiag-") as folder:
+        script = Path(folder) / "repro.py"
+        script.write_text(text, encoding="utf-8")
+        try:
+            child = subprocess.run(
+                [sys.executable, str(script)],
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+                cwd=folder,
+            )
+        except subprocess.TimeoutExpired:
+            return None
+    lines = child.stdout.strip().splitlines()
+    return lines[-1] if child.returncode == 1 and lines and "Traceback" not in child.stderr else None
+
+
 def function_name(lone: IsolatedCall) -> str | None:
     """What the script calls the operation, such as `torch.nn.functional.linear`; None if torch has no name for it."""
     func: Any = lone.func
@@ -45,14 +154,7 @@ def function_name(lone: IsolatedCall) -> str | None:
 
 
 def render(lone: IsolatedCall, made: Sequence[Made], origin: Origin, environment: Environment) -> str:
-    """The text of the script. It exits with 1 where it shows the fault, and with 0 where it does not.
-
-    Args:
-        lone: The reduced call.
-        made: Its tensors, with the expressions that make them.
-        origin: What it shows.
-        environment: Where it was found.
-    """
+    """The text of the script. It exits with 1 where it shows the fault, and with 0 where it does not."""
     names = [_identifier(name, index) for index, name in enumerate(lone.names)]
     where = lone.emulation.describe() + " (on the CPU)" if lone.emulation else str(lone.device)
     default = f'"{lone.device.type}"'
@@ -98,7 +200,9 @@ def _body(lone: IsolatedCall, names: Sequence[str]) -> list[str]:
 def _judgement(lone: IsolatedCall, names: Sequence[str]) -> list[str]:
     shown = [
         "result = run(device).detach().cpu()",
-        f"exact = {_exact(lone, names)}",
+        f"exact = reference({_arguments(lone, names)})"
+        if lone.operation == SDPA
+        else 'exact = run("cpu", torch.float64).detach()',
         'print("torch", torch.__version__, "on", device)',
         'print("result:", result)',
         'print("float64 on the CPU:", exact)',
@@ -117,12 +221,6 @@ def _judgement(lone: IsolatedCall, names: Sequence[str]) -> list[str]:
         'print(f"largest difference: {difference:.3g}; one rounding is {rounding:.3g}")',
         f"sys.exit(1 if difference > {ROUNDINGS} * rounding else 0)",
     ]
-
-
-def _exact(lone: IsolatedCall, names: Sequence[str]) -> str:
-    if lone.operation != SDPA:
-        return 'run("cpu", torch.float64).detach()'
-    return f"reference({_arguments(lone, names)})"
 
 
 def _arguments(lone: IsolatedCall, names: Sequence[str]) -> str:

@@ -15,29 +15,19 @@ from mpsdiag import device as devices
 from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.fixes import apply
-from mpsdiag.tracing.cases.batch import prepare_batch
-from mpsdiag.tracing.cases.recorded_case import About, read_case
-from mpsdiag.tracing.cases.saved_batch import load_batch
+from mpsdiag.tracing.cases.recorded_case import About, load_batch, read_case
+from mpsdiag.tracing.passes.model_inputs import prepare_batch
 from mpsdiag.words import ATTENTION_MODES, BUILTIN_DATASET, PADDING_SIDES
 
 DEFAULT_MODEL = "tiny-gpt2"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be traced. None stands for: not said, take what belongs to the case.
+class TraceRequest:
+    """What is to be traced, named as on the command line. None means: what belongs to the case.
 
-    Attributes:
-        folder: A recorded case.
-        batch_file: A batch in a safetensors file.
-        model: Built-in, local folder or hub name.
-        dataset: As for `check`.
-        train: Trace training steps instead of an evaluation.
-        steps: Training steps.
-        learning_rate: Of the training steps.
-        batches: Evaluation batches.
-        compare: Compare finite results with the CPU.
-        checkpoints: Where to look for the first checkpoint with bad weights.
+    `folder` is a recorded case, `batch_file` a batch in a safetensors file; `steps` counts training steps, `batches`
+    evaluation batches; `checkpoints` is where to look for the first one with bad weights.
     """
 
     folder: Path | None = None
@@ -63,8 +53,8 @@ class Request:
 
 
 @dataclass
-class Case:
-    """A case, ready to run: model and batches on the device, and what is told about it."""
+class TracedCase:
+    """A case, ready to run: model and batches on the device, and what the report says about it."""
 
     model: nn.Module
     batches: list[dict[str, Any]]
@@ -73,11 +63,11 @@ class Case:
     train: bool
     grad: bool
     learning_rate: float | None
-    told: dict[str, Any] = field(default_factory=dict)
+    case_info: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
-def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Case]:
+def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterator[TracedCase]:
     """Load what is to be traced; inside the block its attention, emulation and autocast are in effect.
 
     Raises:
@@ -113,7 +103,7 @@ def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Cas
             stack.enter_context(torch.autocast(kind, dtype=devices.torch_dtype(about.autocast)))
         longest = _longest(request, model)
         given = _batches(request, name, longest) if batch is None else [batch]
-        yield Case(
+        yield TracedCase(
             model=model,
             batches=[prepare_batch(model, one) for one in given],
             device=device,
@@ -121,7 +111,7 @@ def load_case(request: Request, progress: Callable[[str], None]) -> Iterator[Cas
             train=request.train or (about is not None and about.phase == "training"),
             grad=about is not None and about.grad,
             learning_rate=request.learning_rate or (about.learning_rate if about else None),
-            told=_told(request, about, name, dtype, attention, len(given))
+            case_info=_case_info(request, about, name, dtype, attention, len(given))
             | ({"max_length": longest} if batch is None else {}),
         )
 
@@ -133,18 +123,18 @@ def _model(name: str, seed: int, dtype: str) -> nn.Module:
     return build_model(name, seed=seed, dtype=dtype, from_config=False)
 
 
-def _longest(request: Request, model: nn.Module) -> int:
+def _longest(request: TraceRequest, model: nn.Module) -> int:
     """The asked length, or what belongs to the data, and no more than the model has positions for."""
     from mpsdiag.inputs.fitting import fitting_length
 
     return fitting_length(model, request.max_length or (128 if _dataset(request) == BUILTIN_DATASET else 512))
 
 
-def _dataset(request: Request) -> str:
+def _dataset(request: TraceRequest) -> str:
     return request.dataset or BUILTIN_DATASET
 
 
-def _batches(request: Request, name: str, longest: int) -> list[dict[str, Any]]:
+def _batches(request: TraceRequest, name: str, longest: int) -> list[dict[str, Any]]:
     """The first texts of the data, tokenized, padded and labelled as for a causal language model."""
     from transformers import DataCollatorForLanguageModeling
 
@@ -161,7 +151,7 @@ def _batches(request: Request, name: str, longest: int) -> list[dict[str, Any]]:
     return [dict(collate(rows[start : start + size])) for start in range(0, len(rows), size)]
 
 
-def _emulation(request: Request, about: About | None) -> Emulation | None:
+def _emulation(request: TraceRequest, about: About | None) -> Emulation | None:
     if request.emulate is not None:
         if request.device not in (None, "auto", "cpu"):
             raise BadInput(
@@ -170,7 +160,7 @@ def _emulation(request: Request, about: About | None) -> Emulation | None:
         return Emulation(request.emulate, request.emulate_macos)
     if about is None or about.emulation is None or request.device is not None:
         return None
-    return about.emulation.restored()
+    return about.emulation
 
 
 def _require(device: str, dtype: str, emulation: Emulation | None) -> None:
@@ -183,23 +173,23 @@ def _require(device: str, dtype: str, emulation: Emulation | None) -> None:
         raise CannotDecide(f"{reason}. Choose another --dtype.")
 
 
-def _told(
-    request: Request, about: About | None, model: str, dtype: str, attention: str | None, batches: int
+def _case_info(
+    request: TraceRequest, about: About | None, model: str, dtype: str, attention: str | None, batches: int
 ) -> dict[str, Any]:
-    told: dict[str, Any] = {"model": model, "dtype": dtype, "batches": batches}
+    info: dict[str, Any] = {"model": model, "dtype": dtype, "batches": batches}
     if request.folder is not None and about is not None:
-        told |= {
+        info |= {
             "recorded": str(request.folder),
             "recorded_on": about.device,
             "recorded_step": about.step,
             "recorded_versions": about.versions,
         }
         if request.model is None:
-            told["model"] = f"the weights recorded in {request.folder}"
+            info["model"] = f"the weights recorded in {request.folder}"
     elif request.batch_file is not None:
-        told["batch"] = str(request.batch_file)
+        info["batch"] = str(request.batch_file)
     else:
-        told |= {"dataset": _dataset(request), "padding_side": request.padding_side}
+        info |= {"dataset": _dataset(request), "padding_side": request.padding_side}
     if attention:
-        told["attention"] = attention
-    return told
+        info["attention"] = attention
+    return info

@@ -1,0 +1,141 @@
+"""A batch for a model: moved to its device; what it may be, the model's own forward decides."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.errors import BadInput, CannotDecide, first_line
+from mpsdiag.tracing.watch.model_state import device_of
+from mpsdiag.tracing.watch.tensors import mapped, tensors_in
+
+_REFUSALS = (TypeError, ValueError, KeyError, AttributeError, AssertionError)
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn lists of numbers into tensors, and move everything to the model's device.
+
+    Raises:
+        BadInput: It is not a mapping, is empty, has a list that is not a tensor, or a mask that is too short.
+    """
+    if not isinstance(batch, Mapping):
+        raise BadInput(
+            f"A batch is a mapping from argument names to tensors, not a {type(batch).__name__}. "
+            'Give for example {"input_ids": ..., "attention_mask": ..., "labels": ...}.'
+        )
+    if not batch:
+        raise BadInput("The batch is empty. Give at least input_ids.")
+    typo = _typo(model, batch)
+    if typo:
+        logger.warning("The model takes the batch as it is, but: %s", typo)
+    device = device_of(model)
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    prepared = {str(name): mapped(_tensor(str(name), value), moved) for name, value in batch.items()}
+    if (short := _short_mask(prepared)) is not None:  # Models may take it, and leave tokens without a mask.
+        raise BadInput(f"{short} The batch has {_shapes(prepared)}.")
+    return prepared
+
+
+def _tensor(name: str, value: Any) -> Any:
+    if not isinstance(value, list) or not value or any(True for _ in tensors_in(value)):
+        return value
+    try:
+        return torch.tensor(value)
+    except (ValueError, TypeError, RuntimeError) as problem:
+        raise BadInput(f"'{name}' of the batch cannot be made a tensor: {problem}.") from problem
+
+
+@contextmanager
+def own_sentence(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Pass on what a forward raises, with the keys and shapes it was given; an index out of range goes through.
+
+    Raises:
+        BadInput: The model does not take such a batch.
+        CannotDecide: The forward itself fails.
+    """
+    try:
+        yield
+    except IndexError as problem:
+        if not _hints(model, batch):
+            raise
+        raise BadInput(refusal(model, batch, problem)) from problem
+    except _REFUSALS as problem:
+        raise BadInput(refusal(model, batch, problem)) from problem
+    except RuntimeError as problem:
+        if type(problem) is RuntimeError and _hints(model, batch):
+            raise BadInput(refusal(model, batch, problem)) from problem
+        raise CannotDecide(
+            f"The forward itself fails, so nothing can be traced: {first_line(problem, 300)}. It was given "
+            f"{_shapes(batch)}."
+        ) from problem
+
+
+def refusal(model: nn.Module, batch: Mapping[str, Any], problem: BaseException) -> str:
+    """The sentence for a batch that a model does not take."""
+    sentences = [f"{type(model).__name__} does not take this batch: {first_line(problem, 300)}."]
+    return " ".join([*sentences, *_hints(model, batch), f"It was given {_shapes(batch)}."])
+
+
+def _hints(model: nn.Module, batch: Mapping[str, Any]) -> list[str]:
+    """What looks wrong about a batch that its model has refused; the model has judged, these are only hints."""
+    found, ids, labels = [_typo(model, batch)], batch.get("input_ids"), batch.get("labels")
+    main = getattr(model, "main_input_name", None)
+    if (
+        isinstance(main, str)
+        and main in _parameters(model)
+        and not batch.keys() & {main, "inputs_embeds", "encoder_outputs"}
+    ):
+        found.append(f"The batch lacks '{main}'.")
+    if isinstance(ids, Tensor):
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            found.append(f"'input_ids' holds {ids.dtype}; token ids are integers.")
+        if ids.dim() < 2:
+            found.append("'input_ids' has to be (sequences, positions).")
+        if isinstance(labels, Tensor) and labels.dim() and ids.dim() and labels.shape[0] != ids.shape[0]:
+            found.append("'labels' is for another number of sequences than 'input_ids'.")
+    return [sentence for sentence in found if sentence]
+
+
+def _short_mask(batch: Mapping[str, Any]) -> str | None:
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if not (isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.dim() == mask.dim() == 2):
+        return None
+    if mask.shape[0] in (1, ids.shape[0]) and mask.shape[1] >= ids.shape[1]:
+        return None
+    return "'attention_mask' does not cover 'input_ids'."
+
+
+def _typo(model: nn.Module, batch: Mapping[str, Any]) -> str | None:
+    """A key that the model does not name, and that resembles one which the batch lacks."""
+    named = _parameters(model)
+    for key in batch:
+        missing = [name for name in named if name not in batch]
+        close = [] if key in named else difflib.get_close_matches(key, missing, n=1, cutoff=0.75)
+        if close:
+            return f"{type(model).__name__} has no argument '{key}'. Did you mean '{close[0]}'?"
+    return None
+
+
+def _parameters(model: nn.Module) -> list[str]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _shapes(batch: Mapping[str, Any]) -> str:
+    found = [
+        f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in tensors_in(batch)
+    ]
+    return ", ".join([*found, *(n for n, value in batch.items() if not any(True for _ in tensors_in(value)))])

@@ -1,0 +1,199 @@
+"""From non-finite outputs back to where they began: what a detailed pass writes down, and the search through it.
+
+Not every infinity is a fault: masks are full of minus infinities, and an overflow inside a tanh does no harm. So the
+search goes backwards from the outputs, through non-finite tensors only, and ends where finite ones gave the first.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.tensors import Impurity, tensors_in
+
+_MAKERS = ("tensor", "as_tensor", "from_numpy", "scalar_tensor", "asarray")
+
+SourceKind = Literal["event", "weight", "buffer", "batch", "unseen"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor came from: another event, a weight or buffer by name, the batch by key, or unknown."""
+
+    kind: SourceKind
+    name: str = ""
+    event: int = -1
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A non-finite tensor that went into an operation."""
+
+    name: str
+    impurity: Impurity
+    source: Source
+
+
+@dataclass(frozen=True)
+class PassEvent:
+    """One operation whose output was not finite, or that raised.
+
+    Attributes:
+        index: Running number of the operation in the pass, finite ones counted too.
+        operation: Its public name.
+        module: Dotted path of the innermost module it ran in.
+        layer: Decoder layer, None outside.
+        impurity: What its output holds.
+        operands: Its inputs that were not finite already.
+        infinite_scalar: A plain infinite number was among its arguments.
+        call: The call itself, if finite inputs gave a non-finite value here.
+        error: The exception, if it raised one.
+    """
+
+    index: int
+    operation: str
+    module: str
+    layer: int | None
+    impurity: Impurity
+    operands: tuple[Operand, ...] = ()
+    infinite_scalar: bool = False
+    call: TorchCall | None = None
+    error: BaseException | None = None
+
+
+@dataclass
+class Pass:
+    """One detailed pass over a batch: the operations with non-finite outputs, in order, and how many ran in all.
+
+    `watched`: sources of the outputs of layers and of the model that were not finite. `spread`: per decoder layer, in
+    how many sequences and at how many positions its output is not finite.
+    """
+
+    events: list[PassEvent] = field(default_factory=list)
+    watched: list[Source] = field(default_factory=list)
+    spread: list[dict[str, Any]] = field(default_factory=list)
+    operations: int = 0
+
+
+TerminalKind = Literal["nan", "inf", "weight", "batch", "unseen", "error"]
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """The first end of a chain of non-finite values: made by `event`, or brought into it by `operand`."""
+
+    kind: TerminalKind
+    event: PassEvent
+    operand: Operand | None = None
+
+
+class Provenance:
+    """Knows tensors by identity, and views of what was given or written into by their storage."""
+
+    def __init__(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
+        self._given = _given(model, batch)
+        self._storages = {_storage(tensor): source for tensor, source in self._given.values()}
+        self._storages.pop(0, None)
+        # Weak: a tensor's number may be given to another once it is gone. Storages written in place are kept alive.
+        self._made: dict[int, tuple[weakref.ref[Tensor], Source]] = {}
+        self._written: dict[int, tuple[torch.UntypedStorage, Source]] = {}
+
+    def of(self, tensor: Tensor) -> Source:
+        """Where a tensor comes from, as far as is known."""
+        given = self._given.get(id(tensor))
+        if given is not None:
+            return given[1]
+        made = self._made.get(id(tensor))
+        if made is not None and made[0]() is tensor:
+            return made[1]
+        place = _storage(tensor)
+        if place and place in self._written:
+            return self._written[place][1]
+        return self._storages.get(place, Source("unseen"))
+
+    def remember(self, result: Any, source: Source, *, in_place: bool) -> None:
+        """Note who made the tensors of a result, or wrote into them."""
+        for _, tensor in tensors_in(result):
+            self._made[id(tensor)] = weakref.ref(tensor), source
+            if in_place:
+                storage = tensor.untyped_storage()
+                self._written[storage.data_ptr()] = storage, source
+
+
+def _given(model: nn.Module, batch: Mapping[str, Any]) -> dict[int, tuple[Tensor, Source]]:
+    found: dict[int, tuple[Tensor, Source]] = {}
+    for name, weight in model.named_parameters():
+        found[id(weight)] = weight, Source("weight", name)
+    for name, buffer in model.named_buffers():
+        found.setdefault(id(buffer), (buffer, Source("buffer", name)))
+    for name, tensor in tensors_in(batch):
+        found[id(tensor)] = tensor, Source("batch", name)
+    return found
+
+
+def _storage(tensor: Tensor) -> int:
+    """Where a tensor's numbers lie; 0 for tensors without storage of their own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def first_terminal(seen: Pass) -> Terminal | None:
+    """The earliest beginning of what made the watched outputs non-finite; None if they are finite."""
+    ends: dict[int, Terminal | None] = {}
+    events: dict[int, PassEvent] = {}
+    for event in seen.events:
+        events[event.index] = event
+        if event.error is not None:
+            return Terminal("error", event)
+        ends[event.index] = _begin(event, ends)
+    found = [ends[source.event] for source in seen.watched if source.kind == "event"]
+    return _earliest(found)
+
+
+def _begin(event: PassEvent, ends: Mapping[int, Terminal | None]) -> Terminal | None:
+    with_nan = [operand for operand in event.operands if operand.impurity.nan]
+    if with_nan:
+        return _earliest(_follow(operand, event, ends) for operand in with_nan)
+    upstream = _earliest(_follow(operand, event, ends) for operand in event.operands)
+    if upstream is not None:
+        return upstream
+    if event.impurity.nan:
+        return Terminal("nan", event)
+    if event.operands or _deliberate(event):
+        return None
+    return Terminal("inf", event)
+
+
+def _follow(operand: Operand, event: PassEvent, ends: Mapping[int, Terminal | None]) -> Terminal | None:
+    source = operand.source
+    if source.kind == "event":
+        return ends.get(source.event)
+    if source.kind == "weight":
+        return Terminal("weight", event, operand)
+    if operand.impurity.nan:
+        kind = {"batch": "batch", "buffer": "weight"}.get(source.kind, "unseen")
+        return Terminal(kind, event, operand)  # type: ignore[arg-type]  # one of the kinds
+    # Infinities in buffers, constants and given masks are put there on purpose; in other inputs they are not.
+    if source.kind == "batch" and "mask" not in source.name:
+        return Terminal("batch", event, operand)
+    return None
+
+
+def _deliberate(event: PassEvent) -> bool:
+    """Infinities that were written, not computed: a fill, a constant, or the logarithm of a 0/1 mask."""
+    if event.infinite_scalar or event.operation in _MAKERS:
+        return True
+    return event.operation == "log" and not event.impurity.positive
+
+
+def _earliest(found: Iterable[Terminal | None]) -> Terminal | None:
+    known = [terminal for terminal in found if terminal is not None]
+    return min(known, key=lambda terminal: terminal.event.index, default=None)
