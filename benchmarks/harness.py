@@ -20,9 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.run.isolation import Isolation
 from mpsdiag.benching.run.job import Job
+from mpsdiag.scenario.scenario import Scenario
 
 CELLS = 20
 STEPS = 40
@@ -35,7 +35,10 @@ def isolation(folder: Path) -> float:
     apart = Isolation()
     apart.warm_up(folder / "start.log")
     job = Job(
-        key="empty", cell=Cell(), function="mpsdiag.benching.run.child:nothing", log=str(folder / "cell.log")
+        key="empty",
+        cell=Scenario(),
+        function="mpsdiag.benching.run.child:nothing",
+        log=str(folder / "cell.log"),
     )
     cost = statistics.median(apart.run(job).seconds for _ in range(CELLS))
     begin = time.perf_counter()
@@ -47,13 +50,13 @@ def isolation(folder: Path) -> float:
 
 def overhead() -> float:
     """How much longer the timed steps of a cell take than bare ones; the two take turns, so that drift cancels."""
-    from mpsdiag.benching.run.cell import case_of, timing
+    from mpsdiag.benching.run.cell import timing
     from mpsdiag.scenario.preparation import prepare
 
-    cell = Cell(sequence_length=256, batch_size=8, train_steps=0, warmup=3, repeats=STEPS)
+    cell = Scenario(sequence_length=256, batch_size=8, train_steps=0, warmup=3, repeats=STEPS)
     ratios = []
     for _ in range(PAIRS):
-        with prepare(case_of(cell)) as prepared:
+        with prepare(cell) as prepared:
             batch = max(prepared.eval_batches, key=lambda one: int(one["attention_mask"].sum()))
             for _ in range(3):
                 prepared.eval_step(batch)
@@ -80,7 +83,7 @@ def cluster() -> float:
     from mpsdiag.benching.run.interrupt import Stop
 
     cells = [
-        Cell(model=model, attention=attention, emulate="2.8", emulate_macos=15, threads=1, seed=seed)
+        Scenario(model=model, attention=attention, emulate="2.8", emulate_macos=15, threads=1, seed=seed)
         for seed in range(SEEDS)
         for model in ("tiny-gpt2", "tiny-llama", "tiny-mistral")
         for attention in ("sdpa", "safe_sdpa")

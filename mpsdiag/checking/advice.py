@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from mpsdiag.checking.diagnosis import FixResult, Judged, ProbeResult
 from mpsdiag.findings import Advice, Emulated
-from mpsdiag.scenario.case import Case, Outcome
+from mpsdiag.scenario.scenario import Measured, Scenario, finite
 
 DEAD_ROWS = "SDPA001"
 BOTH_WAYS = (
@@ -16,7 +15,7 @@ BOTH_WAYS = (
 )
 
 
-def why(name: str, outcome: Outcome) -> str:
+def why(name: str, outcome: Measured) -> str:
     """Say why a fix resolves the scenario or not, from what was measured with it in place.
 
     Args:
@@ -41,8 +40,8 @@ def why(name: str, outcome: Outcome) -> str:
 def advise(
     verdict: Judged,
     probes: Sequence[ProbeResult],
-    scenario: Outcome | None,
-    case: Case,
+    scenario: Measured | None,
+    case: Scenario,
     fixes: Sequence[FixResult],
     emulated: Emulated | None,
 ) -> list[Advice]:
@@ -88,9 +87,9 @@ def advise(
     return advice
 
 
-def _other_cause(scenario: Outcome | None) -> Advice | None:
+def _other_cause(scenario: Measured | None) -> Advice | None:
     """The remedy of a cause that is not this device's attention, such as bad weights."""
-    found = None if scenario is None else scenario.blame
+    found = None if scenario is None else scenario.cause
     return None if found is None or found.cause in ("dead_rows", "wrong_device") else found.remedy
 
 
@@ -101,11 +100,11 @@ def _remedy(probe: ProbeResult) -> Advice | None:
     return Advice(text=f"{probe.id}: {probe.remedy.text}", commands=probe.remedy.commands)
 
 
-def _filter_hides(scenario: Outcome) -> bool:
-    return scenario.nonfinite_batches > 0 and math.isfinite(scenario.stock_eval_loss)
+def _filter_hides(scenario: Measured) -> bool:
+    return scenario.nonfinite_batches > 0 and finite(scenario.stock_eval_loss)
 
 
-def _clean(scenario: Outcome | None, probes: Sequence[ProbeResult]) -> Advice:
+def _clean(scenario: Measured | None, probes: Sequence[ProbeResult]) -> Advice:
     passed = [probe.id for probe in probes if probe.status == "pass"]
     if scenario is None and DEAD_ROWS in passed:
         return Advice(text="Fully masked rows come out right. Level 2 tries them through transformers.")
@@ -123,11 +122,11 @@ def _clean(scenario: Outcome | None, probes: Sequence[ProbeResult]) -> Advice:
     )
 
 
-def _sees_both_ways(scenario: Outcome) -> bool:
+def _sees_both_ways(scenario: Measured) -> bool:
     return scenario.exposure is not None and not scenario.exposure.causal
 
 
-def _escaped(scenario: Outcome, case: Case, emulated: Emulated | None) -> Advice:
+def _escaped(scenario: Measured, case: Scenario, emulated: Emulated | None) -> Advice:
     """The kernel fails, the model escapes: say how, and what would tip it over."""
     if scenario.dead_rows == 0 and _sees_both_ways(scenario):
         return Advice(

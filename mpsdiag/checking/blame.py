@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from mpsdiag.emulation import emulated
 from mpsdiag.errors import CannotDecide
 from mpsdiag.findings import Blame
-from mpsdiag.scenario.case import Case, Outcome
 from mpsdiag.scenario.preparation import prepare
+from mpsdiag.scenario.scenario import LEARNING_RATE, Measured, Scenario
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.evaluation import trace_batches
 from mpsdiag.tracing.passes.training import Recipe, trace_training
 
 
-def blame(case: Case, outcome: Outcome) -> Blame | None:
+def blame(case: Scenario, outcome: Measured) -> Blame | None:
     """Build the case anew and trace it: its training where that went wrong, its evaluation otherwise.
 
     Args:
@@ -32,9 +32,9 @@ def blame(case: Case, outcome: Outcome) -> Blame | None:
         prepared = stack.enter_context(prepare(case))
         try:
             if not all(math.isfinite(loss) for loss in outcome.train_losses):
-                recipe = Recipe(case.learning_rate)
+                recipe = Recipe(LEARNING_RATE)
                 origin = trace_training(
-                    prepared.model, prepared.train_batches, recipe, steps=case.train_steps
+                    prepared.model, prepared.train_batches, recipe, steps=case.max_steps
                 ).origin
             else:
                 origin = trace_batches(prepared.model, prepared.eval_batches).origin

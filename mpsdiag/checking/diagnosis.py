@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from mpsdiag.environment import Environment
 from mpsdiag.findings import Advice, Blame, Emulated, Exposure, Part
+from mpsdiag.scenario.scenario import FirstNonfinite
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED, ProbeStatus, Verdict
 
 SCHEMA = 1
@@ -40,16 +41,6 @@ class ProbeResult(Part):
     remedy: Advice | None = None
 
 
-class FirstNonfinitePlace(Part):
-    """Where the first non-finite value of the evaluation was seen."""
-
-    batch: int
-    layer: int | None
-    module: str
-    operation: str
-    rows: int
-
-
 class ScenarioResult(Judged):
     """A few training steps and an evaluation through HF Trainer. Losses are means over tokens, in nats."""
 
@@ -74,7 +65,7 @@ class ScenarioResult(Judged):
     pad_tokens: int
     exposure: Exposure | None = None
     """The prediction, to be read beside `dead_rows`, which is what was observed."""
-    first_nonfinite: FirstNonfinitePlace | None
+    first_nonfinite: FirstNonfinite | None
     max_abs_logit_diff: float | None
     bound: float | None
     cause: Blame | None = None

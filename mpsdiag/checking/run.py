@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +12,6 @@ from mpsdiag.checking import argument_checks as given
 from mpsdiag.checking.advice import advise, why
 from mpsdiag.checking.diagnosis import (
     Diagnosis,
-    FirstNonfinitePlace,
     FixResult,
     Judged,
     KnownDefect,
@@ -26,7 +24,7 @@ from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.findings import Advice, Emulated
 from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
 from mpsdiag.quiet import errors_only, no_bars
-from mpsdiag.scenario.case import Case, Outcome
+from mpsdiag.scenario.scenario import Measured, Scenario
 from mpsdiag.words import BUILTIN_DATASET, PADDING_SIDES
 
 if TYPE_CHECKING:
@@ -91,15 +89,18 @@ def check(
     devices.torch_dtype(dtype)
     if emulation is not None:
         emulation.require_dtype(dtype)
-    case = Case(
-        model=model,
-        dataset=dataset,
-        max_length=max_length or (128 if dataset == BUILTIN_DATASET else 512),
-        padding_side=padding_side,
-        dtype=dtype,
-        device=where,
-        emulation=emulation,
-        seed=seed,
+    case = Scenario.model_validate(
+        {
+            "model": model,
+            "dataset": dataset,
+            "max_length": max_length or (128 if dataset == BUILTIN_DATASET else 512),
+            "padding_side": padding_side,
+            "dtype": dtype,
+            "device": where,
+            "emulate": None if emulation is None else emulation.release,
+            "emulate_macos": None if emulation is None else emulation.macos,
+            "seed": seed,
+        }
     )
     state = devices.usable(where)
     if not state.ok:
@@ -131,26 +132,26 @@ def _probe(level: int, chosen: Sequence[str], where: str, emulation: Emulation |
 @errors_only("mpsdiag")
 @errors_only("transformers")
 @no_bars()
-def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[FixResult]]:
+def _scenario_and_fixes(case: Scenario, progress: Progress) -> tuple[Measured, list[FixResult]]:
     """The stock scenario; and each fix on it, when it came out bad."""
-    from mpsdiag.scenario.scenario import run_case
+    from mpsdiag.scenario.run import run_scenario
 
     reason = devices.supports_dtype(case.device, case.dtype)
     if reason:
         raise CannotDecide(f"{reason}. Choose another --dtype.")
     progress(f"training and evaluating {case.model}")
-    outcome = run_case(case)
+    outcome = run_scenario(case)
     if outcome.status != "ok":
         progress("looking for the cause")
         from mpsdiag.checking.blame import blame
 
-        outcome.blame = blame(case, outcome)
+        outcome.cause = blame(case, outcome)
     fixes = []
     if scenario_verdict(outcome).verdict == "affected":
         for kind, name in FIXES:
             progress(f"trying {name}")
-            fixed = run_case(
-                replace(case, attention=name) if kind == "attention" else replace(case, trainer=name)
+            fixed = run_scenario(
+                case.model_copy(update={"attn_implementation" if kind == "attention" else "trainer": name})
             )
             fixes.append(
                 FixResult(
@@ -159,7 +160,7 @@ def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[F
                     resolves=fixed.status == "ok",
                     exact=fixed.status == "ok" and bool(fixed.exact),
                     max_abs_logit_diff=fixed.max_abs_logit_diff,
-                    eval_loss=fixed.eval_loss,
+                    eval_loss=float("nan") if fixed.eval_loss is None else fixed.eval_loss,
                     loss_moved_by=fixed.loss_moved_by,
                     why=why(name, fixed),
                 )
@@ -169,9 +170,9 @@ def _scenario_and_fixes(case: Case, progress: Progress) -> tuple[Outcome, list[F
 
 def _put_together(
     level: int,
-    case: Case,
+    case: Scenario,
     findings: Sequence[Finding],
-    outcome: Outcome | None,
+    outcome: Measured | None,
     fixes: list[FixResult],
     chosen: Sequence[str],
 ) -> Diagnosis:
@@ -207,7 +208,7 @@ def _put_together(
     )
 
 
-def _table_row(case: Case) -> tuple[str, int] | None:
+def _table_row(case: Scenario) -> tuple[str, int] | None:
     """The torch release and macOS whose MPS kernels are at work here; None where none are."""
     if case.emulation:
         return case.emulation.release, case.emulation.macos
@@ -249,31 +250,14 @@ def _probe_result(finding: Finding) -> ProbeResult:
     )
 
 
-def _scenario_result(case: Case, outcome: Outcome, judged: Judged) -> ScenarioResult:
-    first = outcome.first_nonfinite
-    return ScenarioResult(
-        verdict=judged.verdict,
-        reason=judged.reason,
-        model=case.model,
-        dataset=case.dataset,
-        attention=case.attention,
-        trainer=case.trainer,
-        padding_side=case.padding_side,
-        dtype=case.dtype,
-        train_loss=outcome.train_losses[-1],
-        train_losses=outcome.train_losses,
-        eval_loss=outcome.eval_loss,
-        eval_losses=outcome.eval_losses,
-        stock_eval_loss=outcome.stock_eval_loss,
-        eval_batches=len(outcome.eval_losses),
-        nonfinite_batches=outcome.nonfinite_batches,
-        dead_rows=outcome.dead_rows,
-        sdpa_calls=outcome.sdpa_calls,
-        real_tokens=outcome.real_tokens,
-        pad_tokens=outcome.pad_tokens,
-        exposure=outcome.exposure,
-        first_nonfinite=None if first is None else FirstNonfinitePlace(**vars(first)),
-        max_abs_logit_diff=outcome.max_abs_logit_diff,
-        bound=outcome.bound,
-        cause=outcome.blame,
-    )
+def _scenario_result(case: Scenario, outcome: Measured, judged: Judged) -> ScenarioResult:
+    """The part of the document about the scenario: what was run, what was measured, and what follows from it."""
+    fields = {
+        **dict(case),
+        **dict(outcome),
+        **dict(judged),
+        "attention": case.attn_implementation,
+        "train_loss": outcome.train_losses[-1],
+        "eval_batches": len(outcome.eval_losses),
+    }
+    return ScenarioResult(**{name: fields[name] for name in ScenarioResult.model_fields})

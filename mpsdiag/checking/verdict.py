@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mpsdiag.checking.diagnosis import Judged, ProbeResult
-from mpsdiag.scenario.case import Outcome
+from mpsdiag.scenario.scenario import Measured, finite
 
 
 def kernel_verdict(probes: Sequence[ProbeResult]) -> Judged:
@@ -24,7 +24,7 @@ def kernel_verdict(probes: Sequence[ProbeResult]) -> Judged:
     return Judged(verdict="undecided", reason="no probe could run")
 
 
-def scenario_verdict(outcome: Outcome) -> Judged:
+def scenario_verdict(outcome: Measured) -> Judged:
     """Judge the scenario. A loss that is non-finite on the CPU as well is not this device's doing."""
     if outcome.status == "ok":
         return Judged(verdict="not_affected", reason=outcome.reason)
@@ -47,11 +47,11 @@ def overall(kernel: Judged, scenario: Judged | None) -> Judged:
     return Judged(verdict="not_affected", reason="; ".join(f"{name}: {part.reason}" for name, part in parts))
 
 
-def _device_is_to_blame(outcome: Outcome) -> bool:
+def _device_is_to_blame(outcome: Measured) -> bool:
     """In training the first step decides (later weights are already spoilt), in evaluation the same weights do."""
     if outcome.train_losses and not math.isfinite(outcome.train_losses[0]):
-        return math.isfinite(outcome.reference_first_train_loss)
-    return math.isfinite(outcome.reference_eval_loss)
+        return finite(outcome.reference_first_train_loss)
+    return finite(outcome.reference_eval_loss)
 
 
 def _where(probe: ProbeResult) -> str:

@@ -44,9 +44,11 @@ def bench(
         ),
     ] = None,
     model: Annotated[list[str] | None, _axis("--model", "Built-in, local folder or hub name.")] = None,
-    attention: Annotated[list[str] | None, _axis("--attention", "Attention mode, such as safe_sdpa.")] = None,
+    attn_implementation: Annotated[
+        list[str] | None, _axis("--attn-implementation", "Attention mode, such as safe_sdpa.")
+    ] = None,
     trainer: Annotated[list[str] | None, _axis("--trainer", "Trainer variant, such as mps_safe.")] = None,
-    padding: Annotated[list[str] | None, _axis("--padding", "left or right.")] = None,
+    padding_side: Annotated[list[str] | None, _axis("--padding-side", "left or right.")] = None,
     dtype: Annotated[list[str] | None, _axis("--dtype", "float32, bfloat16, float16 or float64.")] = None,
     device: Annotated[list[str] | None, _axis("--device", "auto, cpu, mps, cuda[:N] or xpu.")] = None,
     emulate: Annotated[
@@ -56,12 +58,10 @@ def bench(
     emulate_macos: Annotated[
         list[int] | None, _axis("--emulate-macos", "The macOS it stands on: 13, 14, 15 or 26.")
     ] = None,
-    sequence_length: Annotated[
-        list[int] | None, _axis("--sequence-length", "Tokens that a sequence may have.")
-    ] = None,
+    max_length: Annotated[list[int] | None, _axis("--max-length", "Longest sequence, in tokens.")] = None,
     batch_size: Annotated[list[int] | None, _axis("--batch-size", "Sequences in a batch.")] = None,
     pad_to_multiple_of: Annotated[
-        list[int] | None, _axis("--pad-to-multiple-of", "Batches are padded to such a length; 0: not so.")
+        list[int] | None, _axis("--pad-to-multiple-of", "Batches are padded to a multiple of this; 0: no.")
     ] = None,
     seed: Annotated[list[int] | None, _axis("--seed", "Seed of weights, data and dropout.")] = None,
     dataset: Annotated[
@@ -70,8 +70,8 @@ def bench(
     eval_dataset: Annotated[
         str | None, _amount("--eval-dataset", "What is evaluated on; a part of --dataset by default.")
     ] = None,
-    train_steps: Annotated[int | None, _amount("--train-steps", "Training steps.")] = None,
-    eval_batches: Annotated[int | None, _amount("--eval-batches", "Evaluation batches.")] = None,
+    max_steps: Annotated[int | None, _amount("--max-steps", "Training steps.")] = None,
+    eval_max_batches: Annotated[int | None, _amount("--eval-max-batches", "Evaluation batches.")] = None,
     rounds: Annotated[
         int | None, _amount("--rounds", "Timing rounds that every cell gets; 0: verdicts only.")
     ] = None,
@@ -85,7 +85,7 @@ def bench(
     repeats: Annotated[int | None, _amount("--repeats", "Timed steps of each kind in a round.")] = None,
     threads: Annotated[
         int | None,
-        _amount("--threads", "CPU threads of torch in a cell [built-in models: 1; else torch's choice]."),
+        _amount("--threads", "CPU threads of torch in a cell [built-in models: 1; others: torch's default]."),
     ] = None,
     time_limit: Annotated[
         float | None, _amount("--time-limit", "Seconds that a round of a cell may take [300].")
@@ -176,7 +176,7 @@ def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
 
     known = {*AXES, *MatrixSpec.model_fields}
     values = {name: value for name, value in given.items() if name in known}
-    return changed(MatrixSpec() if matrix is None else load_matrix(matrix), values)
+    return changed(MatrixSpec() if matrix is None else load_matrix(matrix, output.say), values)
 
 
 def _list_cells(session: Session, *, as_json: bool) -> None:

@@ -11,12 +11,18 @@ import typer
 import typer.core
 
 from mpsdiag.cli import bench, bisect, check, env, report, run, streams, trace, train
+from mpsdiag.cli.notes import with_new_names
 from mpsdiag.errors import MpsdiagError, first_line
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_UNDECIDED
 
 
 class Commands(typer.core.TyperGroup):
     """The commands; Ctrl-C in any of them ends with one sentence and the code of the contract."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command, and give its options the names that they have today."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, rest if command is None else with_new_names(command, rest)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from mpsdiag.checking.diagnosis import Diagnosis, FirstNonfinitePlace, FixResult, ScenarioResult
+from mpsdiag.checking.diagnosis import Diagnosis, FixResult, ScenarioResult
+from mpsdiag.scenario.scenario import FirstNonfinite
 
 
 def headline(diagnosis: Diagnosis) -> str:
@@ -45,7 +46,7 @@ def number(value: float | None) -> str:
     return f"{value:.6g}" if math.isfinite(value) else str(value)
 
 
-def place(first: FirstNonfinitePlace | None) -> str:
+def place(first: FirstNonfinite | None) -> str:
     """Where the first non-finite value was seen."""
     if first is None:
         return "none"

@@ -1,4 +1,4 @@
-"""Build a case: the model on its device with its attention, a Trainer around it, and the batches.
+"""Build a scenario: the model on its device with its attention, a Trainer around it, and the batches.
 
 `logging_nan_inf_filter` is off: with it on, transformers shows a NaN training loss as 0.0 and, since 5.23, leaves NaN
 batches out of eval_loss.
@@ -31,17 +31,17 @@ from mpsdiag.inputs.data import encode, greatest_id, load_texts
 from mpsdiag.inputs.fitting import fitting_length, require_known_tokens
 from mpsdiag.inputs.models import build_model
 from mpsdiag.inputs.tokenizer import byte_tokenizer, load_tokenizer
-from mpsdiag.scenario.case import Case
 from mpsdiag.scenario.reference import Batch
+from mpsdiag.scenario.scenario import LEARNING_RATE, Scenario
 from mpsdiag.trainers.trainers import TRAINERS
 from mpsdiag.words import BUILTIN_MODELS
 
 
 @dataclass
-class Prepared:
-    """A case, built: the model on its device with its attention, a Trainer around it, and the batches."""
+class PreparedScenario:
+    """A scenario, built: the model on its device with its attention, a Trainer around it, and the batches."""
 
-    case: Case
+    scenario: Scenario
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     trainer: Any
@@ -49,7 +49,7 @@ class Prepared:
     eval_batches: list[Batch]
     losses: list[Tensor] = field(default_factory=list)
     max_length: int = 0
-    """That of the case, or what the model has positions for."""
+    """That of the scenario, or what the model has positions for."""
     _optimizer: torch.optim.Optimizer | None = None
 
     def train_step(self, batch: Batch) -> None:
@@ -70,33 +70,33 @@ class Prepared:
 
 
 @contextmanager
-def prepare(case: Case) -> Iterator[Prepared]:
-    """Build a case; its attention is taken out and its scratch folder removed at the end of the block.
+def prepare(scenario: Scenario) -> Iterator[PreparedScenario]:
+    """Build a scenario; its attention is taken out and its scratch folder removed at the end of the block.
 
     Raises:
         BadInput: Model or data cannot be loaded, or the data gives too few sequences.
     """
     with ExitStack() as stack:
-        devices.seed_everything(case.seed)
+        devices.seed_everything(scenario.seed)
         tokenizer = (
-            byte_tokenizer(case.padding_side)
-            if case.model in BUILTIN_MODELS
-            else load_tokenizer(case.model, padding_side=case.padding_side)
+            byte_tokenizer(scenario.padding_side)
+            if scenario.model in BUILTIN_MODELS
+            else load_tokenizer(scenario.model, padding_side=scenario.padding_side)
         )
-        texts = _texts(case)  # A missing file is said before a model is loaded.
-        model = build_model(case.model, seed=case.seed, dtype=case.dtype, from_config=False)
-        longest = fitting_length(model, case.max_length)
-        train_rows, eval_rows = _rows(case, model, tokenizer, longest, *texts)
-        stack.enter_context(apply(model, case.attention))
+        texts = _texts(scenario)  # A missing file is said before a model is loaded.
+        model = build_model(scenario.model, seed=scenario.seed, dtype=scenario.dtype, from_config=False)
+        longest = fitting_length(model, scenario.max_length)
+        train_rows, eval_rows = _rows(scenario, model, tokenizer, longest, *texts)
+        stack.enter_context(apply(model, scenario.attn_implementation))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpsdiag-"))
-        prepared = Prepared(case, model, tokenizer, None, [], [], max_length=longest)
+        prepared = PreparedScenario(scenario, model, tokenizer, None, [], [], max_length=longest)
         # The cell is about that trainer: it acts on every device, not only where it is needed.
-        more: dict[str, Any] = {"always": True} if case.trainer == "mps_safe" else {}
-        prepared.trainer = _recording(TRAINERS[case.trainer], prepared.losses)(
+        more: dict[str, Any] = {"always": True} if scenario.trainer == "mps_safe" else {}
+        prepared.trainer = _recording(TRAINERS[scenario.trainer], prepared.losses)(
             model=model,
-            args=_arguments(case, Path(scratch)),
+            args=_arguments(scenario, Path(scratch)),
             data_collator=DataCollatorForLanguageModeling(
-                tokenizer, mlm=False, pad_to_multiple_of=case.pad_to_multiple_of
+                tokenizer, mlm=False, pad_to_multiple_of=scenario.pad_to_multiple_of
             ),
             train_dataset=train_rows,
             eval_dataset=eval_rows,
@@ -108,21 +108,21 @@ def prepare(case: Case) -> Iterator[Prepared]:
         yield prepared
 
 
-def _texts(case: Case) -> tuple[list[str], list[str]]:
+def _texts(scenario: Scenario) -> tuple[list[str], list[str]]:
     """Evaluation takes the first texts; training the next ones, or those of its own data set."""
     wanted_eval, wanted_train = (
-        case.eval_batches * case.batch_size,
-        max(1, case.train_steps) * case.batch_size,
+        scenario.eval_max_batches * scenario.batch_size,
+        max(1, scenario.max_steps) * scenario.batch_size,
     )
-    if case.eval_dataset is None:
-        texts = load_texts(case.dataset, split="train", limit=wanted_eval + wanted_train)
+    if scenario.eval_dataset is None:
+        texts = load_texts(scenario.dataset, split="train", limit=wanted_eval + wanted_train)
         return texts[wanted_eval:] or texts, texts[:wanted_eval]
-    eval_texts = load_texts(case.eval_dataset, split="train", limit=wanted_eval)
-    return load_texts(case.dataset, split="train", limit=wanted_train), eval_texts
+    eval_texts = load_texts(scenario.eval_dataset, split="train", limit=wanted_eval)
+    return load_texts(scenario.dataset, split="train", limit=wanted_train), eval_texts
 
 
 def _rows(
-    case: Case,
+    scenario: Scenario,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     longest: int,
@@ -133,29 +133,29 @@ def _rows(
     train_rows, eval_rows = (encode(texts, tokenizer, longest) for texts in (train_texts, eval_texts))
     if not train_rows or not eval_rows:
         raise BadInput(
-            f"Data set '{case.dataset}' gives no sequences. Give one with at least two lines of text."
+            f"Data set '{scenario.dataset}' gives no sequences. Give one with at least two lines of text."
         )
     greatest = max(greatest_id([*train_rows, *eval_rows]), tokenizer.pad_token_id or 0)
-    require_known_tokens(model, greatest, case.model)
+    require_known_tokens(model, greatest, scenario.model)
     return train_rows, eval_rows
 
 
-def _arguments(case: Case, folder: Path) -> TrainingArguments:
+def _arguments(scenario: Scenario, folder: Path) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=max(1, case.train_steps),
-        learning_rate=case.learning_rate,
+        max_steps=max(1, scenario.max_steps),
+        learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
-        per_device_train_batch_size=case.batch_size,
-        per_device_eval_batch_size=case.batch_size,
+        per_device_train_batch_size=scenario.batch_size,
+        per_device_eval_batch_size=scenario.batch_size,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
         log_level="error",
-        seed=case.seed,
-        use_cpu=devices.kind_of(case.device) == "cpu",
+        seed=scenario.seed,
+        use_cpu=devices.kind_of(scenario.device) == "cpu",
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )

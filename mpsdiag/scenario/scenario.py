@@ -1,192 +1,175 @@
-"""The scenario: HF Trainer, DataCollatorForLanguageModeling, a few training steps, then an evaluation, watched.
+"""What is run, and what came out of it: one `Scenario` and one `Measured` for every command and for the journal.
 
-The losses are read batch by batch: a mean can hide what happened to one of them.
+The fields of a scenario are called as in Hugging Face's TrainingArguments, tokenizers and models. Everything measured
+stays raw (every loss); readers make means and intervals of it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-import torch
-from torch import Tensor
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mpsdiag.emulation import emulated, suspended
-from mpsdiag.errors import BadInput
-from mpsdiag.inputs.losses import filtered_mean, mean
-from mpsdiag.inputs.missing_weights import missing_note
-from mpsdiag.inputs.modules import first_tensor
-from mpsdiag.scenario.case import Case, FirstNonfinite, Outcome
-from mpsdiag.scenario.exposure import predict
-from mpsdiag.scenario.gradient_paths import training_notes
-from mpsdiag.scenario.observer import Observer, Sighting
-from mpsdiag.scenario.preparation import Prepared, prepare
-from mpsdiag.scenario.reference import (
-    Comparison,
-    Reference,
-    compare,
-    cpu_copy,
-    on_cpu,
-    real_positions,
-    reference,
-    stock_loss,
-)
+from mpsdiag.findings import Blame, Exposure
+from mpsdiag.serialization import number
+from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TrainerVariant
+
+if TYPE_CHECKING:
+    from mpsdiag.emulation import Emulation
+
+# JSON has no NaN: non-finite numbers are written as strings and read back as numbers.
+Number = Annotated[float, BeforeValidator(number)]
+DEFAULT_MACOS: Final = 15
+LEARNING_RATE: Final = 1e-3
+"""Of the training steps; large for a model of this size, so that a few steps move every weight."""
+OLD_NAMES: Final = {
+    "attention": "attn_implementation",
+    "padding": "padding_side",
+    "sequence_length": "max_length",
+    "train_steps": "max_steps",
+    "eval_batches": "eval_max_batches",
+}
+"""Fields that had names of our own before they got Hugging Face's; files, options and gates may still use them."""
 
 
-def run_case(case: Case) -> Outcome:
-    """Train a few steps, evaluate, compare with the float64 reference.
+class Scenario(BaseModel):
+    """A model, its data, a Trainer and a device, fully resolved; `bench` calls it a cell of its matrix."""
 
-    Raises:
-        BadInput: As `prepare`.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "tiny-gpt2"
+    attn_implementation: AttentionMode = "sdpa"
+    trainer: TrainerVariant = "standard"
+    padding_side: PaddingSide = "left"
+    dtype: DtypeName = "float32"
+    device: str = "cpu"
+    emulate: str | None = None
+    """Torch release whose MPS kernels are emulated on the CPU."""
+    emulate_macos: int | None = None
+    dataset: str = "synthetic"
+    eval_dataset: str | None = None
+    max_length: int = Field(default=512, ge=2)
+    """Tokens that a sequence may have."""
+    batch_size: int = Field(default=4, ge=1)
+    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    max_steps: int = Field(default=3, ge=0)
+    """Training steps before the evaluation."""
+    eval_max_batches: int = Field(default=4, ge=1)
+    seed: int = Field(default=0, ge=0)
+    warmup: int = Field(default=2, ge=0)
+    """Untimed steps at the start of a timing round."""
+    repeats: int = Field(default=5, ge=1)
+    """Timed steps of each kind in a timing round."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads that torch gets; None leaves the number to torch."""
+    files: str | None = None
+    """Fingerprint of the local files that model and data are read from; None if there are none."""
+
+    @property
+    def title(self) -> str:
+        """Its name by the fields that people compare."""
+        return f"{self.attn_implementation} + {self.trainer}, {self.padding_side}, {self.model}, {self.dtype}"
+
+    @property
+    def emulation(self) -> Emulation | None:
+        """The emulation that it runs under, if any."""
+        if self.emulate is None:
+            return None
+        from mpsdiag.emulation import Emulation
+
+        return Emulation(self.emulate, self.emulate_macos or DEFAULT_MACOS)
+
+    def key(self, versions: dict[str, str]) -> str:
+        """Sixteen hex digits that name this scenario with these versions of torch and transformers, by name."""
+        text = json.dumps({"cell": self.model_dump(), "versions": versions}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class FirstNonfinite(BaseModel):
+    """Where the first non-finite value was seen; `layer` counts decoder layers from 0 and is None outside them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    batch: int
+    layer: int | None
+    module: str
+    operation: str
+    rows: int
+
+
+class Measured(BaseModel):
+    """What a scenario gave. Losses are means over tokens, in nats; rows are query rows; memory is in bytes.
+
+    A field is None (or empty, or 0) where it was not measured.
     """
-    with ExitStack() as stack:
-        stack.enter_context(emulated(case.emulation))
-        prepared = stack.enter_context(prepare(case))
-        exposure = predict(
-            prepared.model.config,
-            prepared.eval_batches,
-            attention=case.attention,
-            notes=[*training_notes(prepared.model), *_length_notes(prepared)],
-        )
-        first_loss = _first_train_loss_on_cpu(prepared)
-        train_losses, grad_norms = _train(prepared)
-        truth = reference(prepared.model, prepared.eval_batches, prepared.trainer)
-        eval_loss, losses = _evaluate(prepared)
-        logits, sightings = _watched_evaluation(prepared)
-        difference = compare(logits, prepared.eval_batches, truth)
-    sizes = [len(batch["input_ids"]) for batch in prepared.eval_batches]
-    real = [int(real_positions(batch).sum()) for batch in prepared.eval_batches]
-    outcome = Outcome(
-        status="ok",
-        reason="",
-        train_losses=train_losses,
-        grad_norms=grad_norms,
-        eval_losses=losses,
-        eval_loss=eval_loss,
-        stock_eval_loss=filtered_mean(losses, sizes),
-        reference_eval_loss=mean(truth.losses, sizes),
-        reference_first_train_loss=first_loss,
-        # From the batches: the Trainer's own mean is rounded to float32.
-        loss_moved_by=mean(losses, sizes) - mean(truth.losses, sizes),
-        exposure=exposure,
-        missing_weights=missing_note(prepared.model),
-        nonfinite_batches=sum(not math.isfinite(loss) for loss in losses),
-        real_tokens=sum(real),
-        pad_tokens=sum(batch["input_ids"].numel() for batch in prepared.eval_batches) - sum(real),
-    )
-    _describe_sightings(outcome, sightings)
-    _judge(outcome, difference, truth)
-    if train_losses and not math.isfinite(train_losses[0]):
-        # The weights are spoilt by now: what matters is where the first training step went wrong.
-        place, rows = first_nonfinite_in_training(case)
-        outcome.first_nonfinite, outcome.nonfinite_rows = place, rows
-    return outcome
 
+    model_config = ConfigDict(extra="forbid")
 
-def first_nonfinite_in_training(case: Case) -> tuple[FirstNonfinite | None, list[list[int]]]:
-    """Build the case anew and watch the forward of its first training batch, with gradients wanted.
+    train_losses: list[Number] = Field(default_factory=list)
+    grad_norms: list[Number] = Field(default_factory=list)
+    eval_losses: list[Number] = Field(default_factory=list)
+    eval_loss: Number | None = None
+    stock_eval_loss: Number | None = None
+    """What this transformers version would have printed with its default `logging_nan_inf_filter`."""
+    reference_eval_loss: Number | None = None
+    """eval_loss of stock SDPA on the CPU in the same dtype, with the same weights."""
+    reference_first_train_loss: Number | None = None
+    """Loss of the first training batch before any step, on the CPU."""
+    nonfinite_batches: int = 0
+    dead_rows: int = 0
+    """(sequence, query) rows that may attend to nothing, as they reach F.sdpa, each counted once a forward."""
+    sdpa_calls: int = 0
+    noncontiguous_dead_calls: int = 0
+    exposure: Exposure | None = None
+    cause: Blame | None = None
+    first_nonfinite: FirstNonfinite | None = None
+    nonfinite_rows: list[list[int]] = Field(default_factory=list)
+    """Per layer, how many sequences are non-finite at each position (layer x position), first bad batch."""
+    max_abs_logit_diff: Number | None = None
+    """Against the float64 CPU reference, on real (not padded) positions."""
+    bound: Number | None = None
+    """Twice the error that eager attention in the same dtype makes against that reference."""
+    loss_moved_by: Number | None = None
+    """eval_loss minus reference_eval_loss."""
+    exact: bool | None = None
+    """Logits agree with the float64 reference at every position, dead rows (zeros) too, within `bound`."""
+    real_tokens: int = 0
+    pad_tokens: int = 0
+    missing_weights: str | None = None
+    """A sentence about weights that the checkpoint lacks, if any."""
+    peak_process_memory: int | None = None
+    peak_device_memory: int | None = None
 
-    Returns:
-        The place, and per layer the number of non-finite sequences at each position; None and [] if all is finite.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(emulated(case.emulation))
-        prepared = stack.enter_context(prepare(case))
-        prepared.model.train()
-        observer = Observer(prepared.model)
-        with observer.watching(), torch.enable_grad():
-            prepared.model(**prepared.train_batches[0])
-        return _first_place([observer.collect()])
+    @property
+    def status(self) -> Literal["ok", "nan", "wrong"]:
+        """Whether the numbers are right."""
+        return self._judged()[0]
 
+    @property
+    def reason(self) -> str:
+        """Why, in one sentence."""
+        return self._judged()[1]
 
-def _length_notes(prepared: Prepared) -> list[str]:
-    if prepared.max_length == prepared.case.max_length:
-        return []
-    return [f"the model has positions for {prepared.max_length} tokens: longer texts are cut to that"]
-
-
-def _first_train_loss_on_cpu(prepared: Prepared) -> float:
-    if prepared.case.train_steps == 0:
-        return math.nan
-    with suspended(), torch.no_grad():
-        return stock_loss(cpu_copy(prepared.model), on_cpu(prepared.train_batches[0]), prepared.trainer)
-
-
-def _train(prepared: Prepared) -> tuple[list[float], list[float]]:
-    if prepared.case.train_steps == 0:
-        return [], []
-    prepared.trainer.train()
-    steps = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
-    return [float(entry["loss"]) for entry in steps], [float(entry["grad_norm"]) for entry in steps]
-
-
-def _evaluate(prepared: Prepared) -> tuple[float, list[float]]:
-    """The Trainer's own evaluation: eval_loss, and the loss of every batch."""
-    prepared.losses.clear()
-    metrics = prepared.trainer.evaluate()
-    return float(metrics["eval_loss"]), [float(loss) for loss in prepared.losses]
-
-
-def _watched_evaluation(prepared: Prepared) -> tuple[list[Tensor], list[Sighting]]:
-    """The same batches through the Trainer's prediction step once more, watched, for logits and sightings."""
-    prepared.model.train(mode=False)
-    observer = Observer(prepared.model)
-    logits, sightings = [], []
-    with observer.watching():
-        for batch in prepared.eval_batches:
-            _, outputs, _ = prepared.trainer.prediction_step(
-                prepared.model, batch, prediction_loss_only=False
+    def _judged(self) -> tuple[Literal["ok", "nan", "wrong"], str]:
+        bad_steps = [step for step, loss in enumerate(self.train_losses, 1) if not math.isfinite(loss)]
+        if bad_steps:
+            return "nan", f"the training loss is not finite from step {bad_steps[0]}"
+        if self.nonfinite_batches:
+            of_all = f"{self.nonfinite_batches} of {len(self.eval_losses)} evaluation batches"
+            return "nan", f"{of_all} have a loss that is not finite"
+        off, bound = self.max_abs_logit_diff, self.bound
+        if off is not None and not math.isfinite(off):
+            return "nan", "logits at real positions are not finite"
+        if off is not None and bound is not None and off > bound:
+            return "wrong", (
+                f"logits at real positions are off the float64 reference by {off:.3g}; the bound is {bound:.3g}"
             )
-            sightings.append(observer.collect())
-            found = first_tensor(outputs)
-            if found is None:
-                raise BadInput(f"Model '{prepared.case.model}' returns no logits: it is no language model.")
-            logits.append(found)
-    return logits, sightings
+        return "ok", "all losses are finite and all logits within the bound"
 
 
-def _describe_sightings(outcome: Outcome, sightings: Sequence[Sighting]) -> None:
-    for seen in sightings:
-        dead = [int(rows) for rows in seen.dead]
-        outcome.dead_rows += max(dead, default=0)
-        outcome.sdpa_calls += len(seen.masked)
-        outcome.noncontiguous_dead_calls += sum(
-            loose for loose, masked in zip(seen.noncontiguous, seen.masked, strict=True) if masked
-        )
-    outcome.first_nonfinite, outcome.nonfinite_rows = _first_place(sightings)
-
-
-def _first_place(sightings: Sequence[Sighting]) -> tuple[FirstNonfinite | None, list[list[int]]]:
-    for number, seen in enumerate(sightings):
-        for event in seen.events:
-            rows = int(event.bad_rows)
-            if rows:
-                place = FirstNonfinite(number, event.layer, event.module, event.operation, rows)
-                return place, [bad.sum(0).tolist() for bad in seen.layer_rows]
-    return None, []
-
-
-def _judge(outcome: Outcome, difference: Comparison, truth: Reference) -> None:
-    outcome.bound = truth.bound_real
-    outcome.max_abs_logit_diff = difference.real
-    outcome.exact = difference.everywhere <= truth.bound_all
-    bad_steps = [step for step, loss in enumerate(outcome.train_losses, 1) if not math.isfinite(loss)]
-    if bad_steps:
-        outcome.status, outcome.reason = "nan", f"the training loss is not finite from step {bad_steps[0]}"
-    elif outcome.nonfinite_batches:
-        outcome.status = "nan"
-        outcome.reason = (
-            f"{outcome.nonfinite_batches} of {len(outcome.eval_losses)} evaluation batches "
-            "have a loss that is not finite"
-        )
-    elif math.isinf(difference.real):
-        outcome.status, outcome.reason = "nan", "logits at real positions are not finite"
-    elif difference.real > truth.bound_real:
-        outcome.status = "wrong"
-        outcome.reason = (
-            f"logits at real positions are off the float64 reference by {difference.real:.3g}; "
-            f"the bound is {truth.bound_real:.3g}"
-        )
-    else:
-        outcome.reason = "all losses are finite and all logits within the bound"
+def finite(value: float | None) -> bool:
+    """Whether a number was measured and is finite."""
+    return value is not None and math.isfinite(value)

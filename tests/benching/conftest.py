@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from mpsdiag.benching.journal.record import Cell, Header, Measured, Timing
+from mpsdiag.benching.journal.record import Header, Timing
 from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.run.isolation import LIGHT, Isolation
 from mpsdiag.benching.run.job import Ended
 from mpsdiag.benching.run.runner import Run, Settings
+from mpsdiag.scenario.scenario import Measured, Scenario
 
 HERE = Path(__file__).parent
 VERSIONS = {"torch": "2.13.0", "transformers": "5.23.0"}
@@ -49,7 +50,7 @@ class FakeExecutor:
             if stop.asked:
                 return
             self.before_each(job)
-            self.ran.append((job.cell.seed, job.cell.attention, job.round))
+            self.ran.append((job.cell.seed, job.cell.attn_implementation, job.round))
             yield job, self._ended(job)
 
     def _ended(self, job):
@@ -106,4 +107,4 @@ def executor_answers():
 
 @pytest.fixture
 def seeds():
-    return lambda number, **fields: [Cell(seed=seed, **fields) for seed in range(number)]
+    return lambda number, **fields: [Scenario(seed=seed, **fields) for seed in range(number)]

@@ -6,8 +6,9 @@ import signal
 import sys
 import time
 
-from mpsdiag.benching.journal.record import Measured, Timing
+from mpsdiag.benching.journal.record import Timing
 from mpsdiag.benching.run.job import Answer
+from mpsdiag.scenario.scenario import Measured
 
 FAULTS = {1: "abort", 3: "segfault", 5: "hang", 7: "memory", 9: "silent", 11: "megabyte"}
 

@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 from mpsdiag.benching.journal.journal import read_journal
-from mpsdiag.benching.journal.record import Cell, Header
+from mpsdiag.benching.journal.record import Header
 from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.run.executor import LocalExecutor
 from mpsdiag.benching.run.isolation import LIGHT, Isolation
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.benching.run.runner import Run, Settings
+from mpsdiag.scenario.scenario import Scenario
 
 CELLS, ROUNDS = 8, 1
 LIMIT = 60.0
@@ -43,7 +44,7 @@ def isolation():
 
 
 def bench(folder):
-    plan = Plan(tuple(Cell(seed=seed, repeats=1) for seed in range(CELLS)))
+    plan = Plan(tuple(Scenario(seed=seed, repeats=1) for seed in range(CELLS)))
     header = Header(mpsdiag="0", command="kill", created="now")
     settings = Settings(rule=StopRule(ROUNDS, ROUNDS), function="fake_cells:quick")
     executor = LocalExecutor(isolation(), logs=folder / "logs")

@@ -4,7 +4,7 @@ import pytest
 
 from mpsdiag.checking.diagnosis import Judged, ProbeResult
 from mpsdiag.checking.verdict import kernel_verdict, overall, scenario_verdict
-from mpsdiag.scenario.case import Outcome
+from mpsdiag.scenario.scenario import Measured
 
 
 def probe(status, evaluation="pass", training="pass", name="SDPA001"):
@@ -60,7 +60,7 @@ def test_without_a_scenario_the_kernel_alone_decides(kernel):
 
 
 def nan_outcome(**more):
-    return Outcome(status="nan", reason="1 of 2 batches", eval_losses=[math.nan, 1.0], **more)
+    return Measured(eval_losses=[math.nan, 1.0], nonfinite_batches=1, **more)
 
 
 def test_a_nan_that_the_cpu_does_not_give_is_the_devices():
@@ -85,5 +85,5 @@ def test_training_is_judged_by_its_first_step_since_later_weights_are_spoilt():
 
 
 def test_a_wrong_number_is_as_bad_as_a_nan():
-    assert scenario_verdict(Outcome(status="wrong", reason="off by 1")).verdict == "affected"
-    assert scenario_verdict(Outcome(status="ok", reason="fine")).verdict == "not_affected"
+    assert scenario_verdict(Measured(max_abs_logit_diff=1.0, bound=0.1)).verdict == "affected"
+    assert scenario_verdict(Measured(max_abs_logit_diff=0.1, bound=0.1)).verdict == "not_affected"

@@ -15,9 +15,18 @@ from mpsdiag.cli import main
 
 MATRICES = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = [
-    *("--attention", "sdpa", "--attention", "safe_sdpa", "--trainer", "standard", "--padding", "left"),
-    *("--device", "cpu", "--emulate", "2.8", "--sequence-length", "96", "--train-steps", "1"),
-    *("--eval-batches", "2", "--batch-size", "2", "--rounds", "1", "--max-rounds", "1", "--repeats", "2"),
+    *(
+        "--attn-implementation",
+        "sdpa",
+        "--attn-implementation",
+        "safe_sdpa",
+        "--trainer",
+        "standard",
+        "--padding-side",
+        "left",
+    ),
+    *("--device", "cpu", "--emulate", "2.8", "--max-length", "96", "--max-steps", "1"),
+    *("--eval-max-batches", "2", "--batch-size", "2", "--rounds", "1", "--max-rounds", "1", "--repeats", "2"),
 ]
 
 
@@ -52,7 +61,7 @@ def done(tmp_path_factory):
 def test_a_small_bench_finds_the_nan_and_the_fix(done):
     process, out = done
     assert process.returncode == 1, process.stderr  # the second gate
-    records = {(r.cell.attention, r.round): r for r in read_journal(out).records}
+    records = {(r.cell.attn_implementation, r.round): r for r in read_journal(out).records}
     assert {place: r.status for place, r in records.items()} == {
         ("sdpa", 0): "nan",
         ("safe_sdpa", 0): "ok",
@@ -109,7 +118,7 @@ def test_an_empty_part_is_nothing_to_do(here, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--attention", "egar"], "Did you mean 'eager'?"),
+        (["--attn-implementation", "egar"], "Did you mean 'eager'?"),
         (["no-such.toml"], "There is no matrix file no-such.toml"),
         (["--emulate", "1.9"], "there is no emulation of torch '1.9'"),
         (["--dataset", "no/such/file.txt"], "does not exist"),
@@ -198,12 +207,26 @@ def test_help_names_every_axis(here):
     assert code == 0
     for option in (
         "--model",
-        "--attention",
+        "--attn-implementation",
         "--trainer",
-        "--padding",
+        "--padding-side",
         "--dtype",
         "--fail-if",
         "--shard",
         "--cluster",
     ):
         assert option in out
+
+
+def test_old_options_still_work_with_one_note(here):
+    words = ["--attention", "sdpa", "--padding=left", "--sequence-length", "64", "--train-steps", "1"]
+    old = here("--dry-run", "--json", "--device", "cpu", *words, "--eval-batches", "1")
+    assert old[0] == 0, old[2]
+    assert old[2].count("The old name still works.") == 1
+    assert "--padding is now --padding-side" in old[2]
+    new = here(
+        *("--dry-run", "--json", "--device", "cpu", "--attn-implementation", "sdpa"),
+        *("--padding-side=left", "--max-length", "64", "--max-steps", "1", "--eval-max-batches", "1"),
+    )
+    assert new[2] == ""
+    assert new[1] == old[1]

@@ -28,8 +28,17 @@ REPORT = ["report", str(JOURNAL)]
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     """Words of a bench with nothing left to do: it shows its report again."""
-    small = ["--attention", "sdpa", "--attention", "eager", "--trainer", "standard", "--padding", "left"]
-    few = ["--sequence-length", "64", "--train-steps", "1", "--eval-batches", "1", "--rounds", "0"]
+    small = [
+        "--attn-implementation",
+        "sdpa",
+        "--attn-implementation",
+        "eager",
+        "--trainer",
+        "standard",
+        "--padding-side",
+        "left",
+    ]
+    few = ["--max-length", "64", "--max-steps", "1", "--eval-max-batches", "1", "--rounds", "0"]
     words = ["bench", "--device", "cpu", *small, *few, "--out", str(tmp_path_factory.mktemp("bench"))]
     subprocess.run([*COMMAND, *words], capture_output=True, check=True, timeout=240)
     return words

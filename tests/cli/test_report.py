@@ -40,7 +40,7 @@ def test_a_folder_that_bench_wrote_is_taken_for_its_journal(report, tmp_path):
 def test_json_is_one_document_and_nothing_else_on_stdout(report):
     code, out, _ = report(DATA / "every_end.jsonl", "--json")
     assert code == 0
-    assert json.loads(out)["schema"] == 1
+    assert json.loads(out)["schema"] == 2
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mpsdiag.benching.journal.journal import Journal, read_journal
-from mpsdiag.benching.journal.record import Cell, Header, Measured, Record, Timing
+from mpsdiag.benching.journal.record import Header, Record, Timing
 from mpsdiag.reporting.story.story import tell
+from mpsdiag.scenario.scenario import Measured, Scenario
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -41,8 +42,8 @@ def stories(journal):
 def make_record(
     status: str = "ok", number: int = 0, *, samples=(), moved=0.0, versions="1", **more: Any
 ) -> Record:
-    names = {*Cell.model_fields} & {*more}
-    cell = Cell(**{name: more.pop(name) for name in names})
+    names = {*Scenario.model_fields} & {*more}
+    cell = Scenario(**{name: more.pop(name) for name in names})
     measured = None
     if number == 0 and status in {"ok", "nan", "wrong"}:
         loss = float("nan") if status == "nan" else 5.5 + moved
@@ -130,12 +131,20 @@ def hostile(journal_of):
         header = {"command": text, "mpsdiag": text}
         records = [
             make_record("nan", model=text, dataset=text),
-            make_record("ok", attention="safe_sdpa", model=text, dataset=text),
-            make_record("ok", 1, samples=(0.01, 0.011), attention="safe_sdpa", model=text, dataset=text),
+            make_record("ok", attn_implementation="safe_sdpa", model=text, dataset=text),
             make_record(
-                "crash", attention="eager", model=text, dataset=text, reason=text, signal=text, log_tail=text
+                "ok", 1, samples=(0.01, 0.011), attn_implementation="safe_sdpa", model=text, dataset=text
             ),
-            make_record("skip", attention="flex_attention", model=text, dataset=text, reason=text),
+            make_record(
+                "crash",
+                attn_implementation="eager",
+                model=text,
+                dataset=text,
+                reason=text,
+                signal=text,
+                log_tail=text,
+            ),
+            make_record("skip", attn_implementation="flex_attention", model=text, dataset=text, reason=text),
         ]
         made = journal_of(*records, environment={"chip": text, "system": text, text: text}, **header)
         made.warnings = [text]

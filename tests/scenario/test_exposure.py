@@ -10,7 +10,6 @@ from mpsdiag.checking.diagnosis import Judged, ProbeResult
 from mpsdiag.inputs.models import build_model, builtin_config
 from mpsdiag.inputs.tokenizer import BYTE_VOCABULARY, byte_tokenizer
 from mpsdiag.reporting import check_markdown
-from mpsdiag.scenario.case import Case, Outcome
 from mpsdiag.scenario.exposure import (
     EMPTY,
     FIXED,
@@ -24,6 +23,7 @@ from mpsdiag.scenario.exposure import (
     predict,
 )
 from mpsdiag.scenario.observer import Observer
+from mpsdiag.scenario.scenario import Measured, Scenario
 from mpsdiag.words import BUILTIN_MODELS
 
 
@@ -246,11 +246,11 @@ def test_the_report_of_an_encoder_does_not_contradict_itself(tmp_path):
 
 
 def test_a_padding_side_that_is_set_is_not_suggested():
-    outcome = Outcome(status="ok", reason="", exposure=predict(builtin_config("tiny-gpt2"), []))
+    outcome = Measured(exposure=predict(builtin_config("tiny-gpt2"), []))
     kernel = ProbeResult(id="SDPA001", title="", status="fail", detail="", training="pass", evaluation="fail")
     affected = Judged(verdict="affected", reason="")
     for side, commands in (("left", []), ("right", ["mpsdiag check --padding left"])):
-        found = advise(affected, [kernel], outcome, Case(padding_side=side), [], None)
+        found = advise(affected, [kernel], outcome, Scenario(padding_side=side), [], None)
         assert found[0].commands == commands
 
 

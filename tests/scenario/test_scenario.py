@@ -1,137 +1,83 @@
-"""The scenario against what is known of stock transformers: NaN where and only where dead rows meet the bad kernel."""
+"""One spec and one result: what makes a key, and how numbers become a status."""
 
 import math
 
 import pytest
 
-from mpsdiag.emulation import Emulation
-from mpsdiag.inputs.losses import filtered_mean
-from mpsdiag.scenario.case import Case
-from mpsdiag.scenario.preparation import prepare
-from mpsdiag.scenario.scenario import run_case
+from mpsdiag.scenario.scenario import OLD_NAMES, Measured, Scenario, finite
 
-SMALL = {"max_length": 96, "train_steps": 2, "eval_batches": 2, "batch_size": 3}
-BAD = Emulation("2.8")
-
-
-@pytest.fixture(scope="module")
-def stock():
-    return run_case(Case(**SMALL))
-
-
-@pytest.fixture(scope="module")
-def broken():
-    return run_case(Case(**SMALL, emulation=BAD))
-
-
-def test_the_cpu_is_fine_although_dead_rows_go_through(stock):
-    assert stock.status == "ok"
-    assert stock.dead_rows > 0
-    assert stock.exact
-    assert stock.loss_moved_by == 0.0
-    assert stock.max_abs_logit_diff <= stock.bound
-
-
-def test_evaluation_is_nan_and_training_is_not(broken):
-    assert broken.status == "nan"
-    assert all(math.isfinite(loss) for loss in broken.train_losses)
-    assert len(broken.train_losses) == 2
-    assert math.isnan(broken.eval_loss)
-    assert broken.nonfinite_batches > 0
-    assert math.isfinite(broken.reference_eval_loss)
+VERSIONS = {"torch": "2.13.0", "transformers": "5.23.0"}
+OTHER = {
+    "model": "tiny-llama",
+    "attn_implementation": "eager",
+    "trainer": "mps_safe",
+    "padding_side": "right",
+    "dtype": "bfloat16",
+    "device": "mps",
+    "emulate": "2.8",
+    "emulate_macos": 14,
+    "dataset": "a.txt",
+    "eval_dataset": "b.txt",
+    "max_length": 11,
+    "batch_size": 12,
+    "pad_to_multiple_of": 13,
+    "max_steps": 14,
+    "eval_max_batches": 15,
+    "seed": 16,
+    "warmup": 17,
+    "repeats": 18,
+    "threads": 19,
+    "files": "0123456789abcdef",
+}
 
 
-def test_the_nan_is_born_in_the_attention_of_layer_0(broken):
-    first = broken.first_nonfinite
-    assert (first.layer, first.module, first.operation) == (
-        0,
-        "transformer.h.0.attn",
-        "scaled_dot_product_attention",
-    )
+@pytest.mark.parametrize("name", Scenario.model_fields)
+def test_every_field_is_part_of_the_key(name):
+    assert Scenario(**{name: OTHER[name]}).key(VERSIONS) != Scenario().key(VERSIONS)
 
 
-def test_it_spreads_from_padded_positions_to_all_of_them(broken):
-    layer_0, layer_1 = broken.nonfinite_rows
-    assert sum(layer_1) > sum(layer_0) > 0
+@pytest.mark.parametrize("library", VERSIONS)
+def test_every_version_is_part_of_the_key(library):
+    assert Scenario().key({**VERSIONS, library: "0"}) != Scenario().key(VERSIONS)
 
 
-@pytest.mark.parametrize("padding", [{"padding_side": "right"}, {"batch_size": 1}])
-def test_without_dead_rows_the_same_emulation_shows_nothing(padding):
-    outcome = run_case(Case(**{**SMALL, **padding}, emulation=BAD))
-    assert outcome.status == "ok"
-    assert outcome.dead_rows == 0
-    assert math.isfinite(outcome.eval_loss)
+def test_the_same_scenario_has_the_same_key():
+    assert Scenario(**OTHER).key(VERSIONS) == Scenario(**OTHER).key(dict(reversed(VERSIONS.items())))
 
 
-def test_one_pad_anywhere_makes_the_mask_appear_and_with_it_the_nan():
-    outcome = run_case(Case(**{**SMALL, "batch_size": 1}, pad_to_multiple_of=97, emulation=BAD))
-    assert outcome.dead_rows > 0
-    assert outcome.status == "nan"
+def test_the_emulation_follows_from_the_fields():
+    assert Scenario().emulation is None
+    found = Scenario(emulate="2.7", emulate_macos=14).emulation
+    assert (found.release, found.macos) == ("2.7", 14)
+    assert Scenario(emulate="2.8").emulation.macos == 15
 
 
-def test_a_sliding_window_dies_under_right_padding_too():
-    case = Case(**SMALL, model="tiny-mistral", padding_side="right", emulation=BAD)
-    outcome = run_case(case)
-    assert outcome.dead_rows > 0
-    assert outcome.status == "nan"
-
-
-def test_old_releases_give_nan_in_training_at_the_first_step():
-    outcome = run_case(Case(**SMALL, emulation=Emulation("2.4")))
-    assert math.isnan(outcome.train_losses[0])
-    assert math.isfinite(outcome.reference_first_train_loss)
-    assert outcome.first_nonfinite.layer == 0
-    assert outcome.first_nonfinite.operation == "scaled_dot_product_attention"
+def test_old_names_lead_to_fields():
+    assert set(OLD_NAMES.values()) <= set(Scenario.model_fields)
+    assert not set(OLD_NAMES) & set(Scenario.model_fields)
 
 
 @pytest.mark.parametrize(
-    ("fix", "status", "exact"),
+    ("fields", "status", "reason"),
     [
-        ({"attention": "eager"}, "ok", False),
-        ({"attention": "safe_sdpa"}, "ok", True),
-        ({"trainer": "mps_safe"}, "ok", True),
-        ({"trainer": "cpu_loss"}, "nan", False),
+        ({"train_losses": [1.0, math.nan]}, "nan", "the training loss is not finite from step 2"),
+        ({"train_losses": [math.inf, 1.0], "nonfinite_batches": 1}, "nan", "from step 1"),
+        ({"eval_losses": [1.0, math.nan], "nonfinite_batches": 1}, "nan", "1 of 2 evaluation batches"),
+        ({"max_abs_logit_diff": math.inf, "bound": 1.0}, "nan", "logits at real positions are not finite"),
+        ({"max_abs_logit_diff": math.nan, "bound": 1.0}, "nan", "logits at real positions are not finite"),
+        (
+            {"max_abs_logit_diff": 1.1, "bound": 1.0},
+            "wrong",
+            "off the float64 reference by 1.1; the bound is 1",
+        ),
+        ({"max_abs_logit_diff": 1.0, "bound": 1.0}, "ok", "all losses are finite"),
     ],
 )
-def test_which_fix_resolves_it_and_which_is_exact(fix, status, exact, stock):
-    outcome = run_case(Case(**SMALL, **fix, emulation=BAD))
-    assert (outcome.status, outcome.exact) == (status, exact)
-    if status == "ok":
-        assert outcome.eval_loss == pytest.approx(stock.eval_loss, abs=0.1)
-    if exact:
-        assert outcome.eval_loss == pytest.approx(stock.eval_loss, rel=1e-5)
+def test_the_status_follows_from_the_numbers(fields, status, reason):
+    found = Measured(**fields)
+    assert found.status == status
+    assert reason in found.reason
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("release", [None, "2.9", "2.11"])
-def test_half_precision_is_not_called_wrong(dtype, release):
-    emulation = Emulation(release, defects=()) if release else None
-    outcome = run_case(Case(**SMALL, dtype=dtype, emulation=emulation))
-    assert outcome.status == "ok", outcome.reason
-
-
-def test_padding_is_told_apart_from_tokens(stock):
-    assert stock.real_tokens > 0
-    assert stock.pad_tokens > 0
-
-
-@pytest.mark.parametrize(
-    ("losses", "printed"),
-    [([1.0, math.nan, 3.0], 2.0), ([math.nan, math.inf], None), ([1.0, 2.0], 1.5)],
-)
-def test_what_stock_transformers_prints(losses, printed):
-    value = filtered_mean(losses, [2] * len(losses))
-    assert math.isnan(value) if printed is None else value == printed
-
-
-def test_the_filter_weighs_batches_by_their_size():
-    assert filtered_mean([1.0, 4.0, math.nan], [2, 1, 9]) == 2.0
-
-
-def test_steps_can_be_taken_one_by_one():
-    with prepare(Case(**SMALL)) as prepared:
-        before = prepared.model.lm_head.weight.detach().clone()
-        prepared.eval_step(prepared.eval_batches[0])
-        assert (prepared.model.lm_head.weight == before).all()
-        prepared.train_step(prepared.train_batches[0])
-        assert not (prepared.model.lm_head.weight == before).all()
+def test_what_was_not_measured_is_not_finite():
+    assert [finite(value) for value in (None, math.nan, math.inf, 0.0)] == [False, False, False, True]

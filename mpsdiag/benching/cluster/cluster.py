@@ -21,11 +21,11 @@ from typing import Any
 from mpsdiag.benching.cluster.fleet import RESOURCE, Fleet
 from mpsdiag.benching.cluster.placement import Placement
 from mpsdiag.benching.cluster.worker import run_job, stop_on_worker
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.job import Ended, Job, utc_now
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.errors import CannotDecide
+from mpsdiag.scenario.scenario import Scenario
 
 POLL = 0.2
 QUIET_SECONDS = 30.0
@@ -40,7 +40,7 @@ class _Task:
     """A cell and where it is."""
 
     job: Job
-    group: Cell
+    group: Scenario
     address: str = ""
 
 

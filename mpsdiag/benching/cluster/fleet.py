@@ -15,9 +15,9 @@ from typing import Any
 from mpsdiag.benching.cluster.placement import Worker
 from mpsdiag.benching.cluster.worker import answer, describe
 from mpsdiag.benching.journal.provenance import kind
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.run.job import Ended, utc_now
 from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.scenario.scenario import Scenario
 
 RESOURCE = "MPS"
 CONNECT_SECONDS = 20.0
@@ -96,7 +96,7 @@ class Fleet:
             )
         return str(next(iter(said.values())))
 
-    def unavailable(self, cell: Cell) -> str | None:
+    def unavailable(self, cell: Scenario) -> str | None:
         """Why a cell cannot run on some worker, or None if it can on all."""
         said = self._ask("unavailable", cell.model_dump_json())
         return next((str(reason) for reason in said.values() if reason is not None), None)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mpsdiag.benching.journal.record import Cell
+from mpsdiag.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Placement:
     """
 
     workers: Mapping[str, Worker]
-    _homes: dict[Cell, str] = field(default_factory=dict, init=False)
-    _kinds: dict[Cell, str] = field(default_factory=dict, init=False)
-    _cells: dict[Cell, int] = field(default_factory=dict, init=False)
+    _homes: dict[Scenario, str] = field(default_factory=dict, init=False)
+    _kinds: dict[Scenario, str] = field(default_factory=dict, init=False)
+    _cells: dict[Scenario, int] = field(default_factory=dict, init=False)
 
-    def settle(self, groups: Mapping[Cell, int], before: Mapping[Cell, str]) -> None:
+    def settle(self, groups: Mapping[Scenario, int], before: Mapping[Scenario, str]) -> None:
         """Give groups that have none a home: where their earlier rounds ran, if possible, else the least loaded.
 
         Args:
@@ -55,7 +55,7 @@ class Placement:
                 self._move(group, before.get(group), timed=False, strangers=True)
 
     def choose(
-        self, group: Cell, busy: Mapping[str, int], *, timed: bool, strangers: bool = False
+        self, group: Scenario, busy: Mapping[str, int], *, timed: bool, strangers: bool = False
     ) -> str | None:
         """A free worker for a cell of a group; None if it has to wait.
 
@@ -76,7 +76,7 @@ class Placement:
         free = [one for one in alike if busy.get(one, 0) < self.workers[one].slots]
         return min(free, key=lambda one: (busy.get(one, 0), one != home), default=None)
 
-    def kind(self, group: Cell) -> str | None:
+    def kind(self, group: Scenario) -> str | None:
         """The kind of machine that a group has its home on."""
         return self._kinds.get(group)
 
@@ -84,7 +84,7 @@ class Placement:
         worker = None if home is None else self.workers.get(home)
         return worker is not None and (worker.times or not timed)
 
-    def _move(self, group: Cell, kind: str | None, *, timed: bool, strangers: bool) -> None:
+    def _move(self, group: Scenario, kind: str | None, *, timed: bool, strangers: bool) -> None:
         """Find a new home, one where cells can be timed if there is one; there may be none."""
         fit = [one for one, worker in self.workers.items() if worker.times]
         if not fit and not timed:

@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.plan.fingerprint import fingerprint
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.isolation import Isolation, start_method
 from mpsdiag.benching.run.job import Job
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.serialization import dumps
 
 _stopped: set[str] = set()
@@ -84,7 +84,7 @@ def answer(question: str, argument: str) -> str | None:
         return fingerprint(tuple(json.loads(argument)))
     from mpsdiag.benching.plan.availability import unavailable
 
-    return unavailable(Cell.model_validate_json(argument))
+    return unavailable(Scenario.model_validate_json(argument))
 
 
 def stop_on_worker(token: str) -> None:

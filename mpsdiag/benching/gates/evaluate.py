@@ -14,8 +14,9 @@ from typing import Final
 from mpsdiag.benching.gates.gate import AnyGate, CompareGate, Gate, Term
 from mpsdiag.benching.gates.measures import measure, ratio_of_times
 from mpsdiag.benching.journal.provenance import Place
-from mpsdiag.benching.journal.record import Cell, Record
+from mpsdiag.benching.journal.record import Record
 from mpsdiag.benching.run.job import BAD_ENDS
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import count
 
 _COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
@@ -26,7 +27,7 @@ _COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
 }
 _FINDINGS: Final = frozenset({"ok", "nan", "wrong"})
 
-Rounds = Mapping[Cell, Sequence[Record]]
+Rounds = Mapping[Scenario, Sequence[Record]]
 """The rounds of each cell in one environment."""
 
 
@@ -59,7 +60,7 @@ def judge(gate: Gate, places: Sequence[tuple[Place, Sequence[Record]]]) -> Judge
     return _any(gate, found) if isinstance(gate, AnyGate) else _compare(gate, found)
 
 
-def concerns(gate: Gate, cells: Sequence[Cell]) -> bool:
+def concerns(gate: Gate, cells: Sequence[Scenario]) -> bool:
     """Whether there are cells that a gate is about: one that it selects, or a pair that it compares."""
     if isinstance(gate, AnyGate):
         return any(map(gate.selector.takes, cells))
@@ -123,7 +124,7 @@ def _ran(rounds: Sequence[Record]) -> bool:
 
 
 def _numbers(
-    gate: CompareGate, left: Cell | None, right: Cell | None, cells: Rounds
+    gate: CompareGate, left: Scenario | None, right: Scenario | None, cells: Rounds
 ) -> tuple[float, float] | None:
     """What the two sides of a comparison come to in one environment; None where that does not know."""
     one, other = _value(gate.left, left, cells), _value(gate.right, right, cells)
@@ -136,11 +137,11 @@ def _numbers(
     return gate.left.factor * one, gate.right.factor * other
 
 
-def _value(term: Term, cell: Cell | None, cells: Rounds) -> float | None:
+def _value(term: Term, cell: Scenario | None, cells: Rounds) -> float | None:
     return 1.0 if cell is None else measure(cells.get(cell, ()), term.measure)
 
 
-def _pairs(gate: CompareGate, cells: Sequence[Cell]) -> Iterable[tuple[Cell | None, Cell | None]]:
+def _pairs(gate: CompareGate, cells: Sequence[Scenario]) -> Iterable[tuple[Scenario | None, Scenario | None]]:
     """Pairs of cells that agree on every axis the selectors do not name; None stands for a plain number."""
     left, right = gate.left.selector, gate.right.selector
     ours = [cell for cell in cells if left is not None and left.takes(cell)]
@@ -157,7 +158,7 @@ def _pairs(gate: CompareGate, cells: Sequence[Cell]) -> Iterable[tuple[Cell | No
 
 
 def _by_cell(records: Iterable[Record]) -> Rounds:
-    cells: dict[Cell, list[Record]] = {}
+    cells: dict[Scenario, list[Record]] = {}
     for record in records:
         cells.setdefault(record.cell, []).append(record)
     return cells

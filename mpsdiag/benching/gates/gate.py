@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from mpsdiag.benching.gates.measures import MEASURES
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.errors import BadInput, nearest
+from mpsdiag.scenario.scenario import OLD_NAMES, Scenario
 from mpsdiag.words import CELL_STATUSES
 
-AXES: Final[tuple[str, ...]] = tuple(Cell.model_fields)
+AXES: Final[tuple[str, ...]] = tuple(Scenario.model_fields)
 """Everything that can tell two cells apart, what a matrix sets for all of its cells too."""
 
 _ANY = re.compile(r"any\s+(\S+)\s+in\s+(\S+)")
@@ -46,11 +46,11 @@ class Selector:
 
     words: tuple[str, ...]
 
-    def takes(self, cell: Cell) -> bool:
+    def takes(self, cell: Scenario) -> bool:
         """Whether a cell is meant."""
         return all(_axis_of(word, cell) for word in self.words)
 
-    def axes(self, cell: Cell) -> set[str]:
+    def axes(self, cell: Scenario) -> set[str]:
         """The axes of a cell that the words are on."""
         return {_axis_of(word, cell) for word in self.words}
 
@@ -123,7 +123,7 @@ def parse_gate(text: str) -> Gate:
     return gate
 
 
-def require_words(gate: Gate, cells: Sequence[Cell]) -> None:
+def require_words(gate: Gate, cells: Sequence[Scenario]) -> None:
     """Make sure, before hours of work, that a gate is about cells that there are.
 
     Raises:
@@ -160,14 +160,16 @@ def _number(text: str, gate: str) -> float:
 
 
 def _selector(text: str, gate: str) -> Selector:
-    words = tuple(text.split("+"))
-    for word in words:
+    words = []
+    for word in text.split("+"):
         axis, equals, value = word.partition("=")
+        axis = OLD_NAMES.get(axis, axis)
+        words.append(f"{axis}={value}" if equals else word)
         if not word or (equals and not value):
             raise BadInput(f"--fail-if '{gate}': a word is missing in '{text}'. {HELP}")
         if equals and axis not in AXES:
             raise BadInput(f"--fail-if '{gate}': a cell has no axis '{axis}'. {nearest(axis, AXES)}")
-    return Selector(words)
+    return Selector(tuple(words))
 
 
 def _selectors(gate: Gate) -> list[Selector]:
@@ -176,7 +178,7 @@ def _selectors(gate: Gate) -> list[Selector]:
     return [term.selector for term in (gate.left, gate.right) if term.selector is not None]
 
 
-def _axis_of(word: str, cell: Cell) -> str:
+def _axis_of(word: str, cell: Scenario) -> str:
     """The axis on which a cell has this word; empty if on none."""
     axis, equals, value = word.partition("=")
     if equals:
@@ -189,7 +191,7 @@ def _written(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _hint(word: str, cells: Sequence[Cell]) -> str:
+def _hint(word: str, cells: Sequence[Scenario]) -> str:
     """What to write instead of a word that no cell has."""
     axis, equals, value = word.partition("=")
     if equals:

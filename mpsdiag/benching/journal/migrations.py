@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mpsdiag.benching.journal.record import SCHEMA, Cell
+from mpsdiag.benching.journal.record import SCHEMA
 from mpsdiag.errors import BadInput
+from mpsdiag.scenario.scenario import OLD_NAMES, Scenario
 from mpsdiag.words import BUILTIN_MODELS
 
 
@@ -43,22 +44,29 @@ def migrate(line: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _from_1(line: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 did not write down how a cell was timed: it is taken as that version did it by default.
+    """Schema 1 did not write down how a cell was timed: it is taken as that version did it by default."""
+    spec = line.get("cell")
+    if isinstance(spec, dict):
+        threads = 1 if spec.get("model") in BUILTIN_MODELS else None
+        line["cell"] = {**spec, "warmup": 2, "repeats": 5, "threads": threads}
+    return line
 
-    The key is made again, so that `bench` resumes; where the line does not say its versions it stays.
+
+def _from_2(line: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 had names of its own for what Hugging Face names, too.
+
+    The key is made again, so that `bench` resumes; where the line does not name its versions it stays.
     """
-    if line.get("kind") == "header" or not isinstance(line.get("cell"), dict):
+    spec, environment = line.get("cell"), line.get("environment")
+    if not isinstance(spec, dict):
         return line
-    spec = line["cell"]
-    threads = 1 if spec.get("model") in BUILTIN_MODELS else None
-    line["cell"] = {**spec, "warmup": 2, "repeats": 5, "threads": threads}
-    environment = line.get("environment")
+    line["cell"] = {OLD_NAMES.get(name, name): value for name, value in spec.items()}
     known = environment.get("versions") if isinstance(environment, dict) else None
     if isinstance(known, dict):
         versions = {name: str(known.get(name) or "missing") for name in ("torch", "transformers")}
-        line["key"] = Cell.model_validate(line["cell"]).key(versions)
+        line["key"] = Scenario.model_validate(line["cell"]).key(versions)
     return line
 
 
 # From which schema -> the step to the next. A new schema adds one entry and one sample file under tests/.
-STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}

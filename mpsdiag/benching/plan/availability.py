@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 
-from mpsdiag.benching.journal.record import Cell
+from mpsdiag.scenario.scenario import Scenario
 
 
-def unavailable(cell: Cell) -> str | None:
+def unavailable(cell: Scenario) -> str | None:
     """Why a cell cannot run here, or None if it can."""
     if cell.emulate is not None and cell.device != "cpu":
         return f"the emulation is of MPS on the CPU; it cannot run on {cell.device}"
@@ -16,7 +16,7 @@ def unavailable(cell: Cell) -> str | None:
     )
 
 
-def _emulated_dtype(cell: Cell) -> str | None:
+def _emulated_dtype(cell: Scenario) -> str | None:
     if cell.emulate is None:
         return None
     from mpsdiag.emulation import Emulation
@@ -43,9 +43,9 @@ def _dtype(device: str, dtype: str) -> str | None:
     return supports_dtype(device, dtype)
 
 
-def _attention(cell: Cell) -> str | None:
-    if cell.attention in {"sdpa", "eager"}:
+def _attention(cell: Scenario) -> str | None:
+    if cell.attn_implementation in {"sdpa", "eager"}:
         return None
     from mpsdiag.fixes import MODES
 
-    return MODES[cell.attention].unavailable(cell.device, cell.dtype, training=cell.train_steps > 0)
+    return MODES[cell.attn_implementation].unavailable(cell.device, cell.dtype, training=cell.max_steps > 0)

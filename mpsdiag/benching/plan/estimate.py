@@ -6,15 +6,16 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mpsdiag.benching.journal.record import Cell, Record, Timing
+from mpsdiag.benching.journal.record import Record, Timing
 from mpsdiag.benching.run.isolation import StartMethod
 from mpsdiag.benching.run.rounds import StopRule, baselines, wanted
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.statistics import median
 
 # Seconds of one leg of a built-in model on two CPU cores, and of starting a fresh interpreter with its imports.
 VERDICT, TIMING, FRESH = 1.5, 0.6, 5.0
 
-Found = Mapping[Cell, Mapping[int, Record]]
+Found = Mapping[Scenario, Mapping[int, Record]]
 """The rounds of each cell that are in the journal and are not run again."""
 
 
@@ -38,7 +39,7 @@ class Work:
         return self.verdicts > 0 or self.most > 0
 
 
-def remaining(cells: Sequence[Cell], rule: StopRule, baseline: str, found: Found) -> Work:
+def remaining(cells: Sequence[Scenario], rule: StopRule, baseline: str, found: Found) -> Work:
     """What a run will do, as far as it can be foreseen: which ratios will be precise early cannot.
 
     Args:

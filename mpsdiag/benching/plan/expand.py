@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpsdiag import device, words
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.plan import availability
 from mpsdiag.benching.plan.fingerprint import fingerprint
 from mpsdiag.benching.plan.spec import AXES, MOST, MatrixSpec, Rule
 from mpsdiag.benching.plan.unused_rules import idle_exclude, idle_include, idle_macos, lacking_baseline
 from mpsdiag.errors import BadInput
+from mpsdiag.scenario.scenario import Scenario
 
-Reason = Callable[[Cell], str | None]
+Reason = Callable[[Scenario], str | None]
 
 
 @dataclass(frozen=True)
 class Skipped:
     """A cell of the matrix that cannot be run here."""
 
-    cell: Cell
+    cell: Scenario
     reason: str
 
 
@@ -32,9 +32,9 @@ class Skipped:
 class Plan:
     """What a matrix comes to on this machine, in the order of its loops."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[Scenario, ...]
     skipped: tuple[Skipped, ...] = ()
-    order: tuple[Cell, ...] = ()
+    order: tuple[Scenario, ...] = ()
     """All cells of the matrix, in the order of its loops: machines that skip different ones share it alike."""
     notes: tuple[str, ...] = ()
     """Rules that change nothing, a sentence each."""
@@ -80,7 +80,7 @@ def expand(
     )
 
 
-def shard(plan: Plan, index: int, count: int, group: Callable[[Cell], Any]) -> Plan:
+def shard(plan: Plan, index: int, count: int, group: Callable[[Scenario], Any]) -> Plan:
     """The part of a plan for one machine of several. Cells that are compared with each other stay together.
 
     Args:
@@ -117,7 +117,7 @@ def _empty(index: int, count: int, groups: int) -> str:
 
 def _cells(
     spec: MatrixSpec, resolve: Callable[[str], str], files: Callable[[tuple[str, ...]], str | None]
-) -> tuple[list[Cell], list[str]]:
+) -> tuple[list[Scenario], list[str]]:
     """The cells, each once, and the rules that change nothing."""
     axes = {name: getattr(spec.axes, name) for name in AXES}
     found = (idle_exclude(number, rule, axes) for number, rule in enumerate(spec.exclude, start=1))
@@ -140,24 +140,24 @@ def _cells(
 
 def _maker(
     spec: MatrixSpec, resolve: Callable[[str], str], files: Callable[[tuple[str, ...]], str | None]
-) -> Callable[[dict[str, Any]], Cell]:
+) -> Callable[[dict[str, Any]], Scenario]:
     """Make a cell of a point: the device by its name, and what all cells have in common."""
     device_of = functools.cache(resolve)
     fixed = {
         "dataset": spec.dataset,
         "eval_dataset": spec.eval_dataset,
-        "train_steps": spec.train_steps,
-        "eval_batches": spec.eval_batches,
+        "max_steps": spec.max_steps,
+        "eval_max_batches": spec.eval_max_batches,
         "warmup": spec.warmup,
         "repeats": spec.repeats,
     }
     data = tuple(one for one in (spec.dataset, spec.eval_dataset) if one is not None)
     files_of = functools.cache(lambda model: files((model, *data)))
 
-    def cell_of(point: dict[str, Any]) -> Cell:
+    def cell_of(point: dict[str, Any]) -> Scenario:
         model = point["model"]
         more = {"threads": _threads(model, spec.threads), "files": files_of(model)}
-        return Cell.model_validate({**_resolved(point, device_of), **fixed, **more})
+        return Scenario.model_validate({**_resolved(point, device_of), **fixed, **more})
 
     return cell_of
 

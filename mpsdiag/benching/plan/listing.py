@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.plan.estimate import in_words
 from mpsdiag.benching.run.session import Session
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.serialization import dumps
 from mpsdiag.words import count
 
@@ -20,7 +20,7 @@ def as_text(session: Session) -> str:
     if plan.empty:
         return f"0 cells, 0 skipped; {plan.empty}."
     cells = [*plan.cells, *(skipped.cell for skipped in plan.skipped)]
-    names = [name for name in Cell.model_fields if len({getattr(cell, name) for cell in cells}) > 1] or [
+    names = [name for name in Scenario.model_fields if len({getattr(cell, name) for cell in cells}) > 1] or [
         "model"
     ]
     widths = {name: max(len(name), *(len(_word(cell, name)) for cell in cells)) for name in names}
@@ -59,6 +59,6 @@ def as_document(session: Session) -> str:
     return dumps(document, indent=1)
 
 
-def _word(cell: Cell, name: str) -> str:
+def _word(cell: Scenario, name: str) -> str:
     value = getattr(cell, name)
     return "-" if value is None else str(value)

@@ -6,13 +6,14 @@ import json
 import re
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mpsdiag.benching.plan.spec import MatrixSpec
 from mpsdiag.benching.plan.spec_errors import Place, validated
 from mpsdiag.errors import BadInput
+from mpsdiag.scenario.scenario import OLD_NAMES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,10 +21,15 @@ else:  # pragma: no cover - the same parser under its older name
     import tomli as tomllib
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+_OLD: dict[int | str, int | str] = {new: old for old, new in OLD_NAMES.items()}
 
 
-def load_matrix(path: Path | str) -> MatrixSpec:
+def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) -> MatrixSpec:
     """Read a matrix file; its name is that of the file unless the file gives one.
+
+    Args:
+        path: The file.
+        note: Called with a sentence about keys that have a new name.
 
     Raises:
         BadInput: No such file, no TOML, or no matrix; the sentence names file, line and key, and the nearest word.
@@ -36,16 +42,21 @@ def load_matrix(path: Path | str) -> MatrixSpec:
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
         raise BadInput(f"Cannot read the matrix file {path}: {reason}.") from problem
-    return parse_matrix(text, str(path), name=re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip(".-_"))
+    return parse_matrix(
+        text, str(path), name=re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip(".-_"), note=note
+    )
 
 
-def parse_matrix(text: str, file: str, *, name: str = "") -> MatrixSpec:
+def parse_matrix(
+    text: str, file: str, *, name: str = "", note: Callable[[str], None] = lambda _: None
+) -> MatrixSpec:
     """Make a matrix of the text of a file.
 
     Args:
         text: TOML.
         file: What to call it in sentences.
         name: Of the matrix, where the text gives none.
+        note: As in `load_matrix`.
 
     Raises:
         BadInput: As `load_matrix`.
@@ -59,7 +70,23 @@ def parse_matrix(text: str, file: str, *, name: str = "") -> MatrixSpec:
         raise BadInput(f"{file} is not TOML: {problem}.") from problem
     if name:
         document.setdefault("name", name)
+    old: dict[str, str] = {}
+    document = _renamed(document, old)
+    if old:
+        words = ", ".join(f"'{before}' is now '{now}'" for before, now in old.items())
+        note(f"{file}: {words}. The old names still work.")
     return validated(MatrixSpec, document, lambda place: where(text, file, place))
+
+
+def _renamed(value: Any, old: dict[str, str]) -> Any:
+    """Give keys their new names, and collect the old ones; a key that is there under both names is left alone."""
+    if isinstance(value, list):
+        return [_renamed(one, old) for one in value]
+    if not isinstance(value, dict):
+        return value
+    names = {name: name if (new := OLD_NAMES.get(name, name)) in value else new for name in value}
+    old.update({name: new for name, new in names.items() if name != new})
+    return {names[name]: _renamed(one, old) for name, one in value.items()}
 
 
 def where(text: str, file: str, place: Place) -> str:
@@ -70,8 +97,12 @@ def where(text: str, file: str, place: Place) -> str:
         file: Its name.
         place: Keys, and positions in lists.
     """
-    names = [part if _BARE.fullmatch(part) else json.dumps(part) for part in place if isinstance(part, str)]
     line = _line(text, place)
+    if not line:
+        old = tuple(_OLD.get(part, part) for part in place)
+        line = _line(text, old)
+        place = old if line else place
+    names = [part if _BARE.fullmatch(part) else json.dumps(part) for part in place if isinstance(part, str)]
     return f"{file} line {line}, {'.'.join(names)}" if line else f"{file}, {'.'.join(names) or 'the matrix'}"
 
 

@@ -113,33 +113,20 @@ class Axes(_Strict):
     device: Values[Device] = ["auto"]
     emulate: Values[Release] = [None]
     emulate_macos: Values[Macos] = [15]
-    sequence_length: Values[Length] = [512]
+    max_length: Values[Length] = [512]
     batch_size: Values[Count] = [4]
     pad_to_multiple_of: Values[Multiple] = [None]
     seed: Values[Seed] = [0]
-    padding: Values[PaddingSide] = ["left", "right"]
+    padding_side: Values[PaddingSide] = ["left", "right"]
     trainer: Values[TrainerVariant] = ["standard", "mps_safe", "cpu_loss"]
-    attention: Values[AttentionMode] = ["sdpa", "eager", "safe_sdpa"]
+    attn_implementation: Values[AttentionMode] = ["sdpa", "eager", "safe_sdpa"]
 
 
-class Rule(_Strict):
+class Rule(Axes):
     """Names values of some axes. To exclude: cells that have one of them on every axis named. To include: see below.
 
     An included rule is a matrix of its own: the axes it names take its values, the others their first value.
     """
-
-    model: Values[str] | None = None
-    dtype: Values[DtypeName] | None = None
-    device: Values[Device] | None = None
-    emulate: Values[Release] | None = None
-    emulate_macos: Values[Macos] | None = None
-    sequence_length: Values[Length] | None = None
-    batch_size: Values[Count] | None = None
-    pad_to_multiple_of: Values[Multiple] | None = None
-    seed: Values[Seed] | None = None
-    padding: Values[PaddingSide] | None = None
-    trainer: Values[TrainerVariant] | None = None
-    attention: Values[AttentionMode] | None = None
 
     @model_validator(mode="after")
     def _names_something(self) -> Rule:
@@ -161,8 +148,8 @@ class MatrixSpec(_Strict):
     """The attention mode that ratios are to."""
     dataset: str = "synthetic"
     eval_dataset: str | None = None
-    train_steps: Whole = 3
-    eval_batches: Count = 4
+    max_steps: Whole = 3
+    eval_max_batches: Count = 4
     rounds: Rounds = 3
     """Timing rounds that every cell gets; 0: verdicts only."""
     max_rounds: Rounds = 5
@@ -173,7 +160,7 @@ class MatrixSpec(_Strict):
     repeats: Count = 5
     """Timed steps of each kind in a round."""
     threads: Threads | None = None
-    """CPU threads of torch in a cell; if not given, one for the built-in models and torch's own choice else."""
+    """CPU threads of torch in a cell; if not given, one for the built-in models and otherwise torch's default."""
     time_limit: Annotated[float, Field(strict=True, gt=0, le=MOST, allow_inf_nan=False)] = 300.0
     """Seconds that one round of one cell may take."""
     max_cells: Count = 1000

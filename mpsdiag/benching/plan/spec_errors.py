@@ -70,7 +70,7 @@ def _what(model: type[BaseModel], error: Any) -> str:
     if kind == "literal_error":
         word = error["input"] if isinstance(error["input"], str) else given
         words = _WORD.findall(str(error["ctx"]["expected"]))
-        return f"unknown {key.replace('_', ' ')} '{word}'. {nearest(word, words)}"
+        return f"unknown {key} '{word}'. {nearest(word, words)}"
     if kind == "value_error":
         return f"{error['ctx']['error']}"
     return f"{_plain(kind, place, key, given, error)} (got {given})."

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.plan.spec import Axes, Rule
 from mpsdiag.errors import nearest
+from mpsdiag.scenario.scenario import Scenario
 
 
 def idle_exclude(number: int, rule: Rule, axes: Mapping[str, Sequence[Any]]) -> str | None:
@@ -42,9 +42,9 @@ def idle_macos(axes: Axes) -> str | None:
     return "emulate_macos has no effect without emulate"
 
 
-def lacking_baseline(baseline: str, cells: Iterable[Cell]) -> str | None:
+def lacking_baseline(baseline: str, cells: Iterable[Scenario]) -> str | None:
     """Say that nothing is there to compare with; None if something is."""
-    if any(cell.attention == baseline for cell in cells):
+    if any(cell.attn_implementation == baseline for cell in cells):
         return None
     return f"no cell has the baseline's attention, {baseline}: there will be no ratios and no verdict (see --baseline)"
 

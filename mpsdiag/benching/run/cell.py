@@ -5,16 +5,13 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mpsdiag.benching.journal.record import Cell, FirstNonfinite, Measured, Timing
+from mpsdiag.benching.journal.record import Timing
 from mpsdiag.benching.run.job import Answer, Job
-from mpsdiag.emulation import EmulatedAbort, Emulation
+from mpsdiag.emulation import EmulatedAbort
+from mpsdiag.scenario.scenario import Measured, Scenario
 
-if TYPE_CHECKING:
-    from mpsdiag.scenario.case import Case, Outcome
-
-DEFAULT_MACOS = 15
 EMULATED_ABORT = "emulated abort"
 """How the reason of a cell begins whose process would be gone on a Mac."""
 
@@ -32,21 +29,21 @@ def run_cell(job: Job) -> Answer:
     return verdict(job.cell) if job.round == 0 else timing(job.cell)
 
 
-def verdict(cell: Cell) -> Answer:
+def verdict(cell: Scenario) -> Answer:
     """Train a few steps and evaluate, under the cell's emulation if it has one, judged by the float64 reference."""
     from mpsdiag.device import reset_peak_memory
-    from mpsdiag.scenario.scenario import run_case
+    from mpsdiag.scenario.run import run_scenario
 
     reset_peak_memory(cell.device)
     try:
-        outcome = run_case(case_of(cell))
+        found = run_scenario(cell)
     except EmulatedAbort as problem:
         # On a Mac the process would be gone; here it is not, so that the reason can be told.
         return Answer(status="crash", reason=f"{EMULATED_ABORT}: {str(problem).splitlines()[0]}")
-    return Answer(status=outcome.status, reason=outcome.reason, measured=measured(outcome, cell.device))
+    return Answer(status=found.status, reason=found.reason, measured=_memory(found, cell.device))
 
 
-def timing(cell: Cell, clock: Callable[[], float] = time.perf_counter) -> Answer:
+def timing(cell: Scenario, clock: Callable[[], float] = time.perf_counter) -> Answer:
     """Time training and evaluation steps on the cell's device, without emulation.
 
     Every step of a kind runs the same batch, so that the samples differ by the machine only. The first warm-up
@@ -61,7 +58,7 @@ def timing(cell: Cell, clock: Callable[[], float] = time.perf_counter) -> Answer
     from mpsdiag import device as devices
     from mpsdiag.scenario.preparation import prepare
 
-    with prepare(case_of(cell, emulated=False)) as prepared:
+    with prepare(cell) as prepared:
         devices.reset_peak_memory(cell.device)
         # The same batches in every cell: padded ones, where a fix has work to do, and of those the most costly.
         train, evaluation = (
@@ -69,7 +66,7 @@ def timing(cell: Cell, clock: Callable[[], float] = time.perf_counter) -> Answer
             for batches in (prepared.train_batches, prepared.eval_batches)
         )
         works: list[tuple[Callable[[Any], Any], Any, list[float]]] = [(prepared.eval_step, evaluation, [])]
-        if cell.train_steps:
+        if cell.max_steps:
             works.insert(0, (prepared.train_step, train, []))
         for work, batch, _ in works * cell.warmup:
             work(batch)
@@ -98,46 +95,6 @@ def timing(cell: Cell, clock: Callable[[], float] = time.perf_counter) -> Answer
         eval_pads=_pads(evaluation),
     )
     return Answer(status="ok", timing=result, measured=_memory(Measured(), cell.device))
-
-
-def case_of(cell: Cell, *, emulated: bool = True) -> Case:
-    """The scenario of a cell.
-
-    Args:
-        cell: A point of the matrix.
-        emulated: Whether its emulation, if it has one, is to be in effect.
-    """
-    from mpsdiag.scenario.case import Case
-
-    emulation = None
-    if emulated and cell.emulate is not None:
-        emulation = Emulation(cell.emulate, macos=cell.emulate_macos or DEFAULT_MACOS)
-    return Case(
-        model=cell.model,
-        dataset=cell.dataset,
-        eval_dataset=cell.eval_dataset,
-        attention=cell.attention,
-        trainer=cell.trainer,
-        padding_side=cell.padding,
-        dtype=cell.dtype,
-        device=cell.device,
-        emulation=emulation,
-        batch_size=cell.batch_size,
-        max_length=cell.sequence_length,
-        pad_to_multiple_of=cell.pad_to_multiple_of,
-        train_steps=cell.train_steps,
-        eval_batches=cell.eval_batches,
-        seed=cell.seed,
-    )
-
-
-def measured(outcome: Outcome, device: str) -> Measured:
-    """What a scenario gave, as the journal keeps it, with the memory of this process and its device."""
-    values = {name: getattr(outcome, name) for name in Measured.model_fields if hasattr(outcome, name)}
-    first = values.pop("first_nonfinite", None)
-    if first is not None:
-        values["first_nonfinite"] = FirstNonfinite(**vars(first))
-    return _memory(Measured(**values), device)
 
 
 def _memory(found: Measured, device: str) -> Measured:

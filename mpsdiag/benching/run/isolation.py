@@ -83,11 +83,11 @@ class Isolation:
             log: For what goes wrong.
             stop: Says when the user no longer waits for it.
         """
-        from mpsdiag.benching.journal.record import Cell
+        from mpsdiag.scenario.scenario import Scenario
 
         job = Job(
             key="start",
-            cell=Cell(),
+            cell=Scenario(),
             function="mpsdiag.benching.run.child:nothing",
             log=str(log),
             time_limit=BOOT_SECONDS,

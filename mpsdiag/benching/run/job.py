@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mpsdiag.benching.journal.record import Cell, Measured, Number, Record, Timing
+from mpsdiag.benching.journal.record import Record, Timing
+from mpsdiag.scenario.scenario import Measured, Number, Scenario
 from mpsdiag.words import CellStatus
 
 CELL_FUNCTION = "mpsdiag.benching.run.cell:run_cell"
@@ -21,7 +22,7 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
-    cell: Cell
+    cell: Scenario
     round: int = Field(default=0, ge=0)
     function: str = CELL_FUNCTION
     """`module:function`, looked up in the child; it takes this Job and returns an Answer."""
@@ -29,7 +30,7 @@ class Job(BaseModel):
     """Seconds until the process of this round is ended."""
     log: str
     threads: int | None = None
-    """CPU threads that torch gets; its own choice if None. The cell's, except where verdicts share a machine."""
+    """CPU threads that torch gets; None leaves it to torch. The cell's, except where verdicts share a machine."""
     machine: str | None = None
     """The kind of machine that earlier rounds of the cells it is compared with ran on, if any did."""
 
@@ -50,37 +51,18 @@ class Answer(BaseModel):
     timing: Timing | None = None
 
 
-class Ended(BaseModel):
+class Ended(Answer):
     """How a round ended, by its own answer or by what the process met."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    status: CellStatus
-    reason: str | None = None
     signal: str | None = None
     log_tail: str = ""
     started: str
     seconds: Number
-    measured: Measured | None = None
-    timing: Timing | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
 
     def record(self, job: Job) -> Record:
         """The journal's line for it."""
-        return Record(
-            key=job.key,
-            round=job.round,
-            cell=job.cell,
-            status=self.status,
-            reason=self.reason,
-            signal=self.signal,
-            log_tail=self.log_tail,
-            started=self.started,
-            seconds=self.seconds,
-            measured=self.measured,
-            timing=self.timing,
-            environment=self.environment,
-        )
+        return Record(key=job.key, round=job.round, cell=job.cell, **dict(self))
 
 
 def utc_now() -> str:

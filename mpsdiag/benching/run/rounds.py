@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mpsdiag.benching.journal.record import Cell, Timing
+from mpsdiag.benching.journal.record import Timing
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.statistics import ratio_interval_of_rounds
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def rotated(items: Sequence[T], number: int) -> list[T]:
     return order if number % 2 else order[::-1]
 
 
-def baseline_of(cell: Cell, cells: Sequence[Cell], baseline: str) -> Cell | None:
+def baseline_of(cell: Scenario, cells: Sequence[Scenario], baseline: str) -> Scenario | None:
     """The cell that this one's ratios are to: the baseline's attention with the standard trainer, all else equal.
 
     Where the matrix has no standard trainer it is the baseline's attention with this cell's trainer; None if that
@@ -54,21 +55,21 @@ def baseline_of(cell: Cell, cells: Sequence[Cell], baseline: str) -> Cell | None
     """
     known = set(cells)
     for trainer in (STANDARD, cell.trainer):
-        partner = cell.model_copy(update={"attention": baseline, "trainer": trainer})
+        partner = cell.model_copy(update={"attn_implementation": baseline, "trainer": trainer})
         if partner in known:
             return partner
     return None
 
 
-def baselines(cells: Sequence[Cell], baseline: str) -> dict[Cell, Cell | None]:
+def baselines(cells: Sequence[Scenario], baseline: str) -> dict[Scenario, Scenario | None]:
     """`baseline_of` for every cell."""
     known = list(dict.fromkeys(cells))
     return {cell: baseline_of(cell, known, baseline) for cell in known}
 
 
-def group_of(cell: Cell) -> Cell:
+def group_of(cell: Scenario) -> Scenario:
     """The same for all cells that are compared with each other: they differ in attention and trainer only."""
-    return cell.model_copy(update={"attention": "sdpa", "trainer": STANDARD})
+    return cell.model_copy(update={"attn_implementation": "sdpa", "trainer": STANDARD})
 
 
 Timings = Mapping[int, Timing]
@@ -94,8 +95,11 @@ def settled(ours: Timings, theirs: Timings, precision: float) -> bool:
 
 
 def wanted(
-    number: int, history: Mapping[Cell, Timings], partners: Mapping[Cell, Cell | None], rule: StopRule
-) -> list[Cell]:
+    number: int,
+    history: Mapping[Scenario, Timings],
+    partners: Mapping[Scenario, Scenario | None],
+    rule: StopRule,
+) -> list[Scenario]:
     """The cells that get round `number`, in its order.
 
     A cell goes on while its ratio is not settled by the rounds before this one, and a baseline while one of its
@@ -112,7 +116,7 @@ def wanted(
     if number <= rule.rounds:
         return rotated(list(history), number)
     before = {cell: {r: t for r, t in timings.items() if r < number} for cell, timings in history.items()}
-    open_cells: set[Cell] = set()
+    open_cells: set[Scenario] = set()
     for cell, timings in before.items():
         partner = partners.get(cell)
         if partner is None or partner == cell or partner not in before:

@@ -10,12 +10,13 @@ from typing import Protocol
 
 from mpsdiag.benching.journal.journal import JournalWriter, read_journal
 from mpsdiag.benching.journal.provenance import kind
-from mpsdiag.benching.journal.record import Cell, Header, Record, Timing
+from mpsdiag.benching.journal.record import Header, Record, Timing
 from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.run.executor import Executor
 from mpsdiag.benching.run.interrupt import Interruptible, Stop
 from mpsdiag.benching.run.job import BAD_ENDS, CELL_FUNCTION, Ended, Job, utc_now
 from mpsdiag.benching.run.rounds import StopRule, baselines, group_of, wanted
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, count
 
 JOURNAL = "journal.jsonl"
@@ -108,7 +109,7 @@ class Run:
     settings: Settings = Settings()
     stop: Stop = field(default_factory=Stop)
     _done: dict[tuple[str, int], Record] = field(default_factory=dict, init=False)
-    _machines: dict[Cell, str] = field(default_factory=dict, init=False)
+    _machines: dict[Scenario, str] = field(default_factory=dict, init=False)
     _outcome: Outcome = field(default_factory=Outcome, init=False)
 
     def run(self) -> Outcome:
@@ -172,9 +173,9 @@ class Run:
             self._leg(journal, f"timing round {number}", number, cells)
             number += 1
 
-    def _history(self) -> dict[Cell, dict[int, Timing]]:
+    def _history(self) -> dict[Scenario, dict[int, Timing]]:
         """Timings by cell and round, of cells whose verdict leg finished and whose timing legs all did."""
-        history: dict[Cell, dict[int, Timing]] = {}
+        history: dict[Scenario, dict[int, Timing]] = {}
         for cell in self.plan.cells:
             rounds = {
                 number: record
@@ -190,7 +191,7 @@ class Run:
                 }
         return history
 
-    def _leg(self, journal: JournalWriter, title: str, number: int, cells: Sequence[Cell]) -> None:
+    def _leg(self, journal: JournalWriter, title: str, number: int, cells: Sequence[Scenario]) -> None:
         jobs = [self._job(cell, number) for cell in cells]
         todo = [job for job in jobs if (job.key, number) not in self._done]
         self.listener.leg(title, len(jobs), len(jobs) - len(todo))
@@ -201,7 +202,7 @@ class Run:
             self._outcome.fresh += 1
             self.listener.ended(record)
 
-    def _job(self, cell: Cell, number: int) -> Job:
+    def _job(self, cell: Scenario, number: int) -> Job:
         key = self._key(cell)
         return Job(
             key=key,
@@ -214,16 +215,16 @@ class Run:
             machine=self._machines.get(group_of(cell)),
         )
 
-    def _threads(self, cell: Cell, number: int) -> int | None:
+    def _threads(self, cell: Scenario, number: int) -> int | None:
         """How many threads; None leaves it to torch. Verdicts that run at once share the cores."""
         if cell.threads is None and self.settings.jobs > 1 and number == 0:
             return max(1, (os.cpu_count() or 1) // self.settings.jobs)
         return cell.threads
 
-    def _key(self, cell: Cell) -> str:
+    def _key(self, cell: Scenario) -> str:
         return cell.key(self.versions)
 
-    def _all_cells(self) -> Iterable[Cell]:
+    def _all_cells(self) -> Iterable[Scenario]:
         return [*self.plan.cells, *(skipped.cell for skipped in self.plan.skipped)]
 
     def _planned(self) -> list[Record]:
@@ -231,7 +232,7 @@ class Run:
         return [record for record in self._done.values() if record.key in keys]
 
 
-def skip_record(key: str, cell: Cell, reason: str, header: Header) -> Record:
+def skip_record(key: str, cell: Scenario, reason: str, header: Header) -> Record:
     """The record of a cell that cannot run here."""
     ended = Ended(
         status="skip", reason=reason, started=utc_now(), seconds=0.0, environment=header.environment

@@ -14,7 +14,7 @@ from mpsdiag.benching.gates.evaluate import Judgement, concerns, judge
 from mpsdiag.benching.gates.gate import Gate, parse_gate, require_words
 from mpsdiag.benching.journal.journal import Journal, NotAJournal, read_journal
 from mpsdiag.benching.journal.provenance import keep
-from mpsdiag.benching.journal.record import Cell, Header, Record
+from mpsdiag.benching.journal.record import Header, Record
 from mpsdiag.benching.journal.writer import set_aside
 from mpsdiag.benching.plan.estimate import Work, estimate, remaining
 from mpsdiag.benching.plan.expand import Plan, shard
@@ -25,6 +25,7 @@ from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.benching.run.runner import JOURNAL, Listener, Outcome, Run, Settings
 from mpsdiag.benching.run.where_it_runs import Site, here, on_cluster
 from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 
@@ -112,7 +113,7 @@ class Session:
             sentences.append(f"not every cell finished: {counts}. --retry {','.join(bad)} runs those again.")
         if _without_padding(outcome):
             sentences.append(
-                "no evaluation batch has any padding, so no row can be fully masked: the texts fill --sequence-length. "
+                "no evaluation batch has any padding, so no row can be fully masked: the texts fill --max-length. "
                 "Raise it, or give shorter texts, to see what padding does."
             )
         return [*sentences, *map(str, self.judgements)]
@@ -144,7 +145,7 @@ class Session:
             environment=self.site.facts,
         )
 
-    def _found(self, records: Sequence[Record]) -> dict[Cell, dict[int, Record]]:
+    def _found(self, records: Sequence[Record]) -> dict[Scenario, dict[int, Record]]:
         """The rounds of this plan that are not run again, by cell."""
         again = {"interrupted", *self.request.retry}
         done = {(one.key, one.round): one for one in records if one.status not in again}

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mpsdiag.benching.journal.record import Measured
 from mpsdiag.reporting.formats.escape import cap, one_line
 from mpsdiag.reporting.story.marks import mark
 from mpsdiag.reporting.story.story import Scene, Story
+from mpsdiag.scenario.scenario import Measured
 from mpsdiag.serialization import jsonable
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from mpsdiag.reporting.story.pool import Result
 from mpsdiag.reporting.story.story import Panel, Scene, Story
 from mpsdiag.serialization import dumps, jsonable
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def render(story: Story) -> str:

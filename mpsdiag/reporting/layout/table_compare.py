@@ -90,9 +90,7 @@ def _row(row: Row, *, several: bool) -> tuple[Item, ...]:
     emulated = f", emulated {cell.emulate}" if cell.emulate else ""
     return (
         Item(word, tone),
-        Item(
-            f"{cell.attention} + {cell.trainer}, {cell.padding}, {cell.model}, {cell.dtype}, {cell.device}{emulated}"
-        ),
+        Item(f"{cell.title}, {cell.device}{emulated}"),
         Item(" → ".join(where) if several else ""),
         _status(row.old),
         _status(row.new),

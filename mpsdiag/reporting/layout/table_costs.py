@@ -70,7 +70,7 @@ def _cost_row(row: CostRow) -> tuple[Item, ...]:
     tone: Tone = "plain" if row.rank else "muted"
     return (
         Item(str(row.rank) if row.rank else figures.NOTHING, tone, row.rank or math.inf),
-        Item(f"{cell.attention} + {cell.trainer}", tone),
+        Item(f"{cell.attn_implementation} + {cell.trainer}", tone),
         from_mark(row.mark),
         _duration(row.eval_step, muted=not row.rank),
         _spread(row.eval_step),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from mpsdiag.benching.journal.record import FirstNonfinite
 from mpsdiag.reporting.layout.blocks import Column, Item, Limits, Table, from_mark
 from mpsdiag.reporting.story import figures
 from mpsdiag.reporting.story.marks import mark, severity
 from mpsdiag.reporting.story.pool import Result
 from mpsdiag.reporting.story.story import Panel, Scene
+from mpsdiag.scenario.scenario import FirstNonfinite
 
 STOCK_PRINTS = (
     "Stock prints: the evaluation loss that transformers' own Trainer would have shown with its default"
@@ -28,7 +28,7 @@ def loss_table(panel: Panel, scene: Scene, limits: Limits, *, alone: bool) -> Ta
     """
     results = sorted(
         (one for one in panel.results if one.measured),
-        key=lambda one: (one.cell.padding, severity(one.status)),
+        key=lambda one: (one.cell.padding_side, severity(one.status)),
     )
     title = [] if alone else [panel.label]
     where = scene.emulated or f"on {scene.device}"
@@ -65,8 +65,8 @@ def _loss_row(result: Result) -> tuple[Item, ...]:
     )
     bad = measured.nonfinite_batches
     return (
-        Item(result.cell.padding),
-        Item(f"{result.cell.attention} + {result.cell.trainer}"),
+        Item(result.cell.padding_side),
+        Item(f"{result.cell.attn_implementation} + {result.cell.trainer}"),
         from_mark(mark([result])),
         _loss(train[-1] if train else None),
         _loss(measured.eval_loss),

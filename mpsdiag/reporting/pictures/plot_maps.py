@@ -95,7 +95,9 @@ def _short(scene: Scene) -> str:
 def _cells(scene: Scene, attention: str) -> list[Result]:
     wanted = (attention, "standard", "left")
     return [
-        one for one in scene.results if (one.cell.attention, one.cell.trainer, one.cell.padding) == wanted
+        one
+        for one in scene.results
+        if (one.cell.attn_implementation, one.cell.trainer, one.cell.padding_side) == wanted
     ]
 
 
@@ -128,7 +130,7 @@ def spread_of(result: Result, title: str, theme: Theme) -> Figure:
     )
     axes.set_yticks(range(len(counts)), [f"layer {number}" for number in range(len(counts))])
     axes.set_xlabel(
-        "position in the sequence (padding stands left)" if result.cell.padding == "left" else "position"
+        "position in the sequence (padding stands left)" if result.cell.padding_side == "left" else "position"
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(length=0)

@@ -106,7 +106,7 @@ def _ends(row: CostRow) -> tuple[float, float]:
 
 def _name(row: CostRow) -> str:
     cell = row.result.cell
-    return f"{cell.attention} + {cell.trainer}"
+    return f"{cell.attn_implementation} + {cell.trainer}"
 
 
 def _baseline(axes: Axes, rows: Sequence[CostRow], scale: float, theme: Theme) -> None:
@@ -203,7 +203,7 @@ def _courses(axes: Axes, groups: list[tuple[list[float], list[Result]]], theme: 
 
 def _who(cells: Sequence[Result]) -> str:
     """Name the cells of a line in a few words."""
-    names = [f"{one.cell.attention} + {one.cell.trainer}, {one.cell.padding}" for one in cells]
+    names = [f"{one.cell.attn_implementation} + {one.cell.trainer}, {one.cell.padding_side}" for one in cells]
     text = label(names[0], 40)
     return text if len(names) == 1 else f"{text}\nand {len(names) - 1} more"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from mpsdiag.benching.journal.provenance import Place
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.reporting.story import figures
 from mpsdiag.reporting.story.cost import Budget, Estimate, ratio
 from mpsdiag.reporting.story.pool import Pool, Result
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.statistics import mann_whitney
 
 Change = Literal["newly_bad", "newly_fixed", "still_bad", "worse", "improved", "same", "only_new", "only_old"]
@@ -48,7 +48,7 @@ class Row:
     """One cell, new against old. Ratios are new over old: below 1 is faster. Only of cells right in both."""
 
     change: Change
-    cell: Cell
+    cell: Scenario
     new: Result | None
     old: Result | None
     eval_ratio: Estimate | None = None
@@ -92,8 +92,8 @@ def compare(new: Pool, old: Pool, budget: Budget) -> Comparison:
     ours, theirs = _by_place(new), _by_place(old)
     pairs: list[Pair] = []
     rows: list[Row] = []
-    met_new: set[tuple[int, Cell]] = set()
-    met_old: set[tuple[int, Cell]] = set()
+    met_new: set[tuple[int, Scenario]] = set()
+    met_old: set[tuple[int, Scenario]] = set()
     for here, mine in ours.items():
         for there, others in theirs.items():
             common = [cell for cell in mine if cell in others]
@@ -109,8 +109,8 @@ def compare(new: Pool, old: Pool, budget: Budget) -> Comparison:
     return Comparison(tuple(pairs), tuple(rows))
 
 
-def _by_place(pool: Pool) -> dict[int, dict[Cell, Result]]:
-    places: dict[int, dict[Cell, Result]] = {}
+def _by_place(pool: Pool) -> dict[int, dict[Scenario, Result]]:
+    places: dict[int, dict[Scenario, Result]] = {}
     for result in pool.results:
         cell = result.cell.model_copy(update={"warmup": 0, "repeats": 1})
         places.setdefault(result.place.number, {})[cell] = result
@@ -118,7 +118,7 @@ def _by_place(pool: Pool) -> dict[int, dict[Cell, Result]]:
 
 
 def _alone(
-    places: dict[int, dict[Cell, Result]], met: set[tuple[int, Cell]], *, is_new: bool
+    places: dict[int, dict[Scenario, Result]], met: set[tuple[int, Scenario]], *, is_new: bool
 ) -> Iterable[Row]:
     for number, results in places.items():
         for cell, result in results.items():

@@ -108,7 +108,9 @@ def tables(results: Sequence[Result], baseline: str, budget: Budget) -> tuple[Co
     """
     made = []
     for side in PADDING_SIDES:
-        timed = [one for one in results if one.cell.padding == side and (one.eval_step or one.train_step)]
+        timed = [
+            one for one in results if one.cell.padding_side == side and (one.eval_step or one.train_step)
+        ]
         if timed:
             made.append(_table(side, timed, baseline, budget))
     return tuple(made)
@@ -116,14 +118,15 @@ def tables(results: Sequence[Result], baseline: str, budget: Budget) -> tuple[Co
 
 def reference_trainer(results: Sequence[Result], baseline: str) -> str:
     """Trainer of the baseline cells: the standard one, or where it was not run the first that was."""
-    trainers = {one.cell.trainer for one in results if one.cell.attention == baseline}
+    trainers = {one.cell.trainer for one in results if one.cell.attn_implementation == baseline}
     return next((word for word in TRAINER_VARIANTS if word in trainers), "standard")
 
 
 def _table(side: str, timed: Sequence[Result], baseline: str, budget: Budget) -> CostTable:
     trainer = reference_trainer(timed, baseline)
     reference = next(
-        (one for one in timed if (one.cell.attention, one.cell.trainer) == (baseline, trainer)), None
+        (one for one in timed if (one.cell.attn_implementation, one.cell.trainer) == (baseline, trainer)),
+        None,
     )
     order = sorted(timed, key=lambda one: (not one.correct, severity(one.status), _speed(one)))
     rows = []

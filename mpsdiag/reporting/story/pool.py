@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mpsdiag.benching.journal.provenance import Place, keep
-from mpsdiag.benching.journal.record import Cell, Measured, Record
+from mpsdiag.benching.journal.record import Record
 from mpsdiag.benching.run.cell import EMULATED_ABORT
+from mpsdiag.scenario.scenario import Measured, Scenario
 
 if TYPE_CHECKING:
     from mpsdiag.benching.journal.journal import Journal
@@ -36,7 +37,7 @@ class Result:
     """All rounds of one cell in one environment. Durations in seconds, raw, by round."""
 
     key: str
-    cell: Cell
+    cell: Scenario
     place: Place
     status: str
     reason: str | None

@@ -9,28 +9,28 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.benching.journal.provenance import Place
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.reporting.story import cost, verdict
 from mpsdiag.reporting.story.compare import Comparison, compare
 from mpsdiag.reporting.story.marks import Mark, mark
 from mpsdiag.reporting.story.pool import Pool, Result, pool
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import ATTENTION_MODES, PADDING_SIDES, TRAINER_VARIANTS
 
 if TYPE_CHECKING:
     from mpsdiag.benching.journal.journal import Journal
 
 # The axes a grid shows; all others tell the panels of a scene apart.
-_GRID_AXES = frozenset({"attention", "trainer", "padding"})
+_GRID_AXES = frozenset({"attn_implementation", "trainer", "padding_side"})
 _SCENE_AXES = frozenset({"device", "emulate", "emulate_macos"})
-_panel_key = attrgetter(*(axis for axis in Cell.model_fields if axis not in _GRID_AXES))
+_panel_key = attrgetter(*(axis for axis in Scenario.model_fields if axis not in _GRID_AXES))
 _AXIS_WORDS = {
     "dataset": "data",
     "eval_dataset": "evaluated on",
-    "sequence_length": "length",
+    "max_length": "length",
     "batch_size": "batch",
     "pad_to_multiple_of": "padded to multiples of",
-    "train_steps": "training steps",
-    "eval_batches": "evaluation batches",
+    "max_steps": "training steps",
+    "eval_max_batches": "evaluation batches",
     "seed": "seed",
     "warmup": "warm-up",
     "repeats": "repeats",
@@ -145,7 +145,7 @@ def tell(journals: Sequence[Journal], against: Sequence[Journal] = (), baseline:
 def name(result: Result, varying: frozenset[str] = frozenset()) -> str:
     """Name a cell for a sentence: its panel where panels differ, then attention, trainer and padding."""
     cell = result.cell
-    words = [f"{cell.attention} + {cell.trainer}, {cell.padding}"]
+    words = [f"{cell.attn_implementation} + {cell.trainer}, {cell.padding_side}"]
     words += [text for axis in sorted(varying - _GRID_AXES) if (text := _axis(axis, getattr(cell, axis)))]
     return ", ".join(words)
 
@@ -222,7 +222,9 @@ def _axis(axis: str, value: Any) -> str:
 def _grids(results: Sequence[Result]) -> tuple[Grid, ...]:
     places: dict[tuple[str, str, str], list[Result]] = {}
     for one in results:
-        places.setdefault((one.cell.padding, one.cell.attention, one.cell.trainer), []).append(one)
+        places.setdefault((one.cell.padding_side, one.cell.attn_implementation, one.cell.trainer), []).append(
+            one
+        )
     attentions = tuple(word for word in ATTENTION_MODES if any(word == place[1] for place in places))
     trainers = tuple(word for word in TRAINER_VARIANTS if any(word == place[2] for place in places))
     return tuple(

@@ -48,8 +48,8 @@ def decide(
     spots: dict[tuple[int, str], dict[tuple[str, str], Result]] = {}
     for number, results in enumerate(panels):
         for one in results:
-            spot = spots.setdefault((number, one.cell.padding), {})
-            spot[one.cell.attention, one.cell.trainer] = one
+            spot = spots.setdefault((number, one.cell.padding_side), {})
+            spot[one.cell.attn_implementation, one.cell.trainer] = one
     everything = [one for results in panels for one in results]
     stock = (baseline, reference_trainer(everything, baseline))
     reference = {key: spot[stock] for key, spot in spots.items() if stock in spot}
@@ -102,7 +102,7 @@ def _ratios(
     for number, tables in enumerate(costs):
         for row in (row for table in tables if (number, table.padding) in trouble for row in table.rows):
             if row.eval_ratio is not None:
-                pair = (row.result.cell.attention, row.result.cell.trainer)
+                pair = (row.result.cell.attn_implementation, row.result.cell.trainer)
                 ratios.setdefault(pair, []).append(row.eval_ratio)
     return ratios
 

@@ -24,7 +24,12 @@ from mpsdiag.errors import BadInput, CannotDecide
 pytest.importorskip("distributed")
 
 HERE = Path(__file__).parents[1]
-ONE = {"trainer": ["standard"], "padding": ["left"], "device": ["cpu"], "attention": ["sdpa", "eager"]}
+ONE = {
+    "trainer": ["standard"],
+    "padding_side": ["left"],
+    "device": ["cpu"],
+    "attn_implementation": ["sdpa", "eager"],
+}
 
 
 def start(log, *words, machine=""):
@@ -188,7 +193,7 @@ def test_a_lost_scheduler_is_a_sentence_and_what_finished_is_kept(
 
 def test_cells_that_go_wrong_stay_in_their_child(fleet, session, tmp_path, quiet):
     made = session(
-        fleet[0], tmp_path, "fake_cells:faulty", attention=["sdpa"], seed=[0, 1, 3, 9, 11], rounds=0
+        fleet[0], tmp_path, "fake_cells:faulty", attn_implementation=["sdpa"], seed=[0, 1, 3, 9, 11], rounds=0
     )
     outcome = made.run(quiet)
     assert made.exit_code(outcome) == 3
@@ -217,7 +222,7 @@ def test_what_a_lost_worker_was_running_runs_again_elsewhere(fleet, session, tmp
     address, workers = fleet
     timed = session(address, tmp_path / "timed", seed=[0, 1, 2, 3])
     made = session(
-        address, tmp_path, "fake_cells:slow", attention=["sdpa"], seed=list(range(3, 12)), rounds=0
+        address, tmp_path, "fake_cells:slow", attn_implementation=["sdpa"], seed=list(range(3, 12)), rounds=0
     )
 
     def kill_half_way():

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpsdiag.benching.cluster.placement import Placement, Worker
-from mpsdiag.benching.journal.record import Cell
+from mpsdiag.scenario.scenario import Scenario
 
-GROUPS = [Cell(seed=seed) for seed in range(6)]
+GROUPS = [Scenario(seed=seed) for seed in range(6)]
 
 
 @pytest.fixture

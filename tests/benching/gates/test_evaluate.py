@@ -7,8 +7,9 @@ from mpsdiag.benching.gates.gate import parse_gate
 from mpsdiag.benching.gates.measures import MEASURES
 from mpsdiag.benching.journal.journal import Journal
 from mpsdiag.benching.journal.provenance import keep
-from mpsdiag.benching.journal.record import Cell, Header, Measured, Timing
+from mpsdiag.benching.journal.record import Header, Timing
 from mpsdiag.benching.run.job import Ended, Job
+from mpsdiag.scenario.scenario import Measured, Scenario
 
 NAN = float("nan")
 HEADER = Header(mpsdiag="0.1.0", command="", created="")
@@ -38,7 +39,10 @@ def matrix(**times):
         for padding in ("left", "right")
         for attention, seconds in times.items()
         for one in records(
-            Cell(attention=attention, padding=padding), times=(seconds,), eval_loss=5.0, loss_moved_by=0.0
+            Scenario(attn_implementation=attention, padding_side=padding),
+            times=(seconds,),
+            eval_loss=5.0,
+            loss_moved_by=0.0,
         )
     ]
 
@@ -54,7 +58,7 @@ def matrix(**times):
         ("safe_sdpa+left.eval_time > 0.1", True),
         ("safe_sdpa+padding=left.eval_time > 0.1", True),
         ("sequence_length=512.eval_time > 0.2", False),
-        ("padding=left+safe_sdpa.eval_time > 1.01 * padding=right+sdpa.eval_time", True),
+        ("padding=left+safe_sdpa.eval_time > 1.01 * padding_side=right+sdpa.eval_time", True),
         ("safe_sdpa.loss_moved_by < -0.001", False),
         ("safe_sdpa.loss_moved_by > -1e-9", True),
         ("sdpa.eval_time <= 1e-1", True),
@@ -75,20 +79,23 @@ def test_gates_decide(gate, tripped):
     ("gate", "words"), [("any ok in all", "1 of 1 cell,"), ("any nan in all", "0 of 1 cell")]
 )
 def test_one_cell_is_no_plural(gate, words):
-    assert f"{words} " in f"{evaluate(gate, records(Cell())).sentence} "
+    assert f"{words} " in f"{evaluate(gate, records(Scenario())).sentence} "
 
 
 def test_any_status_looks_at_every_round():
-    rows = [*records(Cell()), *records(Cell(attention="eager"), status="nan")]
+    rows = [*records(Scenario()), *records(Scenario(attn_implementation="eager"), status="nan")]
     assert evaluate("any nan in eager", rows).tripped is True
     assert evaluate("any nan in sdpa", rows).tripped is False
-    rows += list(records(Cell(attention="safe_sdpa"), status="timeout", times=()))
+    rows += list(records(Scenario(attn_implementation="safe_sdpa"), status="timeout", times=()))
     assert evaluate("any bad in safe_sdpa", rows).tripped is True
     assert "safe_sdpa + standard" in evaluate("any timeout in all", rows).sentence
 
 
 def test_what_cannot_be_decided_does_not_pass():
-    rows = [*records(Cell(), eval_loss=NAN), *records(Cell(attention="eager"), eval_loss=5.0, times=())]
+    rows = [
+        *records(Scenario(), eval_loss=NAN),
+        *records(Scenario(attn_implementation="eager"), eval_loss=5.0, times=()),
+    ]
     for gate in (
         "eager.eval_loss > sdpa.eval_loss",
         "eager.eval_time > 0",
@@ -99,25 +106,29 @@ def test_what_cannot_be_decided_does_not_pass():
 
 def test_pairs_agree_on_every_axis_that_is_not_named():
     rows = [
-        *records(Cell(attention="sdpa"), times=(1.0,)),
-        *records(Cell(attention="eager", seed=1), times=(9.0,)),
+        *records(Scenario(attn_implementation="sdpa"), times=(1.0,)),
+        *records(Scenario(attn_implementation="eager", seed=1), times=(9.0,)),
     ]
     assert evaluate("eager.eval_time > sdpa.eval_time", rows).tripped is None
-    rows += records(Cell(attention="eager", trainer="mps_safe"), times=(9.0,))
+    rows += records(Scenario(attn_implementation="eager", trainer="mps_safe"), times=(9.0,))
     assert evaluate("eager.eval_time > sdpa.eval_time", rows).tripped is None
     assert evaluate("eager+mps_safe.eval_time > sdpa+standard.eval_time", rows).tripped is True
 
 
 def test_each_environment_is_judged_by_itself():
     """Pooled, safe_sdpa would take 2.05 times as long; on either machine it is as fast as sdpa."""
-    slow = [one for mode in ("sdpa", "safe_sdpa") for one in records(Cell(attention=mode), times=(1.0,))]
+    slow = [
+        one
+        for mode in ("sdpa", "safe_sdpa")
+        for one in records(Scenario(attn_implementation=mode), times=(1.0,))
+    ]
     fast = [
-        *records(Cell(attention="sdpa"), times=(0.1, 0.1, 0.1), chip="B"),
-        *records(Cell(attention="safe_sdpa"), times=(0.1,), chip="B"),
+        *records(Scenario(attn_implementation="sdpa"), times=(0.1, 0.1, 0.1), chip="B"),
+        *records(Scenario(attn_implementation="safe_sdpa"), times=(0.1,), chip="B"),
     ]
     assert evaluate(FASTER, [*slow, *fast]).tripped is False
-    worse = [*fast, *records(Cell(attention="safe_sdpa", seed=1), times=(0.2,), chip="B")]
-    worse += records(Cell(attention="sdpa", seed=1), times=(0.1,), chip="B")
+    worse = [*fast, *records(Scenario(attn_implementation="safe_sdpa", seed=1), times=(0.2,), chip="B")]
+    worse += records(Scenario(attn_implementation="sdpa", seed=1), times=(0.1,), chip="B")
     found = evaluate(FASTER, [*slow, *worse])
     assert found.tripped is True
     assert found.sentence.endswith("[B]")
@@ -126,8 +137,8 @@ def test_each_environment_is_judged_by_itself():
 def test_times_are_compared_round_by_round_as_in_the_report():
     """The machine got twice as slow in round 3, which only the baseline ran: pooled, 1.2 would look like 0.8."""
     rows = [
-        *records(Cell(attention="sdpa"), times=(1.0, 1.0, 2.0, 2.0, 2.0)),
-        *records(Cell(attention="safe_sdpa"), times=(1.2, 1.2)),
+        *records(Scenario(attn_implementation="sdpa"), times=(1.0, 1.0, 2.0, 2.0, 2.0)),
+        *records(Scenario(attn_implementation="safe_sdpa"), times=(1.2, 1.2)),
     ]
     found = evaluate(FASTER, rows)
     assert found.tripped is True
@@ -138,45 +149,49 @@ def test_times_are_compared_round_by_round_as_in_the_report():
 
 def test_a_pair_that_is_torn_between_two_machines_is_undecided():
     torn = [
-        *records(Cell(attention="sdpa"), times=(0.1,)),
-        *records(Cell(attention="safe_sdpa"), times=(0.1,), chip="B"),
+        *records(Scenario(attn_implementation="sdpa"), times=(0.1,)),
+        *records(Scenario(attn_implementation="safe_sdpa"), times=(0.1,), chip="B"),
     ]
     found = evaluate(FASTER, torn)
     assert found.tripped is None
     assert "a number is missing (safe_sdpa + standard, left, tiny-gpt2, float32)" in found.sentence
     whole = [
-        one for mode in ("sdpa", "safe_sdpa") for one in records(Cell(attention=mode, seed=1), times=(0.1,))
+        one
+        for mode in ("sdpa", "safe_sdpa")
+        for one in records(Scenario(attn_implementation=mode, seed=1), times=(0.1,))
     ]
     assert evaluate(FASTER, [*torn, *whole]).tripped is None  # another pair that holds does not hide it
     assert evaluate(FASTER, whole).tripped is False
 
 
 def test_a_verdict_on_one_machine_and_timings_on_another_is_enough_to_decide():
-    rows = [one for mode in ("sdpa", "safe_sdpa") for one in records(Cell(attention=mode), times=())]
+    rows = [
+        one for mode in ("sdpa", "safe_sdpa") for one in records(Scenario(attn_implementation=mode), times=())
+    ]
     for mode in ("sdpa", "safe_sdpa"):
-        _, timed = records(Cell(attention=mode), times=(0.1,), chip="B")
+        _, timed = records(Scenario(attn_implementation=mode), times=(0.1,), chip="B")
         rows.append(timed)
     assert evaluate(FASTER, rows).tripped is False
 
 
 def test_a_nan_on_one_machine_is_not_hidden_by_a_number_from_another():
-    rows = [*records(Cell(), eval_loss=NAN), *records(Cell(), eval_loss=5.0, chip="B")]
+    rows = [*records(Scenario(), eval_loss=NAN), *records(Scenario(), eval_loss=5.0, chip="B")]
     assert evaluate("sdpa.eval_loss > 9", rows).tripped is None
 
 
 def test_skipped_cells_are_no_cells_for_a_comparison():
-    skipped = list(records(Cell(attention="flash_attention_2"), status="skip", times=()))
-    rows = [*records(Cell(), times=(0.1,)), *skipped]
+    skipped = list(records(Scenario(attn_implementation="flash_attention_2"), status="skip", times=()))
+    rows = [*records(Scenario(), times=(0.1,)), *skipped]
     assert evaluate("left.eval_time > 1", rows).tripped is False
     assert evaluate("flash_attention_2.eval_time > 1", rows).tripped is None
     assert evaluate("any skip in all", rows).tripped is True
 
 
 def test_cells_none_of_which_finished_say_nothing_about_nan():
-    crashed = list(records(Cell(attention="safe_sdpa"), status="crash", times=()))
+    crashed = list(records(Scenario(attn_implementation="safe_sdpa"), status="crash", times=()))
     assert evaluate("any nan in safe_sdpa", crashed).tripped is None
     assert evaluate("any timeout in safe_sdpa", crashed).tripped is False
-    found = evaluate("any nan in all", [*crashed, *records(Cell())])
+    found = evaluate("any nan in all", [*crashed, *records(Scenario())])
     assert found.tripped is False
     assert "1 of which did not finish" in found.sentence
 
@@ -190,7 +205,7 @@ def test_cells_none_of_which_finished_say_nothing_about_nan():
     ],
 )
 def test_what_a_judgement_says(gate, passed, word):
-    found = evaluate(gate, records(Cell()))
+    found = evaluate(gate, records(Scenario()))
     assert found.passed is passed
     assert str(found).startswith(word)
 

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpsdiag.benching.gates.gate import AnyGate, CompareGate, parse_gate, require_words
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.errors import BadInput
+from mpsdiag.scenario.scenario import Scenario
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ from mpsdiag.errors import BadInput
         ("any nan in safe_sdpa++left", "a word is missing in 'safe_sdpa++left'"),
         ("+.eval_time > 1", "a word is missing in '+'"),
         ("padding=.eval_time > 1", "a word is missing in 'padding='"),
-        ("sequence_lenght=512.eval_time > 1", "no axis 'sequence_lenght'. Did you mean 'sequence_length'?"),
-        ("any nan in safe_sdpa+paddding=left", "no axis 'paddding'. Did you mean 'padding'?"),
+        ("max_lenght=512.eval_time > 1", "no axis 'max_lenght'. Did you mean 'max_length'?"),
+        ("any nan in safe_sdpa+paddding=left", "no axis 'paddding'. Did you mean 'padding_side'?"),
         ("sdpa.eval_time > 1e999", "1e999 is too large a number"),
         ("-1e999 * sdpa.eval_time < 1", "-1e999 is too large a number"),
     ],
@@ -43,7 +43,10 @@ def test_no_text_breaks_the_parser(text):
 
 
 def test_words_are_checked_against_the_matrix_before_it_runs():
-    cells = [Cell(attention="sdpa"), Cell(attention="safe_sdpa", padding="right")]
+    cells = [
+        Scenario(attn_implementation="sdpa"),
+        Scenario(attn_implementation="safe_sdpa", padding_side="right"),
+    ]
     require_words(parse_gate("any nan in safe_sdpa+right"), cells)
     with pytest.raises(BadInput, match="Did you mean 'safe_sdpa'"):
         require_words(parse_gate("any nan in safe_spda"), cells)
@@ -54,9 +57,9 @@ def test_words_are_checked_against_the_matrix_before_it_runs():
 @pytest.mark.parametrize(
     ("gate", "taken"),
     [
-        ("any nan in sequence_length=512", [0, 1]),
+        ("any nan in max_length=512", [0, 1]),
         ("any nan in safe_sdpa+sequence_length=512", [1]),
-        ("any nan in padding=right+seed=3", [2]),
+        ("any nan in padding_side=right+seed=3", [2]),
         ("any nan in emulate=2.8", [2]),
         ("any nan in emulate=none+attention=sdpa", [0]),
         ("any nan in all", [0, 1, 2]),
@@ -64,9 +67,9 @@ def test_words_are_checked_against_the_matrix_before_it_runs():
 )
 def test_a_word_can_name_its_axis(gate, taken):
     cells = [
-        Cell(attention="sdpa"),
-        Cell(attention="safe_sdpa"),
-        Cell(padding="right", seed=3, sequence_length=128, emulate="2.8"),
+        Scenario(attn_implementation="sdpa"),
+        Scenario(attn_implementation="safe_sdpa"),
+        Scenario(padding_side="right", seed=3, max_length=128, emulate="2.8"),
     ]
     parsed = parse_gate(gate)
     require_words(parsed, cells)
@@ -76,18 +79,18 @@ def test_a_word_can_name_its_axis(gate, taken):
 @pytest.mark.parametrize(
     ("gate", "sentence"),
     [
-        ("any nan in 512", "has '512'. Name the axis of a number: sequence_length=512."),
-        ("any nan in 4", "Name the axis of a number: batch_size=4 or eval_batches=4."),
+        ("any nan in 512", "has '512'. Name the axis of a number: max_length=512."),
+        ("any nan in 4", "Name the axis of a number: batch_size=4 or eval_max_batches=4."),
         (
-            "any nan in sequence_length=51",
-            "has 'sequence_length=51'. Did you mean '512'? Choose from: 512, 64.",
+            "any nan in max_length=51",
+            "has 'max_length=51'. Did you mean '512'? Choose from: 512, 64.",
         ),
-        ("any nan in padding=lft", "has 'padding=lft'. Did you mean 'left'?"),
+        ("any nan in padding_side=lft", "has 'padding_side=lft'. Did you mean 'left'?"),
     ],
 )
 def test_what_to_write_instead_of_a_word_that_no_cell_has(gate, sentence):
     with pytest.raises(BadInput) as caught:
-        require_words(parse_gate(gate), [Cell(), Cell(sequence_length=64)])
+        require_words(parse_gate(gate), [Scenario(), Scenario(max_length=64)])
     assert sentence in str(caught.value)
 
 

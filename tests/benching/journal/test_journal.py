@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from mpsdiag.benching.journal import migrations
 from mpsdiag.benching.journal.journal import JournalWriter, parse_journal, read_journal
-from mpsdiag.benching.journal.record import Cell, Header, Measured, Record, Timing
+from mpsdiag.benching.journal.record import Header, Record, Timing
 from mpsdiag.benching.journal.writer import JournalFull, set_aside
 from mpsdiag.errors import BadInput
+from mpsdiag.scenario.scenario import OLD_NAMES, Measured, Scenario
 from mpsdiag.serialization import dumps
 
 DATA = Path(__file__).parents[1] / "data"
@@ -22,7 +23,7 @@ def record(number, status="ok", round_=0, **fields):
     return Record(
         key=f"{number:016x}",
         round=round_,
-        cell=Cell(seed=number),
+        cell=Scenario(seed=number),
         status=status,
         started="now",
         seconds=1.5,
@@ -62,7 +63,7 @@ def test_every_line_carries_its_schema_and_is_strict_json(tmp_path, header):
         raise AssertionError(word)
 
     for line in lines(path)[:-1]:
-        assert json.loads(line, parse_constant=refuse)["schema"] == 2
+        assert json.loads(line, parse_constant=refuse)["schema"] == 3
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
@@ -134,7 +135,7 @@ def test_schema_1_is_migrated():
     """The sample is what that version wrote, byte for byte."""
     journal = read_journal(DATA / "schema_1.jsonl")
     assert journal.warnings == []
-    assert [(r.status, r.cell.attention, r.round) for r in journal.records] == [
+    assert [(r.status, r.cell.attn_implementation, r.round) for r in journal.records] == [
         ("nan", "sdpa", 0),
         ("ok", "safe_sdpa", 0),
         ("ok", "sdpa", 1),
@@ -146,6 +147,27 @@ def test_schema_1_is_migrated():
         assert (record.cell.warmup, record.cell.repeats, record.cell.threads) == (2, 5, 1)
         if record.timing is not None:  # what the line itself says about it
             assert (record.timing.warmup, len(record.timing.eval_step), record.timing.threads) == (2, 5, 1)
+
+
+def test_schema_2_is_migrated():
+    """The sample is what that version wrote, byte for byte but for the folder's name."""
+    lines = [json.loads(line) for line in (DATA / "schema_2.jsonl").read_text().splitlines()]
+    journal = read_journal(DATA / "schema_2.jsonl")
+    assert journal.warnings == []
+    assert len(journal.records) == len(lines) - 1 == 4
+    versions = {name: journal.header.environment["versions"][name] for name in ("torch", "transformers")}
+    for record, line in zip(journal.records, lines[1:], strict=True):
+        old = line["cell"]
+        assert record.cell.model_dump() == {OLD_NAMES.get(name, name): value for name, value in old.items()}
+        assert record.key == record.cell.key(versions) != line["key"]  # so that bench resumes it
+        assert (record.status, record.reason) == (line["status"], line["reason"])
+        new = json.loads(dumps(record.measured))
+        assert {name: new[name] for name in line["measured"]} == line["measured"]  # nothing of it is lost
+        assert json.loads(dumps(record.timing)) == line["timing"]
+        if record.round == 0:
+            assert (
+                record.measured.status == record.status
+            )  # what follows from the numbers is what was written
 
 
 def test_a_migrated_line_without_versions_keeps_its_key():
@@ -162,9 +184,9 @@ def test_there_is_a_step_from_every_older_schema():
 def test_a_newer_schema_is_refused_with_a_sentence(tmp_path, header):
     path = tmp_path / "journal.jsonl"
     write(path, header, record(1))
-    path.write_bytes(path.read_bytes() + b'{"schema": 3, "kind": "cell"}\n')
+    path.write_bytes(path.read_bytes() + b'{"schema": 4, "kind": "cell"}\n')
     with pytest.raises(
-        BadInput, match=r"line 3 was written by a newer mpsdiag \(schema 3; this one reads up to 2\)"
+        BadInput, match=r"line 3 was written by a newer mpsdiag \(schema 4; this one reads up to 3\)"
     ):
         read_journal(path)
 

@@ -2,13 +2,14 @@
 
 import pytest
 
-from mpsdiag.benching.journal.record import Cell, Timing
+from mpsdiag.benching.journal.record import Timing
 from mpsdiag.benching.plan.estimate import Work, estimate, in_words, remaining
 from mpsdiag.benching.run.job import Ended, Job
 from mpsdiag.benching.run.rounds import StopRule
+from mpsdiag.scenario.scenario import Scenario
 
 RULE = StopRule(2, 5)
-BASE, OTHER = Cell(), Cell(attention="eager")
+BASE, OTHER = Scenario(), Scenario(attn_implementation="eager")
 
 
 def rounds(cell, number, *, verdict="ok", noise=0.0, last="ok"):

@@ -1,6 +1,5 @@
 import pytest
 
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.plan.availability import unavailable
 from mpsdiag.benching.plan.expand import Plan, expand, shard
 from mpsdiag.benching.plan.fingerprint import fingerprint
@@ -8,6 +7,7 @@ from mpsdiag.benching.plan.matrix_file import parse_matrix
 from mpsdiag.benching.plan.spec import MatrixSpec
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.errors import BadInput
+from mpsdiag.scenario.scenario import Scenario
 
 
 def plan(text="", *, reason=lambda cell: None, resolve=lambda word: "cpu" if word == "auto" else word):
@@ -16,7 +16,7 @@ def plan(text="", *, reason=lambda cell: None, resolve=lambda word: "cpu" if wor
 
 def test_the_default_matrix_is_that_of_the_contract():
     cells = expand(MatrixSpec(), resolve=lambda word: "cpu").cells
-    assert {(c.attention, c.trainer, c.padding) for c in cells} == {
+    assert {(c.attn_implementation, c.trainer, c.padding_side) for c in cells} == {
         (a, t, p)
         for a in ("sdpa", "eager", "safe_sdpa")
         for t in ("standard", "mps_safe", "cpu_loss")
@@ -42,7 +42,7 @@ def test_cells_are_the_product_less_what_is_excluded_plus_what_is_included():
         attention = ["sdpa"]
         """
     ).cells
-    assert [(c.model, c.attention, c.padding) for c in cells] == [
+    assert [(c.model, c.attn_implementation, c.padding_side) for c in cells] == [
         ("tiny-gpt2", "sdpa", "left"),
         ("tiny-gpt2", "eager", "left"),
         ("tiny-gpt2", "sdpa", "right"),
@@ -92,21 +92,21 @@ def test_cells_that_cannot_be_are_skipped_with_the_reason():
             "[axes]\nattention = ['sdpa', 'flash_attention_2']\ndevice = 'cpu'\npadding = 'left'", "m"
         )
     )
-    assert [cell.attention for cell in made.cells] == ["sdpa"] * 3
+    assert [cell.attn_implementation for cell in made.cells] == ["sdpa"] * 3
     assert {skip.reason for skip in made.skipped} == {
         "flash_attention_2 needs a CUDA or XPU device, this is cpu"
     }
 
 
 def test_an_emulation_on_a_real_device_is_skipped():
-    assert "cannot run on mps" in unavailable(Cell(emulate="2.8", device="mps"))
-    assert unavailable(Cell(emulate="2.8", dtype="float64")) == "MPS does not support float64"
-    assert unavailable(Cell(dtype="float64")) is None
+    assert "cannot run on mps" in unavailable(Scenario(emulate="2.8", device="mps"))
+    assert unavailable(Scenario(emulate="2.8", dtype="float64")) == "MPS does not support float64"
+    assert unavailable(Scenario(dtype="float64")) is None
 
 
 def test_a_device_that_is_not_there_is_a_reason(monkeypatch):
-    assert unavailable(Cell(device="cuda:7")) is not None
-    assert unavailable(Cell()) is None
+    assert unavailable(Scenario(device="cuda:7")) is not None
+    assert unavailable(Scenario()) is None
 
 
 def test_too_many_cells_and_none_at_all():
@@ -127,7 +127,12 @@ def test_more_combinations_than_can_be_looked_at():
     [
         ("[[exclude]]\nmodel = 'tiny-gtp2'", 1, "model = tiny-gtp2", "Did you mean 'tiny-gpt2'?"),
         ("[[exclude]]\npadding = 'left'\n[[exclude]]\nseed = [7, 8]", 2, "seed = 7 or 8", "Choose from: 0."),
-        ("[[exclude]]\npadding = 'left'\nemulate = '2.8'", 1, "emulate = 2.8, padding = left", "from: none."),
+        (
+            "[[exclude]]\npadding = 'left'\nemulate = '2.8'",
+            1,
+            "emulate = 2.8, padding_side = left",
+            "from: none.",
+        ),
     ],
 )
 def test_an_exclude_rule_that_leaves_nothing_out_says_so(rules, number, named, hint):
@@ -139,7 +144,7 @@ def test_an_exclude_rule_that_leaves_nothing_out_says_so(rules, number, named, h
 @pytest.mark.parametrize(
     ("rules", "title"),
     [
-        ("[[include]]\nattention = 'eager'\n[[include]]\nseed = 1", "rule 1 (attention = eager)"),
+        ("[[include]]\nattention = 'eager'\n[[include]]\nseed = 1", "rule 1 (attn_implementation = eager)"),
         ("[[include]]\nseed = 1\n[[include]]\nseed = [1]", "rule 2 (seed = 1)"),
     ],
 )
@@ -201,13 +206,13 @@ def test_shards_that_are_not_there(index, count):
 
 def test_a_key_depends_on_every_axis_and_on_the_versions():
     versions = {"torch": "2.8.0", "transformers": "5.23.0"}
-    cell = Cell()
+    cell = Scenario()
     others = [
-        Cell(seed=1),
-        Cell(attention="eager"),
-        Cell(device="mps"),
-        Cell(emulate="2.8"),
-        Cell(dataset="x"),
+        Scenario(seed=1),
+        Scenario(attn_implementation="eager"),
+        Scenario(device="mps"),
+        Scenario(emulate="2.8"),
+        Scenario(dataset="x"),
     ]
     keys = {
         cell.key(versions),
@@ -215,4 +220,4 @@ def test_a_key_depends_on_every_axis_and_on_the_versions():
         cell.key({**versions, "torch": "2.9.0"}),
     }
     assert len(keys) == 7
-    assert Cell().key(dict(reversed(versions.items()))) == cell.key(versions)
+    assert Scenario().key(dict(reversed(versions.items()))) == cell.key(versions)

@@ -29,11 +29,11 @@ def test_a_whole_file(tmp_path):
     path.write_text(WHOLE)
     spec = load_matrix(path)
     assert (spec.name, spec.rounds) == ("mine", 2)
-    assert spec.axes.attention == ["eager"]
+    assert spec.axes.attn_implementation == ["eager"]
     assert spec.axes.emulate == ["2.8", None]
     assert spec.axes.pad_to_multiple_of == [None, 8]
     assert spec.exclude[0].named() == {"model": ["tiny-llama"], "emulate": [None]}
-    assert spec.include[0].named() == {"attention": ["sdpa", "safe_sdpa"]}
+    assert spec.include[0].named() == {"attn_implementation": ["sdpa", "safe_sdpa"]}
 
 
 def test_a_file_without_a_name_has_that_of_the_file(tmp_path):
@@ -50,7 +50,7 @@ def test_a_file_without_a_name_has_that_of_the_file(tmp_path):
             "line 4, axes.attention",
             "Did you mean 'eager'?",
         ),
-        ("[axes]\nattenton = 'sdpa'", "line 2, axes.attenton", "Did you mean 'attention'?"),
+        ("[axes]\nattenton = 'sdpa'", "line 2, axes.attenton", "Did you mean 'attn_implementation'?"),
         ("roundz = 1", "line 1, roundz", "Did you mean 'rounds'?"),
         ("\n[axis]\nx = 1", "line 2, axis", "Did you mean 'axes'?"),
         ("[axes]\nemulate = '1.9'", "line 2, axes.emulate", "Did you mean '2.9'?"),
@@ -182,8 +182,10 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_options_replace_axes_and_numbers_and_keep_the_rest():
-    spec = changed(parse_matrix(WHOLE, "m"), {"attention": ["sdpa"], "rounds": 0, "model": None, "seed": []})
-    assert spec.axes.attention == ["sdpa"]
+    spec = changed(
+        parse_matrix(WHOLE, "m"), {"attn_implementation": ["sdpa"], "rounds": 0, "model": None, "seed": []}
+    )
+    assert spec.axes.attn_implementation == ["sdpa"]
     assert spec.rounds == 0
     assert spec.axes.model == ["tiny-gpt2", "tiny-llama"]
     assert spec.exclude == parse_matrix(WHOLE, "m").exclude
@@ -192,14 +194,17 @@ def test_options_replace_axes_and_numbers_and_keep_the_rest():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"attention": ["egar"]}, "--attention: unknown attention 'egar'. Did you mean 'eager'?"),
+        (
+            {"attn_implementation": ["egar"]},
+            "--attn-implementation: unknown attn_implementation 'egar'. Did you mean 'eager'?",
+        ),
         ({"max_rounds": -1}, "--max-rounds: should be at least 0 (got -1)."),
         (
             {"rounds": 5, "max_rounds": 3},
             "--rounds and --max-rounds: rounds is 5 and max_rounds 3: the most is below the least.",
         ),
         ({"emulate": ["1.9"]}, "--emulate: there is no emulation of torch '1.9'"),
-        ({"atention": ["sdpa"]}, "Did you mean 'attention'?"),
+        ({"attn_implementatoin": ["sdpa"]}, "Did you mean 'attn_implementation'?"),
     ],
 )
 def test_complaints_about_options_name_the_option(values, sentence):
@@ -226,3 +231,23 @@ def test_where_one_number_of_rounds_is_given_the_other_gives_way(text, rounds, m
 
 def test_rules_and_axes_have_the_same_fields():
     assert tuple(Rule.model_fields) == AXES
+
+
+def test_old_names_still_work_with_one_note():
+    notes = []
+    text = "train_steps = 7\n[axes]\npadding = 'left'\nsequence_length = 64\n[[exclude]]\npadding = 'right'"
+    spec = parse_matrix(text, "m.toml", note=notes.append)
+    assert (spec.max_steps, spec.axes.padding_side, spec.axes.max_length) == (7, ["left"], [64])
+    assert spec.exclude[0].named() == {"padding_side": ["right"]}
+    [note] = notes
+    assert note.startswith("m.toml: 'train_steps' is now 'max_steps', 'padding' is now 'padding_side', ")
+    assert note.endswith("'sequence_length' is now 'max_length'. The old names still work.")
+    parse_matrix("max_steps = 7", "m.toml", note=notes.append)
+    assert notes == [note]
+
+
+def test_a_key_under_both_names_is_an_error():
+    with pytest.raises(
+        BadInput, match=r"line 2, axes.padding: unknown key 'padding'. Did you mean 'padding_side'"
+    ):
+        parse_matrix("[axes]\npadding = 'left'\npadding_side = 'left'", "m.toml")

@@ -4,16 +4,16 @@ import itertools
 
 import pytest
 
-from mpsdiag.benching.journal.record import Cell
-from mpsdiag.benching.run.cell import case_of, run_cell, timing, verdict
+from mpsdiag.benching.run.cell import run_cell, timing, verdict
 from mpsdiag.benching.run.job import Answer, Job
+from mpsdiag.scenario.scenario import Scenario
 
-SMALL = {"sequence_length": 96, "batch_size": 2, "train_steps": 1, "eval_batches": 2}
+SMALL = {"max_length": 96, "batch_size": 2, "max_steps": 1, "eval_max_batches": 2}
 
 
 @pytest.fixture(scope="module")
 def affected():
-    return verdict(Cell(emulate="2.8", emulate_macos=15, **SMALL))
+    return verdict(Scenario(emulate="2.8", emulate_macos=15, **SMALL))
 
 
 def test_the_verdict_leg_is_emulated_and_finds_the_defect(affected):
@@ -37,13 +37,13 @@ def test_an_answer_survives_the_border(affected):
 
 
 def test_safe_attention_is_correct_and_exact():
-    found = verdict(Cell(attention="safe_sdpa", emulate="2.8", **SMALL))
+    found = verdict(Scenario(attn_implementation="safe_sdpa", emulate="2.8", **SMALL))
     assert (found.status, found.measured.loss_moved_by, found.measured.exact) == ("ok", 0.0, True)
 
 
 def test_the_timing_leg_is_not_emulated_and_uses_the_clock_around_the_work_alone():
     ticks = itertools.count()
-    answer = timing(Cell(emulate="2.8", warmup=1, repeats=3, **SMALL), clock=lambda: float(next(ticks)))
+    answer = timing(Scenario(emulate="2.8", warmup=1, repeats=3, **SMALL), clock=lambda: float(next(ticks)))
     found = answer.timing
     assert answer.status == "ok"
     assert found.device == "cpu"
@@ -55,54 +55,22 @@ def test_the_timing_leg_is_not_emulated_and_uses_the_clock_around_the_work_alone
 
 
 def test_a_job_runs_the_leg_of_its_round():
-    job = Job(key="k", cell=Cell(**{**SMALL, "train_steps": 0, "warmup": 0, "repeats": 2}), round=2, log="")
+    job = Job(key="k", cell=Scenario(**{**SMALL, "max_steps": 0, "warmup": 0, "repeats": 2}), round=2, log="")
     found = run_cell(job).timing
     assert found.train_step == []
     assert len(found.eval_step) == 2
     assert all(seconds > 0 for seconds in found.eval_step)
 
 
-def test_every_axis_reaches_the_scenario():
-    cell = Cell(
-        model="tiny-llama",
-        attention="eager",
-        trainer="mps_safe",
-        padding="right",
-        dtype="bfloat16",
-        emulate="2.7",
-        emulate_macos=14,
-        dataset="a",
-        eval_dataset="b",
-        sequence_length=11,
-        batch_size=12,
-        pad_to_multiple_of=13,
-        train_steps=14,
-        eval_batches=15,
-        seed=16,
-    )
-    case = case_of(cell)
-    assert (case.model, case.attention, case.trainer, case.padding_side) == (
-        "tiny-llama",
-        "eager",
-        "mps_safe",
-        "right",
-    )
-    assert (case.dtype, case.dataset, case.eval_dataset) == ("bfloat16", "a", "b")
-    assert [case.max_length, case.batch_size, case.pad_to_multiple_of, case.train_steps] == [11, 12, 13, 14]
-    assert (case.eval_batches, case.seed) == (15, 16)
-    assert (case.emulation.release, case.emulation.macos) == ("2.7", 14)
-    assert case_of(cell, emulated=False).emulation is None
-
-
 def test_an_emulated_abort_is_a_crash(monkeypatch):
     from mpsdiag.emulation import EmulatedAbort
-    from mpsdiag.scenario import scenario
+    from mpsdiag.scenario import run
 
     def abort(case):
         raise EmulatedAbort("LLVM ERROR: Failed to infer result type(s)")
 
-    monkeypatch.setattr(scenario, "run_case", abort)
-    answer = verdict(Cell(emulate="2.8"))
+    monkeypatch.setattr(run, "run_scenario", abort)
+    answer = verdict(Scenario(emulate="2.8"))
     assert (answer.status, answer.reason) == (
         "crash",
         "emulated abort: LLVM ERROR: Failed to infer result type(s)",

@@ -2,12 +2,12 @@
 
 import pytest
 
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.run.executor import LocalExecutor
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.isolation import Isolation
 from mpsdiag.benching.run.job import Ended, Job
 from mpsdiag.errors import CannotDecide
+from mpsdiag.scenario.scenario import Scenario
 
 
 class FakeIsolation(Isolation):
@@ -26,7 +26,7 @@ class FakeIsolation(Isolation):
 
 @pytest.fixture
 def two_jobs():
-    return [Job(key=key, cell=Cell(), log="") for key in "ab"]
+    return [Job(key=key, cell=Scenario(), log="") for key in "ab"]
 
 
 @pytest.mark.parametrize("together", [1, 2])

@@ -25,9 +25,9 @@ def test_twelve_cells_with_six_faults_make_twelve_true_lines_and_exit_code_3(tmp
         MatrixSpec(),
         {
             "seed": list(range(12)),
-            "attention": ["sdpa"],
+            "attn_implementation": ["sdpa"],
             "trainer": ["standard"],
-            "padding": ["left"],
+            "padding_side": ["left"],
             "device": ["cpu"],
             "rounds": 0,
             "time_limit": 4.0,
@@ -40,7 +40,7 @@ def test_twelve_cells_with_six_faults_make_twelve_true_lines_and_exit_code_3(tmp
     assert session.exit_code(outcome) == 3
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert len(lines) == 13
-    assert all(json.loads(line)["schema"] == 2 for line in lines)
+    assert all(json.loads(line)["schema"] == 3 for line in lines)
     found = {r.cell.seed: (r.status, r.signal) for r in read_journal(tmp_path).records}
     assert found == {seed: ENDS[FAULTS[seed]] if seed in FAULTS else ("ok", None) for seed in range(12)}
     assert "crash" in " ".join(session.closing(outcome))

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.run import isolation as isolation_module
 from mpsdiag.benching.run.interrupt import Interruptible, Remembered, Stop
 from mpsdiag.benching.run.isolation import LIGHT, Isolation, log_tail, memory_kills, start_method
 from mpsdiag.benching.run.job import Job
+from mpsdiag.scenario.scenario import Scenario
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def job(tmp_path):
     def make(function, **fields):
         name = function if ":" in function else f"fake_cells:{function}"
         fields = {"time_limit": 30.0, **fields}
-        return Job(key="k", cell=Cell(), function=name, log=str(tmp_path / "logs" / "cell.log"), **fields)
+        return Job(key="k", cell=Scenario(), function=name, log=str(tmp_path / "logs" / "cell.log"), **fields)
 
     return make
 
@@ -82,7 +82,7 @@ def test_a_hang_is_ended_with_all_it_started_and_its_place_is_in_the_log(light, 
 
 
 def test_an_answer_after_the_time_limit_is_a_timeout_however_short_the_limit(light, job):
-    late = job("slow", time_limit=0.05).model_copy(update={"cell": Cell(seed=1)})
+    late = job("slow", time_limit=0.05).model_copy(update={"cell": Scenario(seed=1)})
     ended = light.run(late)
     assert (ended.status, ended.measured) == ("timeout", None)
     assert "time limit" in ended.reason
@@ -250,11 +250,11 @@ def test_ctrl_c_harms_no_process_that_is_being_started(tmp_path, start):
         import os, signal
         from mpsdiag.benching.run.isolation import LIGHT, Isolation
         from mpsdiag.benching.run.job import Job
-        from mpsdiag.benching.journal.record import Cell
+        from mpsdiag.scenario.scenario import Scenario
         heard = []
         signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
         os.environ["CTRL_C"] = "at boot"
-        job = Job(key="k", cell=Cell(), function="mpsdiag.benching.run.child:nothing", log={str(tmp_path / "log")!r})
+        job = Job(key="k", cell=Scenario(), function="mpsdiag.benching.run.child:nothing", log={str(tmp_path / "l")!r})
         print(Isolation({start!r}, LIGHT).run(job).status, bool(heard))
         """)
     )
@@ -297,9 +297,9 @@ def test_a_script_without_a_main_guard_is_not_run_again(tmp_path):
         import sys
         from mpsdiag.benching.run.isolation import LIGHT, Isolation
         from mpsdiag.benching.run.job import Job
-        from mpsdiag.benching.journal.record import Cell
+        from mpsdiag.scenario.scenario import Scenario
         print("run")
-        job = Job(key="k", cell=Cell(), function="mpsdiag.benching.run.child:nothing", log={str(tmp_path / "log")!r})
+        job = Job(key="k", cell=Scenario(), function="mpsdiag.benching.run.child:nothing", log={str(tmp_path / "l")!r})
         for start in ("forkserver", "spawn"):
             print(Isolation(start, LIGHT).run(job).status)
         """)
@@ -316,9 +316,9 @@ def test_the_cell_ends_when_its_bench_is_killed(tmp_path):
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         from mpsdiag.benching.run.isolation import LIGHT, Isolation
         from mpsdiag.benching.run.job import Job
-        from mpsdiag.benching.journal.record import Cell
+        from mpsdiag.scenario.scenario import Scenario
         log = {str(tmp_path / "log")!r}
-        Isolation(preload=LIGHT).run(Job(key="k", cell=Cell(), function="fake_cells:tells_and_sleeps", log=log))
+        Isolation(preload=LIGHT).run(Job(key="k", cell=Scenario(), function="fake_cells:tells_and_sleeps", log=log))
         """)
     )
     bench = subprocess.Popen([sys.executable, script])

@@ -1,8 +1,8 @@
 import io
 
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.run.job import Ended, Job
 from mpsdiag.benching.run.progress import Progress
+from mpsdiag.scenario.scenario import Scenario
 
 
 class Screen(io.StringIO):
@@ -12,7 +12,7 @@ class Screen(io.StringIO):
 
 def record(seed, status="ok", reason=None):
     return Ended(status=status, reason=reason, started="now", seconds=1.0).record(
-        Job(key=f"key{seed}", cell=Cell(seed=seed), log="")
+        Job(key=f"key{seed}", cell=Scenario(seed=seed), log="")
     )
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsdiag.benching.journal.record import Cell, Timing
+from mpsdiag.benching.journal.record import Timing
 from mpsdiag.benching.run.rounds import StopRule, baseline_of, baselines, rotated, settled, wanted
+from mpsdiag.scenario.scenario import Scenario
 
 
 def timings(*rounds):
@@ -45,11 +46,15 @@ def test_a_linear_drift_cancels_between_neighbours():
 
 
 def test_the_baseline_is_the_standard_trainer_with_the_baselines_attention():
-    cells = [Cell(attention=a, trainer=t) for a in ("sdpa", "eager") for t in ("standard", "mps_safe")]
-    assert baseline_of(Cell(attention="eager", trainer="mps_safe"), cells, "sdpa") == Cell()
+    cells = [
+        Scenario(attn_implementation=a, trainer=t)
+        for a in ("sdpa", "eager")
+        for t in ("standard", "mps_safe")
+    ]
+    assert baseline_of(Scenario(attn_implementation="eager", trainer="mps_safe"), cells, "sdpa") == Scenario()
     without = [cell for cell in cells if cell.trainer != "standard"]
     assert baseline_of(without[1], without, "sdpa") == without[0]
-    assert baseline_of(Cell(attention="eager", padding="right"), cells, "sdpa") is None
+    assert baseline_of(Scenario(attn_implementation="eager", padding_side="right"), cells, "sdpa") is None
 
 
 def test_settled_by_the_width_of_the_interval():
@@ -72,16 +77,18 @@ def test_drift_between_rounds_is_not_mistaken_for_precision():
 def simulate(rule, spread, seed=0):
     """Run the rule against cells whose steps take `spread` times noise; rounds that each cell got."""
     generator = np.random.default_rng(seed)
-    cells = [Cell(attention=one) for one in spread]
+    cells = [Scenario(attn_implementation=one) for one in spread]
     partners = baselines(cells, "sdpa")
     history = {cell: {} for cell in cells}
     number = 1
     while order := wanted(number, history, partners, rule):
         for cell in order:
-            samples = generator.lognormal(0.0, spread[cell.attention], 10).tolist()  # durations are above 0
+            samples = generator.lognormal(
+                0.0, spread[cell.attn_implementation], 10
+            ).tolist()  # durations are above 0
             history[cell][number] = Timing(device="cpu", warmup=0, eval_step=samples)
         number += 1
-    return {cell.attention: len(rounds) for cell, rounds in history.items()}
+    return {cell.attn_implementation: len(rounds) for cell, rounds in history.items()}
 
 
 def test_precise_cells_stop_early_and_noisy_ones_go_on_with_their_baseline():
@@ -107,13 +114,13 @@ def test_never_more_than_the_most(rule):
 
 
 def test_a_cell_without_a_baseline_gets_the_least_number():
-    cells = [Cell(attention="eager")]
+    cells = [Scenario(attn_implementation="eager")]
     history = {cells[0]: timings([1.0, 2.0], [1.0, 3.0])}
     assert wanted(3, history, baselines(cells, "sdpa"), StopRule(2, 9)) == []
 
 
 def test_the_same_history_gives_the_same_decision():
-    cells = [Cell(), Cell(attention="eager")]
+    cells = [Scenario(), Scenario(attn_implementation="eager")]
     base, ours = timings([1.0, 1.1], [1.0, 1.1]), timings([2.0, 1.1], [1.0, 1.9])
     rule = StopRule(2, 5)
     before = wanted(3, {cells[0]: base, cells[1]: ours}, baselines(cells, "sdpa"), rule)

@@ -2,12 +2,12 @@ import pytest
 
 from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.benching.journal.provenance import kind
-from mpsdiag.benching.journal.record import Cell
 from mpsdiag.benching.plan.expand import Plan, Skipped
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.job import Ended
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.errors import BadInput
+from mpsdiag.scenario.scenario import Scenario
 
 VERDICTS = {"rule": StopRule(rounds=0)}
 TWO_ROUNDS = {"rule": StopRule(rounds=2, most=2)}
@@ -101,7 +101,7 @@ def test_skipped_cells_are_recorded_once_and_run_when_they_can(start_run, seeds,
 
 
 def test_nothing_ran_is_never_0(start_run):
-    outcome, _ = start_run(Plan((), (Skipped(Cell(), "no"),)), **VERDICTS)
+    outcome, _ = start_run(Plan((), (Skipped(Scenario(), "no"),)), **VERDICTS)
     assert outcome.exit_code == 3
 
 
@@ -115,7 +115,7 @@ def test_rounds_go_in_rotated_order(start_run, seeds):
 
 def test_other_cells_in_the_journal_are_mentioned(start_run, seeds, quiet):
     start_run(seeds(2), **VERDICTS)
-    start_run([Cell(seed=9)], **VERDICTS)
+    start_run([Scenario(seed=9)], **VERDICTS)
     assert "has 2 other cells" in quiet.notes[-1]
 
 
@@ -150,7 +150,7 @@ def test_logs_are_named_by_the_key_alone(start_run, executor, tmp_path):
     logs = []
     spy = executor()
     spy.before_each = lambda job: logs.append(job.log)
-    start_run([Cell(model="../../etc/passwd")], spy, **VERDICTS)
+    start_run([Scenario(model="../../etc/passwd")], spy, **VERDICTS)
     assert [str(tmp_path / "logs") in log and ".." not in log for log in logs] == [True]
 
 
@@ -162,14 +162,14 @@ def test_verdicts_at_once_share_the_cores(start_run, executor, asked, jobs, verd
     threads = []
     spy = executor()
     spy.before_each = lambda job: threads.append(job.threads)
-    start_run([Cell(threads=asked)], spy, rule=StopRule(1, 1), jobs=jobs)
+    start_run([Scenario(threads=asked)], spy, rule=StopRule(1, 1), jobs=jobs)
     assert threads == [verdict, timing]
 
 
 @pytest.mark.parametrize("change", [{"warmup": 0}, {"repeats": 1}, {"threads": 2}])
 def test_samples_of_another_way_of_timing_are_not_mixed_in(start_run, seeds, change):
     start_run(seeds(1), **TWO_ROUNDS)
-    outcome, executor = start_run([Cell(seed=0, **change)], **TWO_ROUNDS)
+    outcome, executor = start_run([Scenario(seed=0, **change)], **TWO_ROUNDS)
     assert [round_ for _, _, round_ in executor.ran] == [0, 1, 2]
     assert len(outcome.records) == 3
 
@@ -181,8 +181,10 @@ def test_a_cell_knows_on_which_kind_of_machine_its_group_ran_before(start_run, s
     start_run(seeds(2), executor({(0, 0): ended("M1"), (1, 0): ended("M4")}), **VERDICTS)
     machines = {}
     spy = executor()
-    spy.before_each = lambda job: machines.setdefault((job.cell.seed, job.cell.attention), job.machine)
-    start_run([*seeds(3), Cell(seed=1, attention="eager")], spy, rule=StopRule(1, 1))
+    spy.before_each = lambda job: machines.setdefault(
+        (job.cell.seed, job.cell.attn_implementation), job.machine
+    )
+    start_run([*seeds(3), Scenario(seed=1, attn_implementation="eager")], spy, rule=StopRule(1, 1))
     assert machines == {
         (0, "sdpa"): kind({"chip": "M1"}),
         (1, "sdpa"): kind({"chip": "M4"}),

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from mpsdiag.benching.journal.journal import read_journal
-from mpsdiag.benching.journal.record import Measured
 from mpsdiag.benching.plan.listing import as_document, as_text
 from mpsdiag.benching.plan.matrix_file import parse_matrix
 from mpsdiag.benching.plan.request import Request
@@ -12,10 +11,11 @@ from mpsdiag.benching.run.isolation import LIGHT, Isolation
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.benching.run.session import prepare
 from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.scenario.scenario import Measured
 
 ONE = {
     "trainer": ["standard"],
-    "padding": ["left"],
+    "padding_side": ["left"],
     "device": ["cpu"],
     "rounds": 1,
     "max_rounds": 1,
@@ -90,7 +90,7 @@ def test_a_part_leaves_gates_about_other_parts_to_the_report(request_for, quiet,
     found = set()
     for number in (1, 2):
         notes = []
-        values = {"rounds": 0, "padding": ["left", "right"]}
+        values = {"rounds": 0, "padding_side": ["left", "right"]}
         request = request_for(values, shard=(number, 2), gates=[gate], fresh=True)
         session = prepare(request, notes.append)
         code = session.exit_code(outcome := session.run(quiet))
@@ -100,7 +100,7 @@ def test_a_part_leaves_gates_about_other_parts_to_the_report(request_for, quiet,
 
 
 def test_a_matrix_that_cannot_run_here_at_all_is_undecided(request_for, quiet):
-    session = prepare(request_for({"attention": ["flash_attention_2"]}))
+    session = prepare(request_for({"attn_implementation": ["flash_attention_2"]}))
     with pytest.raises(CannotDecide, match="needs a CUDA or XPU device"):
         session.run(quiet)
 
@@ -144,9 +144,9 @@ class _Broken:
 
 
 def test_a_listing_names_what_varies_and_how_long_it_takes(request_for):
-    session = prepare(request_for({"attention": ["sdpa", "flash_attention_2"], "seed": [0, 1]}))
+    session = prepare(request_for({"attn_implementation": ["sdpa", "flash_attention_2"], "seed": [0, 1]}))
     text = as_text(session).splitlines()
-    assert text[0].split() == ["attention", "seed"]
+    assert text[0].split() == ["attn_implementation", "seed"]
     assert text[1].split() == ["sdpa", "0"]
     assert "skip (2): flash_attention_2 needs" in "\n".join(text)
     assert text[-1].startswith("2 cells, 2 skipped; a verdict and 1 timing round each; about ")
@@ -157,7 +157,7 @@ def test_a_listing_names_what_varies_and_how_long_it_takes(request_for):
 def test_a_dry_run_leaves_out_what_the_journal_has(request_for, quiet):
     whole = prepare(request_for())
     assert "already" not in as_text(whole)
-    assert prepare(request_for({"attention": ["sdpa"]})).run(quiet).fresh == 2
+    assert prepare(request_for({"attn_implementation": ["sdpa"]})).run(quiet).fresh == 2
     assert "; the journal has 2 of these rounds already; about " in as_text(whole)
     assert (whole.forecast().work.verdicts, whole.forecast().work.most) == (2, 2)
     whole.run(quiet)

@@ -22,7 +22,7 @@ def test_every_cell_is_one_row(stories):
 
 def test_pandas_reads_it_back_with_numbers(stories):
     table = pd.read_csv(io.StringIO(csv_table.render(stories["every_end"])))
-    safe = table[(table.attention == "safe_sdpa") & (table.padding == "left")].iloc[0]
+    safe = table[(table.attn_implementation == "safe_sdpa") & (table.padding_side == "left")].iloc[0]
     assert safe.eval_step == pytest.approx(0.0103, rel=0.02)
     assert safe["rank"] == 1
 
@@ -45,7 +45,9 @@ def test_a_cell_that_is_not_right_has_no_rank_and_no_ratio(stories):
 
 
 def test_a_nan_is_written_as_one_and_not_as_nothing(stories):
-    found = {row["attention"]: row for row in rows(stories["every_end"]) if row["trainer"] == "standard"}
+    found = {
+        row["attn_implementation"]: row for row in rows(stories["every_end"]) if row["trainer"] == "standard"
+    }
     assert found["unmask_sdpa"]["eval_loss"] == ""
     stock = next(row for row in rows(stories["every_end"]) if row["status"] == "nan")
     assert stock["eval_loss"] == "nan"
@@ -71,7 +73,7 @@ def strict(text: str):
 
 def test_the_document_is_strict_json_with_nan_as_a_word(stories):
     found = strict(json_document.render(stories["every_end"]))
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     stock = next(one for one in found["scenes"][0]["cells"] if one["status"] == "nan")
     assert stock["measured"]["eval_loss"] == "nan"
     assert stock["timing"]["eval_ratio"] is None

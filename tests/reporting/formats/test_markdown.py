@@ -71,7 +71,7 @@ def test_it_shortens_itself_below_the_limit_and_says_so(record, journal_of, mode
     for number in range(models):
         for attention in ("sdpa", "eager", "safe_sdpa"):
             for side in ("left", "right"):
-                axes = {"model": f"model-{number}", "attention": attention, "padding": side}
+                axes = {"model": f"model-{number}", "attn_implementation": attention, "padding_side": side}
                 records += [record(**axes), record(number=1, samples=(0.01, 0.012), **axes)]
                 records += [record("crash", 2, log_tail="x" * 3000, **axes)]
     text = markdown.render(tell([journal_of(*records)]))

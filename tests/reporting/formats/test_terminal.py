@@ -43,8 +43,8 @@ def test_long_tables_end_with_how_much_is_left_out(record, journal_of):
         for attention in ("sdpa", "eager", "safe_sdpa", "unmask_sdpa")
         for trainer in trainers
         for one in (
-            record(attention=attention, trainer=trainer),
-            record(number=1, samples=(1.0, 1.0), attention=attention, trainer=trainer),
+            record(attn_implementation=attention, trainer=trainer),
+            record(number=1, samples=(1.0, 1.0), attn_implementation=attention, trainer=trainer),
         )
     ]
     assert "… and 5 more rows" in terminal.render(tell([journal_of(*records)]))

@@ -11,7 +11,8 @@ from mpsdiag.reporting.story.pool import pool
 def changes(journal):
     found = compare(pool([journal("every_end")]), pool([journal("older")]), Budget())
     return {
-        (row.cell.attention, row.cell.trainer, row.cell.padding, row.cell.dtype): row for row in found.rows
+        (row.cell.attn_implementation, row.cell.trainer, row.cell.padding_side, row.cell.dtype): row
+        for row in found.rows
     }
 
 

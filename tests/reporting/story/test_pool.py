@@ -73,7 +73,7 @@ def test_timings_alone_are_no_verdict(record, journal_of):
 
 
 def test_memory_of_an_emulated_verdict_is_no_measurement(record, journal_of):
-    from mpsdiag.benching.journal.record import Measured
+    from mpsdiag.scenario.scenario import Measured
 
     emulated = record(emulate="2.8")
     emulated = emulated.model_copy(

@@ -48,10 +48,10 @@ def test_the_exact_fix_goes_before_a_faster_one_that_moves_the_loss(record, jour
     cells = [
         record("nan"),
         *(record("nan", n, samples=(1.0, 1.1)) for n in (1, 2)),
-        record(attention="eager", moved=0.01),
-        record(number=1, attention="eager", samples=(0.5, 0.5)),
-        record(attention="safe_sdpa"),
-        record(number=1, attention="safe_sdpa", samples=(2.0, 2.0)),
+        record(attn_implementation="eager", moved=0.01),
+        record(number=1, attn_implementation="eager", samples=(0.5, 0.5)),
+        record(attn_implementation="safe_sdpa"),
+        record(number=1, attn_implementation="safe_sdpa", samples=(2.0, 2.0)),
     ]
     [scene] = tell([journal_of(*cells)]).scenes
     assert [fix.attention for fix in scene.verdict.fixes] == ["safe_sdpa", "eager"]
@@ -60,16 +60,16 @@ def test_the_exact_fix_goes_before_a_faster_one_that_moves_the_loss(record, jour
 def test_a_fix_must_be_right_wherever_it_was_run_and_run_wherever_it_is_needed(record, journal_of):
     cells = []
     for model in ("tiny-gpt2", "tiny-llama"):
-        cells += [record("nan", model=model), record("ok", model=model, attention="safe_sdpa")]
-    cells += [record("ok", model="tiny-gpt2", attention="eager")]  # not run with tiny-llama
-    cells += [record("ok", model="tiny-gpt2", attention="unmask_sdpa")]
-    cells += [record("wrong", model="tiny-llama", attention="unmask_sdpa")]
+        cells += [record("nan", model=model), record("ok", model=model, attn_implementation="safe_sdpa")]
+    cells += [record("ok", model="tiny-gpt2", attn_implementation="eager")]  # not run with tiny-llama
+    cells += [record("ok", model="tiny-gpt2", attn_implementation="unmask_sdpa")]
+    cells += [record("wrong", model="tiny-llama", attn_implementation="unmask_sdpa")]
     [scene] = tell([journal_of(*cells)]).scenes
     assert [fix.attention for fix in scene.verdict.fixes] == ["safe_sdpa"]
 
 
 def test_without_a_fix_that_works_it_says_so(record, journal_of):
-    story = tell([journal_of(record("nan"), record("nan", attention="eager"))])
+    story = tell([journal_of(record("nan"), record("nan", attn_implementation="eager"))])
     assert "No fix that was run resolves it everywhere." in story.headline
 
 
@@ -77,14 +77,22 @@ def test_not_affected_needs_a_right_baseline(record, journal_of):
     assert tell([journal_of(record())]).headline.startswith("Not affected: sdpa attention")
     assert tell([journal_of(record("timeout"))]).headline.startswith("Undecided")
     assert tell([journal_of(record("skip"))]).headline.startswith("Undecided")
-    assert tell([journal_of(record(attention="eager"))]).headline.startswith("Undecided: the baseline")
-    assert tell([journal_of(record("nan", attention="eager"))]).headline.startswith("Affected: the baseline")
+    assert tell([journal_of(record(attn_implementation="eager"))]).headline.startswith(
+        "Undecided: the baseline"
+    )
+    assert tell([journal_of(record("nan", attn_implementation="eager"))]).headline.startswith(
+        "Affected: the baseline"
+    )
     assert tell([journal_of()]).headline.startswith("Undecided: there is no cell")
 
 
 def test_a_baseline_without_the_standard_trainer_is_named(record, journal_of):
     text = tell(
-        [journal_of(record("nan", trainer="cpu_loss"), record(attention="eager", trainer="cpu_loss"))]
+        [
+            journal_of(
+                record("nan", trainer="cpu_loss"), record(attn_implementation="eager", trainer="cpu_loss")
+            )
+        ]
     ).headline
     assert "sdpa attention with the cpu_loss trainer gives a NaN" in text
 
@@ -103,7 +111,7 @@ def test_a_nan_or_wrong_cell_is_never_ranked_nor_given_a_ratio(stories):
     from mpsdiag.reporting.layout.tables import sections
 
     [table] = [one for one in stories["every_end"].scenes[0].panels[0].costs if one.padding == "left"]
-    ranks = [(row.result.cell.attention, row.rank) for row in table.rows]
+    ranks = [(row.result.cell.attn_implementation, row.rank) for row in table.rows]
     assert ranks == [("safe_sdpa", 1), ("eager", 2), ("sdpa", 3), ("sdpa", None), ("min_mask_sdpa", None)]
     section = next(one for one in sections(stories["every_end"], Limits()) if one.key == "cost")
     shown = next(one for one in section.blocks if isinstance(one, Table))
@@ -124,7 +132,7 @@ def test_timings_of_an_emulated_cell_say_what_they_were_measured_on(stories):
 
 def test_ratios_are_to_the_baseline_of_the_same_side(stories):
     for table in stories["every_end"].scenes[0].panels[0].costs:
-        row = next(row for row in table.rows if row.result.cell.attention == "safe_sdpa")
+        row = next(row for row in table.rows if row.result.cell.attn_implementation == "safe_sdpa")
         base = next(row for row in table.rows if row.baseline)
         rounds = [
             np.median(row.result.eval_rounds[one]) / np.median(base.result.eval_rounds[one])
@@ -138,8 +146,10 @@ def test_ratios_are_to_the_baseline_of_the_same_side(stories):
 
 def test_a_ratio_is_one_of_rounds_that_both_ran(record, journal_of):
     """The machine got twice as slow when only the baseline still ran."""
-    cells = [record("nan"), record(attention="safe_sdpa")]
-    cells += [record(number=number, attention="safe_sdpa", samples=(1.0, 1.0)) for number in (1, 2, 3)]
+    cells = [record("nan"), record(attn_implementation="safe_sdpa")]
+    cells += [
+        record(number=number, attn_implementation="safe_sdpa", samples=(1.0, 1.0)) for number in (1, 2, 3)
+    ]
     for number, seconds in enumerate((1.0, 1.0, 1.0, 2.0, 2.0), start=1):
         cells.append(record(number=number, samples=(seconds, seconds)))
     [table] = tell([journal_of(*cells)]).scenes[0].panels[0].costs
@@ -148,9 +158,9 @@ def test_a_ratio_is_one_of_rounds_that_both_ran(record, journal_of):
 
 
 def test_a_ratio_lies_in_its_interval_however_a_round_strays(record, journal_of):
-    cells = [record("nan"), record(attention="safe_sdpa")]
+    cells = [record("nan"), record(attn_implementation="safe_sdpa")]
     for number, (ours, theirs) in enumerate(((1.2, 1.0), (1.2, 1.0), (1.2, 2.5)), start=1):
-        cells.append(record(number=number, attention="safe_sdpa", samples=(ours, ours)))
+        cells.append(record(number=number, attn_implementation="safe_sdpa", samples=(ours, ours)))
         cells.append(record(number=number, samples=(theirs, theirs)))
     [table] = tell([journal_of(*cells)]).scenes[0].panels[0].costs
     found = table.rows[0].eval_ratio
@@ -179,7 +189,7 @@ def test_times_without_padding_say_so(record, journal_of):
     ],
 )
 def test_a_baseline_that_was_killed_has_not_answered(record, journal_of, more, word):
-    story = tell([journal_of(record("crash", **more), record(attention="safe_sdpa"))])
+    story = tell([journal_of(record("crash", **more), record(attn_implementation="safe_sdpa"))])
     assert story.scenes[0].verdict.word == word
     assert ("gives a crash" in story.headline) is (word == "affected")
 
@@ -192,14 +202,17 @@ def test_what_to_do_about_an_unfinished_baseline(record, journal_of, status, wor
 
 
 def test_another_baseline_can_be_asked_for(record, journal_of):
-    cells = [record("nan"), record(attention="eager"), record(attention="safe_sdpa")]
-    cells += [record(number=1, attention=one, samples=(1.0, 1.0)) for one in ("sdpa", "eager", "safe_sdpa")]
+    cells = [record("nan"), record(attn_implementation="eager"), record(attn_implementation="safe_sdpa")]
+    cells += [
+        record(number=1, attn_implementation=one, samples=(1.0, 1.0))
+        for one in ("sdpa", "eager", "safe_sdpa")
+    ]
     story = tell([journal_of(*cells)], baseline="eager")
     assert story.baseline == "eager"
     assert story.scenes[0].verdict.word == "not_affected"
-    assert [row.result.cell.attention for row in story.scenes[0].panels[0].costs[0].rows if row.baseline] == [
-        "eager"
-    ]
+    assert [
+        row.result.cell.attn_implementation for row in story.scenes[0].panels[0].costs[0].rows if row.baseline
+    ] == ["eager"]
 
 
 def test_cells_that_did_not_finish_are_all_there_with_their_rounds(stories):
@@ -224,7 +237,10 @@ def test_beyond_the_budget_cells_go_without_intervals_and_it_says_so(record, jou
 
     monkeypatch.setattr(cost, "INTERVALS_FOR", 1)
     cells = [record(), record(number=1, samples=(1.0, 1.1))]
-    cells += [record(attention="eager"), record(number=1, attention="eager", samples=(1.0, 1.1))]
+    cells += [
+        record(attn_implementation="eager"),
+        record(number=1, attn_implementation="eager", samples=(1.0, 1.1)),
+    ]
     story = tell([journal_of(*cells)])
     rows = story.scenes[0].panels[0].costs[0].rows
     assert [row.eval_step.low is None for row in rows] == [False, True]
@@ -234,9 +250,12 @@ def test_beyond_the_budget_cells_go_without_intervals_and_it_says_so(record, jou
 def test_the_price_is_that_of_the_side_where_the_baseline_fails(record, journal_of):
     cells = []
     for side, status, factor in (("left", "nan", 2.0), ("right", "ok", 9.0)):
-        cells += [record(status, padding=side), record(number=1, padding=side, samples=(1.0, 1.0, 1.0))]
-        cells += [record(padding=side, attention="safe_sdpa")]
-        cells += [record(number=1, padding=side, attention="safe_sdpa", samples=(factor,) * 3)]
+        cells += [
+            record(status, padding_side=side),
+            record(number=1, padding_side=side, samples=(1.0, 1.0, 1.0)),
+        ]
+        cells += [record(padding_side=side, attn_implementation="safe_sdpa")]
+        cells += [record(number=1, padding_side=side, attn_implementation="safe_sdpa", samples=(factor,) * 3)]
     assert "takes 2.00× [2.00, 2.00] the baseline's." in tell([journal_of(*cells)]).headline
 
 
@@ -244,9 +263,12 @@ def test_several_settings_give_their_range_and_a_noisy_one_a_warning(record, jou
     cells = []
     for model, factor in (("tiny-gpt2", 1.0), ("tiny-llama", 4.0)):
         cells += [record("nan", model=model), record(number=1, model=model, samples=(1.0, 1.0))]
-        cells += [record(model=model, attention="safe_sdpa")]
-        cells += [record(number=1, model=model, attention="safe_sdpa", samples=(factor,) * 2)]
+        cells += [record(model=model, attn_implementation="safe_sdpa")]
+        cells += [record(number=1, model=model, attn_implementation="safe_sdpa", samples=(factor,) * 2)]
     assert "takes 2.00× the baseline's (1.00 to 4.00 in 2 settings)" in tell([journal_of(*cells)]).headline
     noisy = [record("nan"), record(number=1, samples=(1.0, 9.0, 2.0))]
-    noisy += [record(attention="safe_sdpa"), record(number=1, attention="safe_sdpa", samples=(1.0, 7.0, 3.0))]
+    noisy += [
+        record(attn_implementation="safe_sdpa"),
+        record(number=1, attn_implementation="safe_sdpa", samples=(1.0, 7.0, 3.0)),
+    ]
     assert "noisy machine" in tell([journal_of(*noisy)]).headline

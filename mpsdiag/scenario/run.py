@@ -1,0 +1,166 @@
+"""The scenario: HF Trainer, DataCollatorForLanguageModeling, a few training steps, then an evaluation, watched.
+
+The losses are read batch by batch: a mean can hide what happened to one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from mpsdiag.emulation import emulated, suspended
+from mpsdiag.errors import BadInput
+from mpsdiag.inputs.losses import filtered_mean, mean
+from mpsdiag.inputs.missing_weights import missing_note
+from mpsdiag.inputs.modules import first_tensor
+from mpsdiag.scenario.exposure import predict
+from mpsdiag.scenario.gradient_paths import training_notes
+from mpsdiag.scenario.observer import Observer, Sighting
+from mpsdiag.scenario.preparation import PreparedScenario, prepare
+from mpsdiag.scenario.reference import (
+    compare,
+    cpu_copy,
+    on_cpu,
+    real_positions,
+    reference,
+    stock_loss,
+)
+from mpsdiag.scenario.scenario import FirstNonfinite, Measured, Scenario
+
+
+def run_scenario(scenario: Scenario) -> Measured:
+    """Train a few steps, evaluate, compare with the float64 reference.
+
+    Raises:
+        BadInput: As `prepare`.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(emulated(scenario.emulation))
+        prepared = stack.enter_context(prepare(scenario))
+        exposure = predict(
+            prepared.model.config,
+            prepared.eval_batches,
+            attention=scenario.attn_implementation,
+            notes=[*training_notes(prepared.model), *_length_notes(prepared)],
+        )
+        first_loss = _first_train_loss_on_cpu(prepared)
+        train_losses, grad_norms = _train(prepared)
+        truth = reference(prepared.model, prepared.eval_batches, prepared.trainer)
+        eval_loss, losses = _evaluate(prepared)
+        logits, sightings = _watched_evaluation(prepared)
+        difference = compare(logits, prepared.eval_batches, truth)
+    sizes = [len(batch["input_ids"]) for batch in prepared.eval_batches]
+    real = [int(real_positions(batch).sum()) for batch in prepared.eval_batches]
+    first, rows = _first_place(sightings)
+    if train_losses and not math.isfinite(train_losses[0]):
+        # The weights are spoilt by now: what matters is where the first training step went wrong.
+        first, rows = first_nonfinite_in_training(scenario)
+    return Measured(
+        train_losses=train_losses,
+        grad_norms=grad_norms,
+        eval_losses=losses,
+        eval_loss=eval_loss,
+        stock_eval_loss=filtered_mean(losses, sizes),
+        reference_eval_loss=mean(truth.losses, sizes),
+        reference_first_train_loss=first_loss,
+        # From the batches: the Trainer's own mean is rounded to float32.
+        loss_moved_by=mean(losses, sizes) - mean(truth.losses, sizes),
+        nonfinite_batches=sum(not math.isfinite(loss) for loss in losses),
+        dead_rows=sum(max(map(int, seen.dead), default=0) for seen in sightings),
+        sdpa_calls=sum(len(seen.masked) for seen in sightings),
+        noncontiguous_dead_calls=sum(
+            loose
+            for seen in sightings
+            for loose, masked in zip(seen.noncontiguous, seen.masked, strict=True)
+            if masked
+        ),
+        exposure=exposure,
+        first_nonfinite=first,
+        nonfinite_rows=rows,
+        max_abs_logit_diff=difference.real,
+        bound=truth.bound_real,
+        exact=difference.everywhere <= truth.bound_all,
+        real_tokens=sum(real),
+        pad_tokens=sum(batch["input_ids"].numel() for batch in prepared.eval_batches) - sum(real),
+        missing_weights=missing_note(prepared.model),
+    )
+
+
+def first_nonfinite_in_training(scenario: Scenario) -> tuple[FirstNonfinite | None, list[list[int]]]:
+    """Build the scenario anew and watch the forward of its first training batch, with gradients wanted.
+
+    Returns:
+        The place, and per layer the number of non-finite sequences at each position; None and [] if all is finite.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(emulated(scenario.emulation))
+        prepared = stack.enter_context(prepare(scenario))
+        prepared.model.train()
+        observer = Observer(prepared.model)
+        with observer.watching(), torch.enable_grad():
+            prepared.model(**prepared.train_batches[0])
+        return _first_place([observer.collect()])
+
+
+def _length_notes(prepared: PreparedScenario) -> list[str]:
+    if prepared.max_length == prepared.scenario.max_length:
+        return []
+    return [f"the model has positions for {prepared.max_length} tokens: longer texts are cut to that"]
+
+
+def _first_train_loss_on_cpu(prepared: PreparedScenario) -> float:
+    if prepared.scenario.max_steps == 0:
+        return math.nan
+    with suspended(), torch.no_grad():
+        return stock_loss(cpu_copy(prepared.model), on_cpu(prepared.train_batches[0]), prepared.trainer)
+
+
+def _train(prepared: PreparedScenario) -> tuple[list[float], list[float]]:
+    if prepared.scenario.max_steps == 0:
+        return [], []
+    prepared.trainer.train()
+    steps = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
+    return [float(entry["loss"]) for entry in steps], [float(entry["grad_norm"]) for entry in steps]
+
+
+def _evaluate(prepared: PreparedScenario) -> tuple[float, list[float]]:
+    """The Trainer's own evaluation: eval_loss, and the loss of every batch."""
+    prepared.losses.clear()
+    metrics = prepared.trainer.evaluate()
+    return float(metrics["eval_loss"]), [float(loss) for loss in prepared.losses]
+
+
+def _watched_evaluation(prepared: PreparedScenario) -> tuple[list[Tensor], list[Sighting]]:
+    """The same batches through the Trainer's prediction step once more, watched, for logits and sightings."""
+    prepared.model.train(mode=False)
+    observer = Observer(prepared.model)
+    logits, sightings = [], []
+    with observer.watching():
+        for batch in prepared.eval_batches:
+            _, outputs, _ = prepared.trainer.prediction_step(
+                prepared.model, batch, prediction_loss_only=False
+            )
+            sightings.append(observer.collect())
+            found = first_tensor(outputs)
+            if found is None:
+                raise BadInput(
+                    f"Model '{prepared.scenario.model}' returns no logits: it is no language model."
+                )
+            logits.append(found)
+    return logits, sightings
+
+
+def _first_place(sightings: Sequence[Sighting]) -> tuple[FirstNonfinite | None, list[list[int]]]:
+    for number, seen in enumerate(sightings):
+        for event in seen.events:
+            rows = int(event.bad_rows)
+            if rows:
+                place = FirstNonfinite(
+                    batch=number, layer=event.layer, module=event.module, operation=event.operation, rows=rows
+                )
+                return place, [bad.sum(0).tolist() for bad in seen.layer_rows]
+    return None, []
