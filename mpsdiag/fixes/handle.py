@@ -12,10 +12,13 @@ class Handle:
 
     Attributes:
         name: The attention mode that was put in place.
+        unreached: Names in modules, such as `library.attention.sdpa`, that hold torch's function itself since before
+            and so go on without the mode.
     """
 
-    def __init__(self, name: str, undo: Callable[[], None]) -> None:
+    def __init__(self, name: str, undo: Callable[[], None], unreached: tuple[str, ...] = ()) -> None:
         self.name = name
+        self.unreached = unreached
         self._undo: Callable[[], None] | None = undo
         self._lock = threading.Lock()
 

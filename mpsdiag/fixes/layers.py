@@ -90,6 +90,7 @@ def _take_away() -> None:
     function = torch.nn.functional.scaled_dot_product_attention
     if not _USERS["function"] and function in _LAYERS:
         torch.nn.functional.scaled_dot_product_attention = _LAYERS[function]
+        IN_FORCE.layer = None
     interface = _interface()
     if not _USERS["entry"] and interface is not None and _entry(interface) in _LAYERS:
         interface.register("sdpa", _LAYERS[_entry(interface)])

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from operator import itemgetter
 from typing import Final
+
+import torch
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import layers
 from mpsdiag.fixes.catalogue import Mode, mode_named
 from mpsdiag.fixes.handle import Handle
+
+logger = logging.getLogger(__name__)
 
 _INSTALLED: Final[list[tuple[object, Mode]]] = []
 
@@ -18,6 +25,11 @@ def install(name: str) -> Handle:
     Reaches transformers models through their "sdpa" entry, and whatever calls `F.scaled_dot_product_attention`
     itself, such as Falcon, remote code, `nn.MultiheadAttention`, other libraries. Models set to another attention
     ("eager", "flex_attention") are left alone. Of several modes that are installed the last one is in force.
+
+    Two things are not reached. Modules that imported the function itself before, as in `from torch.nn.functional
+    import scaled_dot_product_attention`, go on with it: they are looked for, named in a warning, and kept in the
+    handle's `unreached`. `mpsdiag run --fix` installs before any of them is imported. And TorchScript compiles
+    attention to torch's own operator, as without a mode; what is traced with a mode in force keeps the mode.
 
     Args:
         name: One of `MODES`. `sdpa` puts stock SDPA in force; `eager` computes SDPA in plain operations.
@@ -39,6 +51,15 @@ def install(name: str) -> Handle:
         _INSTALLED.append((installation, mode))
         release = layers.hold(function=True)
         _update()
+    unreached = () if name == "sdpa" else _bound_before()
+    if unreached:
+        logger.warning(
+            "%s does not reach %s: bound to torch's function before mpsdiag.install. Call install before they are "
+            "imported, or run the script with: mpsdiag run --fix %s SCRIPT",
+            name,
+            ", ".join(unreached),
+            name,
+        )
 
     def remove() -> None:
         with layers.LOCK:
@@ -46,7 +67,20 @@ def install(name: str) -> Handle:
             _update()
             release()
 
-    return Handle(name, remove)
+    return Handle(name, remove, unreached)
+
+
+def _bound_before() -> tuple[str, ...]:
+    """The names in imported modules that hold torch's function itself, outside torch."""
+    original = torch._C._nn.scaled_dot_product_attention  # type: ignore[attr-defined]  # noqa: SLF001
+    modules = {id(loaded): (name, loaded) for name, loaded in reversed(sys.modules.items())}
+    return tuple(
+        f"{module}.{name}"
+        for module, loaded in sorted(modules.values(), key=itemgetter(0))
+        if module.split(".", maxsplit=1)[0] != "torch"
+        for name, value in list(getattr(loaded, "__dict__", {}).items())
+        if value is original
+    )
 
 
 def installed() -> tuple[str, ...]:

@@ -82,13 +82,20 @@ def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The opened mask, in the dtype and the shape of the mask, and the rows as bool `(..., L, 1)`, broadcastable.
     """
+    opened, dead = _open(attn_mask)
+    if attn_mask.requires_grad and not opened.requires_grad and not torch.compiler.is_compiling():
+        opened.requires_grad_()  # without gradients too, torch chooses its kernel by this flag of the mask
+    return opened, dead
+
+
+def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
     plain = plain_on_cpu(attn_mask)
     if plain and (expanded := _expanded(attn_mask)):
         # A mask that is expanded over rows or heads stays so: nothing is computed or stored twice.
         once = attn_mask
         for dim in expanded:
             once = once.narrow(dim, 0, 1)
-        opened, dead = open_dead_rows(once)
+        opened, dead = _open(once)
         return opened.expand(attn_mask.shape), dead
     dead = dead_rows(attn_mask).unsqueeze(-1)
     if attn_mask.dtype != torch.bool:

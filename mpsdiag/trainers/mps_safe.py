@@ -37,7 +37,8 @@ class MPSSafeTrainer(Trainer):
     """Evaluates with the loss computed on the CPU, and repeats a batch there if the device made it non-finite.
 
     Training is that of `transformers.Trainer`. So is everything else where the arguments name another device than MPS
-    (real or emulated), unless `always` is given. In evaluation and prediction on MPS
+    (real or emulated), unless `always` is given: the metrics have no names that the stock ones lack, and only
+    `eval_max_batches` has an effect. In evaluation and prediction on MPS
 
     - losses are computed on the CPU from logits and labels, in chunks of tokens, and go back to the device. They equal
       the stock losses bit for bit. Only a `compute_loss_func` of the user needs a batch's logits on the CPU at once;
@@ -101,12 +102,13 @@ class MPSSafeTrainer(Trainer):
         return super().get_eval_dataloader(first_examples(whole, self.eval_max_batches * batch))
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the stock one, with the counts of non-finite batches among the metrics."""
+        """As the stock one; where this trainer acts, with the counts of non-finite batches among the metrics."""
         self._tally = EvaluationTally()
         try:
             output: Any = super().evaluation_loop(*args, **kwargs)
             prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
-            output.metrics.update(self._tally.metrics(prefix))
+            if self.acts():
+                output.metrics.update(self._tally.metrics(prefix))
             self.nonfinite_causes = dict(self._tally.causes)
         finally:
             self._tally = (

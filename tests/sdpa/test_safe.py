@@ -118,6 +118,20 @@ def test_a_learned_bias_gets_the_same_gradient():
 
 
 @EXACT
+def test_a_learned_bias_gets_the_same_kernel_where_no_gradient_is_wanted():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 4, 4, 6, 8)
+    for bias in (torch.randn(6, 6) * 9, torch.randn(4, 1, 1, 6).expand(4, 1, 6, 6)):
+        bias.requires_grad_()
+        with torch.no_grad():
+            want, got = (
+                f(q, k, v, bias) for f in (scaled_dot_product_attention, safe_scaled_dot_product_attention)
+            )
+        assert torch.equal(got, want)
+        assert not got.requires_grad
+
+
+@EXACT
 def test_dropout_draws_the_same_numbers():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 2, 6, 4) for _ in range(3))
