@@ -72,7 +72,7 @@ def install(name: str) -> Handle:
 
 def _bound_before() -> tuple[str, ...]:
     """The names in imported modules that hold torch's function itself, outside torch."""
-    original = torch._C._nn.scaled_dot_product_attention  # type: ignore[attr-defined]  # noqa: SLF001
+    original = torch._C._nn.scaled_dot_product_attention  # noqa: SLF001
     modules = {id(loaded): (name, loaded) for name, loaded in reversed(sys.modules.items())}
     return tuple(
         f"{module}.{name}"
