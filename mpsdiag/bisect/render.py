@@ -12,6 +12,7 @@ from mpsdiag.reporting.layout.blocks import (
     Block,
     Column,
     Facts,
+    Fold,
     Item,
     Log,
     Prose,
@@ -54,14 +55,19 @@ def text_of(found: Found, form: str, *, width: int = 100, color: bool = False) -
     if form == "terminal":
         from mpsdiag.reporting.formats.terminal import print_sections
 
-        return print_sections(found.sentence, sections(found), width=width, color=color)
+        return print_sections(found.sentence, sections(found, folds=False), width=width, color=color)
     raise BadInput(
         f"The journal of a bisect has no format '{form}'. Choose from: terminal, markdown, html, json."
     )
 
 
-def sections(found: Found) -> list[Section]:
-    """What to do, every try in the order of the releases, and how it was searched."""
+def sections(found: Found, *, folds: bool = True) -> list[Section]:
+    """What to do, every try in the order of the releases, and how it was searched.
+
+    Args:
+        found: The result.
+        folds: Whether long parts can be folded away; the full lists of packages are left out where they cannot.
+    """
     blocks: list[Block] = []
     if found.pip is not None:
         blocks.append(
@@ -73,7 +79,8 @@ def sections(found: Found) -> list[Section]:
         blocks.append(Prose(_beside(found)))
     parts = [Section("answer", "Answer", tuple(blocks))] if blocks else []
     parts.append(Section("tries", "Tries", (_table(found), *_logs(found))))
-    parts.append(Section("search", "How it was searched", (_facts(found),)))
+    installed = _freezes(found) if folds else ()
+    parts.append(Section("search", "How it was searched", (_facts(found), *installed)))
     return parts
 
 
@@ -145,3 +152,13 @@ def _beside(found: Found) -> str:
         if before.get(name) != after.get(name)
     ]
     return f"Other packages that differ between the two: {', '.join(differing) or 'none'}."
+
+
+def _freezes(found: Found) -> tuple[Block, ...]:
+    """All that was installed on either side of the bracket."""
+    sides = found.bracket or ()
+    return tuple(
+        Fold(f"Installed with {found.search.axis} {one.release}", (Log("", "\n".join(one.freeze)),))
+        for one in found.tries
+        if one.release in sides
+    )

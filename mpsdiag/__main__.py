@@ -1,0 +1,5 @@
+"""`python -m mpsdiag`: the command line."""
+
+from mpsdiag.cli import main
+
+main()
