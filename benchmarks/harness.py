@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mpsdiag.benching.run.isolation import Isolation
-from mpsdiag.benching.run.job import Job
+from mpsdiag.benching.journal.record import Job
+from mpsdiag.benching.run.launch import Isolation
 from mpsdiag.scenario.scenario import Scenario
 
 CELLS = 20
@@ -37,7 +37,7 @@ def isolation(folder: Path) -> float:
     job = Job(
         key="empty",
         cell=Scenario(),
-        function="mpsdiag.benching.run.child:nothing",
+        function="mpsdiag.benching.run.in_child:nothing",
         log=str(folder / "cell.log"),
     )
     cost = statistics.median(apart.run(job).seconds for _ in range(CELLS))

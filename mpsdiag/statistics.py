@@ -32,18 +32,6 @@ class Interval:
         return self.low <= value <= self.high
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Raw samples in a few numbers, in their unit; `interval` is that of the median, None below two."""
-
-    n: int
-    median: float
-    mad: float
-    interval: Interval | None
-    iqr_ratio: float
-    warning: str | None
-
-
 def median(samples: Sequence[float]) -> float:
     """The median; NaN for no samples."""
     return float(np.median(samples)) if len(samples) else math.nan
@@ -60,26 +48,6 @@ def iqr_ratio(samples: Sequence[float]) -> float:
         return 0.0
     low, middle, high = np.percentile(samples, [25, 50, 75])
     return float((high - low) / middle) if middle else 0.0
-
-
-def noise_warning(samples: Sequence[float]) -> str | None:
-    """A sentence when the interquartile range is above 10 % of the median."""
-    ratio = iqr_ratio(samples)
-    if ratio <= NOISY:
-        return None
-    return f"IQR is {ratio:.0%} of the median: something else was using the machine, or it was throttling"
-
-
-def summarize(samples: Sequence[float], *, seed: int = 0) -> Summary:
-    """Sum up raw samples."""
-    return Summary(
-        n=len(samples),
-        median=median(samples),
-        mad=mad(samples),
-        interval=bootstrap_interval(samples, seed=seed),
-        iqr_ratio=iqr_ratio(samples),
-        warning=noise_warning(samples),
-    )
 
 
 def bootstrap_interval(

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mpsdiag.benching.journal.record import utc_now
 from mpsdiag.benching.journal.writer import JournalWriter, set_aside
-from mpsdiag.benching.run.job import utc_now
 from mpsdiag.bisect.environments import Environments, cache_folder
 from mpsdiag.bisect.found import Found, conclude, tries_left
 from mpsdiag.bisect.installer import Impossible, Installer

@@ -13,8 +13,8 @@ from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
-    from mpsdiag.benching.plan.spec import MatrixSpec
-    from mpsdiag.benching.run.runner import Outcome
+    from mpsdiag.benching.plan.matrix import MatrixSpec
+    from mpsdiag.benching.run.runner import RunOutcome
     from mpsdiag.benching.run.session import Session
 
 AXES_PANEL = "Axes (repeat an option for several values)"
@@ -130,8 +130,8 @@ def bench(
     from mpsdiag.benching.run.interrupt import Remembered
 
     with Remembered() as interrupts:
-        from mpsdiag.benching.plan.request import Request, parse_retry, parse_shard
-        from mpsdiag.benching.run.progress import Progress
+        from mpsdiag.benching.plan.request import BenchRequest, parse_retry, parse_shard
+        from mpsdiag.benching.run.progress_bar import Progress
         from mpsdiag.benching.run.session import prepare
 
         spec = _spec(matrix, given)
@@ -139,7 +139,7 @@ def bench(
             raise BadInput("--out is empty. Name a folder, or leave it out for reports/<matrix>.")
         with Progress() as progress:
             session = prepare(
-                Request(
+                BenchRequest(
                     spec=spec,
                     out=Path(out or f"reports/{spec.name}"),
                     command=["mpsdiag", *sys.argv[1:]],
@@ -171,8 +171,8 @@ def bench(
 
 def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
     """The matrix of the file, or the default one, with the options that name an axis or an amount applied."""
+    from mpsdiag.benching.plan.matrix import AXES, MatrixSpec, changed
     from mpsdiag.benching.plan.matrix_file import load_matrix
-    from mpsdiag.benching.plan.spec import AXES, MatrixSpec, changed
 
     known = {*AXES, *MatrixSpec.model_fields}
     values = {name: value for name, value in given.items() if name in known}
@@ -188,7 +188,7 @@ def _list_cells(session: Session, *, as_json: bool) -> None:
         output.show(as_text(session))
 
 
-def _nothing(session: Session, outcome: Outcome, *, as_json: bool) -> None:
+def _nothing(session: Session, outcome: RunOutcome, *, as_json: bool) -> None:
     """An empty part leaves no folder; a script that asked for a JSON document gets one all the same."""
     if as_json:
         from mpsdiag.benching.journal.journal import Journal
@@ -202,7 +202,7 @@ def _nothing(session: Session, outcome: Outcome, *, as_json: bool) -> None:
         output.show_document(dumps(made, indent=1))
 
 
-def _report(session: Session, outcome: Outcome, *, as_json: bool) -> None:
+def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> None:
     """Write the report's folder; print the story, or one JSON document."""
     from mpsdiag.benching.journal.journal import read_journal
     from mpsdiag.benching.run.runner import JOURNAL

@@ -20,12 +20,7 @@ NEW_NAMES: Final = {
 
 
 def with_new_names(command: Any, arguments: list[str]) -> list[str]:
-    """Replace old names of a command's options, which still work, and say so once.
-
-    Args:
-        command: Its own options are never replaced.
-        arguments: The words after the command's name; those after `--` stay as they are.
-    """
+    """Replace old names of a command's options, which still work, and say so once."""
     options = {option for parameter in command.params for option in parameter.opts}
     new_names = {old: new for old, new in NEW_NAMES.items() if old not in options and new in options}
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -38,13 +33,7 @@ def with_new_names(command: Any, arguments: list[str]) -> list[str]:
 
 
 def note_without_effect(context: typer.Context, names: Iterable[str], why: str) -> None:
-    """Name those of some options that stand on the command line, and say why they do nothing there.
-
-    Args:
-        context: Of the command.
-        names: Of its parameters.
-        why: Such as `without --emulate`.
-    """
+    """Name those of some options that stand on the command line, and say why they do nothing there."""
     given = [name for name in names if _is_given(context, name)]
     if given:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in given)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mpsdiag.benching.journal.record import Header, Timing
+from mpsdiag.benching.journal.record import Ended, Header, Timing
 from mpsdiag.benching.plan.expand import Plan
-from mpsdiag.benching.run.isolation import LIGHT, Isolation
-from mpsdiag.benching.run.job import Ended
-from mpsdiag.benching.run.runner import Run, Settings
+from mpsdiag.benching.run.launch import LIGHT, Isolation
+from mpsdiag.benching.run.runner import MatrixRun, Settings
 from mpsdiag.scenario.scenario import Measured, Scenario
 
 HERE = Path(__file__).parent
@@ -88,7 +87,7 @@ def start_run(tmp_path, header, quiet):
         executor = executor or FakeExecutor()
         plan = cells if isinstance(cells, Plan) else Plan(tuple(cells))
         extra = {} if stop is None else {"stop": stop}
-        run = Run(plan, folder, header, VERSIONS, executor, quiet, Settings(**settings), **extra)
+        run = MatrixRun(plan, folder, header, VERSIONS, executor, quiet, Settings(**settings), **extra)
         return run.run(), executor
 
     return start

@@ -6,8 +6,7 @@ import signal
 import sys
 import time
 
-from mpsdiag.benching.journal.record import Timing
-from mpsdiag.benching.run.job import Answer
+from mpsdiag.benching.journal.record import Answer, Timing
 from mpsdiag.scenario.scenario import Measured
 
 FAULTS = {1: "abort", 3: "segfault", 5: "hang", 7: "memory", 9: "silent", 11: "megabyte"}

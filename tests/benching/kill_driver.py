@@ -17,9 +17,9 @@ from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.benching.journal.record import Header
 from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.run.executor import LocalExecutor
-from mpsdiag.benching.run.isolation import LIGHT, Isolation
+from mpsdiag.benching.run.launch import LIGHT, Isolation
 from mpsdiag.benching.run.rounds import StopRule
-from mpsdiag.benching.run.runner import Run, Settings
+from mpsdiag.benching.run.runner import MatrixRun, Settings
 from mpsdiag.scenario.scenario import Scenario
 
 CELLS, ROUNDS = 8, 1
@@ -48,7 +48,7 @@ def bench(folder):
     header = Header(mpsdiag="0", command="kill", created="now")
     settings = Settings(rule=StopRule(ROUNDS, ROUNDS), function="fake_cells:quick")
     executor = LocalExecutor(isolation(), logs=folder / "logs")
-    return Run(plan, folder, header, {"torch": "2"}, executor, Silent(), settings).run().exit_code
+    return MatrixRun(plan, folder, header, {"torch": "2"}, executor, Silent(), settings).run().exit_code
 
 
 def life(folder, starts, begun, moment):

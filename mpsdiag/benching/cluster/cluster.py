@@ -21,8 +21,8 @@ from typing import Any
 from mpsdiag.benching.cluster.fleet import RESOURCE, Fleet
 from mpsdiag.benching.cluster.placement import Placement
 from mpsdiag.benching.cluster.worker import run_job, stop_on_worker
+from mpsdiag.benching.journal.record import Ended, Job, utc_now
 from mpsdiag.benching.run.interrupt import Stop
-from mpsdiag.benching.run.job import Ended, Job, utc_now
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.errors import CannotDecide
 from mpsdiag.scenario.scenario import Scenario

@@ -15,7 +15,7 @@ from typing import Any
 from mpsdiag.benching.cluster.placement import Worker
 from mpsdiag.benching.cluster.worker import answer, describe
 from mpsdiag.benching.journal.provenance import kind
-from mpsdiag.benching.run.job import Ended, utc_now
+from mpsdiag.benching.journal.record import Ended, utc_now
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.scenario.scenario import Scenario
 
@@ -204,9 +204,6 @@ class Fleet:
 
 def connect(address: str) -> Fleet:
     """Connect to a scheduler and get to know its workers.
-
-    Args:
-        address: Such as `tcp://10.0.0.5:8786` or `tls://...`.
 
     Raises:
         BadInput: dask.distributed is not installed, or the workers differ in versions.

@@ -43,12 +43,7 @@ class Placement:
     _cells: dict[Scenario, int] = field(default_factory=dict, init=False)
 
     def settle(self, groups: Mapping[Scenario, int], before: Mapping[Scenario, str]) -> None:
-        """Give groups that have none a home: where their earlier rounds ran, if possible, else the least loaded.
-
-        Args:
-            groups: How many cells each has.
-            before: The kind of machine of its earlier rounds, where there were some.
-        """
+        """Give groups that have none a home: where their earlier rounds ran, if possible, else the least loaded."""
         for group, cells in groups.items():
             if group not in self._homes:
                 self._cells[group] = cells
@@ -57,14 +52,7 @@ class Placement:
     def choose(
         self, group: Scenario, busy: Mapping[str, int], *, timed: bool, strangers: bool = False
     ) -> str | None:
-        """A free worker for a cell of a group; None if it has to wait.
-
-        Args:
-            group: A settled one.
-            busy: How many cells each worker is running.
-            timed: Whether the cell is timed.
-            strangers: Whether a group whose home is gone may move to a machine of another kind.
-        """
+        """A free worker for a cell of a group; None if it has to wait."""
         if not self._serves(self._homes.get(group), timed=timed):
             self._move(group, self._kinds.get(group), timed=timed, strangers=strangers)
         home = self._homes.get(group)

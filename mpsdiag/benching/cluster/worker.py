@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mpsdiag.benching.plan.fingerprint import fingerprint
+from mpsdiag.benching.journal.record import Job
+from mpsdiag.benching.plan.this_machine import fingerprint
 from mpsdiag.benching.run.interrupt import Stop
-from mpsdiag.benching.run.isolation import Isolation, start_method
-from mpsdiag.benching.run.job import Job
+from mpsdiag.benching.run.launch import Isolation, start_method
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.serialization import dumps
 
@@ -21,9 +21,6 @@ _stopped: set[str] = set()
 
 def run_job(request: str) -> str:
     """On a worker: run one job in a child process, and answer with how it ended.
-
-    Args:
-        request: JSON with the job, what to preload, and the token of the run.
 
     Returns:
         An Ended as JSON.
@@ -82,7 +79,7 @@ def answer(question: str, argument: str) -> str | None:
     if question == "files":
         fingerprint.cache_clear()  # a worker lives longer than a file stays as it is
         return fingerprint(tuple(json.loads(argument)))
-    from mpsdiag.benching.plan.availability import unavailable
+    from mpsdiag.benching.plan.this_machine import unavailable
 
     return unavailable(Scenario.model_validate_json(argument))
 

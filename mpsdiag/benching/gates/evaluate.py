@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mpsdiag.benching.gates.gate import AnyGate, CompareGate, Gate, Term
-from mpsdiag.benching.gates.measures import measure, ratio_of_times
+from mpsdiag.benching.gates.gate import AnyGate, CompareGate, Gate, Term, measure, ratio_of_times
 from mpsdiag.benching.journal.provenance import Place
-from mpsdiag.benching.journal.record import Record
-from mpsdiag.benching.run.job import BAD_ENDS
+from mpsdiag.benching.journal.record import BAD_ENDS, Record
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import count
 
@@ -50,12 +48,7 @@ class Judgement:
 
 
 def judge(gate: Gate, places: Sequence[tuple[Place, Sequence[Record]]]) -> Judgement:
-    """Decide a gate.
-
-    Args:
-        gate: Parsed.
-        places: All rounds of all cells, apart by environment; skipped cells count for `any skip` only.
-    """
+    """Decide a gate."""
     found = [(f" [{place.label}]" if len(places) > 1 else "", _by_cell(records)) for place, records in places]
     return _any(gate, found) if isinstance(gate, AnyGate) else _compare(gate, found)
 

@@ -52,11 +52,7 @@ class Kept:
 
 
 def keep(journals: Sequence[Journal]) -> Kept:
-    """Sort the records of journals by environment and cell.
-
-    Args:
-        journals: As read; an empty environment in a record means that of its journal's header.
-    """
+    """Sort the records of journals by environment and cell."""
     places: list[Place] = []
     known: dict[str, Place] = {}
     kept: dict[tuple[int, str], dict[int, Record]] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mpsdiag.benching.journal.record import Record, Timing
-from mpsdiag.benching.run.isolation import StartMethod
+from mpsdiag.benching.run.launch import StartMethod
 from mpsdiag.benching.run.rounds import StopRule, baselines, wanted
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.statistics import median
@@ -40,14 +40,7 @@ class Work:
 
 
 def remaining(cells: Sequence[Scenario], rule: StopRule, baseline: str, found: Found) -> Work:
-    """What a run will do, as far as it can be foreseen: which ratios will be precise early cannot.
-
-    Args:
-        cells: To run.
-        rule: Timing rounds.
-        baseline: The attention mode that ratios are to.
-        found: What an earlier run did.
-    """
+    """What a run will do, as far as it can be foreseen: which ratios will be precise early cannot."""
     partners = baselines(cells, baseline)
     history = {cell: timings for cell in cells if (timings := _timings(found.get(cell, {}))) is not None}
     asked = functools.cache(lambda number: frozenset(wanted(number, history, partners, rule)))
@@ -67,15 +60,7 @@ def remaining(cells: Sequence[Scenario], rule: StopRule, baseline: str, found: F
 def estimate(
     work: Work, start: StartMethod, records: Iterable[Record] = (), *, jobs: int = 1, machines: int = 1
 ) -> tuple[float, float]:
-    """Seconds that a run takes at least and at most.
-
-    Args:
-        work: What is to be run.
-        start: How processes are started.
-        records: Of an earlier run; their durations are better than any guess.
-        jobs: Verdicts at once on a machine.
-        machines: How many work side by side.
-    """
+    """Seconds that a run takes at least and at most."""
     if not work:
         return 0.0, 0.0
     known = list(records)

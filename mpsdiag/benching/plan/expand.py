@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mpsdiag import device, words
-from mpsdiag.benching.plan import availability
-from mpsdiag.benching.plan.fingerprint import fingerprint
-from mpsdiag.benching.plan.spec import AXES, MOST, MatrixSpec, Rule
-from mpsdiag.benching.plan.unused_rules import idle_exclude, idle_include, idle_macos, lacking_baseline
-from mpsdiag.errors import BadInput
+from mpsdiag.benching.plan.matrix import AXES, MOST, Axes, MatrixSpec, Rule
+from mpsdiag.benching.plan.this_machine import fingerprint
+from mpsdiag.benching.plan.this_machine import unavailable as reason_here
+from mpsdiag.errors import BadInput, nearest
 from mpsdiag.scenario.scenario import Scenario
 
 Reason = Callable[[Scenario], str | None]
@@ -48,17 +47,11 @@ class Plan:
 def expand(
     spec: MatrixSpec,
     *,
-    unavailable: Reason = availability.unavailable,
+    unavailable: Reason = reason_here,
     resolve: Callable[[str], str] = device.resolve,
     files: Callable[[tuple[str, ...]], str | None] = fingerprint,
 ) -> Plan:
     """List the cells of a matrix.
-
-    Args:
-        spec: The matrix.
-        unavailable: Says why a cell cannot run here, None if it can; asks the device and the fixes by default.
-        resolve: Turns a device's word into one device; `mpsdiag.device.resolve` by default.
-        files: Makes a fingerprint of local files.
 
     Raises:
         BadInput: It has more cells than `max_cells`, or none.
@@ -82,12 +75,6 @@ def expand(
 
 def shard(plan: Plan, index: int, count: int, group: Callable[[Scenario], Any]) -> Plan:
     """The part of a plan for one machine of several. Cells that are compared with each other stay together.
-
-    Args:
-        plan: The whole.
-        index: Which part, from 1.
-        count: How many parts.
-        group: The same for cells that belong together.
 
     Returns:
         Its cells. Where there are more parts than groups, the last parts are empty, and say so.
@@ -190,3 +177,40 @@ def _resolved(point: dict[str, Any], device_of: Callable[[str], str]) -> dict[st
     if point["emulate"] is None:
         return {**point, "device": device_of(point["device"]), "emulate_macos": None}
     return {**point, "device": "cpu" if point["device"] == "auto" else device_of(point["device"])}
+
+
+def idle_exclude(number: int, rule: Rule, axes: Mapping[str, Sequence[Any]]) -> str | None:
+    """Say that an exclude rule leaves nothing out, and by which axis; None if it does leave cells out."""
+    for name, values in rule.named().items():
+        if not set(values) & set(axes[name]):
+            hint = nearest(_word(values[0]), map(_word, axes[name]))
+            return f"{_title('exclude', number, rule)} leaves nothing out: the axis {name} has no such value. {hint}"
+    return None
+
+
+def idle_include(number: int, rule: Rule) -> str:
+    """Say that an include rule adds nothing."""
+    return f"{_title('include', number, rule)} adds nothing: the matrix has its cells already."
+
+
+def idle_macos(axes: Axes) -> str | None:
+    """Say that a macOS was named with nothing to emulate on it; None if there is something, or none was named."""
+    if "emulate_macos" not in axes.model_fields_set or any(axes.emulate):
+        return None
+    return "emulate_macos has no effect without emulate"
+
+
+def lacking_baseline(baseline: str, cells: Iterable[Scenario]) -> str | None:
+    """Say that nothing is there to compare with; None if something is."""
+    if any(cell.attn_implementation == baseline for cell in cells):
+        return None
+    return f"no cell has the baseline's attention, {baseline}: there will be no ratios and no verdict (see --baseline)"
+
+
+def _title(kind: str, number: int, rule: Rule) -> str:
+    named = ", ".join(f"{name} = {' or '.join(map(_word, values))}" for name, values in rule.named().items())
+    return f"[[{kind}]] rule {number} ({named})"
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value)

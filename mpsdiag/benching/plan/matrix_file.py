@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mpsdiag.benching.plan.spec import MatrixSpec
+from mpsdiag.benching.plan.matrix import MatrixSpec
 from mpsdiag.benching.plan.spec_errors import Place, validated
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import OLD_NAMES
@@ -26,10 +26,6 @@ _OLD: dict[int | str, int | str] = {new: old for old, new in OLD_NAMES.items()}
 
 def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) -> MatrixSpec:
     """Read a matrix file; its name is that of the file unless the file gives one.
-
-    Args:
-        path: The file.
-        note: Called with a sentence about keys that have a new name.
 
     Raises:
         BadInput: No such file, no TOML, or no matrix; the sentence names file, line and key, and the nearest word.
@@ -51,12 +47,6 @@ def parse_matrix(
     text: str, file: str, *, name: str = "", note: Callable[[str], None] = lambda _: None
 ) -> MatrixSpec:
     """Make a matrix of the text of a file.
-
-    Args:
-        text: TOML.
-        file: What to call it in sentences.
-        name: Of the matrix, where the text gives none.
-        note: As in `load_matrix`.
 
     Raises:
         BadInput: As `load_matrix`.
@@ -90,13 +80,7 @@ def _renamed(value: Any, old: dict[str, str]) -> Any:
 
 
 def where(text: str, file: str, place: Place) -> str:
-    """Say where a key stands: `matrix.toml line 7, axes.attention`; without the line where none is its.
-
-    Args:
-        text: The file's text, which is TOML.
-        file: Its name.
-        place: Keys, and positions in lists.
-    """
+    """Say where a key stands: `matrix.toml line 7, axes.attention`; without the line where none is its."""
     line = _line(text, place)
     if not line:
         old = tuple(_OLD.get(part, part) for part in place)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpsdiag.benching.plan.spec import MatrixSpec
-from mpsdiag.benching.run.isolation import Isolation
-from mpsdiag.benching.run.job import CELL_FUNCTION
+from mpsdiag.benching.journal.record import CELL_FUNCTION
+from mpsdiag.benching.plan.matrix import MatrixSpec
+from mpsdiag.benching.run.launch import Isolation
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.words import CELL_STATUSES
 
@@ -18,7 +18,7 @@ MOST_PARTS = 10_000
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """What the user asked for.
 
     Attributes:

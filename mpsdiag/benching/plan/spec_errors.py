@@ -30,11 +30,6 @@ LONGEST: Final = 60
 def validated(model: type[Model], document: Any, where: Callable[[Place], str]) -> Model:
     """Make a model of a document.
 
-    Args:
-        model: What it should be.
-        document: As parsed from TOML, or made of options.
-        where: Says where the key of a place stands, such as `matrix.toml line 7, axes.attention`.
-
     Raises:
         BadInput: It is not; every problem is in the sentence, up to three.
     """

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mpsdiag.benching.journal.record import Timing
-from mpsdiag.benching.run.job import Answer, Job
+from mpsdiag.benching.journal.record import Answer, Job, Timing
 from mpsdiag.emulation import EmulatedAbort
 from mpsdiag.scenario.scenario import Measured, Scenario
 
@@ -48,10 +47,6 @@ def timing(cell: Scenario, clock: Callable[[], float] = time.perf_counter) -> An
 
     Every step of a kind runs the same batch, so that the samples differ by the machine only. The first warm-up
     step is also the validity step: a cell that cannot run ends there, after a fraction of a second.
-
-    Args:
-        cell: What to time, after how many untimed steps of each kind, and how often.
-        clock: Seconds.
     """
     import torch
 

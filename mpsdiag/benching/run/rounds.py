@@ -35,10 +35,6 @@ def rotated(items: Sequence[T], number: int) -> list[T]:
 
     The starts are spread by the golden ratio, so that for any number of rounds each item is early in some and late
     in others; going backwards makes a slow drift hit two neighbours alike (A B, then B A).
-
-    Args:
-        items: In the order of the matrix.
-        number: Of the round, from 1.
     """
     if not items:
         return []
@@ -76,13 +72,7 @@ Timings = Mapping[int, Timing]
 
 
 def settled(ours: Timings, theirs: Timings, precision: float) -> bool:
-    """Whether both ratios of a cell to its baseline are known to `precision`.
-
-    Args:
-        ours: Timings of the cell by round.
-        theirs: Those of the baseline; rounds that both have count.
-        precision: Relative width of the interval.
-    """
+    """Whether both ratios of a cell to its baseline are known to `precision`."""
     common = sorted(ours.keys() & theirs.keys())
     for name in ("train_step", "eval_step"):
         pairs = [(getattr(ours[one], name), getattr(theirs[one], name)) for one in common]
@@ -104,12 +94,6 @@ def wanted(
 
     A cell goes on while its ratio is not settled by the rounds before this one, and a baseline while one of its
     cells does. Only earlier rounds are looked at, so that an interrupted run resumes with the same decisions.
-
-    Args:
-        number: Of the round, from 1.
-        history: Timings so far, by round, of every cell that is to be timed, in the order of the matrix.
-        partners: The baseline of each cell.
-        rule: When to stop.
     """
     if number > rule.most or rule.rounds == 0:
         return []

@@ -10,17 +10,24 @@ from typing import Protocol
 
 from mpsdiag.benching.journal.journal import JournalWriter, read_journal
 from mpsdiag.benching.journal.provenance import kind
-from mpsdiag.benching.journal.record import Header, Record, Timing
+from mpsdiag.benching.journal.record import (
+    BAD_ENDS,
+    CELL_FUNCTION,
+    Ended,
+    Header,
+    Job,
+    Record,
+    Timing,
+    utc_now,
+)
 from mpsdiag.benching.plan.expand import Plan
-from mpsdiag.benching.run.executor import Executor
+from mpsdiag.benching.run.executor import LOGS, Executor
 from mpsdiag.benching.run.interrupt import Interruptible, Stop
-from mpsdiag.benching.run.job import BAD_ENDS, CELL_FUNCTION, Ended, Job, utc_now
 from mpsdiag.benching.run.rounds import StopRule, baselines, group_of, wanted
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, count
 
 JOURNAL = "journal.jsonl"
-LOGS = "logs"
 FINDINGS = frozenset({"ok", "nan", "wrong"})
 """Statuses of a verdict leg that finished; only such cells are timed."""
 
@@ -58,7 +65,7 @@ class Listener(Protocol):
 
 
 @dataclass
-class Outcome:
+class RunOutcome:
     """What came of it.
 
     Attributes:
@@ -86,7 +93,7 @@ class Outcome:
 
 
 @dataclass
-class Run:
+class MatrixRun:
     """One run of a plan into a journal.
 
     Attributes:
@@ -110,9 +117,9 @@ class Run:
     stop: Stop = field(default_factory=Stop)
     _done: dict[tuple[str, int], Record] = field(default_factory=dict, init=False)
     _machines: dict[Scenario, str] = field(default_factory=dict, init=False)
-    _outcome: Outcome = field(default_factory=Outcome, init=False)
+    _outcome: RunOutcome = field(default_factory=RunOutcome, init=False)
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         """Run what the journal does not have yet.
 
         Raises:

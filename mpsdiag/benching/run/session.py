@@ -14,16 +14,15 @@ from mpsdiag.benching.gates.evaluate import Judgement, concerns, judge
 from mpsdiag.benching.gates.gate import Gate, parse_gate, require_words
 from mpsdiag.benching.journal.journal import Journal, NotAJournal, read_journal
 from mpsdiag.benching.journal.provenance import keep
-from mpsdiag.benching.journal.record import Header, Record
+from mpsdiag.benching.journal.record import Header, Record, utc_now
 from mpsdiag.benching.journal.writer import set_aside
 from mpsdiag.benching.plan.estimate import Work, estimate, remaining
 from mpsdiag.benching.plan.expand import Plan, shard
-from mpsdiag.benching.plan.request import Request
+from mpsdiag.benching.plan.request import BenchRequest
+from mpsdiag.benching.run.executor import Site, here, on_cluster
 from mpsdiag.benching.run.interrupt import Stop
-from mpsdiag.benching.run.job import utc_now
 from mpsdiag.benching.run.rounds import group_of
-from mpsdiag.benching.run.runner import JOURNAL, Listener, Outcome, Run, Settings
-from mpsdiag.benching.run.where_it_runs import Site, here, on_cluster
+from mpsdiag.benching.run.runner import JOURNAL, Listener, MatrixRun, RunOutcome, Settings
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
@@ -42,13 +41,13 @@ class Forecast:
 class Session:
     """A request, checked and planned."""
 
-    request: Request
+    request: BenchRequest
     plan: Plan
     gates: list[Gate]
     site: Site
     judgements: list[Judgement] = field(default_factory=list)
 
-    def run(self, listener: Listener, stop: Stop | None = None) -> Outcome:
+    def run(self, listener: Listener, stop: Stop | None = None) -> RunOutcome:
         """Run what the journal does not have, then decide the gates.
 
         Raises:
@@ -56,7 +55,7 @@ class Session:
             CannotDecide: No cell of the matrix can run here, or the disk is full.
         """
         if not len(self.plan):
-            return Outcome()
+            return RunOutcome()
         if not self.plan.cells:
             raise CannotDecide(f"No cell of the matrix can run here: {self.plan.skipped[0].reason}.")
         request = self.request
@@ -79,14 +78,14 @@ class Session:
         """Let go of the cluster, if there is one."""
         self.site.executor.close()
 
-    def exit_code(self, outcome: Outcome) -> int:
+    def exit_code(self, outcome: RunOutcome) -> int:
         """The exit code of the contract, gates included: 130, then 1, then 3, then 0. An empty part is 0."""
         if not len(self.plan):
             return EXIT_OK
         gated = not outcome.interrupted and not all(one.passed for one in self.judgements)
         return EXIT_FOUND if gated else outcome.exit_code
 
-    def summary(self, outcome: Outcome) -> dict[str, Any]:
+    def summary(self, outcome: RunOutcome) -> dict[str, Any]:
         """What came of it, for scripts."""
         return {
             "out": str(self.request.out),
@@ -100,7 +99,7 @@ class Session:
             ],
         }
 
-    def closing(self, outcome: Outcome) -> list[str]:
+    def closing(self, outcome: RunOutcome) -> list[str]:
         """The last sentences: what did not finish, what the gates found, how to go on."""
         sentences = []
         if outcome.interrupted:
@@ -158,10 +157,10 @@ class Session:
                 found[cell] = rounds
         return found
 
-    def _run(self, listener: Listener, stop: Stop | None) -> Run:
+    def _run(self, listener: Listener, stop: Stop | None) -> MatrixRun:
         spec = self.request.spec
         grace = "asked to stop: the running cell gets a moment (Ctrl-C again ends it now)"
-        return Run(
+        return MatrixRun(
             plan=self.plan,
             folder=self.request.out,
             header=self.header(),
@@ -179,12 +178,8 @@ class Session:
         )
 
 
-def prepare(request: Request, note: Callable[[str], None] = lambda _: None) -> Session:
+def prepare(request: BenchRequest, note: Callable[[str], None] = lambda _: None) -> Session:
     """Check a request and plan it; nothing is written and no cell is run.
-
-    Args:
-        request: What the user asked for.
-        note: Is told what the user should know.
 
     Raises:
         BadInput: Anything in it that cannot be: a gate, a shard, a status, data, a model path, too many cells.
@@ -232,6 +227,6 @@ def _fresh_would_do() -> Iterator[None]:
         raise NotAJournal(problem.name, remedy) from problem
 
 
-def _without_padding(outcome: Outcome) -> bool:
+def _without_padding(outcome: RunOutcome) -> bool:
     found = [one.measured for one in outcome.records if one.round == 0 and one.measured is not None]
     return bool(found) and all(one.real_tokens > 0 and one.pad_tokens == 0 for one in found)

@@ -14,10 +14,10 @@ import pytest
 from mpsdiag.benching.cluster import cluster as cluster_module
 from mpsdiag.benching.cluster import fleet as fleet_module
 from mpsdiag.benching.journal.journal import read_journal
-from mpsdiag.benching.plan.request import Request
-from mpsdiag.benching.plan.spec import MatrixSpec, changed
+from mpsdiag.benching.plan.matrix import MatrixSpec, changed
+from mpsdiag.benching.plan.request import BenchRequest
 from mpsdiag.benching.run.interrupt import Stop
-from mpsdiag.benching.run.isolation import LIGHT, Isolation
+from mpsdiag.benching.run.launch import LIGHT, Isolation
 from mpsdiag.benching.run.session import prepare
 from mpsdiag.errors import BadInput, CannotDecide
 
@@ -122,7 +122,7 @@ def session():
 def _session(address, out, function="fake_cells:quick", **values):
     spec = changed(MatrixSpec(), {**ONE, "rounds": 1, "max_rounds": 1, **values})
     isolation = Isolation(preload=(*LIGHT, "fake_cells"))
-    return prepare(Request(spec, out, cluster=address, function=function, isolation=isolation))
+    return prepare(BenchRequest(spec, out, cluster=address, function=function, isolation=isolation))
 
 
 def test_verdicts_and_timings_come_back_from_the_workers(fleet, session, tmp_path, quiet):

@@ -3,12 +3,10 @@
 import pytest
 
 from mpsdiag.benching.gates.evaluate import judge
-from mpsdiag.benching.gates.gate import parse_gate
-from mpsdiag.benching.gates.measures import MEASURES
+from mpsdiag.benching.gates.gate import MEASURES, parse_gate
 from mpsdiag.benching.journal.journal import Journal
 from mpsdiag.benching.journal.provenance import keep
-from mpsdiag.benching.journal.record import Header, Timing
-from mpsdiag.benching.run.job import Ended, Job
+from mpsdiag.benching.journal.record import Ended, Header, Job, Timing
 from mpsdiag.scenario.scenario import Measured, Scenario
 
 NAN = float("nan")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsdiag.benching.journal import migrations
+from mpsdiag.benching.journal import journal as migrations
 from mpsdiag.benching.journal.journal import JournalWriter, parse_journal, read_journal
 from mpsdiag.benching.journal.record import Header, Record, Timing
 from mpsdiag.benching.journal.writer import JournalFull, set_aside

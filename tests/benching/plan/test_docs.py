@@ -1,10 +1,9 @@
 import re
 from pathlib import Path
 
-from mpsdiag.benching.gates.gate import parse_gate
-from mpsdiag.benching.gates.measures import MEASURES
+from mpsdiag.benching.gates.gate import MEASURES, parse_gate
+from mpsdiag.benching.plan.matrix import AXES, MatrixSpec
 from mpsdiag.benching.plan.matrix_file import parse_matrix
-from mpsdiag.benching.plan.spec import AXES, MatrixSpec
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "matrix.md"
 

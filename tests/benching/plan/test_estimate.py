@@ -2,9 +2,8 @@
 
 import pytest
 
-from mpsdiag.benching.journal.record import Timing
+from mpsdiag.benching.journal.record import Ended, Job, Timing
 from mpsdiag.benching.plan.estimate import Work, estimate, in_words, remaining
-from mpsdiag.benching.run.job import Ended, Job
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.scenario.scenario import Scenario
 

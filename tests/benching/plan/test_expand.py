@@ -1,10 +1,9 @@
 import pytest
 
-from mpsdiag.benching.plan.availability import unavailable
 from mpsdiag.benching.plan.expand import Plan, expand, shard
-from mpsdiag.benching.plan.fingerprint import fingerprint
+from mpsdiag.benching.plan.matrix import MatrixSpec
 from mpsdiag.benching.plan.matrix_file import parse_matrix
-from mpsdiag.benching.plan.spec import MatrixSpec
+from mpsdiag.benching.plan.this_machine import fingerprint, unavailable
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import Scenario

@@ -1,7 +1,7 @@
 import pytest
 
+from mpsdiag.benching.plan.matrix import AXES, MatrixSpec, Rule, changed
 from mpsdiag.benching.plan.matrix_file import load_matrix, parse_matrix
-from mpsdiag.benching.plan.spec import AXES, MatrixSpec, Rule, changed
 from mpsdiag.errors import BadInput
 
 WHOLE = """

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from mpsdiag.benching.journal.record import Answer, Job
 from mpsdiag.benching.run.cell import run_cell, timing, verdict
-from mpsdiag.benching.run.job import Answer, Job
 from mpsdiag.scenario.scenario import Scenario
 
 SMALL = {"max_length": 96, "batch_size": 2, "max_steps": 1, "eval_max_batches": 2}

@@ -2,10 +2,10 @@
 
 import pytest
 
+from mpsdiag.benching.journal.record import Ended, Job
 from mpsdiag.benching.run.executor import LocalExecutor
 from mpsdiag.benching.run.interrupt import Stop
-from mpsdiag.benching.run.isolation import Isolation
-from mpsdiag.benching.run.job import Ended, Job
+from mpsdiag.benching.run.launch import Isolation
 from mpsdiag.errors import CannotDecide
 from mpsdiag.scenario.scenario import Scenario
 

@@ -5,9 +5,9 @@ import json
 from fake_cells import FAULTS
 
 from mpsdiag.benching.journal.journal import read_journal
-from mpsdiag.benching.plan.request import Request
-from mpsdiag.benching.plan.spec import MatrixSpec, changed
-from mpsdiag.benching.run.isolation import LIGHT, Isolation
+from mpsdiag.benching.plan.matrix import MatrixSpec, changed
+from mpsdiag.benching.plan.request import BenchRequest
+from mpsdiag.benching.run.launch import LIGHT, Isolation
 from mpsdiag.benching.run.session import prepare
 
 ENDS = {
@@ -34,7 +34,7 @@ def test_twelve_cells_with_six_faults_make_twelve_true_lines_and_exit_code_3(tmp
         },
     )
     session = prepare(
-        Request(spec, tmp_path, function="fake_cells:faulty", isolation=Isolation(preload=LIGHT), jobs=2)
+        BenchRequest(spec, tmp_path, function="fake_cells:faulty", isolation=Isolation(preload=LIGHT), jobs=2)
     )
     outcome = session.run(quiet)
     assert session.exit_code(outcome) == 3
@@ -50,7 +50,7 @@ def test_twelve_cells_with_six_faults_make_twelve_true_lines_and_exit_code_3(tmp
     assert session.run(quiet).fresh == 0
     assert (tmp_path / "journal.jsonl").read_bytes() == before
     again = prepare(
-        Request(
+        BenchRequest(
             spec,
             tmp_path,
             retry=frozenset({"oom"}),

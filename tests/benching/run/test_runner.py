@@ -2,9 +2,9 @@ import pytest
 
 from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.benching.journal.provenance import kind
+from mpsdiag.benching.journal.record import Ended
 from mpsdiag.benching.plan.expand import Plan, Skipped
 from mpsdiag.benching.run.interrupt import Stop
-from mpsdiag.benching.run.job import Ended
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import Scenario

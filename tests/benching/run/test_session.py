@@ -4,10 +4,10 @@ import pytest
 
 from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.benching.plan.listing import as_document, as_text
+from mpsdiag.benching.plan.matrix import MatrixSpec, changed
 from mpsdiag.benching.plan.matrix_file import parse_matrix
-from mpsdiag.benching.plan.request import Request
-from mpsdiag.benching.plan.spec import MatrixSpec, changed
-from mpsdiag.benching.run.isolation import LIGHT, Isolation
+from mpsdiag.benching.plan.request import BenchRequest
+from mpsdiag.benching.run.launch import LIGHT, Isolation
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.benching.run.session import prepare
 from mpsdiag.errors import BadInput, CannotDecide
@@ -28,7 +28,7 @@ def request_for(tmp_path):
     def make(values=None, **fields):
         spec = changed(MatrixSpec(), {**ONE, **(values or {})})
         fields = {"function": "fake_cells:quick", "isolation": Isolation(preload=LIGHT), **fields}
-        return Request(spec, tmp_path / "out", **fields)
+        return BenchRequest(spec, tmp_path / "out", **fields)
 
     return make
 
@@ -187,7 +187,7 @@ def test_words_of_gates_are_checked_in_an_empty_part_too(request_for):
 
 def test_rules_that_change_nothing_are_notes(request_for, quiet):
     spec = parse_matrix("[[exclude]]\nmodel = 'tiny-gtp2'", "m")
-    prepare(Request(spec, request_for().out), quiet.note)
+    prepare(BenchRequest(spec, request_for().out), quiet.note)
     assert [note for note in quiet.notes if "leaves nothing out" in note]
 
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from mpsdiag.benching.run.job import Answer, Job
+from mpsdiag.benching.journal.record import Answer, Job
 from mpsdiag.errors import MpsdiagError
 from mpsdiag.serialization import dumps
 
@@ -22,9 +22,6 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", 
 
 def run_in_child(request: str) -> str:
     """Run one job in this process and answer; exceptions are answers too, with the traceback in the log.
-
-    Args:
-        request: A Job as JSON.
 
     Returns:
         An Answer as JSON.

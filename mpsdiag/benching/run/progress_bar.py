@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mpsdiag.benching.journal.record import Record
-from mpsdiag.benching.run.job import BAD_ENDS
+from mpsdiag.benching.journal.record import BAD_ENDS, Record
 from mpsdiag.words import count
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 import pytest
 
-from mpsdiag.benching.plan import fingerprint as module
-from mpsdiag.benching.plan.fingerprint import fingerprint
+from mpsdiag.benching.plan import this_machine as module
+from mpsdiag.benching.plan.this_machine import fingerprint
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 import io
 
-from mpsdiag.benching.run.job import Ended, Job
-from mpsdiag.benching.run.progress import Progress
+from mpsdiag.benching.journal.record import Ended, Job
+from mpsdiag.benching.run.progress_bar import Progress
 from mpsdiag.scenario.scenario import Scenario
 
 

@@ -190,10 +190,6 @@ AXES: Final[tuple[str, ...]] = tuple(Axes.model_fields)
 def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
     """The same matrix with other values, as the options of the command line give them.
 
-    Args:
-        spec: The matrix of the file, or the default one.
-        values: By axis or key name; a None leaves the matrix as it is.
-
     Raises:
         BadInput: A value that cannot be; the sentence names the option and the nearest word.
     """

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mpsdiag.benching.run import isolation as isolation_module
+from mpsdiag.benching.journal.record import Job
+from mpsdiag.benching.run import launch as isolation_module
 from mpsdiag.benching.run.interrupt import Interruptible, Remembered, Stop
-from mpsdiag.benching.run.isolation import LIGHT, Isolation, log_tail, memory_kills, start_method
-from mpsdiag.benching.run.job import Job
+from mpsdiag.benching.run.launch import LIGHT, Isolation, log_tail, memory_kills, start_method
 from mpsdiag.scenario.scenario import Scenario
 
 
@@ -248,13 +248,14 @@ def test_ctrl_c_harms_no_process_that_is_being_started(tmp_path, start):
     script.write_text(
         textwrap.dedent(f"""
         import os, signal
-        from mpsdiag.benching.run.isolation import LIGHT, Isolation
-        from mpsdiag.benching.run.job import Job
+        from mpsdiag.benching.run.launch import LIGHT, Isolation
+        from mpsdiag.benching.journal.record import Job
         from mpsdiag.scenario.scenario import Scenario
         heard = []
         signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
         os.environ["CTRL_C"] = "at boot"
-        job = Job(key="k", cell=Scenario(), function="mpsdiag.benching.run.child:nothing", log={str(tmp_path / "l")!r})
+        job = Job(key="k", cell=Scenario(), function="mpsdiag.benching.run.in_child:nothing",
+                  log={str(tmp_path / "l")!r})
         print(Isolation({start!r}, LIGHT).run(job).status, bool(heard))
         """)
     )
@@ -295,11 +296,12 @@ def test_a_script_without_a_main_guard_is_not_run_again(tmp_path):
     script.write_text(
         textwrap.dedent(f"""
         import sys
-        from mpsdiag.benching.run.isolation import LIGHT, Isolation
-        from mpsdiag.benching.run.job import Job
+        from mpsdiag.benching.run.launch import LIGHT, Isolation
+        from mpsdiag.benching.journal.record import Job
         from mpsdiag.scenario.scenario import Scenario
         print("run")
-        job = Job(key="k", cell=Scenario(), function="mpsdiag.benching.run.child:nothing", log={str(tmp_path / "l")!r})
+        job = Job(key="k", cell=Scenario(), function="mpsdiag.benching.run.in_child:nothing",
+                  log={str(tmp_path / "l")!r})
         for start in ("forkserver", "spawn"):
             print(Isolation(start, LIGHT).run(job).status)
         """)
@@ -314,8 +316,8 @@ def test_the_cell_ends_when_its_bench_is_killed(tmp_path):
         textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        from mpsdiag.benching.run.isolation import LIGHT, Isolation
-        from mpsdiag.benching.run.job import Job
+        from mpsdiag.benching.run.launch import LIGHT, Isolation
+        from mpsdiag.benching.journal.record import Job
         from mpsdiag.scenario.scenario import Scenario
         log = {str(tmp_path / "log")!r}
         Isolation(preload=LIGHT).run(Job(key="k", cell=Scenario(), function="fake_cells:tells_and_sleeps", log=log))

@@ -1,4 +1,4 @@
-"""What local files hold, in a few letters: part of a cell's key, so that edited data is not taken for the old."""
+"""What a plan must ask the machine: which cells cannot run on it, and what its local files hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,53 @@ import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from mpsdiag.scenario.scenario import Scenario
+
+
+def unavailable(cell: Scenario) -> str | None:
+    """Why a cell cannot run here, or None if it can."""
+    if cell.emulate is not None and cell.device != "cpu":
+        return f"the emulation is of MPS on the CPU; it cannot run on {cell.device}"
+    return (
+        _emulated_dtype(cell) or _device(cell.device) or _dtype(cell.device, cell.dtype) or _attention(cell)
+    )
+
+
+def _emulated_dtype(cell: Scenario) -> str | None:
+    if cell.emulate is None:
+        return None
+    from mpsdiag.emulation import Emulation
+
+    return Emulation(cell.emulate).lacks_dtype(cell.dtype)
+
+
+@functools.cache
+def _device(device: str) -> str | None:
+    if device == "cpu":
+        return None
+    from mpsdiag.device import usable
+
+    state = usable(device)
+    return None if state.ok else state.reason
+
+
+@functools.cache
+def _dtype(device: str, dtype: str) -> str | None:
+    if device == "cpu":  # every dtype of ours computes there; asking would cost an import of torch
+        return None
+    from mpsdiag.device import supports_dtype
+
+    return supports_dtype(device, dtype)
+
+
+def _attention(cell: Scenario) -> str | None:
+    if cell.attn_implementation in {"sdpa", "eager"}:
+        return None
+    from mpsdiag.fixes import MODES
+
+    return MODES[cell.attn_implementation].unavailable(cell.device, cell.dtype, training=cell.max_steps > 0)
+
 
 WHOLE = 64 * 2**20
 """Bytes up to which a file is read whole; of a larger one (weights) both ends and the size stand for it."""
@@ -15,9 +62,6 @@ END = 2**20
 @functools.cache
 def fingerprint(names: tuple[str, ...]) -> str | None:
     """Sixteen hex digits that stand for the contents of local files.
-
-    Args:
-        names: Paths of files or folders; names of something else (built in, on the hub) count for nothing.
 
     Returns:
         None where no name is a path. Where the files are, and when they were written, does not matter.

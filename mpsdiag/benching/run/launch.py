@@ -21,16 +21,16 @@ from typing import Any, Literal
 from pebble import ProcessExpired
 from pebble.concurrent import process as pebble_process
 
-from mpsdiag.benching.run.child import run_in_child
+from mpsdiag.benching.journal.record import Answer, Ended, Job, utc_now
+from mpsdiag.benching.run.in_child import run_in_child
 from mpsdiag.benching.run.interrupt import Stop
-from mpsdiag.benching.run.job import Answer, Ended, Job, utc_now
 
 _launching = threading.Lock()
 """What a launch changes for its moment belongs to the whole process."""
 
 StartMethod = Literal["forkserver", "spawn"]
 
-LIGHT = ("mpsdiag.benching.run.isolation",)
+LIGHT = ("mpsdiag.benching.run.launch",)
 PRELOAD = (*LIGHT, "mpsdiag.benching.run.preload")
 TAIL_BYTES = 4000
 POLL = 0.1
@@ -77,30 +77,20 @@ class Isolation:
     kills: Callable[[], int | None] = memory_kills
 
     def warm_up(self, log: Path, stop: Stop | None = None) -> Ended:
-        """Start the fork server with its imports, so that no cell's time limit pays for them.
-
-        Args:
-            log: For what goes wrong.
-            stop: Says when the user no longer waits for it.
-        """
+        """Start the fork server with its imports, so that no cell's time limit pays for them."""
         from mpsdiag.scenario.scenario import Scenario
 
         job = Job(
             key="start",
             cell=Scenario(),
-            function="mpsdiag.benching.run.child:nothing",
+            function="mpsdiag.benching.run.in_child:nothing",
             log=str(log),
             time_limit=BOOT_SECONDS,
         )
         return self.run(job, stop)
 
     def run(self, job: Job, stop: Stop | None = None) -> Ended:
-        """Run a job to its end, whatever end that is; raises nothing of the cell's.
-
-        Args:
-            job: What to run.
-            stop: Says when the user no longer waits for it.
-        """
+        """Run a job to its end, whatever end that is; raises nothing of the cell's."""
         stop = stop or Stop()
         log = Path(job.log)
         log.parent.mkdir(parents=True, exist_ok=True)
