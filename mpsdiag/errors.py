@@ -36,6 +36,17 @@ def first_line(problem: BaseException, longest: int = 200) -> str:
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:longest].rstrip(".")
 
 
+def close_to(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The choice that is spelt most like a word; None if none is.
+
+    Args:
+        word: What was given.
+        choices: The words that exist.
+        cutoff: How alike they have to be, from 0 to 1.
+    """
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Say which choices there are, the nearest first: `Did you mean 'eager'? Choose from: ...`.
 
@@ -44,8 +55,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
         choices: The words that exist.
     """
     known = list(choices)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
+    close = close_to(word, known)
+    hint = f"Did you mean '{close}'? " if close else ""
     return f"{hint}Choose from: {', '.join(known)}."
 
 

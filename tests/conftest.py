@@ -84,7 +84,7 @@ def arguments(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from mpsdiag.inputs.tokenizer import byte_tokenizer
+    from mpsdiag.inputs.builtin import byte_tokenizer
 
     return byte_tokenizer("left")
 
@@ -92,7 +92,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def examples(tokenizer):
     """Twelve texts of 40 to 64 tokens or so, of unequal length: every batch is padded."""
-    from mpsdiag.inputs.data import encode, load_texts
+    from mpsdiag.inputs.texts import encode, load_texts
 
     return encode(load_texts("synthetic", limit=12), tokenizer, 64)
 

@@ -1,104 +1,27 @@
-"""Models: four small ones made from a config with seeded weights, a local folder, or a hub name."""
+"""Models: a built-in one with seeded weights, a local folder, or a hub name; and what a model has room for."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpsdiag.errors import BadInput, one_of
-from mpsdiag.inputs.hub import offline_if_unreachable
-from mpsdiag.inputs.missing_weights import keep_missing
-from mpsdiag.inputs.model_config import load_config
-from mpsdiag.inputs.sources import classify, explain_missing, is_builtin_model
-from mpsdiag.inputs.tokenizer import BOS_ID, BYTE_VOCABULARY, EOS_ID, PAD_ID
+from mpsdiag.inputs.builtin import MAX_POSITIONS, builtin_config
+from mpsdiag.inputs.load_problems import described
+from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable
 from mpsdiag.quiet import held_back
 from mpsdiag.words import ATTENTION_MODES, DTYPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HIDDEN: Final = 64
-LAYERS: Final = 2
-HEADS: Final = 4
-SLIDING_WINDOW: Final = 16
-MAX_POSITIONS: Final = 4096
+logger = logging.getLogger(__name__)
 
+_KEPT_AS: Final = "mpsdiag_missing_weights"
+_LISTED: Final = 5
 _STOCK_ATTENTION: Final = ("sdpa", "eager", "flash_attention_2")
-
-
-def builtin_config(name: str, *, vocab_size: int | None = None, max_positions: int = MAX_POSITIONS) -> Any:
-    """The config of a built-in model: 2 layers, hidden size 64, 4 heads, no dropout, byte vocabulary.
-
-    Args:
-        name: One of `words.BUILTIN_MODELS`.
-        vocab_size: Number of tokens; that of the byte-level tokenizer if None.
-        max_positions: Longest sequence, in tokens.
-
-    Raises:
-        BadInput: Unknown name.
-    """
-    one_of("built-in model", name, BUILTIN_CONFIGS)
-    shared = {
-        "vocab_size": vocab_size or BYTE_VOCABULARY,
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "pad_token_id": PAD_ID,
-    }
-    return BUILTIN_CONFIGS[name](shared, max_positions)
-
-
-def _gpt2(shared: dict[str, Any], positions: int) -> Any:
-    from transformers import GPT2Config
-
-    return GPT2Config(
-        **shared,
-        n_positions=positions,
-        n_embd=HIDDEN,
-        n_layer=LAYERS,
-        n_head=HEADS,
-        # With dropout, training would depend on which attention ran, and the SDPA fast path would not be taken.
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-
-
-def _llama_like(shared: dict[str, Any], positions: int) -> dict[str, Any]:
-    return {
-        **shared,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 2 * HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS // 2,
-        "max_position_embeddings": positions,
-    }
-
-
-def _llama(shared: dict[str, Any], positions: int) -> Any:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(**_llama_like(shared, positions))
-
-
-def _mistral(shared: dict[str, Any], positions: int) -> Any:
-    from transformers import MistralConfig
-
-    return MistralConfig(**_llama_like(shared, positions), sliding_window=SLIDING_WINDOW)
-
-
-def _qwen2(shared: dict[str, Any], positions: int) -> Any:
-    from transformers import Qwen2Config
-
-    return Qwen2Config(**_llama_like(shared, positions))
-
-
-BUILTIN_CONFIGS: Final = {
-    "tiny-gpt2": _gpt2,
-    "tiny-llama": _llama,
-    "tiny-mistral": _mistral,
-    "tiny-qwen2": _qwen2,
-}
 
 
 def build_model(
@@ -197,3 +120,81 @@ def _load(
     model, info = loaded
     keep_missing(model, info["missing_keys"])
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """Read the config of a local folder or of the hub.
+
+    Raises:
+        BadInput: There is none, or it holds values that no model can have.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as problem:
+        raise BadInput(explain_missing("model", name, problem)) from problem
+    except (
+        Exception
+    ) as problem:  # what a config class makes of a bad value: TypeError, ZeroDivisionError, ...
+        raise BadInput(
+            f"Cannot load the model from '{name}': its config.json cannot be used ({described(problem)}). "
+            "Put back the config.json that save_pretrained wrote."
+        ) from problem
+
+
+# What a checkpoint lacks, and what the model has room for.
+
+
+def keep_missing(model: Any, names: Iterable[str]) -> None:
+    """Remember which weights of a model its checkpoint did not have."""
+    setattr(model, _KEPT_AS, tuple(sorted(names)))
+
+
+def missing_note(model: Any) -> str | None:
+    """One sentence about the weights that are random, without a full stop; None if the checkpoint had them all."""
+    missing: tuple[str, ...] = getattr(model, _KEPT_AS, ())
+    if not missing:
+        return None
+    places = list(dict.fromkeys(_place(name) for name in missing))
+    more = f" and {len(places) - _LISTED} more" if len(places) > _LISTED else ""
+    tensors = "1 tensor" if len(missing) == 1 else f"{len(missing)} tensors"
+    return (
+        f"the checkpoint lacks weights of {', '.join(places[:_LISTED])}{more} ({tensors}): they are random, and so are "
+        "the losses"
+    )
+
+
+def _place(name: str) -> str:
+    """The layer that a weight belongs to, or its module outside of layers."""
+    parts = name.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+    return ".".join(parts[: number + 1] if number is not None else parts[:-1] or parts)
+
+
+def fitting_length(model: Any, wanted: int) -> int:
+    """The asked length, or the longest the model has positions for, which is said."""
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    positions = getattr(text, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < wanted:
+        logger.warning(
+            "--max_length %d is more than the model's %d positions: using %d.", wanted, positions, positions
+        )
+        return positions
+    return wanted
+
+
+def require_known_tokens(model: Any, greatest: int, name: str) -> None:
+    """Refuse data whose token ids the embedding does not have: on a device they may read garbage instead of failing.
+
+    Raises:
+        BadInput: The tokenizer gives ids that the model does not know.
+    """
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    size = getattr(embedding, "num_embeddings", None)
+    if isinstance(size, int) and greatest >= size:
+        raise BadInput(
+            f"The tokenizer of '{name}' gives the token id {greatest}, and the model has only 0 to {size - 1}. Give it "
+            "the tokenizer it was trained with, or resize it: model.resize_token_embeddings(len(tokenizer))."
+        )

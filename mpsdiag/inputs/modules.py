@@ -35,11 +35,7 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 class ModulePath:
-    """The modules that a forward is in, the outermost first; empty outside of the model, and unless `followed`.
-
-    Args:
-        model: The model that will run.
-    """
+    """The modules that a forward is in, the outermost first; empty outside of the model, and unless `followed`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}

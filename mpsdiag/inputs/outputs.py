@@ -1,8 +1,9 @@
-"""The loss and the logits of what a model returns: an object with attributes, a mapping, or a tuple."""
+"""The loss and the logits of what a model returns (an object, a mapping, a tuple), and means of batch losses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -33,3 +34,16 @@ def logits_of(output: Any) -> Tensor | None:
 
 def _named(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
+    """The mean of batch losses over sequences, as the Trainer takes it."""
+    return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
+
+
+def filtered_mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
+    """The eval_loss that transformers 5.23 prints by default: non-finite losses are left out unless all are."""
+    kept = [(loss, size) for loss, size in zip(losses, sizes, strict=True) if math.isfinite(loss)]
+    if not kept:
+        return mean(losses, sizes)
+    return mean([loss for loss, _ in kept], [size for _, size in kept])

@@ -43,12 +43,6 @@ def _line(random_: random.Random) -> str:
 
 
 def synthetic_texts(count: int = 256, *, seed: int = 0, split: str = "train") -> list[str]:
-    """Make `count` lines of text; the same arguments give the same lines on every machine.
-
-    Args:
-        count: Number of lines.
-        seed: Seed of the generator.
-        split: Part of the seed, so that `train` and `validation` differ.
-    """
+    """Make `count` lines of text; the same arguments give the same lines on every machine."""
     random_ = random.Random(f"mpsdiag:{split}:{seed}")
     return [_line(random_) for _ in range(count)]

@@ -27,13 +27,13 @@ from transformers import (
 from mpsdiag import device as devices
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
-from mpsdiag.inputs.data import encode, greatest_id, load_texts
-from mpsdiag.inputs.fitting import fitting_length, require_known_tokens
-from mpsdiag.inputs.models import build_model
-from mpsdiag.inputs.tokenizer import byte_tokenizer, load_tokenizer
+from mpsdiag.inputs.builtin import byte_tokenizer
+from mpsdiag.inputs.models import build_model, fitting_length, require_known_tokens
+from mpsdiag.inputs.texts import encode, greatest_id, load_texts
+from mpsdiag.inputs.tokenizer import load_tokenizer
 from mpsdiag.scenario.reference import Batch
 from mpsdiag.scenario.scenario import LEARNING_RATE, Scenario
-from mpsdiag.trainers.trainers import TRAINERS
+from mpsdiag.trainers.variants import TRAINERS
 from mpsdiag.words import BUILTIN_MODELS
 
 

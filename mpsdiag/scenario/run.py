@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mpsdiag.emulation import emulated, suspended
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.losses import filtered_mean, mean
-from mpsdiag.inputs.missing_weights import missing_note
+from mpsdiag.inputs.models import missing_note
 from mpsdiag.inputs.modules import first_tensor
+from mpsdiag.inputs.outputs import filtered_mean, mean
 from mpsdiag.scenario.exposure import predict
 from mpsdiag.scenario.gradient_paths import training_notes
 from mpsdiag.scenario.observer import Observer, Sighting

@@ -13,7 +13,7 @@ from mpsdiag import device as devices
 from mpsdiag import environment
 from mpsdiag.environment import Environment
 from mpsdiag.findings import Emulated
-from mpsdiag.inputs.missing_weights import missing_note
+from mpsdiag.inputs.models import missing_note
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
 from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, load_case

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.trainer_pt_utils import LabelSmoother
 
 from mpsdiag import emulation
+from mpsdiag.inputs.cpu_copy import move, to_cpu
 from mpsdiag.trainers import chunked_loss
 
 if TYPE_CHECKING:
@@ -109,31 +110,6 @@ def _on_cpu(compute: Callable[[], Any], arguments: tuple[Any, ...]) -> Any:
         return move(compute(), device)
 
 
-def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor in nested mappings, lists and tuples; model outputs stay model outputs."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        changed = {key: over_tensors(item, change) for key, item in value.items()}
-        # A model output is a dataclass and a dictionary; a BatchEncoding is neither, but takes a dictionary.
-        rebuild: Any = type(value)
-        return rebuild(**changed) if dataclasses.is_dataclass(value) else rebuild(changed)
-    if isinstance(value, list | tuple):
-        items = [over_tensors(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def move(value: Any, device: torch.device | str) -> Any:
-    """Move every tensor in a nested value to a device."""
-    return over_tensors(value, lambda tensor: tensor.to(device))
-
-
-def to_cpu(value: Any) -> Any:
-    """Move every tensor in a nested value to the CPU."""
-    return move(value, "cpu")
-
-
 @dataclasses.dataclass
 class ChunkedLabelSmoother(LabelSmoother):
     """Stands in for transformers' `LabelSmoother` during an evaluation: same numbers, on the CPU, in chunks."""
@@ -164,10 +140,6 @@ def evaluation_losses_on_cpu(trainer: Trainer, chunk_bytes: int) -> Iterator[Non
 
     The model's own loss is reached through the functions of `torch.nn.functional`. The user's `compute_loss_func` may
     do anything with the logits: it is handed outputs and labels on the CPU, and so it alone needs them there whole.
-
-    Args:
-        trainer: Its label smoother and `compute_loss_func` are replaced until the block ends.
-        chunk_bytes: Size of a chunk of logits.
     """
     smoother: Any = trainer.label_smoother
     user_loss = trainer.compute_loss_func

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
+import torch
+from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer
 
 from mpsdiag import emulation
-from mpsdiag.errors import BadInput, one_of
+from mpsdiag.errors import BadInput, first_line, one_of
+from mpsdiag.inputs.cpu_copy import move, to_cpu
 from mpsdiag.inputs.nonfinite import (
     SENTENCES,
     Cause,
@@ -18,9 +24,8 @@ from mpsdiag.inputs.nonfinite import (
     is_finite,
 )
 from mpsdiag.trainers.chunked_loss import CHUNK_BYTES
-from mpsdiag.trainers.cpu_losses import evaluation_losses_on_cpu, move, to_cpu
-from mpsdiag.trainers.evaluation_tally import EvaluationTally
-from mpsdiag.trainers.shorten import first_examples
+from mpsdiag.trainers.cpu_losses import evaluation_losses_on_cpu
+from mpsdiag.trainers.second_pass import CpuModels, remember_counts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,15 +35,15 @@ logger = logging.getLogger(__name__)
 
 Step = tuple[Any, Any, Any]
 OnNonFinite = Literal["cpu_forward", "keep", "raise"]
-_ON_NONFINITE: Final = ("cpu_forward", "keep", "raise")
 
 
 class MPSSafeTrainer(Trainer):
     """Evaluates with the loss computed on the CPU, and repeats a batch there if the device made it non-finite.
 
-    Training is that of `transformers.Trainer`. So is everything else where the arguments name another device than MPS
-    (real or emulated), unless `always` is given: the metrics have no names that the stock ones lack, and only
-    `eval_max_batches` has an effect. In evaluation and prediction on MPS
+    Mixes with any other Trainer: `class Safe(MPSSafeTrainer, DPOTrainer)`. Training is that of the other one. So is
+    everything else where the arguments name another device than MPS (real or emulated), unless `always` is given: the
+    metrics have no names that the stock ones lack, and only `eval_max_batches` has an effect. In evaluation and
+    prediction on MPS
 
     - losses are computed on the CPU from logits and labels, in chunks of tokens, and go back to the device. They equal
       the stock losses bit for bit. Only a `compute_loss_func` of the user needs a batch's logits on the CPU at once;
@@ -49,8 +54,8 @@ class MPSSafeTrainer(Trainer):
     Args:
         *args: As `transformers.Trainer`.
         on_nonfinite_logits: `cpu_forward` evaluates such a batch again on a CPU copy of the model, made at most once
-            per evaluation, and warns once; `keep` leaves the loss as it is; `raise` ends the evaluation with
-            `NonFiniteLogitsError`.
+            per evaluation, and warns once; what the first pass counted is undone. `keep` leaves the loss as it is;
+            `raise` ends the evaluation with `NonFiniteLogitsError`.
         eval_max_batches: Evaluate on at most this many batches, the first ones. Prediction takes all.
         always: Act on every device, not only on MPS.
         loss_chunk_bytes: Size of a chunk of logits on its way to the CPU.
@@ -59,6 +64,8 @@ class MPSSafeTrainer(Trainer):
     Raises:
         BadInput: An unknown `on_nonfinite_logits`, or an `eval_max_batches` below 1.
     """
+
+    # Private names have a prefix: the other Trainer of a mix has its own `_step`, `_metrics` and the like.
 
     def __init__(
         self,
@@ -69,7 +76,7 @@ class MPSSafeTrainer(Trainer):
         loss_chunk_bytes: int = CHUNK_BYTES,
         **kwargs: Any,
     ) -> None:
-        one_of("on_nonfinite_logits", on_nonfinite_logits, _ON_NONFINITE)
+        one_of("on_nonfinite_logits", on_nonfinite_logits, get_args(OnNonFinite))
         if eval_max_batches is not None and eval_max_batches < 1:
             raise BadInput(f"eval_max_batches is {eval_max_batches}; give a number of batches from 1 upward.")
         self.on_nonfinite_logits = on_nonfinite_logits
@@ -77,9 +84,9 @@ class MPSSafeTrainer(Trainer):
         self.always = always
         self.loss_chunk_bytes = loss_chunk_bytes
         self.nonfinite_causes: dict[Cause, int] = {}
-        self._tally = EvaluationTally()
-        self._inputs_to_cpu = False
-        self._said: set[Cause] = set()
+        self._mps_safe_tally = _Tally()
+        self._mps_safe_inputs_to_cpu = False
+        self._mps_safe_warned: set[str] = set()
         super().__init__(*args, **kwargs)
 
     def acts(self) -> bool:
@@ -91,91 +98,140 @@ class MPSSafeTrainer(Trainer):
         if self.eval_max_batches is None:
             return super().get_eval_dataloader(eval_dataset)
         own: Any = self.eval_dataset
-        whole = (
-            own
-            if eval_dataset is None
-            else own[eval_dataset]
-            if isinstance(eval_dataset, str)
-            else eval_dataset
-        )
+        named = own[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         batch = self.args.eval_batch_size * self.args.world_size
+        whole = own if eval_dataset is None else named
         return super().get_eval_dataloader(first_examples(whole, self.eval_max_batches * batch))
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the stock one; where this trainer acts, with the counts of non-finite batches among the metrics."""
-        self._tally = EvaluationTally()
+        tally = self._mps_safe_tally = _Tally()
         try:
             output: Any = super().evaluation_loop(*args, **kwargs)
             prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
             if self.acts():
-                output.metrics.update(self._tally.metrics(prefix))
-            self.nonfinite_causes = dict(self._tally.causes)
+                output.metrics.update(tally.metrics(prefix))
+            self.nonfinite_causes = dict(tally.causes)
         finally:
-            self._tally = (
-                EvaluationTally()
-            )  # Frees the CPU copy: the weights may change before the next evaluation.
+            # Frees the CPU copy: the weights may change before the next evaluation.
+            self._mps_safe_tally = _Tally()
         return output
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: Any = None,
+        **more: Any,
     ) -> Step:
         """Evaluate one batch: (loss, logits, labels), each possibly None; see `Trainer.prediction_step`.
 
         Raises:
             NonFiniteLogitsError: The result is not finite and `on_nonfinite_logits` is `raise`.
         """
-        step = self._step(model, inputs, prediction_loss_only, ignore_keys)
-        self._tally.note(step[0])
+
+        def stock(chosen: nn.Module) -> Step:
+            return super(MPSSafeTrainer, self).prediction_step(
+                chosen, inputs, prediction_loss_only, ignore_keys=ignore_keys, **more
+            )
+
+        step = self._mps_safe_step(model, inputs, stock) if self.acts() else stock(model)
+        self._mps_safe_tally.note(step[0])
         return step
 
-    def _step(self, model: nn.Module, inputs: dict[str, Any], loss_only: bool, ignore_keys: Any) -> Step:
-        if not self.acts():
-            return super().prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
+    def _mps_safe_step(self, model: nn.Module, inputs: Any, stock: Callable[[nn.Module], Step]) -> Step:
+        undo = remember_counts(self)
         with evaluation_losses_on_cpu(self, self.loss_chunk_bytes):
-            step = super().prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
+            step = stock(model)
         if is_finite(step[0]) and not contains_nan(step[1]):
             return step
-        return self._deal_with(step, inputs, loss_only, ignore_keys)
-
-    def _deal_with(self, step: Step, inputs: dict[str, Any], loss_only: bool, ignore_keys: Any) -> Step:
-        cause = explain_cause(inputs, self._bare_model())
+        cause = explain_cause(inputs, cast("nn.Module", self.model))
         if cause == "unknown" and self.on_nonfinite_logits == "cpu_forward":
-            step = self.step_on_cpu(inputs, loss_only, ignore_keys)
-            cause = "device" if is_finite(step[0]) and not contains_nan(step[1]) else "same_on_cpu"
-        self._tally.causes[cause] += 1
+            undo()
+            try:
+                step = self._mps_safe_step_on_cpu(stock)
+                cause = "device" if is_finite(step[0]) and not contains_nan(step[1]) else "same_on_cpu"
+            except RuntimeError as problem:
+                # Such as a Trainer that makes tensors on its own device.
+                self._mps_safe_warn(
+                    "fails", f"A batch cannot be evaluated again on the CPU: {first_line(problem)}."
+                )
+        self._mps_safe_tally.causes[cause] += 1
         if self.on_nonfinite_logits == "raise":
             raise NonFiniteLogitsError(f"The evaluation of a batch is not finite: {SENTENCES[cause]}.")
-        self._say(cause)
+        done = (
+            "Such batches are evaluated again on a copy of the model on the CPU."
+            if cause == "device"
+            else "The loss stays as it is."
+        )
+        self._mps_safe_warn(cause, f"The evaluation of a batch is not finite: {SENTENCES[cause]}. {done}")
         return step
 
-    def step_on_cpu(
-        self, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> Step:
-        """Evaluate one batch on the CPU copy of the model; the result is on the device of the arguments."""
-        twin = self._tally.cpu_model(self._bare_model())
-        self._tally.on_cpu += 1
-        self._inputs_to_cpu = True
+    def _mps_safe_step_on_cpu(self, stock: Callable[[nn.Module], Step]) -> Step:
+        """Evaluate one batch on CPU copies of the models; the result is on the device of the arguments."""
+        self._mps_safe_tally.on_cpu += 1
+        self._mps_safe_inputs_to_cpu = True
         try:
-            with emulation.suspended():
-                step = super().prediction_step(twin, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+            with self._mps_safe_tally.models.taking_over(self) as twin, emulation.suspended():
+                step = stock(twin)
         finally:
-            self._inputs_to_cpu = False
+            self._mps_safe_inputs_to_cpu = False
         loss, logits, labels = (move(part, self.args.device) for part in step)
         return loss, logits, labels
 
-    def _bare_model(self) -> nn.Module:
-        return cast("nn.Module", self.model)  # Optional in its type only: __init__ has made it.
+    def _prepare_input(self, data: Any) -> Any:
+        return to_cpu(data) if self._mps_safe_inputs_to_cpu else super()._prepare_input(data)
 
-    def _prepare_inputs(self, inputs: dict[str, Tensor | Any]) -> Any:
-        return to_cpu(inputs) if self._inputs_to_cpu else super()._prepare_inputs(inputs)
+    def _mps_safe_warn(self, what: str, sentence: str) -> None:
+        """Warn once about each kind of trouble."""
+        if what not in self._mps_safe_warned:
+            self._mps_safe_warned.add(what)
+            logger.warning("%s", sentence)
 
-    def _say(self, cause: Cause) -> None:
-        """Warn once about a cause, and say what was done about it."""
-        if cause in self._said:
-            return
-        self._said.add(cause)
-        done = {
-            "device": "Such batches are evaluated again on a copy of the model on the CPU.",
-            "same_on_cpu": "The loss stays as it is.",
-        }.get(cause, "The loss stays as it is.")
-        logger.warning("The evaluation of a batch is not finite: %s. %s", SENTENCES[cause], done)
+
+class _Tally:
+    """What one evaluation has seen: non-finite batches, why, and the CPU copies of the models if it needed them."""
+
+    def __init__(self) -> None:
+        self.on_cpu = 0
+        self.causes: Counter[Cause] = Counter()
+        self.models = CpuModels()
+        self._batches = 0
+        self._bad: Tensor | int = 0
+
+    def note(self, loss: Tensor | None) -> None:
+        """Count a batch by its final loss. Counts stay on the device, so that nothing waits for it."""
+        if loss is not None:
+            self._batches += 1
+            self._bad = self._bad + (~torch.isfinite(loss.detach())).any().long()
+
+    def metrics(self, prefix: str) -> dict[str, Any]:
+        """The counts as metrics: `eval_nonfinite_batches`, and `eval_cpu_forward_batches` if there were any."""
+        found = {f"{prefix}_nonfinite_batches": int(self._bad)} if self._batches else {}
+        return {**found, f"{prefix}_cpu_forward_batches": self.on_cpu} if self.on_cpu else found
+
+
+def first_examples(dataset: Any, count: int) -> Any:
+    """Cut a dataset to its first `count` examples, without reading it."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, dict):
+        return {name: first_examples(part, count) for name, part in dataset.items()}
+    if hasattr(dataset, "take") and not hasattr(dataset, "select"):
+        return dataset.take(count)
+    if not hasattr(dataset, "__len__"):
+        return _First(dataset, count)
+    kept = range(min(count, len(dataset)))
+    return dataset.select(kept) if hasattr(dataset, "select") else Subset(dataset, kept)
+
+
+class _First(IterableDataset[Any]):
+    """The first examples of an iterable dataset."""
+
+    def __init__(self, dataset: Any, count: int) -> None:
+        self.dataset = dataset
+        self.count: Final = count
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.dataset), self.count)

@@ -1,4 +1,4 @@
-"""Where a run speaks and writes: stderr for people, and a folder that is tried before the work begins."""
+"""What a run says on stderr, and the folder it writes into, which is tried before the work begins."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from mpsdiag.errors import BadInput
 from mpsdiag.serialization import readable
+
+USING_SAFE_TRAINER: Final = "Using MPSSafeTrainer for MPS device (prevents NaN eval loss)"
+USING_STANDARD_TRAINER: Final = "Using standard HuggingFace Trainer"
+FIX_DISABLED: Final = (
+    "⚠️  WARNING: MPS device detected but MPS fix disabled via --disable_mps_fix\n"
+    "    You may experience NaN eval_loss during evaluation.\n"
+    "    To enable the fix, remove the --disable_mps_fix flag."
+)
 
 
 def require_writable(folder: Path) -> None:
@@ -56,3 +65,30 @@ def messages_on_stderr() -> Iterator[None]:
     finally:
         house.removeHandler(handler)
         house.propagate = propagate
+
+
+def emulation_announcement(emulated: str) -> str:
+    """The first line of a run under emulation: the messages after it are those of an MPS device."""
+    what = emulated.removeprefix("emulated ")
+    return (
+        f"EMULATED {what} (on the CPU): nothing here was measured on MPS. Where the messages below say MPS, they mean "
+        "the emulated one."
+    )
+
+
+def switched_to_eager(device: str) -> str:
+    """The warning that attention has been switched, why, what is better, and how to be rid of the warning."""
+    return (
+        f"⚠️  WARNING: attention switched from sdpa to eager on {device}\n"
+        "    The fused attention kernels of several torch releases return NaN or wrong numbers on MPS for query rows\n"
+        "    that may attend to no key, which every padded batch has.\n"
+        "    Exact, and without the memory of eager: --attn_implementation safe_sdpa\n"
+        "    To silence this warning: --attn_implementation eager (or --disable_mps_fix, which keeps sdpa as it is)."
+    )
+
+
+def trainer_announcement(*, on_mps: bool, fix_disabled: bool) -> str:
+    """What is said about the choice of the Trainer."""
+    if not on_mps:
+        return USING_STANDARD_TRAINER
+    return f"{FIX_DISABLED}\n{USING_STANDARD_TRAINER}" if fix_disabled else USING_SAFE_TRAINER

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from torch.utils.data import Dataset
 
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.data import texts_of
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
+from mpsdiag.inputs.texts import texts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

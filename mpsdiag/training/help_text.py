@@ -31,12 +31,7 @@ def kept_help() -> str:
 
 
 def render(parser: argparse.ArgumentParser, own: frozenset[str]) -> str:
-    """Every option of the parser, with its help and its default.
-
-    Args:
-        parser: The pipeline's.
-        own: The destinations that are not those of `TrainingArguments`; only these are explained.
-    """
+    """Every option of the parser, with its help and its default."""
     actions = [action for action in parser._actions if action.option_strings]  # noqa: SLF001 - no public list
     lines = [
         f"usage: {parser.prog} [OPTIONS]",

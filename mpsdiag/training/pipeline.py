@@ -16,23 +16,31 @@ from transformers import DataCollatorForSeq2Seq, Trainer
 
 from mpsdiag import emulation as emulations
 from mpsdiag.errors import BadInput, MpsdiagError
-from mpsdiag.inputs.fitting import fitting_length, require_known_tokens
-from mpsdiag.inputs.models import build_model
+from mpsdiag.inputs.models import build_model, fitting_length, require_known_tokens
+from mpsdiag.inputs.names import is_builtin_model
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
-from mpsdiag.inputs.sources import is_builtin_model
 from mpsdiag.inputs.tokenizer import load_tokenizer
 from mpsdiag.serialization import dumps, readable
 from mpsdiag.trainers.callbacks import NonFiniteCallback
-from mpsdiag.trainers.mps_safe import MPSSafeTrainer
-from mpsdiag.trainers.shorten import first_examples
-from mpsdiag.training.arguments import RunArguments, command_line, parse
-from mpsdiag.training.attention_choice import choose_attention, require_available
-from mpsdiag.training.checkpoints import last_whole, save_undisturbed, to_resume_from
-from mpsdiag.training.console import messages_on_stderr, require_writable, say
-from mpsdiag.training.emulated_log import mark_as_emulated
-from mpsdiag.training.messages import emulation_announcement, switched_to_eager, trainer_announcement
+from mpsdiag.trainers.mps_safe import MPSSafeTrainer, first_examples
+from mpsdiag.training.command_line import (
+    RunArguments,
+    choose_attention,
+    command_line,
+    parse,
+    require_available,
+)
+from mpsdiag.training.console import (
+    emulation_announcement,
+    messages_on_stderr,
+    require_writable,
+    say,
+    switched_to_eager,
+    trainer_announcement,
+)
 from mpsdiag.training.prepare_data import Prepared, prepare_examples
-from mpsdiag.training.summary import lines_for_people, losses_of, write_summary
+from mpsdiag.training.resuming import last_whole, save_undisturbed, to_resume_from
+from mpsdiag.training.summary import lines_for_people, losses_of, mark_as_emulated, write_summary
 from mpsdiag.words import EXIT_FOUND, EXIT_INTERRUPTED, EXIT_OK
 
 logger = logging.getLogger(__name__)
@@ -44,9 +52,6 @@ def main(arguments: Sequence[str]) -> int:
     """Run the pipeline from a command line and return its exit code.
 
     0: done. 1: the training failed. 130: interrupted; the last checkpoint is whole.
-
-    Args:
-        arguments: The words after `mpsdiag train`.
 
     Raises:
         BadInput: Something the user gave cannot be used (exit code 2).

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.data import Splits, open_splits
-from mpsdiag.inputs.local_data import VALIDATION_SPLITS
+from mpsdiag.inputs.files import VALIDATION_SPLITS, Rows, Splits
+from mpsdiag.inputs.texts import open_splits
 from mpsdiag.training.examples import Examples, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mpsdiag.training.arguments import DataArguments
+    from mpsdiag.training.command_line import DataArguments
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +40,11 @@ def prepare_examples(
     The validation examples come from `--eval_dataset`, or from the validation split, or are cut off the end of the
     training split, which is said.
 
-    Args:
-        data: Where the data is.
-        tokenizer: That of the model.
-        max_length: Longest example, in tokens.
-        mode: `pretrain`, `sft` or `evaluate`.
-        seed: Seed of synthetic text.
-
     Raises:
         BadInput: A dataset or column is missing or unreadable, too small to cut, or has no label at all.
     """
 
-    def examples(records: Iterable[Mapping[str, Any]], name: str, limit: int | None = None) -> Examples:
+    def examples(records: Rows, name: str, limit: int | None = None) -> Examples:
         found = tokenize(
             records,
             tokenizer,
@@ -85,7 +77,7 @@ def prepare_examples(
     return Prepared(train, evaluation)
 
 
-def _training_split(splits: Splits, dataset: str) -> Iterable[Mapping[str, Any]]:
+def _training_split(splits: Splits, dataset: str) -> Rows:
     if "train" not in splits:
         raise BadInput(
             f"The dataset '{dataset}' has no split 'train', only {', '.join(splits)}. "

@@ -1,4 +1,4 @@
-"""`summary.json`: what a training run was, and how it ended. Schema 1."""
+"""What is kept of a run: `summary.json` (schema 1), and the log, which under emulation is marked and has no timings."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from transformers import TrainerCallback
 
 from mpsdiag.environment import versions
 from mpsdiag.serialization import dumps, write_atomically
 
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
 SCHEMA: Final = 1
 FILE_NAME: Final = "summary.json"
 _PACKAGES: Final = ("mpsdiag", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors")
+_TIMINGS: Final = ("_runtime", "_per_second", "_time")
 
 
 def library_versions() -> dict[str, str]:
@@ -22,11 +28,7 @@ def library_versions() -> dict[str, str]:
 
 
 def losses_of(history: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Training and evaluation losses of a Trainer's log, by step.
-
-    Args:
-        history: `trainer.state.log_history`.
-    """
+    """Training and evaluation losses of a Trainer's log, by step."""
     train = [
         {"step": row["step"], "loss": row["loss"], "grad_norm": row.get("grad_norm")}
         for row in history
@@ -74,3 +76,38 @@ def lines_for_people(summary: Mapping[str, Any]) -> list[str]:
     if counts:  # Of what did not run nothing is said.
         found.append(f"nonfinite_batches = {', '.join(counts)}")
     return found
+
+
+def mark_as_emulated(trainer: Trainer) -> None:
+    """Let whoever prints or keeps the Trainer's log see it as emulated and without timings.
+
+    Callbacks that are added afterwards see the log as it is.
+    """
+    for callback in trainer.callback_handler.callbacks:
+        shown: Any = callback
+        shown.on_log = _marking(callback.on_log)
+    trainer.add_callback(_MarkHistory())
+
+
+def emulated_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the log, marked, without what was timed."""
+    kept = {name: value for name, value in row.items() if not name.endswith(_TIMINGS)}
+    return {"emulated": True, **kept}
+
+
+def _marking(on_log: Any) -> Any:
+    def marked(*given: Any, logs: dict[str, Any] | None = None, **more: Any) -> Any:
+        return on_log(*given, logs=None if logs is None else emulated_row(logs), **more)
+
+    return marked
+
+
+class _MarkHistory(TrainerCallback):
+    """The last of the callbacks: the others have read what they need from the row."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        del args, control, kwargs
+        if state.log_history:
+            state.log_history[-1] = emulated_row(state.log_history[-1])

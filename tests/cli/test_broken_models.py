@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from mpsdiag.cli import main
+from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.inputs.models import build_model
-from mpsdiag.inputs.tokenizer import byte_tokenizer
 
 COMMANDS = {
     "check": ["check", "--device", "cpu"],

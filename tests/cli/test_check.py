@@ -269,8 +269,8 @@ def test_a_file_without_text_is_refused(run, tmp_path, content, sentence):
 
 
 def test_weights_that_are_not_finite_are_blamed_and_not_the_device(run, tmp_path):
+    from mpsdiag.inputs.builtin import byte_tokenizer
     from mpsdiag.inputs.models import build_model
-    from mpsdiag.inputs.tokenizer import byte_tokenizer
 
     model = build_model("tiny-llama")
     with torch.no_grad():
@@ -288,8 +288,8 @@ def test_weights_that_are_not_finite_are_blamed_and_not_the_device(run, tmp_path
 def test_weights_that_the_checkpoint_lacks_are_said_to_be_random_and_no_bar_is_shown(capfd, tmp_path):
     from safetensors.torch import load_file, save_file
 
+    from mpsdiag.inputs.builtin import byte_tokenizer
     from mpsdiag.inputs.models import build_model
-    from mpsdiag.inputs.tokenizer import byte_tokenizer
 
     build_model("tiny-llama").save_pretrained(tmp_path)
     byte_tokenizer("left").save_pretrained(tmp_path)

@@ -27,8 +27,8 @@ def run(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A saved tiny model with its tokenizer."""
+    from mpsdiag.inputs.builtin import byte_tokenizer
     from mpsdiag.inputs.models import build_model
-    from mpsdiag.inputs.tokenizer import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     build_model("tiny-llama").save_pretrained(folder)

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.fitting import fitting_length, require_known_tokens
-from mpsdiag.inputs.models import build_model
-from mpsdiag.inputs.tokenizer import byte_tokenizer, load_tokenizer
+from mpsdiag.inputs.builtin import byte_tokenizer
+from mpsdiag.inputs.models import build_model, fitting_length, require_known_tokens
+from mpsdiag.inputs.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

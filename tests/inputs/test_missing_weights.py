@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from mpsdiag.inputs.missing_weights import keep_missing, missing_note
+from mpsdiag.inputs.models import keep_missing, missing_note
 
 
 @pytest.mark.parametrize(

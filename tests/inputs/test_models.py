@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mpsdiag.errors import BadInput
+from mpsdiag.inputs.builtin import BYTE_VOCABULARY, byte_tokenizer
 from mpsdiag.inputs.models import build_model
-from mpsdiag.inputs.tokenizer import BYTE_VOCABULARY, byte_tokenizer, load_tokenizer
+from mpsdiag.inputs.tokenizer import load_tokenizer
 from mpsdiag.words import BUILTIN_MODELS
 
 
@@ -167,9 +168,9 @@ def test_making_all_of_it_is_fast_and_imports_no_tables():
         from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedTokenizerFast
         tables = {"pandas", "pyarrow"}
         before = tables & set(sys.modules)
-        from mpsdiag.inputs.data import encode, load_texts
+        from mpsdiag.inputs.texts import encode, load_texts
         from mpsdiag.inputs.models import build_model
-        from mpsdiag.inputs.tokenizer import byte_tokenizer
+        from mpsdiag.inputs.builtin import byte_tokenizer
         start = time.process_time()
         build_model("tiny-gpt2")
         encode(load_texts("synthetic"), byte_tokenizer(), 512)

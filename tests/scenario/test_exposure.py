@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from mpsdiag.checking.advice import advise
 from mpsdiag.checking.diagnosis import Judged, ProbeResult
-from mpsdiag.inputs.models import build_model, builtin_config
-from mpsdiag.inputs.tokenizer import BYTE_VOCABULARY, byte_tokenizer
+from mpsdiag.inputs.builtin import BYTE_VOCABULARY, builtin_config, byte_tokenizer
+from mpsdiag.inputs.models import build_model
 from mpsdiag.reporting import check_markdown
 from mpsdiag.scenario.exposure import (
     EMPTY,
@@ -167,7 +167,7 @@ def test_the_reasons(models, name, mask, expected):
 def test_pad_to_multiple_of_gives_dead_rows_even_to_a_batch_of_one():
     from transformers import DataCollatorForLanguageModeling
 
-    from mpsdiag.inputs.tokenizer import byte_tokenizer
+    from mpsdiag.inputs.builtin import byte_tokenizer
 
     collate = DataCollatorForLanguageModeling(byte_tokenizer("left"), mlm=False, pad_to_multiple_of=8)
     batch = collate([{"input_ids": [5] * 11, "attention_mask": [1] * 11}])

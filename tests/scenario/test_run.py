@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mpsdiag.emulation import Emulation, emulated
-from mpsdiag.inputs.losses import filtered_mean
+from mpsdiag.inputs.outputs import filtered_mean
 from mpsdiag.scenario.preparation import prepare
 from mpsdiag.scenario.run import run_scenario
 from mpsdiag.scenario.scenario import Scenario

@@ -25,7 +25,7 @@ def one_thread():
 def _original(name):
     from transformers import AutoModelForCausalLM
 
-    from mpsdiag.inputs.models import builtin_config
+    from mpsdiag.inputs.builtin import builtin_config
 
     plain = builtin_config(name, max_positions=64).to_dict()
     for key in ("layer_types", "transformers_version", "architectures", "dtype"):

@@ -10,7 +10,8 @@ from transformers.tokenization_utils_base import BatchEncoding
 
 from mpsdiag import emulate_mps
 from mpsdiag.emulation import active
-from mpsdiag.trainers.cpu_losses import LossesOnCPU, over_tensors
+from mpsdiag.inputs.cpu_copy import over_tensors
+from mpsdiag.trainers.cpu_losses import LossesOnCPU
 
 VALUES = torch.linspace(-2, 2, 12).view(4, 3)
 OTHERS = torch.linspace(0.05, 0.9, 12).view(4, 3)

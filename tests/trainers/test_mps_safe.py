@@ -136,7 +136,7 @@ def test_it_is_the_stock_trainer_where_there_is_no_mps(trainer_of, monkeypatch, 
 
 @pytest.mark.parametrize("variant", ["default", "label smoothing", "compute_loss_func"])
 def test_the_defect_is_repaired_with_one_copy_and_one_warning(trainer_of, variant, caplog, monkeypatch):
-    import mpsdiag.trainers.evaluation_tally as tally
+    import mpsdiag.trainers.second_pass as tally
 
     true_loss = trainer_of(Trainer, **VARIANTS[variant]).evaluate()["eval_loss"]
     copies, stock_copy = [], tally.copy_to_cpu

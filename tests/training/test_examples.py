@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.tokenizer import byte_tokenizer
-from mpsdiag.trainers.shorten import first_examples
-from mpsdiag.training.arguments import DataArguments
+from mpsdiag.inputs.builtin import byte_tokenizer
+from mpsdiag.trainers.mps_safe import first_examples
+from mpsdiag.training.command_line import DataArguments
 from mpsdiag.training.examples import Examples, tokenize
 from mpsdiag.training.prepare_data import prepare_examples
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 
 from mpsdiag.training import help_text
-from mpsdiag.training.arguments import make_parser
+from mpsdiag.training.command_line import make_parser
 
 TESTED = {"torch": "2.13", "transformers": "5.23.0"}
 REGENERATE = "MPSDIAG_UPDATE_GOLDEN=1 pytest tests/training/test_help_text.py"

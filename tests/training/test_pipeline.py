@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 
 from mpsdiag.errors import BadInput
 from mpsdiag.training import pipeline
-from mpsdiag.training.messages import FIX_DISABLED, USING_SAFE_TRAINER, USING_STANDARD_TRAINER
+from mpsdiag.training.console import FIX_DISABLED, USING_SAFE_TRAINER, USING_STANDARD_TRAINER
 
 DISABLED_ON_MPS = """\
 ⚠️  WARNING: MPS device detected but MPS fix disabled via --disable_mps_fix
@@ -190,8 +190,8 @@ def test_json_is_one_document_on_stdout(run):
 
 
 def test_sequences_longer_than_the_models_positions_are_cut_and_said(run, tmp_path):
+    from mpsdiag.inputs.builtin import byte_tokenizer
     from mpsdiag.inputs.models import build_model
-    from mpsdiag.inputs.tokenizer import byte_tokenizer
 
     build_model("tiny-gpt2", max_positions=24).save_pretrained(tmp_path / "short")
     byte_tokenizer().save_pretrained(tmp_path / "short")
@@ -279,8 +279,8 @@ def test_what_is_not_finite_is_counted_where_it_ran_and_nowhere_else(run, tmp_pa
     """Weights that were NaN when loaded, and fewer steps than one log."""
     import torch
 
+    from mpsdiag.inputs.builtin import byte_tokenizer
     from mpsdiag.inputs.models import build_model
-    from mpsdiag.inputs.tokenizer import byte_tokenizer
 
     model = build_model("tiny-gpt2", max_positions=96)
     with torch.no_grad():

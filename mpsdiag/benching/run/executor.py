@@ -165,8 +165,8 @@ def on_cluster(request: BenchRequest, address: str, note: Callable[[str], None])
 
 def _require_inputs(spec: MatrixSpec) -> None:
     """Look at models and data before any cell fails over them."""
-    from mpsdiag.inputs.data import load_texts
-    from mpsdiag.inputs.sources import classify
+    from mpsdiag.inputs.names import classify
+    from mpsdiag.inputs.texts import load_texts
 
     for model in spec.axes.model:
         classify("model", model)

@@ -125,7 +125,7 @@ def _model(name: str, seed: int, dtype: str) -> nn.Module:
 
 def _longest(request: TraceRequest, model: nn.Module) -> int:
     """The asked length, or what belongs to the data, and no more than the model has positions for."""
-    from mpsdiag.inputs.fitting import fitting_length
+    from mpsdiag.inputs.models import fitting_length
 
     return fitting_length(model, request.max_length or (128 if _dataset(request) == BUILTIN_DATASET else 512))
 
@@ -138,7 +138,7 @@ def _batches(request: TraceRequest, name: str, longest: int) -> list[dict[str, A
     """The first texts of the data, tokenized, padded and labelled as for a causal language model."""
     from transformers import DataCollatorForLanguageModeling
 
-    from mpsdiag.inputs.data import encode, load_texts
+    from mpsdiag.inputs.texts import encode, load_texts
     from mpsdiag.inputs.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(name, padding_side=request.padding_side)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
-from mpsdiag.inputs.losses import filtered_mean, mean
+from mpsdiag.inputs.outputs import filtered_mean, mean
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.forward import ForwardTrace
 from mpsdiag.tracing.watch.model_state import in_mode

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from mpsdiag.errors import BadInput
-from mpsdiag.training.checkpoints import (
+from mpsdiag.training.resuming import (
     interrupts_deferred,
     last_whole,
     save_undisturbed,

@@ -1,13 +1,14 @@
-"""Variants of the Trainer that separate, in a matrix, where a NaN comes from. They act on every device."""
+"""Variants of the Trainer that separate, in a matrix, where a NaN comes from, by the names of the contract."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 from transformers import Trainer
 
-from mpsdiag.trainers.cpu_losses import over_tensors
+from mpsdiag.inputs.cpu_copy import over_tensors
 from mpsdiag.trainers.mps_safe import MPSSafeTrainer, Step
 
 
@@ -24,8 +25,9 @@ class CpuForwardTrainer(MPSSafeTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"always": True, **kwargs})
 
-    def _step(self, model: Any, inputs: dict[str, Any], loss_only: bool, ignore_keys: Any) -> Step:  # noqa: ARG002 - the copy is evaluated
-        return self.step_on_cpu(inputs, loss_only, ignore_keys)
+    def _mps_safe_step(self, model: Any, inputs: Any, stock: Callable[[Any], Step]) -> Step:
+        del model, inputs
+        return self._mps_safe_step_on_cpu(stock)
 
 
 class GradEvalTrainer(Trainer):
@@ -45,8 +47,15 @@ class GradEvalTrainer(Trainer):
             loss, outputs = super().compute_loss(
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
-        return (loss.detach(), _detached(outputs)) if return_outputs else loss.detach()
+        if not return_outputs:
+            return loss.detach()
+        return loss.detach(), over_tensors(outputs, lambda tensor: tensor.detach())
 
 
-def _detached(outputs: Any) -> Any:
-    return over_tensors(outputs, lambda tensor: tensor.detach())
+TRAINERS: Final[dict[str, type[Trainer]]] = {
+    "standard": Trainer,
+    "mps_safe": MPSSafeTrainer,
+    "cpu_loss": CpuLossTrainer,
+    "cpu_forward": CpuForwardTrainer,
+    "grad_eval": GradEvalTrainer,
+}

@@ -5,8 +5,7 @@ from transformers import TrainingArguments
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import MODES
-from mpsdiag.training.arguments import make_parser, parse, with_latest
-from mpsdiag.training.attention_choice import choose_attention, require_available
+from mpsdiag.training.command_line import choose_attention, make_parser, parse, require_available, with_latest
 
 
 def test_the_command_of_the_mission(tmp_path):
@@ -82,6 +81,9 @@ def test_resuming_from_the_latest_or_a_path(given, expected):
         ("--dtype float", "Unknown dtype 'float'"),
         ("--datset x", "Unknown argument '--datset'. Did you mean '--dataset'"),
         ("stray", "Unknown argument 'stray'"),
+        ("--nosuch", "Unknown argument '--nosuch'. See mpsdiag train --help."),
+        ("--lerning-rate=1", "Did you mean '--learning_rate'"),
+        ("--epochs 2", "Did you mean '--num_train_epochs'"),
         ("--learning_rate fast", "invalid float value: 'fast'"),
         ("--eval_strategy never", "invalid choice: 'never'"),
         ("--max_length 1", "--max_length is 1; give a number from 2 upward"),
@@ -121,6 +123,25 @@ def test_a_device_that_does_not_work_is_refused_with_the_reason(monkeypatch):
     )
     with pytest.raises(BadInput, match="Device 'mps' cannot be used here: it is a virtual machine"):
         parse(["--device", "mps"])
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("--attention eager", "attn_implementation", "eager"),
+        ("--padding=right", "padding_side", "right"),
+        ("--length 64", "max_length", 64),
+        ("--eval-batches 3", "eval_max_batches", 3),
+        ("--steps 5", "max_steps", 5),
+        ("--evaluation_strategy steps", "eval_strategy", "steps"),
+    ],
+)
+def test_an_old_word_for_an_option_works_with_one_note(line, name, value, caplog):
+    found = parse(["--device", "cpu", *line.split()])
+    values = {**vars(found.model), **vars(found.data), "max_steps": found.training.max_steps}
+    assert values.get(name, str(getattr(found.training, name, "")).rpartition(".")[2].lower()) == value
+    assert caplog.text.count(f"is read as --{name}; use that name") == 1
+    assert f"--{line.partition(' ')[0].partition('=')[0].lstrip('-')} " not in make_parser().format_help()
 
 
 # Which attention that makes.

@@ -92,10 +92,6 @@ def _folders(output_dir: Path) -> list[Path]:
 def to_resume_from(wanted: str | None, output_dir: Path) -> Path | None:
     """Resolve `--resume_from_checkpoint`.
 
-    Args:
-        wanted: `latest`, a path, or None.
-        output_dir: Where this run keeps its checkpoints.
-
     Returns:
         The checkpoint; None to begin at the beginning, which is said if `latest` was wanted.
 

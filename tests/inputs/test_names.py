@@ -3,7 +3,7 @@ import socket
 import pytest
 from huggingface_hub import constants
 
-from mpsdiag.inputs import hub
+from mpsdiag.inputs import names as hub
 
 
 @pytest.fixture

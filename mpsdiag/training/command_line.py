@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, NoReturn
 
@@ -12,17 +13,38 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from mpsdiag import device as devices
 from mpsdiag.emulation import Emulation
-from mpsdiag.errors import BadInput, nearest, one_of
+from mpsdiag.errors import BadInput, close_to, first_line, one_of
 from mpsdiag.fixes import MODES
-from mpsdiag.training.attention_choice import AUTO
-from mpsdiag.training.checkpoints import LATEST
 from mpsdiag.training.help_text import render
-from mpsdiag.training.ranges import check_ranges
-from mpsdiag.words import BUILTIN_MODELS, DTYPES, PADDING_SIDES
+from mpsdiag.training.resuming import LATEST
+from mpsdiag.words import BUILTIN_MODELS, DTYPES, LARGEST_SEED, PADDING_SIDES
 
 logger = logging.getLogger(__name__)
 
+AUTO: Final = "auto"
 RUN_MODES: Final = ("pretrain", "sft", "evaluate")
+# Words of older releases of transformers, and of mpsdiag's other commands, for options that have another name here.
+_OLD_WORDS: Final = {
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "attention": "attn_implementation",
+    "padding": "padding_side",
+    "length": "max_length",
+    "steps": "max_steps",
+    "eval_batches": "eval_max_batches",
+    "packing": "use_packing",
+}
+_RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "max_length": (2, math.inf),
+    **dict.fromkeys(("eval_max_batches", "max_samples", "pad_to_multiple_of"), (1, math.inf)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, math.inf)),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), (1, math.inf)),
+    **dict.fromkeys(("dataloader_num_workers", "num_train_epochs", "learning_rate"), (0, math.inf)),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "adam_epsilon"), (0, math.inf)),
+    "label_smoothing_factor": (0, 1),
+    **dict.fromkeys(("seed", "data_seed"), (0, LARGEST_SEED)),
+}
+_BELOW_ONE: Final = ("adam_beta1", "adam_beta2")
 # Where we differ from the defaults of TrainingArguments: no NaN is left out of the means.
 _DEFAULTS: Final = {
     "output_dir": "runs/train",
@@ -127,25 +149,20 @@ def make_parser() -> HfArgumentParser:
 def parse(arguments: Sequence[str]) -> RunArguments:
     """Parse and check a command line.
 
-    Args:
-        arguments: The words after `mpsdiag train`.
-
     Raises:
         BadInput: An unknown option or value, a device that does not work here, or a combination that makes no sense.
         SystemExit: For `--help`, with code 0.
     """
     parser = make_parser()
+    arguments = _in_new_words(arguments)
     namespace, unknown = parser.parse_known_args(with_latest(arguments))
     if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001 - no public list
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
-        close = nearest(word.partition("=")[0], known).partition(" Choose")[0]
-        hint = close if close.startswith("Did") else "See mpsdiag train --help."
-        raise BadInput(f"Unknown argument '{word}'. {hint}")
+        raise BadInput(f"Unknown argument '{word}'. {_suggestion(word, parser)}")
     given = vars(namespace)
     model, data = _take(ModelArguments, given), _take(DataArguments, given)
     _check(model, data)
-    check_ranges(given)
+    _check_ranges(given)
     if not (given.get("output_dir") or "").strip():
         raise BadInput("--output_dir is empty. Give a folder to write into, such as runs/train.")
     emulation = Emulation(model.emulate, model.emulate_macos) if model.emulate is not None else None
@@ -163,7 +180,7 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     try:
         training = _take(TrainingArguments, given)
     except (ValueError, ImportError, RuntimeError, TypeError) as problem:
-        raise BadInput(f"These training arguments do not go together: {_in_one_line(problem)}.") from problem
+        raise BadInput(f"These training arguments do not go together: {first_line(problem)}.") from problem
     return RunArguments(model, data, training, device, emulation, resume)
 
 
@@ -212,10 +229,62 @@ def _device(model: ModelArguments, emulation: Emulation | None, *, use_cpu: bool
     return device
 
 
-def _in_one_line(problem: BaseException) -> str:
-    return (" ".join(str(problem).split()) or type(problem).__name__).rstrip(".:")
+def _check_ranges(given: Mapping[str, Any]) -> None:
+    """Refuse numbers that no training can have, NaN and infinity among them, before they fail in the training."""
+    for name, (least, most) in _RANGES.items():
+        value = given.get(name)
+        if value is None or (math.isfinite(value) and least <= value <= most):
+            continue
+        reach = f"from {least} upward" if most == math.inf else f"from {least} to {most}"
+        raise BadInput(f"--{name} is {value}; give a number {reach}.")
+    for name in _BELOW_ONE:
+        value = given.get(name)
+        if value is not None and not 0 <= value < 1:
+            raise BadInput(f"--{name} is {value}; give a number from 0 to less than 1.")
+
+
+def _in_new_words(arguments: Sequence[str]) -> list[str]:
+    """The arguments with old names of options replaced, and a note about each."""
+    found: list[str] = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        new = _OLD_WORDS.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        if new is not None:
+            logger.warning("%s is read as --%s; use that name.", name, new)
+        found.append(word if new is None else f"--{new}{equals}{value}")
+    return found
+
+
+def _suggestion(word: str, parser: HfArgumentParser) -> str:
+    """The option that was probably meant; `--no_x` of transformers is not suggested for other words."""
+    actions = parser._actions  # noqa: SLF001 - there is no public list
+    options = [option.lstrip("-") for action in actions for option in action.option_strings]
+    given = word.partition("=")[0].lstrip("-").replace("-", "_")
+    containing = (option for option in options if len(given) > 3 and given in option)
+    close = close_to(given, options, cutoff=0.65) or next(containing, None)
+    return f"Did you mean '--{close}'?" if close else "See mpsdiag train --help."
 
 
 def command_line() -> str:
     """The command this process was started with, for the summary."""
     return " ".join(sys.argv)
+
+
+def choose_attention(asked: str, *, on_mps: bool, fix_disabled: bool) -> str:
+    """Resolve `auto`, and turn `sdpa` into `eager` on MPS unless the fix is disabled."""
+    if asked in (AUTO, "sdpa"):
+        return "eager" if on_mps and not fix_disabled else "sdpa"
+    return asked
+
+
+def require_available(mode: str, device: str, dtype: str, *, training: bool) -> None:
+    """Do nothing if the attention mode runs here.
+
+    Raises:
+        BadInput: It does not; the sentence has the reason.
+    """
+    reason = MODES[mode].unavailable(device, dtype, training=training)
+    if reason is not None:
+        raise BadInput(
+            f"Attention '{mode}' cannot run here: {reason.rstrip('.')}. Choose another --attn_implementation."
+        )

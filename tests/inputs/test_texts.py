@@ -3,8 +3,8 @@ import json
 import pytest
 
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.data import encode, is_heading, load_texts, open_splits, synthetic_texts
-from mpsdiag.inputs.tokenizer import byte_tokenizer
+from mpsdiag.inputs.builtin import byte_tokenizer
+from mpsdiag.inputs.texts import encode, is_heading, load_texts, open_splits, synthetic_texts
 
 
 def test_synthetic_text_is_seeded_and_of_very_different_lengths():
@@ -97,8 +97,8 @@ def test_a_configuration_that_the_hub_does_not_have(monkeypatch):
         ("blank.txt", b" \n = Only a title = \n\n", "holds no text"),
         ("picture.txt", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "is binary"),
         ("latin.txt", "Grüße".encode("latin-1"), "binary or not UTF-8"),
-        ("bad.jsonl", b'{"text": "a"}\n{"text": ', "Line 2 of"),
-        ("list.jsonl", b"[1, 2]", "not a JSON object"),
+        ("bad.jsonl", b'{"text": "a"}\n{"text": ', "is not JSON Lines: .* in row 1"),
+        ("list.jsonl", b"[1, 2]", "type int, not text"),
         ("bad.parquet", b"PAR1 and nothing more", "not a Parquet file"),
         (
             "columns.jsonl",

@@ -6,17 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from mpsdiag.errors import BadInput, nearest
-from mpsdiag.inputs.sources import classify
+from mpsdiag.inputs.files import Rows, Splits, open_local
+from mpsdiag.inputs.names import classify, explain_missing, offline_if_unreachable
 from mpsdiag.inputs.synthetic import synthetic_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["encode", "is_heading", "load_texts", "open_splits", "synthetic_texts", "text_column_of"]
-
-Record = Mapping[str, Any]
-Splits = Mapping[str, Iterable[Record]]
-"""Rows by split. A single file has the split `train` and no other; its rows can be gone through once."""
 
 _SYNTHETIC_LINES: Final = 256
 _TEXT_COLUMNS: Final = ("text", "content", "sentence", "document", "body")
@@ -43,12 +39,15 @@ def open_splits(
         texts = {name: synthetic_texts(lines, seed=seed, split=name) for name in ("train", "validation")}
         return {name: [{"text": text} for text in found] for name, found in texts.items()}
     if kind == "local":
-        from mpsdiag.inputs.local_data import open_local
-
         return open_local(dataset)
-    from mpsdiag.inputs.hub_data import open_hub
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
-    return open_hub(dataset, config)
+    try:
+        with offline_if_unreachable():
+            return dict(load_dataset(dataset, config))
+    except (OSError, ValueError, DatasetsError) as problem:
+        raise BadInput(explain_missing("dataset", dataset, problem)) from problem
 
 
 def load_texts(
@@ -89,13 +88,8 @@ def load_texts(
     return texts
 
 
-def texts_of(records: Iterable[Record], dataset: str, text_column: str | None) -> Iterator[str]:
+def texts_of(records: Rows, dataset: str, text_column: str | None) -> Iterator[str]:
     """Go through the texts of rows; blank ones and headings are left out.
-
-    Args:
-        records: The rows.
-        dataset: Their name, for the sentence.
-        text_column: The column the user asked for, if any.
 
     Raises:
         BadInput: There is no such column, it cannot be told which is meant, or it holds something else than text.
@@ -103,7 +97,7 @@ def texts_of(records: Iterable[Record], dataset: str, text_column: str | None) -
     column: str | None = None
     any_text = False
     for record in records:
-        column = column or text_column_of(dataset, record, text_column)
+        column = column or _text_column(dataset, record, text_column)
         text = record.get(column)
         if isinstance(text, str):
             any_text = True
@@ -116,7 +110,7 @@ def texts_of(records: Iterable[Record], dataset: str, text_column: str | None) -
             )
 
 
-def _text_columns(record: Record) -> str:
+def _text_columns(record: Mapping[str, Any]) -> str:
     """What to do where the column is no text."""
     names = [name for name, value in record.items() if isinstance(value, str)]
     if not names:
@@ -129,13 +123,8 @@ def is_heading(text: str) -> bool:
     return text.startswith(" =") and text.rstrip().endswith("=")
 
 
-def text_column_of(dataset: str, record: Record, wanted: str | None) -> str:
+def _text_column(dataset: str, record: Mapping[str, Any], wanted: str | None) -> str:
     """Find the column that holds the text.
-
-    Args:
-        dataset: Its name, for the sentence.
-        record: One row.
-        wanted: The column the user asked for, if any.
 
     Raises:
         BadInput: There is no such column, or it cannot be told which is meant.
@@ -160,11 +149,6 @@ def encode(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[dict[str, list[int]]]:
     """Turn texts into token ids, truncated to `max_length` tokens and not padded.
-
-    Args:
-        texts: The texts.
-        tokenizer: Any tokenizer of transformers.
-        max_length: Longest example, in tokens, special tokens included.
 
     Returns:
         One dictionary a text with `input_ids` and `attention_mask`, as lists.

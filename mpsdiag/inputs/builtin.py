@@ -1,0 +1,132 @@
+"""The built-in models and their tokenizer: small configs, random weights by seed, one token a byte; no downloads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from mpsdiag.errors import one_of
+from mpsdiag.words import PADDING_SIDES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD_ID: Final = 0
+BOS_ID: Final = 1
+EOS_ID: Final = 2
+SPECIAL_TOKENS: Final = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+BYTE_VOCABULARY: Final = 3 + 256
+"""Token 3 + b stands for byte b of the UTF-8 text."""
+
+HIDDEN: Final = 64
+LAYERS: Final = 2
+HEADS: Final = 4
+SLIDING_WINDOW: Final = 16
+MAX_POSITIONS: Final = 4096
+
+
+def builtin_config(name: str, *, vocab_size: int | None = None, max_positions: int = MAX_POSITIONS) -> Any:
+    """The config of a built-in model: 2 layers, hidden size 64, 4 heads, no dropout, byte vocabulary.
+
+    Raises:
+        BadInput: Unknown name.
+    """
+    one_of("built-in model", name, BUILTIN_CONFIGS)
+    shared = {
+        "vocab_size": vocab_size or BYTE_VOCABULARY,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+        "pad_token_id": PAD_ID,
+    }
+    return BUILTIN_CONFIGS[name](shared, max_positions)
+
+
+def _gpt2(shared: dict[str, Any], positions: int) -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        **shared,
+        n_positions=positions,
+        n_embd=HIDDEN,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        # With dropout, training would depend on which attention ran, and the SDPA fast path would not be taken.
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+
+
+def _llama_like(shared: dict[str, Any], positions: int) -> dict[str, Any]:
+    return {
+        **shared,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS // 2,
+        "max_position_embeddings": positions,
+    }
+
+
+def _llama(shared: dict[str, Any], positions: int) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**_llama_like(shared, positions))
+
+
+def _mistral(shared: dict[str, Any], positions: int) -> Any:
+    from transformers import MistralConfig
+
+    return MistralConfig(**_llama_like(shared, positions), sliding_window=SLIDING_WINDOW)
+
+
+def _qwen2(shared: dict[str, Any], positions: int) -> Any:
+    from transformers import Qwen2Config
+
+    return Qwen2Config(**_llama_like(shared, positions))
+
+
+BUILTIN_CONFIGS: Final = {
+    "tiny-gpt2": _gpt2,
+    "tiny-llama": _llama,
+    "tiny-mistral": _mistral,
+    "tiny-qwen2": _qwen2,
+}
+
+
+def _byte_characters() -> list[str]:
+    """The 256 printable characters that stand for the bytes 0 to 255 (byte-level BPE of GPT-2, Radford et al. 2019)."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    spare = iter(range(256, 512))
+    return [chr(byte) if byte in set(printable) else chr(next(spare)) for byte in range(256)]
+
+
+def byte_tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
+    """Make a tokenizer with one token a byte, and <pad>, <bos> (put before every text) and <eos>.
+
+    Raises:
+        BadInput: `padding_side` is neither.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    one_of("padding side", padding_side, PADDING_SIDES)
+    specials = dict(zip(SPECIAL_TOKENS.values(), (PAD_ID, BOS_ID, EOS_ID), strict=True))
+    vocabulary = {**specials, **{character: 3 + byte for byte, character in enumerate(_byte_characters())}}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS_ID)]
+    )
+    make: Any = PreTrainedTokenizerFast  # untyped
+    return make(  # type: ignore[no-any-return]
+        tokenizer_object=core,
+        **SPECIAL_TOKENS,
+        padding_side=padding_side,
+        clean_up_tokenization_spaces=False,
+    )

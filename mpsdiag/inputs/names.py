@@ -1,0 +1,121 @@
+"""What a name on the command line means: built in, a path on this machine, or a name on the hub.
+
+Without a network the hub's cache is used, and what it lacks fails in a second instead of after a minute of retries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from mpsdiag.errors import BadInput, nearest
+from mpsdiag.inputs.load_problems import described, known_problem
+from mpsdiag.words import BUILTIN_DATASET, BUILTIN_MODELS
+
+NameKind = Literal["builtin", "local", "hub"]
+
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_FILE_SUFFIXES: Final = frozenset(
+    [".txt", ".text", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".gz", ".zip", ".arrow"]
+)
+_CONNECT_SECONDS: Final = 5.0
+_PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+# Where each library keeps the flag that its HF_HUB_OFFLINE variable sets at import.
+_FLAGS: Final = (
+    ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_HUB_OFFLINE"),
+    ("transformers.utils.hub", "_is_offline_mode"),
+)
+
+
+def is_builtin_model(name: str) -> bool:
+    """Say whether the name is one of the models that are made from a config."""
+    return name in BUILTIN_MODELS
+
+
+def classify(kind: str, name: str) -> NameKind:
+    """Tell a built-in name from a path and from a hub name.
+
+    What exists on disk is local; what is written like a path (`./x`, `/x`, `a/b/c`, `x.txt`) is local too.
+
+    Raises:
+        BadInput: A path that does not exist, or a name that can be neither.
+    """
+    if not name.strip():
+        raise BadInput(f"The {kind} name is empty. Give a built-in name, a path, or a hub name.")
+    builtins = BUILTIN_MODELS if kind == "model" else (BUILTIN_DATASET,)
+    if name in builtins:
+        return "builtin"
+    if Path(name).expanduser().exists():
+        return "local"
+    if _looks_like_path(name):
+        raise BadInput(
+            f"The {kind} path '{name}' does not exist. Check the spelling; relative paths start at the current folder."
+        )
+    if not _HUB_NAME.fullmatch(name):
+        raise BadInput(f"'{name}' is neither a path nor a {kind} name. {nearest(name, builtins)}")
+    return "hub"
+
+
+def _looks_like_path(name: str) -> bool:
+    return (
+        name.startswith((".", "~", os.sep))
+        or "\\" in name
+        or name.count("/") > 1
+        or Path(name).suffix.lower() in _FILE_SUFFIXES
+    )
+
+
+def explain_missing(what: str, name: str, problem: BaseException) -> str:
+    """One sentence for something that could not be loaded: where it was looked for, and what to do."""
+    if what != "dataset" and (problem_found := known_problem(what, name, problem)) is not None:
+        return f"Cannot load the {what} from '{name}': {problem_found.reason}. {problem_found.advice}"
+    first = described(problem)
+    # It is there, or was found, and is not what it should be.
+    if Path(name).expanduser().exists() or not isinstance(problem, OSError):
+        return f"Cannot load the {what} '{name}': {first}."
+    builtins = BUILTIN_MODELS if what != "dataset" else (BUILTIN_DATASET,)
+    return (
+        f"Cannot load the {what} '{name}': {first}. It is no local path, so it was looked for on the hub and in its "
+        f"cache; without a network give a local path or a built-in name. {nearest(name, builtins)}"
+    )
+
+
+def reachable(endpoint: str) -> bool:
+    """Say whether a host answers at its port. Behind a proxy that cannot be known, and the answer is yes."""
+    if any(os.environ.get(name) for name in _PROXIES):
+        return True
+    parts = urlsplit(endpoint)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=_CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def offline_if_unreachable() -> Iterator[None]:
+    """Inside this block the libraries look only into their caches, if the hub does not answer."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or reachable(constants.ENDPOINT):
+        yield
+        return
+    changed: list[tuple[Any, str, Any]] = []
+    try:
+        for module_name, flag in _FLAGS:
+            module = sys.modules.get(module_name)
+            if module is not None and hasattr(module, flag):
+                changed.append((module, flag, getattr(module, flag)))
+                setattr(module, flag, True)
+        yield
+    finally:
+        for module, flag, before in changed:
+            setattr(module, flag, before)

@@ -1,0 +1,113 @@
+"""A batch evaluated for the second time, on the CPU: with copies of the Trainer's models, and counted once.
+
+A Trainer may hold more models than one (a reference model, a loss that keeps the model it trains), and `compute_loss`
+may keep metrics of its own: the second pass takes the place of the first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.inputs.cpu_copy import copy_to_cpu
+
+_DEEPEST: Final = 4
+_LARGEST: Final = 1000
+"""Dictionaries with more entries hold data, not counts."""
+
+
+class CpuModels:
+    """Copies of a Trainer's models on the CPU, made at the first use; they live as long as this object does."""
+
+    def __init__(self) -> None:
+        self._twins: dict[int, nn.Module] | None = None
+
+    @contextmanager
+    def taking_over(self, trainer: Any) -> Iterator[nn.Module]:
+        """Put the copies into the Trainer until the block ends, and give that of its model."""
+        held = {name: value for name, value in vars(trainer).items() if _modules(value)}
+        if self._twins is None:
+            # `model_wrapped` may be a wrapper of the model for another device; the bare model stands in for it.
+            originals = [
+                m for name, value in held.items() if name != "model_wrapped" for m in _modules(value)
+            ]
+            copies: Any = copy_to_cpu(nn.ModuleList(originals))
+            self._twins = {id(old): new for old, new in zip(originals, copies, strict=True)}
+        twins = self._twins
+        model = twins[id(trainer.model)]
+        try:
+            vars(trainer).update({name: _swapped(value, twins, model) for name, value in held.items()})
+            yield model
+        finally:
+            vars(trainer).update(held)
+
+
+def _modules(value: Any) -> list[nn.Module]:
+    """The modules that an attribute holds: itself, or those of a short list or of a dictionary."""
+    if isinstance(value, nn.Module):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [item for item in items if isinstance(item, nn.Module)] if len(items) <= _LARGEST else []
+
+
+def _swapped(value: Any, twins: Mapping[int, nn.Module], model: nn.Module) -> Any:
+    if isinstance(value, nn.Module):
+        return twins.get(id(value), model)
+    if isinstance(value, dict):
+        return type(value)((name, twins.get(id(item), item)) for name, item in value.items())
+    return type(value)(twins.get(id(item), item) for item in value)
+
+
+def remember_counts(trainer: Any) -> Callable[[], None]:
+    """Remember the numbers, lists and dictionaries of a Trainer; calling the result undoes what was added to them.
+
+    Lists are cut to their length; what was replaced within them stays.
+    """
+    own = vars(trainer)
+    undo = [step for name, value in own.items() if (step := _undo(own, name, value, 0)) is not None]
+
+    def undo_all() -> None:
+        for step in undo:
+            step()
+
+    return undo_all
+
+
+def _undo(holder: Any, name: Any, value: Any, depth: int) -> Callable[[], None] | None:
+    """How to bring one entry of a dictionary back to what it is now."""
+    if isinstance(value, list):
+        return _cut(value, len(value))
+    if isinstance(value, deque):
+        kept: Any = value.copy()
+        return lambda: holder.__setitem__(name, kept)
+    if isinstance(value, dict) and depth < _DEEPEST and len(value) <= _LARGEST:
+        return _undo_entries(value, depth)
+    if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+        kept = value.detach().clone() if isinstance(value, torch.Tensor) else value
+        return lambda: holder.__setitem__(name, kept)
+    return None
+
+
+def _cut(value: list[Any], length: int) -> Callable[[], None]:
+    def cut() -> None:
+        del value[length:]
+
+    return cut
+
+
+def _undo_entries(value: dict[Any, Any], depth: int) -> Callable[[], None]:
+    names = set(value)
+    steps = [step for key, item in value.items() if (step := _undo(value, key, item, depth + 1)) is not None]
+
+    def undo() -> None:
+        for added in set(value) - names:
+            del value[added]
+        for step in steps:
+            step()
+
+    return undo
