@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-browser lint bench clean
+.PHONY: demo test test-browser lint mutations bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+## Changes single lines of a copy and reports those that no test notices; takes minutes.
+mutations: $(READY)
+	$(BIN)/python tests/mutations/apply_mutations.py
 
 ## Figures about mpsdiag itself, as ratios; see benchmarks/README.md.
 bench: $(READY)

@@ -84,6 +84,18 @@ def test_training_is_judged_by_its_first_step_since_later_weights_are_spoilt():
     assert scenario_verdict(own_fault).verdict == "undecided"
 
 
+def test_weights_that_a_later_step_spoilt_are_judged_by_the_evaluation():
+    """Training began finite and diverged: the CPU's evaluation of these weights is NaN too."""
+    diverged = nan_outcome(
+        train_losses=[5.0, math.nan], reference_first_train_loss=5.0, reference_eval_loss=math.nan
+    )
+    assert scenario_verdict(diverged).verdict == "undecided"
+    assert (
+        scenario_verdict(nan_outcome(train_losses=[5.0, math.nan], reference_eval_loss=5.0)).verdict
+        == "affected"
+    )
+
+
 def test_a_wrong_number_is_as_bad_as_a_nan():
     assert scenario_verdict(Measured(max_abs_logit_diff=1.0, bound=0.1)).verdict == "affected"
     assert scenario_verdict(Measured(max_abs_logit_diff=0.1, bound=0.1)).verdict == "not_affected"

@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from mpsdiag import emulate_mps
 from mpsdiag.inputs.models import build_model
@@ -90,3 +92,21 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were(original):
     training_paths(original)
     assert not original.training
     assert torch.equal(torch.rand(2), expected)
+
+
+class WithDropout(nn.Module):
+    """One attention call whose inputs want no gradient, with dropout."""
+
+    def __init__(self, dropout):
+        super().__init__()
+        self.embed = nn.Embedding(4, 8).requires_grad_(requires_grad=False)
+        self.dropout = dropout
+
+    def forward(self, input_ids, use_cache):
+        heads = self.embed(input_ids)[:, None]
+        return F.scaled_dot_product_attention(heads, heads, heads, dropout_p=self.dropout)
+
+
+@pytest.mark.parametrize(("dropout", "exposed"), [(0.0, True), (0.5, False)])
+def test_dropout_keeps_a_call_off_the_fast_kernel(dropout, exposed):
+    assert [path.exposed for path in training_paths(WithDropout(dropout))] == [exposed]

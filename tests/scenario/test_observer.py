@@ -7,6 +7,7 @@ from torch import nn
 
 from mpsdiag.inputs.modules import decoder_layers, first_tensor
 from mpsdiag.scenario.observer import Observer
+from mpsdiag.sdpa.watch import SdpaCall
 
 
 class Block(nn.Module):
@@ -64,6 +65,25 @@ def test_there_are_none_without_padding(mask):
 def test_a_mask_shared_by_the_batch_counts_for_every_sequence():
     seen = watch(Stack(layers=2), left_padded(2)[0, 0])
     assert [int(rows) for rows in seen.dead] == [4, 4]
+
+
+def test_a_row_that_is_masked_in_several_heads_counts_once():
+    heads = torch.zeros(2, 4, 5, 8)
+    mask = left_padded(3, 0).expand(2, 4, 5, 5).clone()
+    mask[1, 2, 4] = False  # in one head only
+    call = SdpaCall(heads, heads, heads, mask)
+    assert call.masked_rows().sum(-1).tolist() == [3, 1]
+    assert SdpaCall(heads, heads, heads).masked_rows() is None
+
+
+def test_bad_rows_of_attention_are_counted_once_over_the_heads():
+    model = Stack(layers=1)
+    with torch.no_grad():
+        model.blocks[0].norm.weight.fill_(float("nan"))
+    seen = watch(model, left_padded(0, 0))
+    assert {event.operation: int(event.bad_rows) for event in seen.events}[
+        "scaled_dot_product_attention"
+    ] == 10
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
