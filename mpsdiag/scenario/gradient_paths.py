@@ -27,7 +27,7 @@ class GradientPath:
         return not (self.grad_mode and self.wanted)
 
 
-class _Watch(SdpaWatch):
+class _GradientWatch(SdpaWatch):
     def __init__(self) -> None:
         super().__init__()
         self.paths: list[GradientPath] = []
@@ -50,7 +50,7 @@ def training_paths(model: nn.Module) -> list[GradientPath]:
     model.train()
     try:
         devices = [device] if device.type == "cuda" else []
-        watch = _Watch()
+        watch = _GradientWatch()
         with torch.random.fork_rng(devices=devices), torch.enable_grad(), watch:
             model(input_ids=torch.tensor([[1, 1]], device=device), use_cache=False)
     finally:

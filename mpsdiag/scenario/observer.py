@@ -19,7 +19,7 @@ from mpsdiag.sdpa.watch import SDPA, SdpaCall, SdpaWatch, per_query
 
 
 @dataclass(frozen=True)
-class Event:
+class WatchedOperation:
     """One operation that was watched; `bad_rows` is a device scalar: (sequence, query) rows that are not finite."""
 
     module: str
@@ -32,7 +32,7 @@ class Event:
 class Sighting:
     """What one forward showed, in the order it happened."""
 
-    events: list[Event] = field(default_factory=list)
+    events: list[WatchedOperation] = field(default_factory=list)
     layer_rows: list[Tensor] = field(default_factory=list)
     """Per decoder layer, (sequences, positions) bool: the hidden state there is non-finite."""
     dead: list[Tensor] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Observer(SdpaWatch):
 
     def _record(self, output: Tensor, operation: str) -> None:
         self.sighting.events.append(
-            Event(
+            WatchedOperation(
                 module=self._path.module,
                 layer=self._path.layer,
                 operation=operation,

@@ -32,7 +32,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Distances:
     """Largest differences from the reference, on real positions and on all of them; NaN counts as infinite."""
 
     real: float
@@ -69,7 +69,7 @@ def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any) ->
     return Reference(logits=logits, bound_real=bound_real, bound_all=bound_all, losses=losses)
 
 
-def compare(logits: Sequence[Tensor], batches: Sequence[Batch], truth: Reference) -> Comparison:
+def compare(logits: Sequence[Tensor], batches: Sequence[Batch], truth: Reference) -> Distances:
     """How far the logits of a run are from the reference.
 
     Args:
@@ -78,7 +78,7 @@ def compare(logits: Sequence[Tensor], batches: Sequence[Batch], truth: Reference
         truth: The reference for the same batches and weights.
     """
     pairs = list(zip(logits, truth.logits, batches, strict=True))
-    return Comparison(
+    return Distances(
         real=max(_distance(mine, right, real_positions(batch)) for mine, right, batch in pairs),
         everywhere=max(_distance(mine, right) for mine, right, _ in pairs),
     )
