@@ -17,8 +17,10 @@ from mpsdiag.checking.diagnosis import (
     KnownDefect,
     ProbeResult,
     ScenarioResult,
+    kernel_verdict,
+    overall,
+    scenario_verdict,
 )
-from mpsdiag.checking.verdict import kernel_verdict, overall, scenario_verdict
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.findings import Advice, Emulated

@@ -6,7 +6,7 @@ import pytest
 
 from mpsdiag.checking.advice import advise, why
 from mpsdiag.checking.diagnosis import FixResult, Judged, ProbeResult
-from mpsdiag.scenario.case import Case, Outcome
+from mpsdiag.scenario.scenario import Measured, Scenario
 
 
 def probe(status="fail"):
@@ -20,7 +20,7 @@ def fix(name, *, resolves, exact):
 
 def advised(scenario, fixes=(), *, verdict="affected", probes=None):
     judged = Judged(verdict=verdict, reason="a reason")
-    return advise(judged, [probe()] if probes is None else probes, scenario, Case(), fixes, None)
+    return advise(judged, [probe()] if probes is None else probes, scenario, Scenario(), fixes, None)
 
 
 def commands(found):
@@ -28,7 +28,7 @@ def commands(found):
 
 
 def nan(**more):
-    return Outcome(status="nan", reason="1 of 4", nonfinite_batches=1, dead_rows=5, **more)
+    return Measured(eval_losses=[math.nan, 5.0], nonfinite_batches=1, dead_rows=5, **more)
 
 
 INSTALL = 'mpsdiag.install("safe_sdpa")'
@@ -64,8 +64,8 @@ def test_nothing_decided_says_so():
 
 
 def test_why_a_fix_helps():
-    moved = Outcome(status="ok", reason="", exact=False, loss_moved_by=0.25)
+    moved = Measured(exact=False, loss_moved_by=0.25)
     assert "moves eval_loss by +0.25" in why("eager", moved)
-    assert why("safe_sdpa", Outcome(status="ok", reason="", exact=True)).startswith("equal to the float64")
-    assert why("eager", nan()) == "1 of 4"
+    assert why("safe_sdpa", Measured(exact=True)).startswith("equal to the float64")
+    assert why("eager", nan()) == "1 of 2 evaluation batches have a loss that is not finite"
     assert "before the loss" in why("cpu_loss", nan())

@@ -2,8 +2,7 @@ import math
 
 import pytest
 
-from mpsdiag.checking.diagnosis import Judged, ProbeResult
-from mpsdiag.checking.verdict import kernel_verdict, overall, scenario_verdict
+from mpsdiag.checking.diagnosis import Judged, ProbeResult, kernel_verdict, overall, scenario_verdict
 from mpsdiag.scenario.scenario import Measured
 
 
