@@ -138,7 +138,7 @@ def _escaped(scenario: Measured, case: Scenario, emulated: Emulated | None) -> A
             text="The kernel fails on fully masked rows, but this scenario has none, so it comes out finite. What "
             "would tip it over: padding on the left with sequences of unequal length, pad_to_multiple_of, "
             "a sliding window with long padding, a sequence of padding only.",
-            commands=["mpsdiag check --padding left"] if case.padding_side != "left" else [],
+            commands=["mpsdiag check --padding-side left"] if case.padding_side != "left" else [],
         )
     if scenario.noncontiguous_dead_calls:
         where = f" on macOS {emulated.macos}" if emulated and emulated.macos < 15 else ""

@@ -22,7 +22,7 @@ Level = Annotated[
 
 
 # What only the scenario reads.
-SCENARIO = ("model", "dataset", "padding", "dtype", "max_length", "seed")
+SCENARIO = ("model", "dataset", "padding_side", "dtype", "max_length", "seed")
 
 
 def check(
@@ -35,7 +35,7 @@ def check(
     dataset: Annotated[
         str, typer.Option("--dataset", help="synthetic, a local file or folder, or a hub name.")
     ] = BUILTIN_DATASET,
-    padding: Annotated[str, typer.Option("--padding", help="left or right.")] = "left",
+    padding_side: options.PaddingSide = "left",
     dtype: options.Dtype = "float32",
     max_length: Annotated[
         int | None,
@@ -76,7 +76,7 @@ def check(
             dataset=dataset,
             level=level,
             probes=probes or (),
-            padding_side=padding,
+            padding_side=padding_side,
             dtype=dtype,
             max_length=max_length,
             seed=seed,

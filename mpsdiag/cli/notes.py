@@ -15,6 +15,8 @@ NEW_NAMES: Final = {
     "--sequence-length": "--max-length",
     "--train-steps": "--max-steps",
     "--eval-batches": "--eval-max-batches",
+    "--steps": "--max-steps",
+    "--batches": "--eval-max-batches",
 }
 """Options that had names of our own before they got Hugging Face's."""
 

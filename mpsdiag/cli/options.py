@@ -18,6 +18,7 @@ Dtype = Annotated[
     str,
     typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16 (and float64 on the CPU)."),
 ]
+PaddingSide = Annotated[str, typer.Option("--padding-side", help="left or right.")]
 Seed = Annotated[
     int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of weights, data and dropout.")
 ]

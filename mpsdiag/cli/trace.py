@@ -26,8 +26,8 @@ OptionalDtype = Annotated[
 
 
 # What only a data set is read with.
-DATA = ("dataset", "padding", "max_length", "batch_size", "batches", "pad_to_multiple_of")
-TRAINING = ("steps", "learning_rate")
+DATA = ("dataset", "padding_side", "max_length", "batch_size", "eval_max_batches", "pad_to_multiple_of")
+TRAINING = ("max_steps", "learning_rate")
 
 
 def trace(
@@ -48,14 +48,16 @@ def trace(
     train: Annotated[
         bool, typer.Option("--train", help="Trace training steps: forward, backward, optimizer.")
     ] = False,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps. [10]")] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Training steps. [10]")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", min=0.0, help="Of the training steps. [5e-5]")
     ] = None,
-    padding: Annotated[str, typer.Option("--padding", help="left or right.")] = "left",
-    attention: Annotated[
+    padding_side: options.PaddingSide = "left",
+    attn_implementation: Annotated[
         str | None,
-        typer.Option("--attention", help="An attention mode, such as sdpa, eager, safe_sdpa. [sdpa]"),
+        typer.Option(
+            "--attn-implementation", help="An attention mode, such as sdpa, eager, safe_sdpa. [sdpa]"
+        ),
     ] = None,
     device: OptionalDevice = None,
     dtype: OptionalDtype = None,
@@ -64,7 +66,9 @@ def trace(
         typer.Option("--max-length", min=2, help="Longest sequence, in tokens. [128; own data: 512]"),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in a batch.")] = 4,
-    batches: Annotated[int, typer.Option("--batches", min=1, help="Batches to look at.")] = 4,
+    eval_max_batches: Annotated[
+        int, typer.Option("--eval-max-batches", min=1, help="Batches to look at.")
+    ] = 4,
     pad_to_multiple_of: Annotated[
         int | None, typer.Option("--pad-to-multiple-of", min=1, help="As for transformers' collators.")
     ] = None,
@@ -111,15 +115,15 @@ def trace(
         model=model,
         dataset=dataset,
         train=train,
-        steps=steps,
+        steps=max_steps,
         learning_rate=learning_rate,
         device=device,
         dtype=dtype,
-        attention=attention,
-        padding_side=padding,
+        attention=attn_implementation,
+        padding_side=padding_side,
         max_length=max_length,
         batch_size=batch_size,
-        batches=batches,
+        batches=eval_max_batches,
         pad_to_multiple_of=pad_to_multiple_of,
         seed=seed,
         compare=compare,

@@ -11,7 +11,7 @@ from mpsdiag.inputs.models import build_model
 
 COMMANDS = {
     "check": ["check", "--device", "cpu"],
-    "trace": ["trace", "--device", "cpu", "--batches", "1"],
+    "trace": ["trace", "--device", "cpu", "--eval-max-batches", "1"],
     "train": ["train", "--device", "cpu", "--mode", "sft", "--max_steps", "1", "--disable_tqdm", "true"],
 }
 

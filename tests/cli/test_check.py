@@ -146,7 +146,7 @@ def test_real_text_shows_what_the_filter_hides(run, wikitext):
 
 
 def test_right_padding_does_not_show_it(run):
-    _, out, _ = run("--emulate", "2.8", "--padding", "right", "--json")
+    _, out, _ = run("--emulate", "2.8", "--padding-side", "right", "--json")
     found = document(out)
     assert found["scenario"]["dead_rows"] == found["scenario"]["exposure"]["rows"] == 0
     assert found["scenario"]["verdict"] == "not_affected"
@@ -211,7 +211,7 @@ def test_the_list_names_every_probe(run):
         (("--emulate", "2.8", "--device", "cuda"), "--emulate runs on the CPU"),
         (("--device", "cdua"), "Did you mean 'cuda'"),
         (("--level", "4"), "Level 4 does not exist"),
-        (("--padding", "lefft"), "Did you mean 'left'"),
+        (("--padding-side", "lefft"), "Did you mean 'left'"),
         (("--dtype", "flota32"), "Did you mean 'float32'"),
         (("SDPA999",), "Unknown probe 'SDPA999'"),
         (("--dataset", "no/such/file.txt"), "no/such/file.txt"),

@@ -44,7 +44,7 @@ def document(out):
 
 
 def test_a_clean_run(run):
-    code, out, err = run("--device", "cpu", "--batches", 1, "--max-length", 32)
+    code, out, err = run("--device", "cpu", "--eval-max-batches", 1, "--max-length", 32)
     assert code == 0
     assert out.startswith("all finite: cpu with torch")
     assert "Measured on this machine's cpu" in out
@@ -52,7 +52,7 @@ def test_a_clean_run(run):
 
 
 def test_dead_rows_under_emulation(run):
-    code, out, _ = run("--emulate", "2.8", "--batches", 2, "--max-length", 48)
+    code, out, _ = run("--emulate", "2.8", "--eval-max-batches", 2, "--max-length", 48)
     assert code == 1
     assert out.startswith("dead_rows: fully masked attention rows, on EMULATED MPS of torch 2.8 on macOS 15")
     assert "Nothing here was measured on MPS" in out
@@ -63,7 +63,7 @@ def test_dead_rows_under_emulation(run):
 
 def test_tiny_mistral_with_right_padding(run):
     """The dead rows come from the sliding window, and it is named."""
-    code, out, _ = run("--emulate", "2.8", "--model", "tiny-mistral", "--padding", "right", "--json")
+    code, out, _ = run("--emulate", "2.8", "--model", "tiny-mistral", "--padding-side", "right", "--json")
     found = document(out)
     assert code == 1
     assert found["origin"]["cause"] == "dead_rows"
@@ -72,7 +72,7 @@ def test_tiny_mistral_with_right_padding(run):
 
 
 def test_the_document_follows_its_schema(run):
-    _, out, _ = run("--emulate", "2.8", "--batches", 1, "--json")
+    _, out, _ = run("--emulate", "2.8", "--eval-max-batches", 1, "--json")
     found = document(out)
     assert found["schema"] == 1
     Report.model_validate(found)
@@ -80,12 +80,14 @@ def test_the_document_follows_its_schema(run):
 
 
 def test_the_exact_fix_resolves_it(run):
-    code, _, _ = run("--emulate", "2.8", "--attention", "safe_sdpa", "--batches", 2, "--max-length", 48)
+    code, _, _ = run(
+        "--emulate", "2.8", "--attn-implementation", "safe_sdpa", "--eval-max-batches", 2, "--max-length", 48
+    )
     assert code == 0
 
 
 def test_the_markdown_block(run):
-    code, out, _ = run("--emulate", "2.8", "--batches", 1, "--markdown")
+    code, out, _ = run("--emulate", "2.8", "--eval-max-batches", 1, "--markdown")
     assert code == 1
     assert out.startswith("**mpsdiag trace: dead_rows")
     assert "| operation | scaled_dot_product_attention |" in out.replace("\\_", "_")
@@ -94,12 +96,12 @@ def test_the_markdown_block(run):
 
 def test_training(run):
     code, out, _ = run(
-        "--device", "cpu", "--train", "--steps", 3, "--learning-rate", 1e12, "--max-length", 32, "--json"
+        "--device", "cpu", "--train", "--max-steps", 3, "--learning-rate", 1e12, "--max-length", 32, "--json"
     )
     found = document(out)
     assert code == 1
     assert (found["mode"], found["origin"]["cause"]) == ("training", "divergence")
-    code, out, _ = run("--device", "cpu", "--train", "--steps", 2, "--max-length", 32)
+    code, out, _ = run("--device", "cpu", "--train", "--max-steps", 2, "--max-length", 32)
     assert code == 0
     assert "training steps" in out
 
@@ -107,7 +109,7 @@ def test_training(run):
 def test_a_script_is_written_beside_the_report(run, tmp_path, monkeypatch):
     monkeypatch.setattr("mpsdiag.tracing.repro.repro_script._run", lambda text, emulation: "1 of 1 values")
     path = tmp_path / "repro.py"
-    code, out, _ = run("--emulate", "2.8", "--batches", 1, "--repro", path, "--json")
+    code, out, _ = run("--emulate", "2.8", "--eval-max-batches", 1, "--repro", path, "--json")
     found = document(out)
     assert code == 1
     assert found["repro"] == str(path)
@@ -119,7 +121,9 @@ def test_a_script_is_written_beside_the_report(run, tmp_path, monkeypatch):
 
 
 def test_real_text(run, wikitext):
-    code, out, _ = run("--emulate", "2.8", "--dataset", wikitext / "test.txt", "--batches", 2, "--json")
+    code, out, _ = run(
+        "--emulate", "2.8", "--dataset", wikitext / "test.txt", "--eval-max-batches", 2, "--json"
+    )
     found = document(out)
     assert code == 1
     assert found["origin"]["cause"] == "dead_rows"
@@ -151,7 +155,7 @@ def test_bad_weights_and_since_which_checkpoint(run, checkpoint, tmp_path):
             weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("inf")
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     code, out, _ = run(
-        "--checkpoints", tmp_path, "--device", "cpu", "--batches", 1, "--max-length", 32, "--json"
+        "--checkpoints", tmp_path, "--device", "cpu", "--eval-max-batches", 1, "--max-length", 32, "--json"
     )
     origin = document(out)["origin"]
     assert code == 1
@@ -180,8 +184,8 @@ def test_a_device_that_is_not_there_leaves_it_undecided(run):
         (("--emulate", "1.9"), "1.9"),
         (("--emulate", "2.8", "--dtype", "float64"), "MPS does not support float64"),
         (("--emulate", "2.8", "--device", "cuda"), "--emulate runs on the CPU"),
-        (("--padding", "lefft"), "Did you mean 'left'"),
-        (("--attention", "spda"), "Did you mean 'sdpa'"),
+        (("--padding-side", "lefft"), "Did you mean 'left'"),
+        (("--attn-implementation", "spda"), "Did you mean 'sdpa'"),
         (("--dtype", "flota32"), "Did you mean 'float32'"),
         (("--json", "--markdown"), "exclude each other"),
         (("--checkpoints", "nowhere"), "There is no folder nowhere"),
@@ -235,13 +239,13 @@ def test_options_without_effect_are_named(run, tmp_path):
     ids = torch.ones(2, 5, dtype=torch.long)
     save_file({"input_ids": ids, "labels": ids.clone()}, tmp_path / "b.safetensors")
     words = ("--device", "cpu", "--batch", tmp_path / "b.safetensors", "--no-compare")
-    _, _, err = run(*words, "--steps", 3, "--emulate-macos", 14, "--batch-size", 2)
+    _, _, err = run(*words, "--max-steps", 3, "--emulate-macos", 14, "--batch-size", 2)
     assert err.splitlines() == [
         "mpsdiag: note: --emulate-macos has no effect without --emulate.",
         "mpsdiag: note: --batch-size has no effect with a recorded folder or a saved batch.",
-        "mpsdiag: note: --steps has no effect without --train.",
+        "mpsdiag: note: --max-steps has no effect without --train.",
     ]
-    _, _, err = run(*words, "--train", "--steps", 1)
+    _, _, err = run(*words, "--train", "--max-steps", 1)
     assert err == ""
 
 

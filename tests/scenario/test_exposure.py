@@ -249,7 +249,7 @@ def test_a_padding_side_that_is_set_is_not_suggested():
     outcome = Measured(exposure=predict(builtin_config("tiny-gpt2"), []))
     kernel = ProbeResult(id="SDPA001", title="", status="fail", detail="", training="pass", evaluation="fail")
     affected = Judged(verdict="affected", reason="")
-    for side, commands in (("left", []), ("right", ["mpsdiag check --padding left"])):
+    for side, commands in (("left", []), ("right", ["mpsdiag check --padding-side left"])):
         found = advise(affected, [kernel], outcome, Scenario(padding_side=side), [], None)
         assert found[0].commands == commands
 
