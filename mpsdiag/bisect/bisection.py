@@ -167,7 +167,7 @@ class Plan:
         if self.asked.fresh and (kept := set_aside(path)) is not None:
             note(f"the older journal is now {kept}")
         tries = {} if self.journal is None else dict(self.journal.tries)
-        with JournalWriter(path, self.search, Try) as writer, Environments(self.installer) as environments:
+        with JournalWriter(path, self.search) as writer, Environments(self.installer) as environments:
             if self.journal is not None and not _same(self.journal.search, self.search):
                 writer.append(self.search)
             found = conclude(self.search, tries)

@@ -10,7 +10,7 @@ import typer
 
 from mpsdiag.cli import options, output
 from mpsdiag.errors import BadInput
-from mpsdiag.words import EXIT_INTERRUPTED
+from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED
 
 if TYPE_CHECKING:
     from mpsdiag.benching.plan.matrix import MatrixSpec
@@ -160,13 +160,15 @@ def bench(
         if outcome is None:
             _list_cells(session, as_json=json)
             raise typer.Exit(0)
+        whole = True
         if session.plan.empty:
             _nothing(session, outcome, as_json=json)
         else:
-            _report(session, outcome, as_json=json)
+            whole = _report(session, outcome, as_json=json)
         if interrupts.pressed and not outcome.interrupted:
             output.say("interrupted, but nothing was left to run; the report is whole.")
-        raise typer.Exit(EXIT_INTERRUPTED if interrupts.pressed else session.exit_code(outcome))
+        code = EXIT_INTERRUPTED if interrupts.pressed else session.exit_code(outcome)
+        raise typer.Exit(EXIT_UNDECIDED if code == EXIT_OK and not whole else code)
 
 
 def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
@@ -202,25 +204,29 @@ def _nothing(session: Session, outcome: RunOutcome, *, as_json: bool) -> None:
         output.show_document(dumps(made, indent=1))
 
 
-def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> None:
-    """Write the report's folder; print the story, or one JSON document."""
-    from mpsdiag.benching.journal.journal import read_journal
-    from mpsdiag.benching.run.runner import JOURNAL
+def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> bool:
+    """Print the story, or one JSON document, and write the report's folder; whether all of it could be written."""
+    from mpsdiag.benching.journal.journal import Journal
     from mpsdiag.reporting.formats.export import text_of, write_folder
     from mpsdiag.reporting.formats.json_document import document
     from mpsdiag.reporting.story.story import tell
     from mpsdiag.serialization import dumps
 
-    folder = session.request.out
-    story = tell([read_journal(folder / JOURNAL)], baseline=session.request.spec.baseline)
-    written = write_folder(story, folder)
+    story = tell([outcome.journal or Journal(session.header(), [])], baseline=session.request.spec.baseline)
+    # The answer first: whatever happens to the files, it has been given.
     if as_json:
         output.show_document(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))
     else:
         output.show(text_of(story, "terminal", width=output.width(), color=output.colored()))
     for sentence in session.closing(outcome):
         output.say(sentence)
-    output.say(f"wrote {', '.join(str(path) for path in written)}")
+    failed: list[str] = []
+    written = write_folder(story, session.request.out, failed.append)
+    for sentence in failed:
+        output.say(sentence)
+    if written:
+        output.say(f"wrote {', '.join(str(path) for path in written)}")
+    return not failed
 
 
 def register(app: typer.Typer) -> None:

@@ -65,6 +65,11 @@ class FakeExecutor:
 
 
 @pytest.fixture
+def fake_executor():
+    return FakeExecutor
+
+
+@pytest.fixture
 def header():
     return Header(mpsdiag="0.1.0", command="mpsdiag bench", created=NOW)
 

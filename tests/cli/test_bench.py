@@ -189,9 +189,9 @@ def test_ctrl_c_during_the_report_is_130_with_a_whole_report(done, here, monkeyp
 
     write_folder = export.write_folder
 
-    def interrupted(story, folder):
+    def interrupted(story, folder, failed):
         signal.raise_signal(signal.SIGINT)
-        return write_folder(story, folder)
+        return write_folder(story, folder, failed)
 
     monkeypatch.setattr(export, "write_folder", interrupted)
     _, out = done
@@ -200,6 +200,18 @@ def test_ctrl_c_during_the_report_is_130_with_a_whole_report(done, here, monkeyp
     assert (code, "the report is whole" in err) == (130, True)
     assert text
     assert (out / "report.md").exists()
+
+
+def test_a_report_that_cannot_be_written_whole_is_3_after_the_answer(done, here, tmp_path):
+    _, out = done
+    (tmp_path / "journal.jsonl").write_bytes((out / "journal.jsonl").read_bytes())
+    (tmp_path / "report.html").mkdir()
+    code, text, err = here(*SMALL, "--out", tmp_path)
+    assert code == 3
+    assert "Affected" in text
+    assert f"Cannot write {tmp_path / 'report.html'}" in err
+    assert (tmp_path / "report.md").exists()
+    assert (tmp_path / "cells.csv").exists()
 
 
 def test_help_names_every_axis(here):

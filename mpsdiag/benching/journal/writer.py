@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from mpsdiag.benching.journal.record import Record
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.serialization import dumps, write_atomically
 
@@ -20,21 +22,23 @@ if TYPE_CHECKING:
 
 
 class JournalFull(CannotDecide):
-    """The disk took no more. What was finished is safe; the run stops. Exit code 3."""
+    """The journal cannot be written any further. What was finished is safe; the run stops. Exit code 3."""
 
 
 class JournalWriter:
     """Appends records to a journal, of cells or of another kind of line; a context manager that holds its lock.
 
     A new journal is made with its header, whole or not at all. An existing one keeps its header; a torn last
-    line is cut off first, so that the next record starts on a line of its own.
+    line is cut off first, so that the next record starts on a line of its own. Whatever happens to the file while it is
+    being written (an editor, a sync tool, `rm`), every line is kept in memory and is written again.
 
     Raises:
         BadInput: Another process writes this journal, or the folder cannot be written.
     """
 
-    def __init__(self, path: Path, header: BaseModel, line: type[BaseModel] = Record) -> None:
+    def __init__(self, path: Path, header: BaseModel, note: Callable[[str], None] = lambda _: None) -> None:
         self.path = path
+        self._note = note
         self._lock = _lock(path)
         try:
             if not path.exists() or path.stat().st_size == 0:
@@ -47,7 +51,13 @@ class JournalWriter:
         except BaseException:
             os.close(self._lock)
             raise
-        self._size = _mend(self._file, line)
+        self._lines = _mend(self._file)
+        self._seen = _fingerprint(os.fstat(self._file))
+
+    @property
+    def data(self) -> bytes:
+        """The whole journal as it is known here, whatever became of the file."""
+        return bytes(self._lines)
 
     def append(self, record: BaseModel) -> None:
         """Write a record as one line and wait until it is on the disk.
@@ -56,18 +66,63 @@ class JournalWriter:
             JournalFull: The line could not be written whole; nothing of it is left in the file.
         """
         line = (dumps(record.model_dump(by_alias=True)) + "\n").encode("utf-8", errors="replace")
+        self.check()
         try:
             written = os.write(self._file, line)
             while written < len(line):
                 written += os.write(self._file, line[written:])
             _sync(self._file)
         except OSError as problem:
-            os.ftruncate(self._file, self._size)
+            os.ftruncate(self._file, len(self._lines))
+            self._seen = _fingerprint(os.fstat(self._file))
             raise JournalFull(
                 f"Cannot write {self.path}: {problem.strerror}. Every finished cell before this one is safe "
                 "in it; free some space and run the same command again, it resumes."
             ) from problem
-        self._size += len(line)
+        self._lines += line
+        self._seen = _fingerprint(os.fstat(self._file))
+
+    def check(self) -> None:
+        """Compare the file with what was written, and write it again if it was deleted, replaced, cut or edited.
+
+        Raises:
+            JournalFull: It cannot be written again.
+        """
+        try:
+            state = self.path.stat()
+            if _fingerprint(state) == self._seen:
+                return
+            same = stat.S_ISREG(state.st_mode) and self.path.read_bytes() == self._lines
+        except OSError:
+            same = False
+        try:
+            if not same:
+                self._restore()
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        except (OSError, BadInput) as problem:
+            reason = problem.strerror if isinstance(problem, OSError) else problem
+            raise JournalFull(
+                f"{self.path} was changed or deleted by something else, and cannot be written again ({reason}). "
+                "Give the folder back and run the same command again."
+            ) from problem
+        os.close(self._file)
+        self._file, self._seen = file, _fingerprint(os.fstat(file))
+
+    def _restore(self) -> None:
+        """Put back the journal, and its lock where that is gone too; what stands there is kept aside."""
+        kept = None
+        if self.path.exists() or self.path.is_symlink():
+            kept = _free_name(self.path)
+            self.path.rename(kept)
+        write_atomically(self.path, self._lines.decode("utf-8", "replace"))
+        _sync_folder(self.path.parent)
+        if not _lock_path(self.path).exists():
+            old, self._lock = self._lock, _lock(self.path)
+            os.close(old)
+        found = (
+            "was deleted" if kept is None else f"was changed by something else (that file is kept as {kept})"
+        )
+        self._note(f"{self.path} {found}; every line is written again")
 
     def close(self) -> None:
         """Close the journal and let others write it."""
@@ -93,20 +148,40 @@ def set_aside(path: Path) -> Path | None:
         return None
     lock = _lock(path)
     try:
-        number = 1
-        while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-            number += 1
+        kept = _free_name(path)
         path.rename(kept)
+    except OSError as problem:
+        raise BadInput(
+            f"Cannot set {path} aside: {problem.strerror}. Choose another folder with --out."
+        ) from problem
     finally:
         os.close(lock)
     return kept
+
+
+def _free_name(path: Path) -> Path:
+    """`journal.1.jsonl` for `journal.jsonl`, or the first number that is free."""
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return kept
+
+
+def _fingerprint(state: os.stat_result) -> tuple[int, ...]:
+    """What stays the same while nobody else touches a file."""
+    return state.st_dev, state.st_ino, state.st_nlink, state.st_size, state.st_mtime_ns
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _lock(path: Path) -> int:
     """Lock a journal through a file beside it; the system lets go when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        # Whoever may write into the folder must not lead us to write elsewhere: links are not followed.
+        lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as problem:
         raise BadInput(
             f"Cannot write into {path.parent}: {problem.strerror}. Choose another folder with --out."
@@ -126,24 +201,24 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _mend(file: int, line: type[BaseModel]) -> int:
-    """Cut a torn last line off, or add the line feed it lacks; the size in bytes after that."""
-    size = os.fstat(file).st_size
-    data = os.pread(file, size, 0)
+def _mend(file: int) -> bytearray:
+    """Cut a torn last line off, or add the line feed it lacks; the whole content after that."""
+    data = bytearray(os.pread(file, os.fstat(file).st_size, 0))
     if data.endswith(b"\n"):
-        return size
+        return data
     start = data.rfind(b"\n") + 1
-    if start and not _is_record(data[start:], line):
+    if start and not _is_whole(bytes(data[start:])):
         os.ftruncate(file, start)
-        return start
+        return data[:start]
     os.write(file, b"\n")
-    return size + 1
+    return data + b"\n"
 
 
-def _is_record(text: bytes, line: type[BaseModel]) -> bool:
+def _is_whole(line: bytes) -> bool:
+    """Whether a line is JSON: of an object, a part is none."""
     try:
-        line.model_validate_json(text)
-    except ValueError:
+        json.loads(line)
+    except (ValueError, RecursionError):
         return False
     return True
 

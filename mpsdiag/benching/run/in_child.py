@@ -61,7 +61,7 @@ def _function(name: str) -> Callable[[Job], Any]:
 
 def _redirect(path: str) -> None:
     """Send what this process prints, also from C, into its log; standard input is empty."""
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     empty = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((empty, 0), (log, 1), (log, 2)):
         os.dup2(source, target)

@@ -24,6 +24,7 @@ from pebble.concurrent import process as pebble_process
 from mpsdiag.benching.journal.record import Answer, Ended, Job, utc_now
 from mpsdiag.benching.run.in_child import run_in_child
 from mpsdiag.benching.run.interrupt import Stop
+from mpsdiag.errors import CannotDecide
 
 _launching = threading.Lock()
 """What a launch changes for its moment belongs to the whole process."""
@@ -90,11 +91,21 @@ class Isolation:
         return self.run(job, stop)
 
     def run(self, job: Job, stop: Stop | None = None) -> Ended:
-        """Run a job to its end, whatever end that is; raises nothing of the cell's."""
+        """Run a job to its end, whatever end that is; raises nothing of the cell's.
+
+        Raises:
+            CannotDecide: Its log cannot be written.
+        """
         stop = stop or Stop()
         log = Path(job.log)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.unlink(missing_ok=True)
+        except OSError as problem:
+            raise CannotDecide(
+                f"Cannot write the log {log}: {problem.strerror}. What finished is in the journal; run the same "
+                "command again, it resumes."
+            ) from problem
         kills = self.kills()
         started, clock = utc_now(), time.perf_counter()
         ended = self._end_of(job, stop)
@@ -122,9 +133,13 @@ class Isolation:
         """Launch a job and wait for its end: its own answer, or (status, reason, signal)."""
         try:
             future, child = self._start(job, stop)
-        except (OSError, EOFError):
+        except (OSError, EOFError) as problem:
             if not stop.asked:
-                raise
+                return (
+                    "error",
+                    f"its process could not be started ({type(problem).__name__}: {problem})",
+                    None,
+                )
             return "interrupted", "stopped by the user before it began", None
         launched = time.perf_counter()
         try:

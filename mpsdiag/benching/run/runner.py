@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mpsdiag.benching.journal.journal import JournalWriter, read_journal
+from mpsdiag.benching.journal.journal import Journal, JournalWriter, parse_journal, read_journal
 from mpsdiag.benching.journal.provenance import kind
 from mpsdiag.benching.journal.record import (
     BAD_ENDS,
@@ -24,6 +24,7 @@ from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.run.executor import LOGS, Executor
 from mpsdiag.benching.run.interrupt import Interruptible, Stop
 from mpsdiag.benching.run.rounds import StopRule, baselines, group_of, wanted
+from mpsdiag.errors import CannotDecide
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, count
 
@@ -72,9 +73,13 @@ class RunOutcome:
         records: The newest record of every round of the plan's cells that the journal has.
         interrupted: The user stopped it.
         fresh: How many rounds were run now, not found in the journal.
+        journal: All that the journal holds, other cells too; None where there was nothing to run.
     """
 
     records: list[Record] = field(default_factory=list)
+    journal: Journal | None = None
+    broken: str = ""
+    """Why the run could not go on to its end, if it could not."""
     interrupted: bool = False
     fresh: int = 0
 
@@ -89,7 +94,7 @@ class RunOutcome:
         if self.interrupted:
             return EXIT_INTERRUPTED
         ran = any(record.status != "skip" for record in self.records)
-        return EXIT_UNDECIDED if self.unfinished or not ran else EXIT_OK
+        return EXIT_UNDECIDED if self.broken or self.unfinished or not ran else EXIT_OK
 
 
 @dataclass
@@ -124,24 +129,33 @@ class MatrixRun:
 
         Raises:
             BadInput: The folder cannot be written, or another process writes this journal.
-            JournalFull: The disk takes no more; what finished is safe.
         """
         path = self.folder / JOURNAL
         if path.exists() and path.stat().st_size:
             # Refuses what is no journal before anything of it is touched; a torn line is told before it is mended.
             for warning in read_journal(path).warnings:
                 self.listener.note(warning)
-        with JournalWriter(path, self.header) as journal, Interruptible(self.stop):
-            self._remember(path)
-            self._skip(journal)
-            self._leg(journal, "verdicts", 0, self.plan.cells)
-            self._rounds(journal)
+        with (
+            JournalWriter(path, self.header, self.listener.note) as journal,
+            Interruptible(self.stop),
+        ):
+            try:
+                self._remember(parse_journal(journal.data, str(path)))
+                self._skip(journal)
+                self._leg(journal, "verdicts", 0, self.plan.cells)
+                self._rounds(journal)
+                journal.check()
+            except CannotDecide as problem:  # the disk is full, or the folder is gone
+                if not self._done:
+                    raise
+                self._outcome.broken = str(problem)
+            # What is reported is what was found, whatever became of the file.
+            self._outcome.journal = parse_journal(journal.data, str(path))
         self._outcome.interrupted = self.stop.asked
         self._outcome.records = self._planned()
         return self._outcome
 
-    def _remember(self, path: Path) -> None:
-        journal = read_journal(path)
+    def _remember(self, journal: Journal) -> None:
         again = {"interrupted", *self.settings.retry}
         self._done = {place: one for place, one in journal.finished().items() if one.status not in again}
         for record in self._done.values():
@@ -151,9 +165,9 @@ class MatrixRun:
         others = len({record.key for record in journal.records} - keys)
         if others:
             self.listener.note(
-                f"{path} also has {count(others, 'other cell')}: of another matrix, of other data, timed in another "
-                "way, or of other versions of torch or transformers. They are in the report too; --fresh starts a new "
-                "journal."
+                f"{self.folder / JOURNAL} also has {count(others, 'other cell')}: of another matrix, of other data, "
+                "timed in another way, or of other versions of torch or transformers. They are in the report too; "
+                "--fresh starts a new journal."
             )
 
     def _skip(self, journal: JournalWriter) -> None:

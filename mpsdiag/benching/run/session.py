@@ -52,7 +52,7 @@ class Session:
 
         Raises:
             BadInput: The folder cannot be written, or another bench writes its journal.
-            CannotDecide: No cell of the matrix can run here, or the disk is full.
+            CannotDecide: No cell of the matrix can run here.
         """
         if not len(self.plan):
             return RunOutcome()
@@ -101,7 +101,7 @@ class Session:
 
     def closing(self, outcome: RunOutcome) -> list[str]:
         """The last sentences: what did not finish, what the gates found, how to go on."""
-        sentences = []
+        sentences = [outcome.broken] if outcome.broken else []
         if outcome.interrupted:
             sentences.append(
                 "interrupted; the report is of what finished. Run the same command again: it resumes."

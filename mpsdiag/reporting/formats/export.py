@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from mpsdiag.errors import BadInput
 from mpsdiag.reporting.story.story import Story
 from mpsdiag.serialization import write_atomically
 
@@ -65,25 +67,38 @@ def text_of(
     raise ValueError(f"no format '{form}'")
 
 
-def write_folder(story: Story, folder: Path) -> list[Path]:
+def write_folder(story: Story, folder: Path, failed: Callable[[str], None] | None = None) -> list[Path]:
     """Write `report.md` with its pictures, `report.html` and `cells.csv`; files that are there are replaced.
 
     Args:
         story: What to write.
         folder: Where to; it is made if need be.
+        failed: Called with a sentence for each file that cannot be written; the others still are. None: raise.
 
     Returns:
-        The three files.
+        Those of the three files that were written.
 
     Raises:
-        BadInput: The folder cannot be made or written.
+        BadInput: The folder cannot be made or written, and `failed` is None.
     """
     from mpsdiag.reporting.formats import csv_table, html, markdown
     from mpsdiag.reporting.pictures import pictures, plots
 
     drawn = plots.pictures(story)
     page, paper, cells = folder / "report.html", folder / "report.md", folder / "cells.csv"
-    write_atomically(paper, markdown.render(story, pictures.save(drawn, paper)))
-    write_atomically(page, html.render(story, drawn))
-    write_atomically(cells, csv_table.render(story))
-    return [paper, page, cells]
+    saved = pictures.save(drawn, paper, failed)
+    written: list[Path] = []
+    files: tuple[tuple[Path, Callable[[], str]], ...] = (
+        (paper, lambda: markdown.render(story, saved)),
+        (page, lambda: html.render(story, drawn)),
+        (cells, lambda: csv_table.render(story)),
+    )
+    for path, render in files:
+        try:
+            write_atomically(path, render())
+            written.append(path)
+        except BadInput as problem:  # noqa: PERF203 - three files
+            if failed is None:
+                raise
+            failed(str(problem))
+    return written
