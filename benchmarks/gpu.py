@@ -307,11 +307,11 @@ def trace(settings: argparse.Namespace) -> dict[str, Any]:
 
 def invariance(settings: argparse.Namespace) -> dict[str, Any]:
     """Batch against alone, for the built-in models, as `check` reports it."""
-    from mpsdiag.words import BUILTIN_MODELS
+    from mpsdiag.words import BUILTIN_DECODERS
 
     dtype = "float32" if settings.small else settings.dtype
     found = {}
-    for model in BUILTIN_MODELS[:1] if settings.small else BUILTIN_MODELS:
+    for model in BUILTIN_DECODERS[:1] if settings.small else BUILTIN_DECODERS:
         document = mpsdiag.check(settings.device, model=model, dtype=dtype).document()
         found[model] = {
             "verdict": document["verdict"],

@@ -21,7 +21,7 @@ from mpsdiag import device as devices
 from mpsdiag.tracing.cases.traced_case import TraceRequest, load_case
 from mpsdiag.tracing.passes.evaluation import trace_batches
 from mpsdiag.tracing.passes.model_inputs import prepare_batch
-from mpsdiag.words import BUILTIN_MODELS
+from mpsdiag.words import BUILTIN_DECODERS
 
 GOAL = 1.25
 
@@ -87,7 +87,7 @@ def main() -> None:
         f"{'model':14} {'bare ms':>9} {'traced ms':>10} {'ratio':>7} {'cpu ratio':>10}   (medians of rounds)"
     )
     worst = 0.0
-    for name in (*BUILTIN_MODELS, "larger"):
+    for name in (*BUILTIN_DECODERS, "larger"):
         if name == "larger":
             model, batches = larger(device)
         else:

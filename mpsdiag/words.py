@@ -12,15 +12,35 @@ AttentionMode = Literal[
 ]
 TrainerVariant = Literal["standard", "mps_safe", "cpu_loss", "cpu_forward", "grad_eval"]
 PaddingSide = Literal["left", "right"]
+TaskName = Literal[
+    "text-generation",
+    "fill-mask",
+    "text-classification",
+    "token-classification",
+    "feature-extraction",
+    "text2text-generation",
+    "image-text-to-text",
+]
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
 CELL_STATUSES: Final[tuple[str, ...]] = get_args(CellStatus)
 ATTENTION_MODES: Final[tuple[str, ...]] = get_args(AttentionMode)
 TRAINER_VARIANTS: Final[tuple[str, ...]] = get_args(TrainerVariant)
 PADDING_SIDES: Final[tuple[str, ...]] = get_args(PaddingSide)
+TASKS: Final[tuple[str, ...]] = get_args(TaskName)
+AUTO_TASK: Final = "auto"
 DTYPES: Final[tuple[str, ...]] = get_args(DtypeName)
 
-BUILTIN_MODELS: Final[tuple[str, ...]] = ("tiny-gpt2", "tiny-llama", "tiny-mistral", "tiny-qwen2")
+BUILTIN_DECODERS: Final[tuple[str, ...]] = ("tiny-gpt2", "tiny-llama", "tiny-mistral", "tiny-qwen2")
+"""The causal language models among the built-in ones."""
+BUILTIN_MODELS: Final[tuple[str, ...]] = (
+    *BUILTIN_DECODERS,
+    "tiny-bert",
+    "tiny-bart",
+    "tiny-t5",
+    "tiny-embedder",
+    "tiny-vlm",
+)
 BUILTIN_DATASET: Final = "synthetic"
 
 LARGEST_SEED: Final = 2**32 - 1  # what NumPy takes; torch and Python take more

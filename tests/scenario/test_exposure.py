@@ -24,12 +24,12 @@ from mpsdiag.scenario.exposure import (
 )
 from mpsdiag.scenario.observer import Observer
 from mpsdiag.scenario.scenario import Measured, Scenario
-from mpsdiag.words import BUILTIN_MODELS
+from mpsdiag.words import BUILTIN_DECODERS
 
 
 @pytest.fixture(scope="module")
 def models():
-    made = {name: build_model(name) for name in BUILTIN_MODELS}
+    made = {name: build_model(name) for name in BUILTIN_DECODERS}
     # A mixed one: two sliding layers, one full.
     from transformers import AutoModelForCausalLM, Gemma3TextConfig, Llama4TextConfig
 
@@ -93,7 +93,7 @@ masks = st.integers(1, 3).flatmap(
 )
 
 
-@pytest.mark.parametrize("name", [*BUILTIN_MODELS, "gemma3", "llama4"])
+@pytest.mark.parametrize("name", [*BUILTIN_DECODERS, "gemma3", "llama4"])
 @settings(max_examples=25, deadline=None)
 @given(mask=masks)
 def test_the_prediction_is_what_reaches_attention(models, name, mask):

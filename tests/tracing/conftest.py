@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from mpsdiag.words import BUILTIN_MODELS
+from mpsdiag.words import BUILTIN_DECODERS
 
 LAYERS = 4
 WINDOW = 5
@@ -51,7 +51,7 @@ def build():
     return make
 
 
-@pytest.fixture(params=BUILTIN_MODELS)
+@pytest.fixture(params=BUILTIN_DECODERS)
 def name(request):
     return request.param
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mpsdiag import apply, emulate_mps, trace
-from mpsdiag.words import BUILTIN_MODELS
+from mpsdiag.words import BUILTIN_DECODERS
 
 # Releases whose attention is right once dead rows are mended; the others really are wrong without a mask in half.
 RIGHT = ("2.8", "2.9", "2.14", "2.15")
@@ -17,7 +17,7 @@ RIGHT = ("2.8", "2.9", "2.14", "2.15")
 def test_clean_runs_give_no_finding(build, batch_of, chunk):
     for number in range(25 * chunk, 25 * (chunk + 1)):
         dice = random.Random(number)
-        model = build(dice.choice(BUILTIN_MODELS), dice.choice(("float32", "bfloat16", "float16")))
+        model = build(dice.choice(BUILTIN_DECODERS), dice.choice(("float32", "bfloat16", "float16")))
         pads = [dice.randrange(5) if dice.random() < 0.8 else 0 for _ in range(dice.randint(1, 3))]
         batch = batch_of(
             pads,

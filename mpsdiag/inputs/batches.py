@@ -1,0 +1,176 @@
+"""Rows and batches for every task: texts and pictures as tensors, padded, with labels to evaluate on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mpsdiag.inputs.builtin import PICTURE, PICTURE_TOKENS
+from mpsdiag.inputs.nonfinite import IGNORED_LABEL
+from mpsdiag.inputs.texts import encode
+
+Row = dict[str, Any]
+_MASKED_OF: Final = 6
+"""Of so many tokens of a text one is masked and predicted."""
+_TEMPERATURE: Final = 1.0
+
+
+def with_tiny_picture(
+    text: str, picture: bool, tokenizer: Any, longest: int, config: Any, generator: random.Random
+) -> Row:
+    """A row of the built-in image-text model."""
+    row: Row = dict(encode([text], tokenizer, longest)[0])
+    if picture:
+        row["input_ids"] = [*[config.image_token_index] * PICTURE_TOKENS, *row["input_ids"]][:longest]
+        row["attention_mask"] = [1] * len(row["input_ids"])
+        noise = torch.Generator().manual_seed(generator.getrandbits(31))
+        row["pixel_values"] = torch.rand(1, 3, PICTURE, PICTURE, generator=noise)
+    return row
+
+
+def with_processor(
+    text: str, picture: bool, processor: Any, longest: int, config: Any, generator: random.Random
+) -> Row:
+    """A row as a model's own processor makes it; the text is cut first, for tokens of a picture cannot be."""
+    from PIL import Image
+
+    del config
+    tokenizer = processor.tokenizer
+    kept = tokenizer(text, truncation=True, max_length=longest, add_special_tokens=False)["input_ids"]
+    text = tokenizer.decode(kept)
+    images = None
+    if picture:
+        images = [Image.frombytes("RGB", (64, 64), generator.randbytes(64 * 64 * 3))]
+        text = f"{getattr(processor, 'image_token', '<image>')}{text}"
+    row = dict(processor(text=[text], images=images, return_tensors="pt"))
+    return {name: value[0].tolist() if name in _PER_TOKEN else value for name, value in row.items()}
+
+
+_PER_TOKEN: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+# Batches and their labels.
+
+
+def padded(rows: Sequence[Row], tokenizer: Any, multiple: int | None) -> dict[str, Any]:
+    """Rows as tensors: what has one value a token is padded, what belongs to pictures is put one after the other."""
+    texts = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows]
+    batch = dict(tokenizer.pad(texts, pad_to_multiple_of=multiple, return_tensors="pt"))
+    left, width = tokenizer.padding_side == "left", batch["input_ids"].shape[1]
+    others = dict.fromkeys(name for row in rows for name in row if name not in (*batch, "labels"))
+    for name in others:
+        if name in _PER_TOKEN:
+            values = [row.get(name, [0] * len(row["input_ids"])) for row in rows]
+            gaps = [[0] * (width - len(value)) for value in values]
+            batch[name] = torch.tensor(
+                [[*gap, *v] if left else [*v, *gap] for gap, v in zip(gaps, values, strict=True)]
+            )
+        else:
+            batch[name] = torch.cat([row[name] for row in rows if name in row])
+    return batch
+
+
+def _next_token_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+    """The ids themselves; none at padding, at tokens that equal the pad token, and at those of pictures."""
+    del given
+    ids = batch["input_ids"]
+    hidden = ids == tokenizer.pad_token_id
+    picture = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
+    batch["labels"] = ids.masked_fill(hidden if picture is None else hidden | (ids == picture), IGNORED_LABEL)
+
+
+def _masked_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+    """Every sixth real token is masked and labelled; the byte-level tokenizer masks with its last special token."""
+    del given, model
+    ids, real = batch["input_ids"], batch["attention_mask"].bool()
+    chosen = real & ((real.cumsum(-1) - 1) % _MASKED_OF == 0)
+    mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.eos_token_id
+    batch["labels"] = ids.masked_fill(~chosen, IGNORED_LABEL)
+    batch["input_ids"] = ids.masked_fill(chosen, mask if mask is not None else tokenizer.pad_token_id)
+
+
+def _text_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+    """The first half of the text itself, padded on the right, as DataCollatorForSeq2Seq does by default."""
+    del given, tokenizer
+    rows = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    targets = [row[: max(1, (len(row) + 1) // 2)] for row in rows]
+    labels = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED_LABEL)
+    batch["labels"] = labels
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+
+
+def _class_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+    """Those of the rows, or classes made from the ids; numbers for a regression, 0 and 1 for each of many labels."""
+    del tokenizer
+    classes, kind = int(model.config.num_labels), model.config.problem_type
+    total = (batch["input_ids"] * batch["attention_mask"]).sum(-1)
+    if given:
+        batch["labels"] = torch.tensor(given)
+    elif kind == "multi_label_classification":
+        batch["labels"] = ((total.unsqueeze(-1) >> torch.arange(classes)) % 2).float()
+    elif kind == "regression" or (kind is None and classes == 1):
+        batch["labels"] = (total % 7).float() / 7
+    else:
+        batch["labels"] = total % classes
+
+
+def _tag_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+    del given, tokenizer
+    tags = batch["input_ids"] % int(model.config.num_labels)
+    batch["labels"] = tags.masked_fill(~batch["attention_mask"].bool(), IGNORED_LABEL)
+
+
+def _pooling_weights(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+    """What part of an embedding each position is: in a decoder its last real token, in an encoder the mean of all."""
+    del given, tokenizer
+    real = batch["attention_mask"]
+    if sees_both_ways(model.config):
+        batch["labels"] = real / real.sum(-1, keepdim=True).clamp(min=1)
+    else:
+        last = real.shape[1] - 1 - real.flip(-1).argmax(-1)
+        batch["labels"] = functional.one_hot(last, real.shape[1]).float()
+
+
+def sees_both_ways(config: Any) -> bool:
+    """Say whether a model of this config is an encoder, whose queries see the keys behind them too."""
+    from transformers.models.auto import modeling_auto
+
+    if getattr(config, "is_causal", True) is False or getattr(config, "is_encoder_decoder", False):
+        return True
+    # Configs of decoders do not say what they are; those that can be either are encoders until `is_decoder` is set.
+    either = getattr(modeling_auto, "MODEL_FOR_MASKED_LM_MAPPING_NAMES", {})
+    if getattr(config, "model_type", None) not in either:
+        return False
+    return not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))
+
+
+LABELS: Final[dict[str, Callable[[dict[str, Any], list[Any], Any, Any], None]]] = {
+    "text-generation": _next_token_labels,
+    "image-text-to-text": _next_token_labels,
+    "fill-mask": _masked_labels,
+    "text2text-generation": _text_labels,
+    "text-classification": _class_labels,
+    "token-classification": _tag_labels,
+    "feature-extraction": _pooling_weights,
+}
+
+
+def pooled(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Embeddings of length one, (sequences, features), from hidden states and the labels of feature extraction."""
+    # A product would spread NaN from positions of weight zero.
+    kept = hidden.masked_fill((weights == 0).unsqueeze(-1), 0.0)
+    return functional.normalize((kept * weights.unsqueeze(-1).to(hidden.dtype)).sum(1), dim=-1)
+
+
+def contrastive_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """Each embedding is to be found among those of the batch (Gao et al. 2021, without dropout), in float32."""
+    del num_items_in_batch
+    embeddings = pooled(outputs["last_hidden_state"], labels).float()
+    scores = embeddings @ embeddings.T / _TEMPERATURE
+    return functional.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
