@@ -63,12 +63,7 @@ class Environment(BaseModel):
 def gather(
     accelerators: Mapping[str, bool | str | None] | None = None, default_attention: str | None = None
 ) -> Environment:
-    """Describe this machine, without importing torch.
-
-    Args:
-        accelerators: What `mpsdiag.device.accelerators()` found; unknown if None.
-        default_attention: What transformers chose for a model that names no attention.
-    """
+    """Describe this machine, without importing torch."""
     import psutil
 
     known = dict(accelerators or {})
@@ -100,12 +95,7 @@ def macos() -> int | None:
 
 
 def relevant_variables(variables: Mapping[str, str], clean: Callable[[str], str]) -> dict[str, str]:
-    """Pick the variables that steer torch and transformers; values of secrets become `<set>`.
-
-    Args:
-        variables: All variables, such as `os.environ`.
-        clean: Takes personal words out of a value.
-    """
+    """Pick the variables that steer torch and transformers; values of secrets become `<set>`."""
     chosen = {name: text for name, text in variables.items() if name.startswith(VARIABLE_PREFIXES)}
     return {
         name: "<set>" if _SECRET_NAME.search(name) else clean(text) for name, text in sorted(chosen.items())
@@ -118,14 +108,7 @@ def redact(text: str) -> str:
 
 
 def scrub(text: str, *, home: str, user: str, host: str) -> str:
-    """Replace personal words in a text.
-
-    Args:
-        text: Any text.
-        home: The home folder; becomes `~`.
-        user: The user name; becomes `<user>` where it stands as a word.
-        host: The host name, whole or its first label; becomes `<host>`.
-    """
+    """Replace personal words in a text."""
     text = _TOKEN.sub("<token>", _URL_LOGIN.sub("<login>@", text))
     if len(home) > 1:
         text = text.replace(home, "~")

@@ -79,16 +79,19 @@ def readable(text: str) -> str:
         return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _pieces(text: str | bytes) -> Iterator[bytes]:
     """The text as any file can hold it, some lines at a time: a large one is never there twice."""
+    if isinstance(text, bytes):
+        yield text
+        return
     start = 0
     while start < len(text):
         end = text.find("\n", start + PIECE) + 1 or len(text)
-        yield readable(text[start:end])
+        yield readable(text[start:end]).encode()
         start = end
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file whole: written beside it, flushed, synced, then renamed over it.
 
     A link stays a link; what it leads to is replaced. What is no file (a device, a pipe, /dev/stdout) is written into.
@@ -98,7 +101,7 @@ def write_atomically(path: Path, text: str) -> None:
     """
     try:
         if _is_written_into(path):
-            _write_into(path, text)
+            _write_into(path, content)
             return
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,8 +113,8 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         # mkstemp keeps its file to its owner; what is written here is an ordinary file.
         os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - a name, not a Path
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.writelines(_pieces(text))
+        with os.fdopen(handle, "wb") as stream:
+            stream.writelines(_pieces(content))
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).replace(target)
@@ -132,7 +135,7 @@ def _is_written_into(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _STREAM.fullmatch(str(path)) is not None
 
 
-def _write_into(path: Path, text: str) -> None:
+def _write_into(path: Path, content: str | bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND)  # never made, never cut: `>> file` keeps what it has
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.writelines(_pieces(text))
+    with os.fdopen(handle, "wb") as stream:
+        stream.writelines(_pieces(content))

@@ -11,9 +11,10 @@ from mpsdiag.errors import BadInput
 from mpsdiag.reporting.layout.blocks import (
     Block,
     Column,
+    Document,
+    Entry,
     Facts,
     Fold,
-    Item,
     Log,
     Prose,
     Section,
@@ -42,20 +43,22 @@ def text_of(found: Found, form: str, *, width: int = 100, color: bool = False) -
     """
     if form == "json":
         return dumps(found.document(), indent=2)
+    word = "not_affected" if isinstance(found.decision, Bracket) else "undecided"
+    parts = tuple(sections(found, folds=form != "terminal"))
+    made = Document("mpsdiag bisect", found.sentence, word, parts)
     if form == "markdown":
-        from mpsdiag.reporting.formats.markdown import write_sections
+        from mpsdiag.reporting.formats.markdown import write
 
-        return write_sections("mpsdiag bisect", found.sentence, sections(found), {})
+        return write(made)
     if form == "html":
-        from mpsdiag.reporting.formats.html import page
+        from mpsdiag.reporting.formats.html import LIMITS, page
 
-        word = "not_affected" if isinstance(found.decision, Bracket) else "undecided"
         footer = f"mpsdiag {found.search.mpsdiag}, search of {found.search.created}."
-        return page("mpsdiag bisect", found.sentence, word, sections(found), {}, footer=footer)
+        return page(made, LIMITS, footer=footer)
     if form == "terminal":
-        from mpsdiag.reporting.formats.terminal import print_sections
+        from mpsdiag.reporting.formats import terminal
 
-        return print_sections(found.sentence, sections(found, folds=False), width=width, color=color)
+        return terminal.write(made, terminal.LIMITS, width=width, color=color)
     raise BadInput(
         f"The journal of a bisect has no format '{form}'. Choose from: terminal, markdown, html, json."
     )
@@ -107,13 +110,13 @@ def _table(found: Found) -> Table:
     )
 
 
-def _row(one: Try, place: int) -> tuple[Item, ...]:
+def _row(one: Try, place: int) -> tuple[Entry, ...]:
     return (
-        Item(one.release, sort=float(place)),
-        Item(f"{_SYMBOLS[one.outcome]} {one.outcome}", _TONES[one.outcome]),
-        Item(one.reason),
-        Item(figures.seconds(one.seconds) if one.environment else figures.NOTHING, sort=one.seconds),
-        Item(figures.seconds(one.build_seconds), sort=one.build_seconds),
+        Entry(one.release, sort=float(place)),
+        Entry(f"{_SYMBOLS[one.outcome]} {one.outcome}", _TONES[one.outcome]),
+        Entry(one.reason),
+        Entry(figures.seconds(one.seconds) if one.environment else figures.NOTHING, sort=one.seconds),
+        Entry(figures.seconds(one.build_seconds), sort=one.build_seconds),
     )
 
 

@@ -56,7 +56,7 @@ def bench(
         _axis("--emulate", "CPU model of the MPS kernels of that torch release, 2.0 to 2.15."),
     ] = None,
     emulate_macos: Annotated[
-        list[int] | None, _axis("--emulate-macos", "The macOS it stands on: 13, 14, 15 or 26.")
+        list[int] | None, _axis("--emulate-macos", "macOS version to emulate: 13, 14, 15 or 26.")
     ] = None,
     max_length: Annotated[list[int] | None, _axis("--max-length", "Longest sequence, in tokens.")] = None,
     batch_size: Annotated[list[int] | None, _axis("--batch-size", "Sequences in a batch.")] = None,
@@ -195,10 +195,10 @@ def _nothing(session: Session, outcome: RunOutcome, *, as_json: bool) -> None:
     if as_json:
         from mpsdiag.benching.journal.journal import Journal
         from mpsdiag.reporting.formats.json_document import document
-        from mpsdiag.reporting.story.story import tell
+        from mpsdiag.reporting.story.report import assemble
         from mpsdiag.serialization import dumps
 
-        story = tell([Journal(session.header(), [])])
+        story = assemble([Journal(session.header(), [])])
         headline = f"Nothing to do: {session.plan.empty}."
         made = {**document(story), "headline": headline, "bench": session.summary(outcome)}
         output.show_document(dumps(made, indent=1))
@@ -209,10 +209,12 @@ def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> bool:
     from mpsdiag.benching.journal.journal import Journal
     from mpsdiag.reporting.formats.export import text_of, write_folder
     from mpsdiag.reporting.formats.json_document import document
-    from mpsdiag.reporting.story.story import tell
+    from mpsdiag.reporting.story.report import assemble
     from mpsdiag.serialization import dumps
 
-    story = tell([outcome.journal or Journal(session.header(), [])], baseline=session.request.spec.baseline)
+    story = assemble(
+        [outcome.journal or Journal(session.header(), [])], baseline=session.request.spec.baseline
+    )
     # The answer first: whatever happens to the files, it has been given.
     if as_json:
         output.show_document(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))

@@ -74,7 +74,6 @@ def bisect(
     from mpsdiag.benching.run.interrupt import Remembered
     from mpsdiag.bisect.bisection import Bisection
     from mpsdiag.bisect.trial import Rules
-    from mpsdiag.cli.progress import told
 
     axis: Any = "torch" if torch is not None else "transformers"
     given = torch if torch is not None else transformers
@@ -95,7 +94,7 @@ def bisect(
         rules=Rules(bad_if, crash, timeout),
         predicate=command or (),
     )
-    with Remembered(), told() as progress:
+    with Remembered(), output.progress() as progress:
         plan = asked.prepare(progress)
         if plan.journal is not None:
             for warning in plan.journal.warnings:

@@ -47,7 +47,8 @@ def check(
     emulate_macos: options.EmulateMacos = 15,
     listing: Annotated[bool, typer.Option("--list", help="List the probes and stop.")] = False,
     json: options.Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The block to paste into an issue.")] = False,
+    markdown: options.Markdown = False,
+    html: options.Html = None,
 ) -> None:
     """Find out whether this machine, model and data suffer from wrong attention, why, and which fix helps.
 
@@ -56,9 +57,9 @@ def check(
     if json and markdown:
         raise BadInput("--json and --markdown exclude each other: choose one.")
     if listing:
-        from mpsdiag.reporting.check_listing import show_catalogue
+        from mpsdiag.reporting.check import catalogue, catalogue_document
 
-        show_catalogue(as_json=json)
+        output.show_answer(catalogue_document(), catalogue(), as_json=json, markdown=markdown)
         raise typer.Exit(EXIT_OK)
     if emulate is None:
         note_without_effect(context, ["emulate_macos"], "without --emulate")
@@ -67,9 +68,8 @@ def check(
     elif level == 1:
         note_without_effect(context, SCENARIO, "at level 1: it runs no scenario")
     from mpsdiag.checking.run import check as examine
-    from mpsdiag.cli.progress import told
 
-    with told() as progress:
+    with output.progress() as progress:
         diagnosis = examine(
             device,
             model=model,
@@ -84,18 +84,9 @@ def check(
             emulate_macos=emulate_macos,
             progress=progress,
         )
-    if json:
-        from mpsdiag.serialization import dumps
+    from mpsdiag.reporting.check import document
 
-        output.show_document(dumps(diagnosis.document(), indent=2))
-    elif markdown:
-        from mpsdiag.reporting.check_markdown import render
-
-        output.show_document(render(diagnosis))
-    else:
-        from mpsdiag.reporting.check_terminal import show
-
-        show(diagnosis, output.console())
+    output.show_answer(diagnosis.document(), document(diagnosis), as_json=json, markdown=markdown, page=html)
     raise typer.Exit(diagnosis.exit_code)
 
 

@@ -49,7 +49,7 @@ for command in (check, trace, bench, bisect, report, train, run, env):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit the process with its code.
 
-    What nobody foresaw is one sentence too, its traceback kept, and exit code 3: 1 would be a finding.
+    An unexpected error is one sentence too, with its traceback in a file, and exit code 3: 1 would be a finding.
 
     Args:
         arguments: The words after the program's name; those of the process if None.
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             app(args=None if arguments is None else list(arguments), prog_name="mpsdiag")
         except SystemExit:
-            sys.stdout.flush()  # while a failure can still be said
+            sys.stdout.flush()  # while a failure can still be reported
             raise
     except MpsdiagError as problem:
         with contextlib.suppress(streams.CannotPrint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,11 @@ Seed = Annotated[
     int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of weights, data and dropout.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="The block to paste into an issue.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Also write the answer as one self-contained page."),
+]
 Emulate = Annotated[
     str | None,
     typer.Option(
@@ -33,5 +39,5 @@ Emulate = Annotated[
 ]
 EmulateMacos = Annotated[
     int,
-    typer.Option("--emulate-macos", metavar="N", help="The macOS the emulation stands on: 13, 14, 15 or 26."),
+    typer.Option("--emulate-macos", metavar="N", help="macOS version to emulate: 13, 14, 15 or 26."),
 ]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from mpsdiag.reporting.layout.blocks import Document
 
 PIPE_COLUMNS = 100
 LEAST_COLUMNS = 60
@@ -23,13 +27,6 @@ def colored() -> bool:
     """Whether stdout is a terminal that shows colours, and whose user wants them."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return wanted and sys.stdout.isatty()
-
-
-def console() -> Console:
-    """A rich console on stdout by the same rules."""
-    from rich.console import Console
-
-    return Console(width=width(), color_system="auto" if colored() else None)
 
 
 def show(text: str) -> None:
@@ -55,6 +52,43 @@ def say(sentence: str) -> None:
 
     sys.stderr.write(f"mpsdiag: {one_line(sentence, 1000)}\n")
     sys.stderr.flush()
+
+
+def show_answer(
+    document: dict[str, Any], made: Document, *, as_json: bool, markdown: bool, page: Path | None = None
+) -> None:
+    """Print what a command found: one JSON document, the block for an issue, or text; a page beside it."""
+    if page is not None:
+        from mpsdiag.reporting.formats import html
+        from mpsdiag.serialization import write_atomically
+
+        write_atomically(page, html.page(made))
+        say(f"wrote {page}")
+    if as_json:
+        from mpsdiag.serialization import dumps
+
+        show_document(dumps(document, indent=2))
+    elif markdown:
+        from mpsdiag.reporting.formats.markdown import issue_block
+
+        show_document(issue_block(made))
+    else:
+        from mpsdiag.reporting.formats import terminal
+
+        show(terminal.write(made, width=width(), color=colored()))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Show what is being done, a few words at a time: a spinner where stderr is a terminal, silence in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text("starting")) as status:
+        yield lambda words: status.update(Text(words))
 
 
 def _write(text: str) -> None:

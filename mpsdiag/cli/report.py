@@ -1,4 +1,4 @@
-"""`mpsdiag report`: journals rendered again, merged, compared."""
+"""`mpsdiag report`: render, merge and compare journals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def report(
     form: Annotated[
         str | None,
         typer.Option(
-            "--format", help="terminal, markdown, html, csv or json. [by the suffix of --out; terminal]"
+            "--format",
+            help="terminal, markdown, html, csv, json or parquet. [by the suffix of --out; terminal]",
         ),
     ] = None,
     out: Annotated[
@@ -60,7 +61,7 @@ def report(
             )
         _bisect(results[0], chosen, out)
         raise typer.Exit(EXIT_OK)
-    from mpsdiag.reporting.formats.memory import collector_paused
+    from mpsdiag.reporting.formats.export import collector_paused
 
     with collector_paused():
         journals = _journals(results)
@@ -103,27 +104,23 @@ def _render(
     out: Path | None,
     baseline: str | None,
 ) -> None:
-    from mpsdiag.reporting.formats.export import text_of, write_folder
-    from mpsdiag.reporting.story.story import tell
+    from mpsdiag.reporting.formats.export import text_of, write, write_folder
+    from mpsdiag.reporting.story.report import assemble
 
-    story = tell(journals, against, baseline)
+    story = assemble(journals, against, baseline)
     for note in story.notes:
         output.say(note)
     if out is not None and form is None:
         for path in write_folder(story, out):
             output.say(f"wrote {path}")
         return
-    text = text_of(
-        story, form or "terminal", width=output.width(), color=out is None and output.colored(), beside=out
-    )
-    if out is None:
-        show = output.show if form == "terminal" else output.show_document
-        show(text)
+    form = form or "terminal"
+    if out is not None:
+        write(story, form, out)
+        output.say(f"wrote {out}")
         return
-    from mpsdiag.serialization import write_atomically
-
-    write_atomically(out, text)
-    output.say(f"wrote {out}")
+    show = output.show if form == "terminal" else output.show_document
+    show(text_of(story, form, width=output.width(), color=output.colored()))
 
 
 def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
@@ -137,6 +134,8 @@ def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
     if form is not None:
         if out is not None and out.is_dir():
             raise BadInput(f"{out} is a folder; give a file for --format {form}, or leave --format out.")
+        if form == "parquet" and out is None:
+            raise BadInput("Parquet is a binary format: name a file with --out FILE.parquet.")
         return one_of("format", form, FORMATS)
     if out is None:
         return "terminal"

@@ -93,7 +93,8 @@ def trace(
     emulate: options.Emulate = None,
     emulate_macos: options.EmulateMacos = 15,
     json: options.Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The block to paste into an issue.")] = False,
+    markdown: options.Markdown = False,
+    html: options.Html = None,
 ) -> None:
     """Find which operation gives the first non-finite value, and why.
 
@@ -105,7 +106,6 @@ def trace(
         note_without_effect(context, ["emulate_macos"], "without --emulate")
     if folder is not None or batch is not None:
         note_without_effect(context, DATA, "with a recorded folder or a saved batch")
-    from mpsdiag.cli.progress import told
     from mpsdiag.tracing.cases.traced_case import TraceRequest
     from mpsdiag.tracing.run import investigate
 
@@ -131,22 +131,13 @@ def trace(
         emulate_macos=emulate_macos,
         checkpoints=tuple(checkpoints or ()),
     )
-    with told() as progress:
+    with output.progress() as progress:
         report = investigate(request, repro=repro, progress=progress)
     if report.mode == "evaluation":  # a recorded folder may be of a training
         note_without_effect(context, TRAINING, "without --train")
-    if json:
-        from mpsdiag.serialization import dumps
+    from mpsdiag.reporting.trace import document
 
-        output.show_document(dumps(report.document(), indent=2))
-    elif markdown:
-        from mpsdiag.reporting.trace_markdown import render
-
-        output.show_document(render(report))
-    else:
-        from mpsdiag.reporting.trace_terminal import show
-
-        show(report, output.console())
+    output.show_answer(report.document(), document(report), as_json=json, markdown=markdown, page=html)
     raise typer.Exit(report.exit_code)
 
 

@@ -11,7 +11,8 @@ import torch
 
 from mpsdiag.checking.diagnosis import Diagnosis
 from mpsdiag.cli import main
-from mpsdiag.reporting import check_markdown
+from mpsdiag.reporting import check as check_sections
+from mpsdiag.reporting.formats.markdown import issue_block
 from mpsdiag.serialization import number
 
 
@@ -171,7 +172,7 @@ def test_the_document_follows_its_schema(run):
 
 
 def test_the_markdown_block_is_complete(found_2_8):
-    out = check_markdown.render(Diagnosis.model_validate(found_2_8))
+    out = issue_block(check_sections.document(Diagnosis.model_validate(found_2_8)))
     assert out.startswith("**mpsdiag check: affected: EMULATED MPS of torch 2.8")
     assert (
         "| safe\\_sdpa (attention) | yes, exact |" in out or "| safe_sdpa (attention) | yes, exact |" in out

@@ -13,9 +13,9 @@ import termios
 from pathlib import Path
 
 import pytest
-from rich.text import Text
 
 from mpsdiag.cli import output
+from mpsdiag.reporting.layout.blocks import Document
 
 JOURNAL = Path(__file__).parent.parent / "data" / "every_end.jsonl"
 ESCAPE = "\x1b["
@@ -98,7 +98,7 @@ def test_the_console_of_check_and_trace_does_as_the_reports(monkeypatch, environ
         monkeypatch.setenv(name, value)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    output.console().print(Text("text", style="bold red"))
+    output.show_answer({}, Document("check", "affected", "affected", ()), as_json=False, markdown=False)
     assert (ESCAPE in terminal.getvalue()) is colors
 
 

@@ -45,7 +45,12 @@ def test_json_is_one_document_and_nothing_else_on_stdout(report):
 
 @pytest.mark.parametrize(
     ("name", "start"),
-    [("a.md", "# mpsdiag report"), ("a.html", "<!DOCTYPE html>"), ("a.csv", "environment,"), ("a.json", "{")],
+    [
+        ("a.md", "# mpsdiag report"),
+        ("a.html", "<!DOCTYPE html>"),
+        ("a.csv", '"environment",'),
+        ("a.json", "{"),
+    ],
 )
 def test_the_suffix_of_out_chooses_the_format(report, tmp_path, name, start):
     code, out, err = report(DATA / "emulated.jsonl", "--out", tmp_path / name)
@@ -53,6 +58,17 @@ def test_the_suffix_of_out_chooses_the_format(report, tmp_path, name, start):
     assert out == ""
     assert err == f"mpsdiag: wrote {tmp_path / name}\n"
     assert (tmp_path / name).read_text(encoding="utf-8").startswith(start)
+
+
+def test_parquet_is_written_into_a_file(report, tmp_path):
+    import pandas as pd
+
+    code, _, _ = report(DATA / "emulated.jsonl", "--format", "parquet", "--out", tmp_path / "cells")
+    assert code == 0
+    assert len(pd.read_parquet(tmp_path / "cells")) > 5
+    code, _, err = report(DATA / "emulated.jsonl", "--format", "parquet")
+    assert code == 2
+    assert "--out FILE.parquet" in err
 
 
 def test_markdown_links_pictures_that_are_there(report, tmp_path):

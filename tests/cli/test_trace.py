@@ -54,7 +54,7 @@ def test_a_clean_run(run):
 def test_dead_rows_under_emulation(run):
     code, out, _ = run("--emulate", "2.8", "--eval-max-batches", 2, "--max-length", 48)
     assert code == 1
-    assert out.startswith("dead_rows: fully masked attention rows, on EMULATED MPS of torch 2.8 on macOS 15")
+    assert out.startswith("dead_rows: fully masked rows, on EMULATED MPS of torch 2.8 on macOS 15")
     assert "Nothing here was measured on MPS" in out
     assert "transformer.h.0.attn" in out
     assert "scaled_dot_product_attention" in out

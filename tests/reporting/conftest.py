@@ -1,4 +1,4 @@
-"""Journals to tell stories of: those committed in tests/data, and ones made in memory."""
+"""Journals to assemble stories of: those committed in tests/data, and ones made in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from mpsdiag.benching.journal.journal import Journal, read_journal
 from mpsdiag.benching.journal.record import Header, Record, Timing
-from mpsdiag.reporting.story.story import tell
+from mpsdiag.reporting.story.report import assemble
 from mpsdiag.scenario.scenario import Measured, Scenario
 
 DATA = Path(__file__).parent.parent / "data"
@@ -31,11 +31,11 @@ def journal():
 def stories(journal):
     """Stories of the journals of tests/data, told once."""
     return {
-        "every_end": tell([journal("every_end")]),
-        "emulated": tell([journal("emulated")]),
-        "both": tell([journal("every_end"), journal("emulated")]),
-        "compared": tell([journal("every_end")], [journal("older")]),
-        "torn": tell([journal("torn")]),
+        "every_end": assemble([journal("every_end")]),
+        "emulated": assemble([journal("emulated")]),
+        "both": assemble([journal("every_end"), journal("emulated")]),
+        "compared": assemble([journal("every_end")], [journal("older")]),
+        "torn": assemble([journal("torn")]),
     }
 
 
@@ -148,7 +148,7 @@ def hostile(journal_of):
         ]
         made = journal_of(*records, environment={"chip": text, "system": text, text: text}, **header)
         made.warnings = [text]
-        return tell(
+        return assemble(
             [made],
             [journal_of(make_record("ok", model=text, dataset=text), environment={"chip": text + "2"})],
         )
@@ -159,3 +159,8 @@ def hostile(journal_of):
 @pytest.fixture(params=[kind for kind in HOSTILE if kind != "megabyte"])
 def nasty(request, hostile):
     return hostile(request.param)
+
+
+@pytest.fixture(params=list(HOSTILE))
+def hostile_text(request):
+    return HOSTILE[request.param]

@@ -1,6 +1,6 @@
 """What is rendered from the journals of tests/data, word for word.
 
-After a change that is meant: MPSDIAG_UPDATE_GOLDEN=1 pytest tests/report/test_golden.py, then read the difference.
+After a change that is meant: MPSDIAG_UPDATE_GOLDEN=1 pytest tests/reporting/test_golden.py, then read the difference.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from mpsdiag.reporting.formats import csv_table, html, json_document, markdown, terminal
+from mpsdiag.reporting.formats import frame, html, json_document, markdown, terminal
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 FORMATS = {
     "txt": terminal.render,
     "md": markdown.render,
     "html": html.render,
-    "csv": csv_table.render,
+    "csv": frame.render,
     "json": json_document.render,
 }
 

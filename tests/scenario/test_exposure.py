@@ -9,7 +9,8 @@ from mpsdiag.checking.advice import advise
 from mpsdiag.checking.diagnosis import Judged, ProbeResult
 from mpsdiag.inputs.builtin import BYTE_VOCABULARY, builtin_config, byte_tokenizer
 from mpsdiag.inputs.models import build_model
-from mpsdiag.reporting import check_markdown
+from mpsdiag.reporting.check import document
+from mpsdiag.reporting.formats.markdown import issue_block
 from mpsdiag.scenario.exposure import (
     EMPTY,
     FIXED,
@@ -242,7 +243,7 @@ def test_the_report_of_an_encoder_does_not_contradict_itself(tmp_path):
     assert (found.scenario.dead_rows, found.scenario.exposure.rows) == (0, 0)
     assert "not a causal model" in found.advice[0].text
     assert not any("--padding" in command for advice in found.advice for command in advice.commands)
-    assert "not a causal model" in check_markdown.render(found)
+    assert "not a causal model" in issue_block(document(found))
 
 
 def test_a_padding_side_that_is_set_is_not_suggested():

@@ -16,19 +16,8 @@ _CONTROL = re.compile(
     r"\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
 # Characters with a meaning in GitHub's Markdown or in HTML.
-_MARKDOWN = {
-    "\\": "\\\\",
-    "|": "&#124;",
-    "`": "\\`",
-    "*": "\\*",
-    "[": "\\[",
-    "]": "\\]",
-    "~": "\\~",
-    "$": "\\$",
-    "&": "&amp;",
-    "<": "&lt;",
-    ">": "&gt;",
-}
+_MARKDOWN = {one: f"\\{one}" for one in "\\`*[]~$"}
+_MARKDOWN |= {"|": "&#124;", "&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _SPECIAL = re.compile("[" + re.escape("".join(_MARKDOWN)) + "]")
 # An underscore inside a word emphasizes nothing in GitHub's Markdown; elsewhere it may.
 _UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -37,12 +26,7 @@ _AUTOLINK = re.compile(r"(?i)\b(https?|ftp)://|\bwww\.")
 
 
 def cap(text: str, limit: int = CELL_LIMIT) -> str:
-    """Shorten a text to at most `limit` characters, the last of them `…`.
-
-    Args:
-        text: Any text.
-        limit: Greatest length of what comes back, at least 1.
-    """
+    """Shorten a text to at most `limit` characters, the last of them `…`."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -68,12 +52,7 @@ def terminal_text(text: str) -> str:
 
 
 def one_line(text: str, limit: int = CELL_LIMIT) -> str:
-    """Make harmless, put on one line, shorten: what a table cell or a sentence can take.
-
-    Args:
-        text: Any text, of any length; only its beginning is looked at.
-        limit: Greatest length of what comes back.
-    """
+    """Make harmless, put on one line, shorten: what a table cell or a sentence can take."""
     return cap(" ".join(terminal_text(text[: 8 * limit]).split()), limit)
 
 
@@ -112,19 +91,4 @@ def ascii_text(text: str) -> str:
     return unicodedata.normalize("NFKD", text).encode("ascii", "replace").decode("ascii")
 
 
-_PLAIN = str.maketrans(
-    {
-        "✓": "+",
-        "≈": "~",
-        "✗": "x",
-        "≠": "!",
-        "–": "-",
-        "—": "-",
-        "×": "x",
-        "µ": "u",
-        "…": "...",
-        "·": "-",
-        "→": "->",
-        "─": "-",
-    }
-)
+_PLAIN: dict[int, int | str] = {**str.maketrans("✓≈✗≠–—×µ·─", "+~x!--xu--"), ord("…"): "...", ord("→"): "->"}

@@ -1,16 +1,18 @@
-"""A story as text in each format, and as the folder that `bench` leaves behind."""
+"""A report in each format, and as the folder that `bench` leaves behind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 from mpsdiag.errors import BadInput
-from mpsdiag.reporting.story.story import Story
+from mpsdiag.reporting.story.report import Report
 from mpsdiag.serialization import write_atomically
 
-Format = Literal["terminal", "markdown", "html", "csv", "json"]
+Format = Literal["terminal", "markdown", "html", "csv", "json", "parquet"]
 FORMATS: Final[tuple[str, ...]] = get_args(Format)
 SUFFIXES: Final[dict[str, str]] = {
     ".md": "markdown",
@@ -19,21 +21,15 @@ SUFFIXES: Final[dict[str, str]] = {
     ".htm": "html",
     ".csv": "csv",
     ".json": "json",
+    ".parquet": "parquet",
     ".txt": "terminal",
 }
 
 
 def text_of(
-    story: Story, form: str, *, width: int = 100, color: bool = False, beside: Path | None = None
+    report: Report, form: str, *, width: int = 100, color: bool = False, beside: Path | None = None
 ) -> str:
-    """Render a story in one format.
-
-    Args:
-        story: What to render.
-        form: One of FORMATS.
-        width: Columns, for the terminal.
-        color: Whether the terminal shows colours.
-        beside: Path of the report; for Markdown the pictures are written beside it. None: no pictures there.
+    """Render a report in one format that is text: any of FORMATS but parquet.
 
     Raises:
         BadInput: The pictures cannot be written.
@@ -42,38 +38,49 @@ def text_of(
     if form == "terminal":
         from mpsdiag.reporting.formats import terminal
 
-        return terminal.render(story, width=width, color=color)
+        return terminal.render(report, width=width, color=color)
     if form == "csv":
-        from mpsdiag.reporting.formats import csv_table
+        from mpsdiag.reporting.formats import frame
 
-        return csv_table.render(story)
+        return frame.render(report)
     if form == "json":
         from mpsdiag.reporting.formats import json_document
 
-        return json_document.render(story)
+        return json_document.render(report)
     if form == "html":
         from mpsdiag.reporting.formats import html
         from mpsdiag.reporting.pictures import plots
 
-        return html.render(story, plots.pictures(story))
+        return html.render(report, plots.pictures(report))
     if form == "markdown":
         from mpsdiag.reporting.formats import markdown
 
         if beside is None:
-            return markdown.render(story)
-        from mpsdiag.reporting.pictures import pictures, plots
+            return markdown.render(report)
+        from mpsdiag.reporting.pictures import drawing, plots
 
-        return markdown.render(story, pictures.save(plots.pictures(story), beside))
+        return markdown.render(report, drawing.save(plots.pictures(report), beside))
     raise ValueError(f"no format '{form}'")
 
 
-def write_folder(story: Story, folder: Path, failed: Callable[[str], None] | None = None) -> list[Path]:
+def write(report: Report, form: str, path: Path) -> None:
+    """Write a report in one format into a file.
+
+    Raises:
+        BadInput: It cannot be written.
+    """
+    if form == "parquet":
+        from mpsdiag.reporting.formats import frame
+
+        write_atomically(path, frame.parquet(report))
+    else:
+        write_atomically(path, text_of(report, form, beside=path))
+
+
+def write_folder(report: Report, folder: Path, failed: Callable[[str], None] | None = None) -> list[Path]:
     """Write `report.md` with its pictures, `report.html` and `cells.csv`; files that are there are replaced.
 
-    Args:
-        story: What to write.
-        folder: Where to; it is made if need be.
-        failed: Called with a sentence for each file that cannot be written; the others still are. None: raise.
+    `failed` gets a sentence for each file that cannot be written; the others still are.
 
     Returns:
         Those of the three files that were written.
@@ -81,17 +88,17 @@ def write_folder(story: Story, folder: Path, failed: Callable[[str], None] | Non
     Raises:
         BadInput: The folder cannot be made or written, and `failed` is None.
     """
-    from mpsdiag.reporting.formats import csv_table, html, markdown
-    from mpsdiag.reporting.pictures import pictures, plots
+    from mpsdiag.reporting.formats import frame, html, markdown
+    from mpsdiag.reporting.pictures import drawing, plots
 
-    drawn = plots.pictures(story)
+    drawn = plots.pictures(report)
     page, paper, cells = folder / "report.html", folder / "report.md", folder / "cells.csv"
-    saved = pictures.save(drawn, paper, failed)
+    saved = drawing.save(drawn, paper, failed)
     written: list[Path] = []
     files: tuple[tuple[Path, Callable[[], str]], ...] = (
-        (paper, lambda: markdown.render(story, saved)),
-        (page, lambda: html.render(story, drawn)),
-        (cells, lambda: csv_table.render(story)),
+        (paper, lambda: markdown.render(report, saved)),
+        (page, lambda: html.render(report, drawn)),
+        (cells, lambda: frame.render(report)),
     )
     for path, render in files:
         try:
@@ -102,3 +109,18 @@ def write_folder(story: Story, folder: Path, failed: Callable[[str], None] | Non
                 raise
             failed(str(problem))
     return written
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector.
+
+    All that a report reads lives until it is done; looking for garbage in it takes twice as long again as reading it.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -5,77 +5,56 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mpsdiag import __version__
 from mpsdiag.reporting.formats.escape import log_text, one_line
-from mpsdiag.reporting.layout.blocks import Limits, Section
-from mpsdiag.reporting.layout.tables import sections
-from mpsdiag.reporting.pictures.pictures import Svg
-from mpsdiag.reporting.story.story import Story
+from mpsdiag.reporting.layout.blocks import Document, Limits
+from mpsdiag.reporting.layout.sections import document
+from mpsdiag.reporting.pictures.drawing import Svg
+from mpsdiag.reporting.story.report import Report
 
-LIMITS = Limits(rows=1000, panels=40, logs=100, log_length=8000)
+LIMITS = Limits(rows=1000, cell=300, panels=40, logs=100, log_length=8000)
+# A finding of check or trace is one cell of a table, and stands there whole.
+WHOLE = replace(LIMITS, cell=1000)
+ALONE = "Nothing on this page is fetched from anywhere."
 
 
-def render(story: Story, pictures: Mapping[str, Svg] | None = None) -> str:
-    """Render a story as a page.
-
-    Args:
-        story: What to show.
-        pictures: The drawings by name; they are embedded.
-    """
-    words = {scene.verdict.word for scene in story.scenes}
-    word = next((one for one in ("affected", "undecided", "not_affected") if one in words), "undecided")
-    return page(
-        "mpsdiag report",
-        story.headline,
-        word,
-        sections(story, LIMITS),
-        pictures or {},
-        footer=f"mpsdiag {story.version}, run of {story.created}. Nothing on this page is fetched from anywhere.",
-    )
+def render(report: Report, pictures: Mapping[str, Svg] | None = None) -> str:
+    """Render a report as a page; the drawings are embedded, by their names."""
+    footer = f"mpsdiag {report.version}, run of {report.created}. {ALONE}"
+    return page(document(report, LIMITS), LIMITS, pictures or {}, footer=footer)
 
 
 def page(
-    title: str,
-    headline: str,
-    word: str,
-    parts: Sequence[Section],
-    pictures: Mapping[str, Svg],
-    *,
-    footer: str,
+    made: Document, limits: Limits = WHOLE, pictures: Mapping[str, Svg] | None = None, *, footer: str = ""
 ) -> str:
-    """Lay sections out on a page.
+    """Lay a document out on a page.
 
     The content security policy allows our own style and script by their hashes and embedded pictures: even a
     text that slipped through the escaping could neither run nor load anything.
-
-    Args:
-        title: Of the page.
-        headline: The sentence to open with.
-        word: A verdict; gives the headline its colour.
-        parts: The sections.
-        pictures: The drawings by name.
-        footer: Who made it, and when.
     """
-    environment = _environment()
     style = _source("report.css")
     script = _source("sort.js")
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        headline=headline,
-        word=word,
-        sections=parts,
-        pictures=pictures,
-        footer=footer,
-        style=Markup(style),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
-        style_hash=Markup(_hash(style)),  # noqa: S704 - base64
-        script_hash=Markup(_hash(script)),  # noqa: S704 - base64
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            page=made,
+            limits=limits,
+            pictures=pictures or {},
+            footer=footer or f"mpsdiag {__version__}. {ALONE}",
+            style=Markup(style),  # noqa: S704 - our own file
+            script=Markup(script),  # noqa: S704 - our own file
+            style_hash=Markup(_hash(style)),  # noqa: S704 - base64
+            script_hash=Markup(_hash(script)),  # noqa: S704 - base64
+        )
     )
 
 
@@ -90,7 +69,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         line=one_line,
-        log=lambda text: log_text(text, LIMITS.log_length),
+        log=log_text,
         kind=_kind,
         embed=_embed,
         sortkey=_sortkey,

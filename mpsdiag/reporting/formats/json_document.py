@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mpsdiag.reporting.story.compare import Comparison
-from mpsdiag.reporting.story.cost import CostRow, Estimate
+from mpsdiag.reporting.story.changes import Changes
 from mpsdiag.reporting.story.marks import mark
-from mpsdiag.reporting.story.pool import Result
-from mpsdiag.reporting.story.story import Panel, Scene, Story
+from mpsdiag.reporting.story.pooling import PooledCell
+from mpsdiag.reporting.story.ranking import CostRow
+from mpsdiag.reporting.story.report import Panel, Report, Scene
 from mpsdiag.serialization import dumps, jsonable
 
 SCHEMA = 2
 
 
-def render(story: Story) -> str:
+def render(report: Report) -> str:
     """Write the document; durations in seconds, memory in bytes, losses in nats, NaN as the string "nan"."""
-    rest = document(story, cells=False)
+    rest = document(report, cells=False)
     scenes = rest.pop("scenes")
     # One line a cell, joined once: a large document is never there twice.
     parts = [_text(rest)[:-1], ', "scenes": [']
-    for scene, seen in zip(scenes, story.scenes, strict=True):
-        parts += ["" if seen is story.scenes[0] else ",", "\n", _text(scene)[:-1], ', "cells": [']
+    for scene, seen in zip(scenes, report.scenes, strict=True):
+        parts += ["" if seen is report.scenes[0] else ",", "\n", _text(scene)[:-1], ', "cells": [']
         for number, cell in enumerate(cell for panel in seen.panels for cell in _cells(panel)):
             parts += [",\n" if number else "\n", _text(cell)]
         parts.append("\n]}")
@@ -39,34 +39,29 @@ def _text(value: dict[str, Any]) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def document(story: Story, *, cells: bool = True) -> dict[str, Any]:
-    """Make the document as plain data.
-
-    Args:
-        story: What to write.
-        cells: Whether the scenes have their cells.
-    """
+def document(report: Report, *, cells: bool = True) -> dict[str, Any]:
+    """Make the document as plain data."""
     return {
         "schema": SCHEMA,
-        "headline": story.headline,
-        "created": story.created,
-        "mpsdiag": story.version,
-        "baseline": {"attention": story.baseline, "trainer": "standard"},
-        "commands": story.commands,
-        "statuses": story.statuses,
-        "scenes": [_scene(scene, cells=cells) for scene in story.scenes],
-        "environments": {place.letter: dict(place.facts) for place in story.places},
-        "notes": story.notes,
-        "comparison": None if story.comparison is None else _comparison(story.comparison),
+        "headline": report.headline,
+        "created": report.created,
+        "mpsdiag": report.version,
+        "baseline": {"attention": report.baseline, "trainer": "standard"},
+        "commands": report.commands,
+        "statuses": report.statuses,
+        "scenes": [_scene(scene, cells=cells) for scene in report.scenes],
+        "environments": {place.letter: dict(place.facts) for place in report.places},
+        "notes": report.notes,
+        "comparison": None if report.changes is None else _changes(report.changes),
     }
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
+def _changes(changes: Changes) -> dict[str, Any]:
     return {
-        "sentence": comparison.sentence,
+        "sentence": changes.sentence,
         "environments": [
             {"new": pair.new.letter, "old": pair.old.label, "differences": pair.differences}
-            for pair in comparison.pairs
+            for pair in changes.pairs
         ],
         "cells": [
             {
@@ -79,7 +74,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
                 "train_ratio": row.train_ratio,
                 "train_p": row.train_p,
             }
-            for row in comparison.rows
+            for row in changes.rows
         ],
     }
 
@@ -104,7 +99,7 @@ def _cells(panel: Panel) -> list[dict[str, Any]]:
     return [_cell(result, costs.get(id(result))) for result in panel.results]
 
 
-def _cell(result: Result, cost: CostRow | None) -> dict[str, Any]:
+def _cell(result: PooledCell, cost: CostRow | None) -> dict[str, Any]:
     return {
         "key": result.key,
         "cell": result.cell.model_dump(),
@@ -119,7 +114,8 @@ def _cell(result: Result, cost: CostRow | None) -> dict[str, Any]:
     }
 
 
-def _timing(result: Result, cost: CostRow) -> dict[str, Any]:
+def _timing(result: PooledCell, cost: CostRow) -> dict[str, Any]:
+    claims = cost.rank is not None  # a ratio is a claim about a fix: a cell that is not right makes none
     return {
         "device": result.timed_on,
         "emulated": False,
@@ -127,8 +123,8 @@ def _timing(result: Result, cost: CostRow) -> dict[str, Any]:
         "baseline": cost.baseline,
         "eval_step": cost.eval_step,
         "train_step": cost.train_step,
-        "eval_ratio": _claim(cost.eval_ratio, cost),
-        "train_ratio": _claim(cost.train_ratio, cost),
+        "eval_ratio": cost.eval_ratio if claims else None,
+        "train_ratio": cost.train_ratio if claims else None,
         "tokens_per_second": cost.tokens_per_second,
         "train_tokens_per_second": cost.train_tokens_per_second,
         "eval_tokens": result.eval_tokens,
@@ -136,8 +132,3 @@ def _timing(result: Result, cost: CostRow) -> dict[str, Any]:
         "train_tokens": result.train_tokens,
         "train_pads": result.train_pads,
     }
-
-
-def _claim(ratio: Estimate | None, cost: CostRow) -> Estimate | None:
-    """A ratio is a claim about a fix: a cell that is not right makes none."""
-    return ratio if cost.rank is not None else None

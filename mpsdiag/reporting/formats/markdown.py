@@ -4,99 +4,81 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from urllib.parse import quote
 
 from mpsdiag.reporting.formats.escape import md_block, md_cell, md_text, one_line
-from mpsdiag.reporting.layout.blocks import (
-    Block,
-    Facts,
-    Fold,
-    Heading,
-    Item,
-    Limits,
-    Log,
-    Points,
-    Prose,
-    Section,
-    Table,
-)
-from mpsdiag.reporting.layout.tables import sections
-from mpsdiag.reporting.pictures.pictures import Files
-from mpsdiag.reporting.story.story import Story
+from mpsdiag.reporting.layout import blocks
+from mpsdiag.reporting.layout.sections import document
+from mpsdiag.reporting.pictures.drawing import Files
+from mpsdiag.reporting.story.report import Report
 
 # An issue, a comment and a pull request of GitHub hold this many characters.
 GITHUB_LIMIT = 65_536
 
 # Tried in this order until the text is short enough.
 _LADDER = (
-    Limits(rows=200, panels=24, logs=20, log_length=4000),
-    Limits(rows=60, panels=12, logs=10, log_length=1500),
-    Limits(rows=40, panels=6, logs=5, log_length=800),
-    Limits(rows=20, panels=3, logs=3, log_length=400),
-    Limits(rows=10, panels=1, logs=1, log_length=200),
+    blocks.Limits(rows=200, panels=24, logs=20, log_length=4000),
+    blocks.Limits(rows=60, panels=12, logs=10, log_length=1500),
+    blocks.Limits(rows=40, panels=6, logs=5, log_length=800),
+    blocks.Limits(rows=20, panels=3, logs=3, log_length=400),
+    blocks.Limits(rows=10, panels=1, logs=1, log_length=200),
 )
+# A finding of check or trace is one cell of a table, and stands there whole.
+WHOLE = replace(_LADDER[0], cell=1000)
 
 
-def render(story: Story, pictures: Mapping[str, Files] | None = None, *, limit: int = GITHUB_LIMIT) -> str:
-    """Render a story; it shortens itself until it is below the limit, and says so.
-
-    Args:
-        story: What to show.
-        pictures: Files of the pictures beside the report, by the picture's name.
-        limit: Characters it must stay below.
-    """
+def render(report: Report, pictures: Mapping[str, Files] | None = None, *, limit: int = GITHUB_LIMIT) -> str:
+    """Render a report; it shortens itself until it has fewer than `limit` characters, and says so."""
     for number, limits in enumerate(_LADDER):
-        text = write_sections(
-            "mpsdiag report", story.headline, sections(story, limits), pictures or {}, shortened=number > 0
-        )
+        text = write(document(report, limits), limits, pictures, shortened=number > 0)
         if len(text) < limit:
             return text
     return _cut(text, limit)
 
 
-def write_sections(
-    title: str,
-    headline: str,
-    parts: Sequence[Section],
-    pictures: Mapping[str, Files],
+def issue_block(made: blocks.Document) -> str:
+    """Write what check or trace found as the block to paste into an issue, short enough for one."""
+    text = write(replace(made, title="", headline=f"{made.title}: {made.headline}"), WHOLE)
+    return text if len(text) < GITHUB_LIMIT else _cut(text, GITHUB_LIMIT)
+
+
+def write(
+    made: blocks.Document,
+    limits: blocks.Limits = _LADDER[0],
+    pictures: Mapping[str, Files] | None = None,
     *,
     shortened: bool = False,
 ) -> str:
-    """Write sections under a title and a headline.
-
-    Args:
-        title: Heading of the document.
-        headline: The sentence to open with.
-        parts: The sections.
-        pictures: Files by picture name; a picture without a file is left out.
-        shortened: Say under the headline that there is more than is shown.
-    """
-    lines = [f"# {md_text(title)}", "", f"**{md_text(headline)}**", ""]
+    """Write a document; a picture without its files is left out."""
+    lines = [f"# {md_text(made.title)}", ""] if made.title else []
+    lines += [f"**{md_text(made.headline)}**", ""]
     if shortened:
         lines += ["*Shortened to fit an issue on GitHub; the HTML and CSV formats hold more.*", ""]
-    for section in parts:
-        lines += [f"## {md_text(section.title)}", ""]
-        for block in section.blocks:
-            lines += _block(block, pictures)
+    for section in made.sections:
+        if section.title:
+            lines += [f"## {md_text(section.title)}", ""]
+        for one in section.blocks:
+            lines += _block(one, limits, pictures or {})
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _block(block: Block, pictures: Mapping[str, Files]) -> list[str]:
-    if isinstance(block, Table):
-        return _table(block)
-    if isinstance(block, Prose):
+def _block(block: blocks.Block, limits: blocks.Limits, pictures: Mapping[str, Files]) -> list[str]:
+    if isinstance(block, blocks.Table):
+        return _table(block, limits)
+    if isinstance(block, blocks.Prose):
         return [md_text(block.text), ""]
-    if isinstance(block, Heading):
+    if isinstance(block, blocks.Heading):
         return [f"### {md_text(block.text)}", ""]
-    if isinstance(block, Points):
+    if isinstance(block, blocks.Points):
         return [*(f"- {md_text(text)}" for text in block.texts), ""]
-    if isinstance(block, Log):
+    if isinstance(block, blocks.Log):
         return [md_block(block.text), ""]
-    if isinstance(block, Facts):
+    if isinstance(block, blocks.Facts):
         pairs = [f"- {md_text(name)}: {md_text(value, 300)}" for name, value in block.pairs]
         return _fold(block.title, [*pairs, ""])
-    if isinstance(block, Fold):
-        return _fold(block.title, [line for one in block.blocks for line in _block(one, pictures)])
+    if isinstance(block, blocks.Fold):
+        return _fold(block.title, [line for one in block.blocks for line in _block(one, limits, pictures)])
     if block.name in pictures:
         return _picture(block.alt, pictures[block.name])
     return []
@@ -114,11 +96,11 @@ def _fold(title: str, lines: Sequence[str]) -> list[str]:
     return [f"<details><summary>{md_text(title)}</summary>", "", *lines, "</details>", ""]
 
 
-def _table(table: Table) -> list[str]:
+def _table(table: blocks.Table, limits: blocks.Limits) -> list[str]:
     lines = [f"**{md_text(table.title)}**", ""] if table.title else []
     lines.append("| " + " | ".join(md_cell(column.name) for column in table.columns) + " |")
     lines.append("|" + "|".join("---:" if column.number else "---" for column in table.columns) + "|")
-    lines += ["| " + " | ".join(_item(item) for item in row) + " |" for row in table.rows]
+    lines += ["| " + " | ".join(_entry(one, limits) for one in row) + " |" for row in table.rows]
     lines.append("")
     if table.left_out:
         lines += [f"… and {table.left_out:,} more rows; the CSV format holds all.", ""]
@@ -127,9 +109,9 @@ def _table(table: Table) -> list[str]:
     return lines
 
 
-def _item(item: Item) -> str:
-    text = md_cell(item.text)
-    return f"**{text}**" if item.tone in {"bad", "broken"} and text else text
+def _entry(entry: blocks.Entry, limits: blocks.Limits) -> str:
+    text = md_cell(entry.text, limits.cell)
+    return f"**{text}**" if entry.tone in {"bad", "broken"} and text else text
 
 
 def _cut(text: str, limit: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 from rich import box
@@ -11,23 +12,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mpsdiag.reporting.formats.escape import log_text, one_line
-from mpsdiag.reporting.layout.blocks import (
-    Block,
-    Facts,
-    Fold,
-    Heading,
-    Item,
-    Limits,
-    Log,
-    Points,
-    Prose,
-    Section,
-    Table,
-)
-from mpsdiag.reporting.layout.tables import sections
-from mpsdiag.reporting.story.story import Story
+from mpsdiag.reporting.layout import blocks
+from mpsdiag.reporting.layout.sections import document
+from mpsdiag.reporting.story.report import Report
 
-LIMITS = Limits(rows=15, panels=4, logs=5, log_length=1200, folds=False, pictures=False)
+LIMITS = blocks.Limits(rows=15, cell=120, panels=4, logs=5, log_length=1200, folds=False, pictures=False)
+# A finding of check or trace is one cell of a table, and stands there whole.
+WHOLE = replace(LIMITS, rows=60, cell=1000)
 
 _STYLES = {
     "plain": "",
@@ -36,22 +27,21 @@ _STYLES = {
     "bad": "bold red",
     "broken": "bold magenta",
     "muted": "dim",
+    "affected": "bold red",
+    "not_affected": "bold green",
+    "undecided": "bold yellow",
 }
 
 
-def render(story: Story, *, width: int = 100, color: bool = False) -> str:
-    """Render a story for a terminal.
-
-    Args:
-        story: What to show.
-        width: Columns of the terminal.
-        color: Whether to send colours.
-    """
-    return print_sections(story.headline, sections(story, LIMITS), width=width, color=color)
+def render(report: Report, *, width: int = 100, color: bool = False) -> str:
+    """Render a report for a terminal of `width` columns, with colours or without."""
+    return write(document(report, LIMITS), LIMITS, width=width, color=color)
 
 
-def print_sections(headline: str, parts: list[Section], *, width: int, color: bool) -> str:
-    """Render sections under a headline; lines have no trailing blanks."""
+def write(
+    made: blocks.Document, limits: blocks.Limits = WHOLE, *, width: int = 100, color: bool = False
+) -> str:
+    """Render a document: the headline, then its sections; lines have no trailing blanks."""
     stream = StringIO()
     console = Console(
         file=stream,
@@ -63,33 +53,45 @@ def print_sections(headline: str, parts: list[Section], *, width: int, color: bo
         emoji=False,
         legacy_windows=False,
     )
-    console.print(Text(one_line(headline, 2000), style="bold"))
-    for section in parts:
-        console.print()
-        console.print(Text(one_line(section.title).upper(), style="bold cyan"))
-        console.print(Group(*(_block(block) for block in section.blocks)))
+    console.print(Text(one_line(made.headline, 2000), style=_STYLES.get(made.word, "bold")))
+    for section in made.sections:
+        if section.key == "environment" and limits is WHOLE:
+            continue  # for an issue; whoever sits at the machine knows it
+        if section.title:
+            console.print()
+            console.print(Text(one_line(section.title).upper(), style="bold cyan"))
+        console.print(Group(*(_block(block, limits) for block in section.blocks)))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def _block(block: Block) -> RenderableType:
-    if isinstance(block, Table):
-        return _table(block)
-    if isinstance(block, Prose):
+def _block(block: blocks.Block, limits: blocks.Limits) -> RenderableType:
+    if isinstance(block, blocks.Table):
+        return _table(block, limits)
+    if isinstance(block, blocks.Prose):
         return Text(one_line(block.text, 2000), style=_STYLES[block.tone])
-    if isinstance(block, Heading):
+    if isinstance(block, blocks.Heading):
         return Text("\n" + one_line(block.text, 300), style="bold")
-    if isinstance(block, Points):
-        return Group(*(Padding(Text(f"- {one_line(text, 1000)}"), (0, 0, 0, 1)) for text in block.texts))
-    if isinstance(block, Log):
-        return _log(block)
-    if isinstance(block, Facts):
+    if isinstance(block, blocks.Points):
+        return Group(*(_point(text) for text in block.texts))
+    if isinstance(block, blocks.Log):
+        lines = Padding(Text(log_text(block.text, limits.log_length)), (0, 0, 0, 4))
+        return Group(Text(one_line(block.title, 300), style="bold"), lines) if block.title else lines
+    if isinstance(block, blocks.Facts):
         return _facts(block)
-    if isinstance(block, Fold):
-        return Group(Text(one_line(block.title), style="bold"), *(_block(one) for one in block.blocks))
+    if isinstance(block, blocks.Fold):
+        title = Text(one_line(block.title), style="bold")
+        return Group(title, *(_block(one, limits) for one in block.blocks))
     return Text(f"Picture: {one_line(block.alt)}", style="dim")
 
 
-def _table(table: Table) -> RenderableType:
+def _point(text: str) -> RenderableType:
+    """A point whose further lines stand under its first word."""
+    grid = RichTable.grid(padding=(0, 1, 0, 0))
+    grid.add_row(Text(" -"), Text(one_line(text, 1000)))
+    return grid
+
+
+def _table(table: blocks.Table, limits: blocks.Limits) -> RenderableType:
     made = RichTable(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, padding=(0, 1, 0, 0))
     kept = [number for number, column in enumerate(table.columns) if not column.minor]
     for column in (table.columns[number] for number in kept):
@@ -100,28 +102,23 @@ def _table(table: Table) -> RenderableType:
             overflow="fold",
         )
     for row in table.rows:
-        made.add_row(*(_item(row[number]) for number in kept))
+        made.add_row(*(_entry(row[number], limits) for number in kept))
     title = Text("\n" + one_line(table.title, 300), style="italic")
     parts: list[RenderableType] = [title, made] if table.title else [made]
     if table.left_out:
-        parts.append(
-            Text(f"… and {table.left_out:,} more rows; --format markdown, html or csv shows more.", "dim")
-        )
+        more = f"… and {table.left_out:,} more rows; --format markdown, html or csv shows more."
+        parts.append(Text(more, "dim"))
     if table.note:
         parts.append(Text(one_line(table.note, 500), style="dim"))
     return Group(*parts)
 
 
-def _item(item: Item) -> Text:
-    return Text(one_line(item.text if item.short is None else item.short, 120), style=_STYLES[item.tone])
+def _entry(entry: blocks.Entry, limits: blocks.Limits) -> Text:
+    text = entry.text if entry.short is None else entry.short
+    return Text(one_line(text, limits.cell), style=_STYLES[entry.tone])
 
 
-def _log(log: Log) -> RenderableType:
-    lines = Padding(Text(log_text(log.text, LIMITS.log_length)), (0, 0, 0, 4))
-    return Group(Text(one_line(log.title, 300), style="bold"), lines) if log.title else lines
-
-
-def _facts(facts: Facts) -> RenderableType:
+def _facts(facts: blocks.Facts) -> RenderableType:
     grid = RichTable.grid(padding=(0, 2))
     for name, value in facts.pairs[:60]:
         grid.add_row(Text(f"  {one_line(name, 60)}", style="dim"), Text(one_line(value, 300)))

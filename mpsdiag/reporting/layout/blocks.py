@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from mpsdiag.reporting.story.figures import NOTHING
 from mpsdiag.reporting.story.marks import Mark, Tone
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Item:
+class Entry:
     """One cell of a table. `sort` is what a sortable table orders it by; None: by its text."""
 
     text: str
@@ -35,7 +39,7 @@ class Table:
 
     title: str
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Item, ...], ...]
+    rows: tuple[tuple[Entry, ...], ...]
     note: str = ""
     left_out: int = 0
 
@@ -107,15 +111,54 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Document:
+    """A whole answer: `word` is a verdict, which gives the headline its colour."""
+
+    title: str
+    headline: str
+    word: str
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True)
 class Limits:
-    """How much a format shows before it says that there is more; `folds`: whether it can fold parts away."""
+    """How much a format shows before it says that there is more.
+
+    `cell`: characters of a table's cell; `folds`: whether it can fold parts away.
+    """
 
     rows: int = 60
+    cell: int = 200
     panels: int = 12
     logs: int = 20
     log_length: int = 4000
     folds: bool = True
     pictures: bool = True
+
+
+def columns(*names: str, numbers: Collection[str] = (), minor: Collection[str] = ()) -> tuple[Column, ...]:
+    """Columns by their names; those of numbers and the minor ones by name too."""
+    return tuple(Column(name, name in numbers, name in minor) for name in names)
+
+
+def table(
+    title: str,
+    heads: tuple[Column, ...],
+    items: Sequence[T],
+    row: Callable[[T], tuple[Entry, ...]],
+    limits: Limits,
+    note: str = "",
+) -> Table:
+    """A table with a row for each item, as many as the limits allow."""
+    rows = tuple(row(item) for item in items[: limits.rows])
+    return Table(title, heads, rows, note, left_out=len(items) - len(rows))
+
+
+def pairs(name: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """A table of names with their values."""
+    return Table(
+        "", (Column(name), Column("value")), tuple((Entry(key), Entry(value)) for key, value in rows)
+    )
 
 
 def without_empty(table: Table) -> Table:
@@ -132,23 +175,12 @@ def without_empty(table: Table) -> Table:
     )
 
 
-def from_mark(mark: Mark) -> Item:
+def from_mark(mark: Mark) -> Entry:
     """A table cell that holds a mark; the good ones sort first."""
     short = f"{mark.symbol} {mark.text.removeprefix('moved ')}"
-    return Item(str(mark), mark.tone, _goodness(mark.text), short)
+    return Entry(str(mark), mark.tone, _goodness(mark.text), short)
 
 
 def _goodness(text: str) -> float:
-    order = (
-        "exact",
-        "correct",
-        "moved",
-        "interrupted",
-        "not run",
-        "error",
-        "timeout",
-        "out",
-        "crashed",
-        "wrong",
-    )
+    order = ("exact", "correct", "moved", "interrupted", "not", "error", "timeout", "out", "crashed", "wrong")
     return float(next((number for number, word in enumerate(order) if text.startswith(word)), len(order)))

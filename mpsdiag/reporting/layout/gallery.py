@@ -1,4 +1,4 @@
-"""Which pictures a story has, what they are called and what they show: the tables place them, the plots draw them."""
+"""Which pictures a report has, what they are called and what they show: the tables place them, the plots draw them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mpsdiag.reporting.layout.blocks import Picture
-from mpsdiag.reporting.story.cost import CostTable
-from mpsdiag.reporting.story.pool import Result
-from mpsdiag.reporting.story.story import Panel, Story, name
+from mpsdiag.reporting.story.pooling import PooledCell
+from mpsdiag.reporting.story.ranking import CostTable
+from mpsdiag.reporting.story.report import Panel, Report, name
 from mpsdiag.words import count
 
 # Each drawing takes a tenth of a second and its place on the page: the first ones of each kind are enough.
@@ -28,7 +28,7 @@ class Shown:
     alt: str
     table: CostTable | None = None
     panel: Panel | None = None
-    result: Result | None = None
+    result: PooledCell | None = None
 
     @property
     def name(self) -> str:
@@ -43,31 +43,24 @@ class Shown:
         return Picture(self.name, self.alt)
 
 
-def gallery(story: Story) -> list[Shown]:
-    """List the pictures of a story, in the order of the report."""
-    return [*_releases(story), *_by_panel(story)]
+def gallery(report: Report) -> list[Shown]:
+    """List the pictures of a report, in the order of the report."""
+    return [*_releases(report), *_by_panel(report)]
 
 
 def placed(shown: Iterable[Shown], kind: str, scene: int, panel: int = 0) -> list[Picture]:
-    """Pick the pictures of one place.
-
-    Args:
-        shown: All pictures.
-        kind: Of the picture.
-        scene: Number of the scene, from 0.
-        panel: Number of the panel in it, from 0.
-    """
+    """Pick the pictures of one place."""
     return [one.block for one in shown if (one.kind, one.scene, one.panel_number) == (kind, scene, panel)]
 
 
-def _releases(story: Story) -> Iterable[Shown]:
-    if 1 < len(story.scenes) <= 40:
-        alt = f"Map of {len(story.scenes)} settings by attention mode: which come out right, NaN or wrong."
+def _releases(report: Report) -> Iterable[Shown]:
+    if 1 < len(report.scenes) <= 40:
+        alt = f"Map of {len(report.scenes)} settings by attention mode: which come out right, NaN or wrong."
         yield Shown("releases", 0, 0, "", alt)
 
 
-def _by_panel(story: Story) -> Iterable[Shown]:
-    for number, scene in enumerate(story.scenes[:MOST_SCENES]):
+def _by_panel(report: Report) -> Iterable[Shown]:
+    for number, scene in enumerate(report.scenes[:MOST_SCENES]):
         for place, panel in enumerate(scene.panels[:MOST_PANELS]):
             timed = next((table for table in panel.costs if any(row.eval_step for row in table.rows)), None)
             if timed is not None:

@@ -1,4 +1,4 @@
-"""Drawings of a story: what each cell takes, how the losses went, which release has it, where the NaN spreads."""
+"""Drawings of a report: what each cell takes, how the losses went, which release has it, where the NaN spreads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.reporting.layout.gallery import Shown, gallery
-from mpsdiag.reporting.pictures.pictures import Svg
-from mpsdiag.reporting.pictures.plot_maps import map_of_releases, spread_of
-from mpsdiag.reporting.pictures.plot_style import Theme, draw, figure, label
-from mpsdiag.reporting.story.cost import CostRow, CostTable
-from mpsdiag.reporting.story.marks import mark
-from mpsdiag.reporting.story.pool import Result
-from mpsdiag.reporting.story.story import Panel, Story
+from mpsdiag.reporting.pictures.drawing import Svg, Theme, draw, figure, label
+from mpsdiag.reporting.pictures.maps import map_of_releases, spread_of
+from mpsdiag.reporting.story.pooling import PooledCell
+from mpsdiag.reporting.story.ranking import CostRow, CostTable
+from mpsdiag.reporting.story.report import Panel, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,33 +25,23 @@ _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "os^Dv*"
 
 
-def pictures(story: Story) -> dict[str, Svg]:
-    """Draw every picture that the story has a place for.
-
-    Args:
-        story: What to draw.
-    """
-    return {shown.name: draw(_maker(shown, story)) for shown in gallery(story)}
+def pictures(report: Report) -> dict[str, Svg]:
+    """Draw every picture that the report has a place for."""
+    return {shown.name: draw(_maker(shown, report)) for shown in gallery(report)}
 
 
-def _maker(shown: Shown, story: Story) -> Any:
+def _maker(shown: Shown, report: Report) -> Any:
     if shown.kind == "time" and shown.table is not None:
         return lambda theme: times(shown.table, shown.title, theme)
     if shown.kind == "losses" and shown.panel is not None:
         return lambda theme: losses(shown.panel, shown.title, theme)
     if shown.kind == "spread" and shown.result is not None:
         return lambda theme: spread_of(shown.result, shown.title, theme)
-    return lambda theme: map_of_releases(story, theme)
+    return lambda theme: map_of_releases(report, theme)
 
 
 def times(table: CostTable, title: str, theme: Theme) -> Figure:
-    """Draw the evaluation step of each cell with its interval; cells that are not right stand hollow at the edge.
-
-    Args:
-        table: The timed cells.
-        title: Says what and where.
-        theme: The colours.
-    """
+    """Draw the evaluation step of each cell with its interval; cells that are not right stand hollow at the edge."""
     rows = [row for row in table.rows if _step(row)][:MOST_ROWS]
     made, axes = figure(theme, 6.6, 1.1 + 0.26 * len(rows))
     unit, scale = next(
@@ -105,8 +93,7 @@ def _ends(row: CostRow) -> tuple[float, float]:
 
 
 def _name(row: CostRow) -> str:
-    cell = row.result.cell
-    return f"{cell.attn_implementation} + {cell.trainer}"
+    return row.result.title
 
 
 def _baseline(axes: Axes, rows: Sequence[CostRow], scale: float, theme: Theme) -> None:
@@ -130,11 +117,6 @@ def losses(panel: Panel, title: str, theme: Theme) -> Figure:
     """Draw training losses by step and evaluation losses by batch; a cross marks the first that is not finite.
 
     Cells with the same course share a line.
-
-    Args:
-        panel: The cells.
-        title: Says what and where.
-        theme: The colours.
     """
     made, (left, right) = figure(theme, 6.6, 4.6, nrows=2)
     _courses(left, _group(panel.results, "train_losses"), theme)
@@ -145,8 +127,8 @@ def losses(panel: Panel, title: str, theme: Theme) -> Figure:
     return made
 
 
-def _group(results: Sequence[Result], field: str) -> list[tuple[list[float], list[Result]]]:
-    groups: dict[tuple[str, ...], tuple[list[float], list[Result]]] = {}
+def _group(results: Sequence[PooledCell], field: str) -> list[tuple[list[float], list[PooledCell]]]:
+    groups: dict[tuple[str, ...], tuple[list[float], list[PooledCell]]] = {}
     for one in results:
         values = [] if one.measured is None else getattr(one.measured, field)
         if values:
@@ -156,7 +138,7 @@ def _group(results: Sequence[Result], field: str) -> list[tuple[list[float], lis
     return sorted(groups.values(), key=lambda pair: (not all(map(math.isfinite, pair[0])), -len(pair[1])))
 
 
-def _courses(axes: Axes, groups: list[tuple[list[float], list[Result]]], theme: Theme) -> None:
+def _courses(axes: Axes, groups: list[tuple[list[float], list[PooledCell]]], theme: Theme) -> None:
     from matplotlib.ticker import MaxNLocator
 
     finite = [value for values, _ in groups for value in values if math.isfinite(value)]
@@ -201,13 +183,8 @@ def _courses(axes: Axes, groups: list[tuple[list[float], list[Result]]], theme: 
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=theme.text)
 
 
-def _who(cells: Sequence[Result]) -> str:
+def _who(cells: Sequence[PooledCell]) -> str:
     """Name the cells of a line in a few words."""
-    names = [f"{one.cell.attn_implementation} + {one.cell.trainer}, {one.cell.padding_side}" for one in cells]
+    names = [f"{one.title}, {one.side}" for one in cells]
     text = label(names[0], 40)
     return text if len(names) == 1 else f"{text}\nand {len(names) - 1} more"
-
-
-def is_bad(result: Result) -> bool:
-    """Whether a cell came out NaN or wrong."""
-    return mark([result]).tone == "bad"

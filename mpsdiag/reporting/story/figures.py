@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mpsdiag import words
-
 NOTHING = "–"
-count = words.count
 
 
 def seconds(value: float | None) -> str:

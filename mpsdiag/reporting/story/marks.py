@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mpsdiag.reporting.story import figures
-from mpsdiag.reporting.story.pool import Result
+from mpsdiag.reporting.story.pooling import PooledCell
 
 Tone = Literal["plain", "good", "moved", "bad", "broken", "muted"]
 
@@ -37,13 +37,13 @@ def severity(status: str) -> int:
     return _SEVERITY.index(status)
 
 
-def moved_by(result: Result) -> float | None:
+def moved_by(result: PooledCell) -> float | None:
     """By how much the loss moved away from stock SDPA on the CPU, in nats; None if not measured."""
     return None if result.measured is None else result.measured.loss_moved_by
 
 
-def exact(result: Result) -> bool | None:
-    """Whether it equals stock SDPA on the CPU, in dead rows too; None if that was not measured."""
+def exact(result: PooledCell) -> bool | None:
+    """Whether it equals stock SDPA on the CPU, in fully masked rows too; None if that was not measured."""
     measured = result.measured
     if measured is None:
         return None
@@ -52,12 +52,8 @@ def exact(result: Result) -> bool | None:
     return None if measured.loss_moved_by is None else measured.loss_moved_by == 0.0
 
 
-def mark(results: Sequence[Result]) -> Mark:
-    """Say with one mark what one cell, or several that stand behind one place of a table, came to.
-
-    Args:
-        results: None of them is `not run`.
-    """
+def mark(results: Sequence[PooledCell]) -> Mark:
+    """Sum up one cell, or several behind one place of a table, with one mark."""
     if not results:
         return NOT_RUN
     if len(results) == 1 and results[0].status == "ok" and exact(results[0]):
@@ -74,7 +70,7 @@ def mark(results: Sequence[Result]) -> Mark:
     return Mark("·", ("interrupted" if status == "interrupted" else "not run") + of, "muted")
 
 
-def _correct(results: Sequence[Result]) -> Mark:
+def _correct(results: Sequence[PooledCell]) -> Mark:
     if all(exact(result) for result in results):
         return EXACT
     largest = max(

@@ -110,8 +110,8 @@ def test_texts_contrast_with_what_they_stand_on(number):
 
 @pytest.mark.parametrize("theme", ["LIGHT", "DARK"])
 def test_drawings_contrast_with_their_page(theme):
-    from mpsdiag.reporting.pictures import plot_style
+    from mpsdiag.reporting.pictures import drawing
 
-    colours = getattr(plot_style, theme)
+    colours = getattr(drawing, theme)
     for one in (*colours.tones.values(), *colours.lines, colours.text, colours.muted):
         assert contrast(one, colours.page) >= 4.5, one

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from mpsdiag.reporting.formats import markdown
-from mpsdiag.reporting.pictures.pictures import Files
-from mpsdiag.reporting.story.story import tell
+from mpsdiag.reporting.pictures.drawing import Files
+from mpsdiag.reporting.story.report import assemble
 
 
 def cells(row: str) -> list[str]:
@@ -74,7 +74,7 @@ def test_it_shortens_itself_below_the_limit_and_says_so(record, journal_of, mode
                 axes = {"model": f"model-{number}", "attn_implementation": attention, "padding_side": side}
                 records += [record(**axes), record(number=1, samples=(0.01, 0.012), **axes)]
                 records += [record("crash", 2, log_tail="x" * 3000, **axes)]
-    text = markdown.render(tell([journal_of(*records)]))
+    text = markdown.render(assemble([journal_of(*records)]))
     assert len(text) < 65_536
     assert "Shortened to fit an issue on GitHub" in text
     check(text)

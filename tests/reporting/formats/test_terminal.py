@@ -35,7 +35,7 @@ def test_lines_keep_to_the_width(stories, width):
 
 
 def test_long_tables_end_with_how_much_is_left_out(record, journal_of):
-    from mpsdiag.reporting.story.story import tell
+    from mpsdiag.reporting.story.report import assemble
 
     trainers = ("standard", "mps_safe", "cpu_loss", "cpu_forward", "grad_eval")
     records = [
@@ -47,4 +47,4 @@ def test_long_tables_end_with_how_much_is_left_out(record, journal_of):
             record(number=1, samples=(1.0, 1.0), attn_implementation=attention, trainer=trainer),
         )
     ]
-    assert "… and 5 more rows" in terminal.render(tell([journal_of(*records)]))
+    assert "… and 5 more rows" in terminal.render(assemble([journal_of(*records)]))

@@ -6,8 +6,8 @@ import pytest
 
 from mpsdiag.reporting.layout.gallery import gallery
 from mpsdiag.reporting.pictures import plots
-from mpsdiag.reporting.pictures.pictures import save
-from mpsdiag.reporting.story.story import tell
+from mpsdiag.reporting.pictures.drawing import save
+from mpsdiag.reporting.story.report import assemble
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -28,7 +28,7 @@ def test_every_place_of_the_story_has_its_drawing(stories, drawn):
 
 
 def test_one_cell_is_no_plural(record, journal_of):
-    story = tell([journal_of(record(), record(number=1, samples=(0.1, 0.1)))])
+    story = assemble([journal_of(record(), record(number=1, samples=(0.1, 0.1)))])
     assert any("Evaluation step of 1 cell with" in shown.alt for shown in gallery(story))
 
 
@@ -87,7 +87,7 @@ def test_files_stand_beside_the_report(tmp_path, drawn):
 def test_labels_that_leave_no_room_are_no_failure():
     from matplotlib.figure import Figure
 
-    from mpsdiag.reporting.pictures.plot_style import draw
+    from mpsdiag.reporting.pictures.drawing import draw
 
     def crowded(theme):
         figure = Figure(figsize=(1, 0.3), layout="constrained")

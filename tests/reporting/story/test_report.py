@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import mannwhitneyu, median_abs_deviation
 
 from mpsdiag.reporting.layout.blocks import Limits
-from mpsdiag.reporting.layout.table_costs import cost_table
-from mpsdiag.reporting.story.story import tell
+from mpsdiag.reporting.layout.cell_tables import cost_table
+from mpsdiag.reporting.story.report import assemble
 
 
 def grid(story, padding="left", scene=0):
@@ -53,7 +53,7 @@ def test_the_exact_fix_goes_before_a_faster_one_that_moves_the_loss(record, jour
         record(attn_implementation="safe_sdpa"),
         record(number=1, attn_implementation="safe_sdpa", samples=(2.0, 2.0)),
     ]
-    [scene] = tell([journal_of(*cells)]).scenes
+    [scene] = assemble([journal_of(*cells)]).scenes
     assert [fix.attention for fix in scene.verdict.fixes] == ["safe_sdpa", "eager"]
 
 
@@ -64,30 +64,30 @@ def test_a_fix_must_be_right_wherever_it_was_run_and_run_wherever_it_is_needed(r
     cells += [record("ok", model="tiny-gpt2", attn_implementation="eager")]  # not run with tiny-llama
     cells += [record("ok", model="tiny-gpt2", attn_implementation="unmask_sdpa")]
     cells += [record("wrong", model="tiny-llama", attn_implementation="unmask_sdpa")]
-    [scene] = tell([journal_of(*cells)]).scenes
+    [scene] = assemble([journal_of(*cells)]).scenes
     assert [fix.attention for fix in scene.verdict.fixes] == ["safe_sdpa"]
 
 
 def test_without_a_fix_that_works_it_says_so(record, journal_of):
-    story = tell([journal_of(record("nan"), record("nan", attn_implementation="eager"))])
+    story = assemble([journal_of(record("nan"), record("nan", attn_implementation="eager"))])
     assert "No fix that was run resolves it everywhere." in story.headline
 
 
 def test_not_affected_needs_a_right_baseline(record, journal_of):
-    assert tell([journal_of(record())]).headline.startswith("Not affected: sdpa attention")
-    assert tell([journal_of(record("timeout"))]).headline.startswith("Undecided")
-    assert tell([journal_of(record("skip"))]).headline.startswith("Undecided")
-    assert tell([journal_of(record(attn_implementation="eager"))]).headline.startswith(
+    assert assemble([journal_of(record())]).headline.startswith("Not affected: sdpa attention")
+    assert assemble([journal_of(record("timeout"))]).headline.startswith("Undecided")
+    assert assemble([journal_of(record("skip"))]).headline.startswith("Undecided")
+    assert assemble([journal_of(record(attn_implementation="eager"))]).headline.startswith(
         "Undecided: the baseline"
     )
-    assert tell([journal_of(record("nan", attn_implementation="eager"))]).headline.startswith(
+    assert assemble([journal_of(record("nan", attn_implementation="eager"))]).headline.startswith(
         "Affected: the baseline"
     )
-    assert tell([journal_of()]).headline.startswith("Undecided: there is no cell")
+    assert assemble([journal_of()]).headline.startswith("Undecided: there is no cell")
 
 
 def test_a_baseline_without_the_standard_trainer_is_named(record, journal_of):
-    text = tell(
+    text = assemble(
         [
             journal_of(
                 record("nan", trainer="cpu_loss"), record(attn_implementation="eager", trainer="cpu_loss")
@@ -108,12 +108,12 @@ def test_emulated_is_said_in_every_sentence_about_it(stories):
 
 def test_a_nan_or_wrong_cell_is_never_ranked_nor_given_a_ratio(stories):
     from mpsdiag.reporting.layout.blocks import Limits, Table
-    from mpsdiag.reporting.layout.tables import sections
+    from mpsdiag.reporting.layout.sections import document
 
     [table] = [one for one in stories["every_end"].scenes[0].panels[0].costs if one.padding == "left"]
     ranks = [(row.result.cell.attn_implementation, row.rank) for row in table.rows]
     assert ranks == [("safe_sdpa", 1), ("eager", 2), ("sdpa", 3), ("sdpa", None), ("min_mask_sdpa", None)]
-    section = next(one for one in sections(stories["every_end"], Limits()) if one.key == "cost")
+    section = next(one for one in document(stories["every_end"], Limits()).sections if one.key == "cost")
     shown = next(one for one in section.blocks if isinstance(one, Table))
     column = [one.name for one in shown.columns].index("eval to baseline")
     # min_mask_sdpa is the fastest of all, and wrong: its time is there, a speed-up is not.
@@ -152,7 +152,7 @@ def test_a_ratio_is_one_of_rounds_that_both_ran(record, journal_of):
     ]
     for number, seconds in enumerate((1.0, 1.0, 1.0, 2.0, 2.0), start=1):
         cells.append(record(number=number, samples=(seconds, seconds)))
-    [table] = tell([journal_of(*cells)]).scenes[0].panels[0].costs
+    [table] = assemble([journal_of(*cells)]).scenes[0].panels[0].costs
     found = table.rows[0].eval_ratio
     assert (found.low, found.value, found.high, found.n) == (1.0, 1.0, 1.0, 6)
 
@@ -162,7 +162,7 @@ def test_a_ratio_lies_in_its_interval_however_a_round_strays(record, journal_of)
     for number, (ours, theirs) in enumerate(((1.2, 1.0), (1.2, 1.0), (1.2, 2.5)), start=1):
         cells.append(record(number=number, attn_implementation="safe_sdpa", samples=(ours, ours)))
         cells.append(record(number=number, samples=(theirs, theirs)))
-    [table] = tell([journal_of(*cells)]).scenes[0].panels[0].costs
+    [table] = assemble([journal_of(*cells)]).scenes[0].panels[0].costs
     found = table.rows[0].eval_ratio
     assert found.value == pytest.approx(1.2)
     assert found.low <= found.value <= found.high
@@ -172,7 +172,7 @@ def test_times_without_padding_say_so(record, journal_of):
     for pads, said in ((0, True), (5, False)):
         timed = record(number=1, samples=(1.0, 1.0))
         timed.timing.eval_pads = pads
-        story = tell([journal_of(record(), timed)])
+        story = assemble([journal_of(record(), timed)])
         panel = story.scenes[0].panels[0]
         note = cost_table(panel, panel.costs[0], story, Limits(), alone=True).note
         assert ("no padding" in note) is said
@@ -189,7 +189,7 @@ def test_times_without_padding_say_so(record, journal_of):
     ],
 )
 def test_a_baseline_that_was_killed_has_not_answered(record, journal_of, more, word):
-    story = tell([journal_of(record("crash", **more), record(attn_implementation="safe_sdpa"))])
+    story = assemble([journal_of(record("crash", **more), record(attn_implementation="safe_sdpa"))])
     assert story.scenes[0].verdict.word == word
     assert ("gives a crash" in story.headline) is (word == "affected")
 
@@ -198,7 +198,7 @@ def test_a_baseline_that_was_killed_has_not_answered(record, journal_of, more, w
     ("status", "words"), [("timeout", "again with --retry timeout:"), ("interrupted", "bench again: it")]
 )
 def test_what_to_do_about_an_unfinished_baseline(record, journal_of, status, words):
-    assert words in tell([journal_of(record(status))]).headline
+    assert words in assemble([journal_of(record(status))]).headline
 
 
 def test_another_baseline_can_be_asked_for(record, journal_of):
@@ -207,7 +207,7 @@ def test_another_baseline_can_be_asked_for(record, journal_of):
         record(number=1, attn_implementation=one, samples=(1.0, 1.0))
         for one in ("sdpa", "eager", "safe_sdpa")
     ]
-    story = tell([journal_of(*cells)], baseline="eager")
+    story = assemble([journal_of(*cells)], baseline="eager")
     assert story.baseline == "eager"
     assert story.scenes[0].verdict.word == "not_affected"
     assert [
@@ -227,21 +227,21 @@ def test_a_torn_line_is_told(stories):
 
 
 def test_journals_with_different_baselines_use_the_first_and_say_so(record, journal_of):
-    story = tell([journal_of(record()), journal_of(record(), baseline="eager")])
+    story = assemble([journal_of(record()), journal_of(record(), baseline="eager")])
     assert story.baseline == "sdpa"
     assert any("different baselines" in note for note in story.notes)
 
 
 def test_beyond_the_budget_cells_go_without_intervals_and_it_says_so(record, journal_of, monkeypatch):
-    from mpsdiag.reporting.story import cost
+    from mpsdiag.reporting.story import ranking
 
-    monkeypatch.setattr(cost, "INTERVALS_FOR", 1)
+    monkeypatch.setattr(ranking, "INTERVALS_FOR", 1)
     cells = [record(), record(number=1, samples=(1.0, 1.1))]
     cells += [
         record(attn_implementation="eager"),
         record(number=1, attn_implementation="eager", samples=(1.0, 1.1)),
     ]
-    story = tell([journal_of(*cells)])
+    story = assemble([journal_of(*cells)])
     rows = story.scenes[0].panels[0].costs[0].rows
     assert [row.eval_step.low is None for row in rows] == [False, True]
     assert any("without intervals" in note for note in story.notes)
@@ -256,7 +256,7 @@ def test_the_price_is_that_of_the_side_where_the_baseline_fails(record, journal_
         ]
         cells += [record(padding_side=side, attn_implementation="safe_sdpa")]
         cells += [record(number=1, padding_side=side, attn_implementation="safe_sdpa", samples=(factor,) * 3)]
-    assert "takes 2.00× [2.00, 2.00] the baseline's." in tell([journal_of(*cells)]).headline
+    assert "takes 2.00× [2.00, 2.00] the baseline's." in assemble([journal_of(*cells)]).headline
 
 
 def test_several_settings_give_their_range_and_a_noisy_one_a_warning(record, journal_of):
@@ -265,10 +265,12 @@ def test_several_settings_give_their_range_and_a_noisy_one_a_warning(record, jou
         cells += [record("nan", model=model), record(number=1, model=model, samples=(1.0, 1.0))]
         cells += [record(model=model, attn_implementation="safe_sdpa")]
         cells += [record(number=1, model=model, attn_implementation="safe_sdpa", samples=(factor,) * 2)]
-    assert "takes 2.00× the baseline's (1.00 to 4.00 in 2 settings)" in tell([journal_of(*cells)]).headline
+    assert (
+        "takes 2.00× the baseline's (1.00 to 4.00 in 2 settings)" in assemble([journal_of(*cells)]).headline
+    )
     noisy = [record("nan"), record(number=1, samples=(1.0, 9.0, 2.0))]
     noisy += [
         record(attn_implementation="safe_sdpa"),
         record(number=1, attn_implementation="safe_sdpa", samples=(1.0, 7.0, 3.0)),
     ]
-    assert "noisy machine" in tell([journal_of(*noisy)]).headline
+    assert "noisy machine" in assemble([journal_of(*noisy)]).headline

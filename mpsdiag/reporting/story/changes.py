@@ -9,10 +9,11 @@ from typing import Final, Literal, get_args
 
 from mpsdiag.benching.journal.provenance import Place
 from mpsdiag.reporting.story import figures
-from mpsdiag.reporting.story.cost import Budget, Estimate, ratio
-from mpsdiag.reporting.story.pool import Pool, Result
+from mpsdiag.reporting.story.pooling import Pool, PooledCell
+from mpsdiag.reporting.story.ranking import Budget, Estimate, ratio
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.statistics import mann_whitney
+from mpsdiag.words import count
 
 Change = Literal["newly_bad", "newly_fixed", "still_bad", "worse", "improved", "same", "only_new", "only_old"]
 CHANGES: Final[tuple[Change, ...]] = get_args(Change)
@@ -35,8 +36,8 @@ _SPOKEN: dict[Change, str] = {
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two environments that are held against each other, and the facts in which they differ: name, old, new."""
+class PlacePair:
+    """Two environments that are compared, and the facts in which they differ: name, old, new."""
 
     new: Place
     old: Place
@@ -44,13 +45,13 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Row:
+class CellChange:
     """One cell, new against old. Ratios are new over old: below 1 is faster. Only of cells right in both."""
 
     change: Change
     cell: Scenario
-    new: Result | None
-    old: Result | None
+    new: PooledCell | None
+    old: PooledCell | None
     eval_ratio: Estimate | None = None
     eval_p: float | None = None
     train_ratio: Estimate | None = None
@@ -58,11 +59,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Changes:
     """All cells of both, the alarming ones first."""
 
-    pairs: tuple[Pair, ...]
-    rows: tuple[Row, ...]
+    pairs: tuple[PlacePair, ...]
+    rows: tuple[CellChange, ...]
 
     @property
     def counts(self) -> dict[Change, int]:
@@ -76,22 +77,17 @@ class Comparison:
         if not self.rows:
             return "Nothing to compare."
         words = [f"{number:,} {_SPOKEN[change]}" for change, number in self.counts.items()]
-        return f"Against the older results, of {figures.count(len(self.rows), 'cell')}: {', '.join(words)}."
+        return f"Against the older results, of {count(len(self.rows), 'cell')}: {', '.join(words)}."
 
 
-def compare(new: Pool, old: Pool, budget: Budget) -> Comparison:
+def compare(new: Pool, old: Pool, budget: Budget) -> Changes:
     """Hold the cells of two pools against each other: the same spec, whatever the versions and however often timed.
 
-    With several environments on a side, each new one is held against each old one that has cells in common.
-
-    Args:
-        new: What is judged.
-        old: What it is judged by.
-        budget: Pays for the intervals.
+    With several environments on a side, each new one is compared with each old one that has cells in common.
     """
     ours, theirs = _by_place(new), _by_place(old)
-    pairs: list[Pair] = []
-    rows: list[Row] = []
+    pairs: list[PlacePair] = []
+    rows: list[CellChange] = []
     met_new: set[tuple[int, Scenario]] = set()
     met_old: set[tuple[int, Scenario]] = set()
     for here, mine in ours.items():
@@ -106,11 +102,11 @@ def compare(new: Pool, old: Pool, budget: Budget) -> Comparison:
     rows += _alone(ours, met_new, is_new=True)
     rows += _alone(theirs, met_old, is_new=False)
     rows.sort(key=lambda row: (CHANGES.index(row.change), -_size(row)))
-    return Comparison(tuple(pairs), tuple(rows))
+    return Changes(tuple(pairs), tuple(rows))
 
 
-def _by_place(pool: Pool) -> dict[int, dict[Scenario, Result]]:
-    places: dict[int, dict[Scenario, Result]] = {}
+def _by_place(pool: Pool) -> dict[int, dict[Scenario, PooledCell]]:
+    places: dict[int, dict[Scenario, PooledCell]] = {}
     for result in pool.results:
         cell = result.cell.model_copy(update={"warmup": 0, "repeats": 1})
         places.setdefault(result.place.number, {})[cell] = result
@@ -118,19 +114,19 @@ def _by_place(pool: Pool) -> dict[int, dict[Scenario, Result]]:
 
 
 def _alone(
-    places: dict[int, dict[Scenario, Result]], met: set[tuple[int, Scenario]], *, is_new: bool
-) -> Iterable[Row]:
+    places: dict[int, dict[Scenario, PooledCell]], met: set[tuple[int, Scenario]], *, is_new: bool
+) -> Iterable[CellChange]:
     for number, results in places.items():
         for cell, result in results.items():
             if (number, cell) not in met:
                 change: Change = "only_new" if is_new else "only_old"
-                yield Row(change, result.cell, result if is_new else None, None if is_new else result)
+                yield CellChange(change, result.cell, result if is_new else None, None if is_new else result)
 
 
-def _pair(new: Place, old: Place) -> Pair:
+def _pair(new: Place, old: Place) -> PlacePair:
     now, before = dict(new.facts), dict(old.facts)
     names = [*now, *(name for name in before if name not in now)]
-    return Pair(
+    return PlacePair(
         new,
         old,
         tuple(
@@ -141,9 +137,9 @@ def _pair(new: Place, old: Place) -> Pair:
     )
 
 
-def _row(new: Result, old: Result, budget: Budget) -> Row:
+def _row(new: PooledCell, old: PooledCell, budget: Budget) -> CellChange:
     if not (new.correct and old.correct):
-        return Row(_status_change(new, old), new.cell, new, old)
+        return CellChange(_status_change(new, old), new.cell, new, old)
     full = budget.take(new, old)
     eval_ratio = ratio(new.eval_rounds, old.eval_rounds, full=full)
     train_ratio = ratio(new.train_rounds, old.train_rounds, full=full)
@@ -151,10 +147,10 @@ def _row(new: Result, old: Result, budget: Budget) -> Row:
     train_p = mann_whitney(new.train_step, old.train_step)
     changes = {_speed_change(eval_ratio, eval_p), _speed_change(train_ratio, train_p)}
     change = next(word for word in ("worse", "improved", "same") if word in changes)
-    return Row(change, new.cell, new, old, eval_ratio, eval_p, train_ratio, train_p)
+    return CellChange(change, new.cell, new, old, eval_ratio, eval_p, train_ratio, train_p)
 
 
-def _status_change(new: Result, old: Result) -> Change:
+def _status_change(new: PooledCell, old: PooledCell) -> Change:
     if new.correct:
         return "newly_fixed"
     if new.status in {"skip", "interrupted"}:
@@ -171,5 +167,5 @@ def _speed_change(estimate: Estimate | None, p: float | None) -> Literal["worse"
     return "same" if estimate.high is not None and estimate.high >= 1 else "improved"
 
 
-def _size(row: Row) -> float:
+def _size(row: CellChange) -> float:
     return max((abs(one.value - 1) for one in (row.eval_ratio, row.train_ratio) if one), default=0.0)

@@ -33,7 +33,7 @@ class Setback:
 
 
 @dataclass
-class Result:
+class PooledCell:
     """All rounds of one cell in one environment. Durations in seconds, raw, by round."""
 
     key: str
@@ -55,6 +55,21 @@ class Result:
     peak_memory: int | None = None
     """Bytes, from a round that was not emulated: of the device where it counts them, else of the process."""
     setbacks: list[Setback] = field(default_factory=list)
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Its attention mode and its trainer variant."""
+        return self.cell.attn_implementation, self.cell.trainer
+
+    @property
+    def side(self) -> str:
+        """Its padding side."""
+        return self.cell.padding_side
+
+    @property
+    def title(self) -> str:
+        """What tells it from the other cells of a panel on one padding side."""
+        return " + ".join(self.pair)
 
     @property
     def train_step(self) -> list[float]:
@@ -79,17 +94,12 @@ class Result:
         """It finished, and its numbers are right."""
         return self.status == "ok"
 
-    @property
-    def decided(self) -> bool:
-        """It finished with a finding about the numbers, good or bad."""
-        return self.status in FINDINGS
-
 
 @dataclass(frozen=True)
 class Pool:
     """Every result of some journals, in the order in which the cells first appear."""
 
-    results: tuple[Result, ...]
+    results: tuple[PooledCell, ...]
     places: tuple[Place, ...]
     notes: tuple[str, ...]
 
@@ -99,9 +109,6 @@ def pool(journals: Sequence[Journal]) -> Pool:
 
     Rounds of one cell in one environment pool their raw samples. The same round twice: the newest counts, and
     a note says so. The same cell in two environments stays two results.
-
-    Args:
-        journals: As read; an empty environment in a record means that of its journal's header.
     """
     kept = keep(journals)
     results = tuple(_pooled(kept.places[number], rounds) for (number, _), rounds in kept.rounds.items())
@@ -112,11 +119,11 @@ def pool(journals: Sequence[Journal]) -> Pool:
     return Pool(results=results, places=kept.places, notes=tuple(notes))
 
 
-def _pooled(place: Place, rounds: dict[int, Record]) -> Result:
+def _pooled(place: Place, rounds: dict[int, Record]) -> PooledCell:
     """Make one result of the rounds of a cell: round 0 has the verdict, the others have the timings."""
     order = [rounds[number] for number in sorted(rounds)]
     verdict = _verdict(order)
-    result = Result(
+    result = PooledCell(
         key=verdict.key,
         cell=verdict.cell,
         place=place,

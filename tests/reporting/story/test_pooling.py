@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mpsdiag.benching.journal.provenance import keep
-from mpsdiag.reporting.story.pool import pool
+from mpsdiag.reporting.story.pooling import pool
 
 
 def test_rounds_of_a_cell_pool_their_raw_samples(record, journal_of):

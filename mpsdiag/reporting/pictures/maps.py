@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mpsdiag.reporting.pictures.plot_style import Theme, figure, label
+from mpsdiag.reporting.pictures.drawing import Theme, figure, label
 from mpsdiag.reporting.story.marks import NOT_RUN, Mark, mark
-from mpsdiag.reporting.story.pool import Result
-from mpsdiag.reporting.story.story import Scene, Story
+from mpsdiag.reporting.story.pooling import PooledCell
+from mpsdiag.reporting.story.report import Report, Scene
 from mpsdiag.words import ATTENTION_MODES
 
 if TYPE_CHECKING:
@@ -22,15 +22,7 @@ def status_map(
     title: str,
     theme: Theme,
 ) -> Figure:
-    """Draw a table of marks as coloured fields, each with its symbol: release x defect, release x attention.
-
-    Args:
-        rows: Their names.
-        columns: Their names.
-        marks: A mark for each row and column.
-        title: Says what it is.
-        theme: The colours.
-    """
+    """Draw a table of marks as coloured fields, each with its symbol: release x defect, release x attention."""
     from matplotlib.patches import Rectangle
 
     made, axes = figure(theme, 2.0 + 0.5 * max(len(columns), 10), 1.3 + 0.3 * len(rows))
@@ -68,13 +60,13 @@ def status_map(
     return made
 
 
-def map_of_releases(story: Story, theme: Theme) -> Figure:
+def map_of_releases(report: Report, theme: Theme) -> Figure:
     """Draw which attention modes come out right in which scene, with the standard trainer and left padding."""
-    columns = [word for word in ATTENTION_MODES if any(_cells(scene, word) for scene in story.scenes)]
+    columns = [word for word in ATTENTION_MODES if any(_cells(scene, word) for scene in report.scenes)]
     return status_map(
-        rows=[_short(scene) for scene in story.scenes],
+        rows=[_short(scene) for scene in report.scenes],
         columns=columns,
-        marks=[[mark(_cells(scene, word)) for word in columns] for scene in story.scenes],
+        marks=[[mark(_cells(scene, word)) for word in columns] for scene in report.scenes],
         title="standard trainer, left padding: ✓ right  ≈ loss moved  ✗ NaN or wrong  ! broke",
         theme=theme,
     )
@@ -92,23 +84,13 @@ def _short(scene: Scene) -> str:
     return f"{scene.device}, torch {dict(scene.place.facts).get('torch', 'unknown')}"
 
 
-def _cells(scene: Scene, attention: str) -> list[Result]:
+def _cells(scene: Scene, attention: str) -> list[PooledCell]:
     wanted = (attention, "standard", "left")
-    return [
-        one
-        for one in scene.results
-        if (one.cell.attn_implementation, one.cell.trainer, one.cell.padding_side) == wanted
-    ]
+    return [one for one in scene.results if (*one.pair, one.side) == wanted]
 
 
-def spread_of(result: Result, title: str, theme: Theme) -> Figure:
-    """Draw how many sequences of the first bad batch are non-finite, layer by layer and position by position.
-
-    Args:
-        result: A cell with `nonfinite_rows`, layer x position.
-        title: Says what and where.
-        theme: The colours.
-    """
+def spread_of(result: PooledCell, title: str, theme: Theme) -> Figure:
+    """Draw how many sequences of the first bad batch are non-finite, layer by layer and position by position."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import MaxNLocator
 
@@ -129,9 +111,7 @@ def spread_of(result: Result, title: str, theme: Theme) -> Figure:
         linewidth=0.3,
     )
     axes.set_yticks(range(len(counts)), [f"layer {number}" for number in range(len(counts))])
-    axes.set_xlabel(
-        "position in the sequence (padding stands left)" if result.cell.padding_side == "left" else "position"
-    )
+    axes.set_xlabel("position in the sequence (padding stands left)" if result.side == "left" else "position")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -1,19 +1,37 @@
-"""How drawings look: two themes with the same shapes, and SVG that comes out the same every time."""
+"""How drawings look and are kept: two themes with the same shapes, SVG that comes out the same every time."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpsdiag.errors import BadInput
 from mpsdiag.reporting.formats.escape import one_line
-from mpsdiag.reporting.pictures.pictures import Svg
 from mpsdiag.reporting.story.marks import Tone
+from mpsdiag.serialization import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Svg:
+    """One drawing, twice."""
+
+    light: str
+    dark: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """The names of a drawing's files, relative to the report that links them."""
+
+    light: str
+    dark: str
 
 
 @dataclass(frozen=True)
@@ -65,11 +83,7 @@ DARK = Theme(
 
 
 def draw(make: Callable[[Theme], Figure]) -> Svg:
-    """Draw a figure once for each theme.
-
-    Args:
-        make: Makes the figure in the colours of a theme.
-    """
+    """Draw a figure once for each theme."""
     return Svg(light=_svg(make, LIGHT), dark=_svg(make, DARK))
 
 
@@ -124,3 +138,29 @@ def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
 def _responsive(svg: str) -> str:
     """Leave out what only an XML file needs, so that the same text can be embedded."""
     return svg[svg.index("<svg") :]
+
+
+def save(
+    pictures: Mapping[str, Svg], report: Path, failed: Callable[[str], None] | None = None
+) -> dict[str, Files]:
+    """Write the drawings beside a report, into a folder named after it: `report.pictures/time-1.light.svg`.
+
+    `failed` gets a sentence for each drawing that cannot be written and is left out.
+
+    Raises:
+        BadInput: The folder cannot be made or written, and `failed` is None.
+    """
+    folder = report.with_name(f"{report.stem}.pictures")
+    made = {}
+    for name, svg in pictures.items():
+        files = Files(f"{folder.name}/{name}.light.svg", f"{folder.name}/{name}.dark.svg")
+        try:
+            write_atomically(report.parent / files.light, svg.light)
+            write_atomically(report.parent / files.dark, svg.dark)
+        except BadInput as problem:
+            if failed is None:
+                raise
+            failed(f"The picture {name} is left out of the report: {problem}")
+            continue
+        made[name] = files
+    return made

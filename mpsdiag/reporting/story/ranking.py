@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mpsdiag.reporting.story.marks import Mark, mark, severity
-from mpsdiag.reporting.story.pool import Result
+from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.statistics import (
     NOISY,
     bootstrap_interval,
@@ -47,7 +47,7 @@ class Estimate:
 class CostRow:
     """One timed cell. `rank` counts the correct cells from the fastest; None: not correct, so no speed-up."""
 
-    result: Result
+    result: PooledCell
     mark: Mark
     rank: int | None
     baseline: bool
@@ -75,13 +75,13 @@ class CostTable:
 
 
 class Budget:
-    """How many more samples are resampled for intervals; it remembers how many cells went without."""
+    """How many more samples are resampled for intervals; it counts the cells that got no interval."""
 
     def __init__(self) -> None:
         self._left = INTERVALS_FOR
         self._without = 0
 
-    def take(self, *cells: Result) -> bool:
+    def take(self, *cells: PooledCell) -> bool:
         """Whether the intervals of these cells may be computed."""
         samples = sum(len(values) for one in cells for values in (one.eval_step, one.train_step))
         if self._left > 0:
@@ -91,43 +91,32 @@ class Budget:
         return False
 
     def notes(self) -> tuple[str, ...]:
-        """Say how many cells went without, if any did."""
+        """Say how many cells got no interval, if any."""
         if not self._without:
             return ()
         cells = "1 cell is" if self._without == 1 else f"{self._without:,} cells are"
         return (f"{cells} given without intervals, to save time. Report fewer cells at once to see them.",)
 
 
-def tables(results: Sequence[Result], baseline: str, budget: Budget) -> tuple[CostTable, ...]:
-    """Rank the timed cells of a panel, each padding side by itself.
-
-    Args:
-        results: Cells that differ in attention, trainer and padding only.
-        baseline: Attention mode that the ratios are to, with the standard trainer on the same side.
-        budget: Pays for the intervals.
-    """
+def rank(results: Sequence[PooledCell], baseline: str, budget: Budget) -> tuple[CostTable, ...]:
+    """Rank the timed cells of a panel, each padding side by itself."""
     made = []
     for side in PADDING_SIDES:
-        timed = [
-            one for one in results if one.cell.padding_side == side and (one.eval_step or one.train_step)
-        ]
+        timed = [one for one in results if one.side == side and (one.eval_step or one.train_step)]
         if timed:
             made.append(_table(side, timed, baseline, budget))
     return tuple(made)
 
 
-def reference_trainer(results: Sequence[Result], baseline: str) -> str:
+def reference_trainer(results: Sequence[PooledCell], baseline: str) -> str:
     """Trainer of the baseline cells: the standard one, or where it was not run the first that was."""
-    trainers = {one.cell.trainer for one in results if one.cell.attn_implementation == baseline}
+    trainers = {one.pair[1] for one in results if one.pair[0] == baseline}
     return next((word for word in TRAINER_VARIANTS if word in trainers), "standard")
 
 
-def _table(side: str, timed: Sequence[Result], baseline: str, budget: Budget) -> CostTable:
+def _table(side: str, timed: Sequence[PooledCell], baseline: str, budget: Budget) -> CostTable:
     trainer = reference_trainer(timed, baseline)
-    reference = next(
-        (one for one in timed if (one.cell.attn_implementation, one.cell.trainer) == (baseline, trainer)),
-        None,
-    )
+    reference = next((one for one in timed if one.pair == (baseline, trainer)), None)
     order = sorted(timed, key=lambda one: (not one.correct, severity(one.status), _speed(one)))
     rows = []
     for number, one in enumerate(order, start=1):
@@ -155,7 +144,7 @@ def _table(side: str, timed: Sequence[Result], baseline: str, budget: Budget) ->
     )
 
 
-def _speed(result: Result) -> tuple[float, float]:
+def _speed(result: PooledCell) -> tuple[float, float]:
     """Sort key: the evaluation step, where the defect is, then the training step."""
     middle = [
         statistics.median(values) if values else math.inf for values in (result.eval_step, result.train_step)
@@ -177,19 +166,13 @@ def _estimate(values: Sequence[float], *, full: bool) -> Estimate | None:
     )
 
 
-Rounds = Mapping[int, Sequence[float]]
-
-
-def ratio(ours: Rounds, theirs: Rounds, *, full: bool) -> Estimate | None:
+def ratio(
+    ours: Mapping[int, Sequence[float]], theirs: Mapping[int, Sequence[float]], *, full: bool
+) -> Estimate | None:
     """Median ratio over the rounds that both sides ran; with `full` its interval and the Mann-Whitney test.
 
     Other rounds, where the stop rule gave one side more of them, are another time of day and say nothing about the
     ratio. Without any common round it is the ratio of all medians.
-
-    Args:
-        ours: Samples in seconds by round.
-        theirs: Those that are divided by.
-        full: Whether to compute the interval.
     """
     common = sorted(ours.keys() & theirs.keys())
     above, below = ([rounds[one] for one in common or sorted(rounds)] for rounds in (ours, theirs))

@@ -1,4 +1,4 @@
-"""What some journals say, as plain data in reading order. Every format of the report renders a `Story`."""
+"""What some journals say, as plain data in reading order. Every format of the report renders a `Report`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.benching.journal.provenance import Place
-from mpsdiag.reporting.story import cost, verdict
-from mpsdiag.reporting.story.compare import Comparison, compare
+from mpsdiag.reporting.story.changes import Changes, compare
 from mpsdiag.reporting.story.marks import Mark, mark
-from mpsdiag.reporting.story.pool import Pool, Result, pool
+from mpsdiag.reporting.story.pooling import Pool, PooledCell, pool
+from mpsdiag.reporting.story.ranking import Budget, CostTable, rank
+from mpsdiag.reporting.story.verdicts import SceneVerdict, decide, headline
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import ATTENTION_MODES, PADDING_SIDES, TRAINER_VARIANTS
 
@@ -55,8 +56,8 @@ class Panel:
 
     label: str
     grids: tuple[Grid, ...]
-    costs: tuple[cost.CostTable, ...]
-    results: tuple[Result, ...]
+    costs: tuple[CostTable, ...]
+    results: tuple[PooledCell, ...]
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ class Scene:
     device: str
     emulated: str | None
     """What was emulated, in words; None if nothing was."""
-    verdict: verdict.Verdict
+    verdict: SceneVerdict
     grids: tuple[Grid, ...]
     panels: tuple[Panel, ...]
-    results: tuple[Result, ...]
+    results: tuple[PooledCell, ...]
 
     @property
     def label(self) -> str:
@@ -79,13 +80,13 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Story:
+class Report:
     """A whole report, before it is rendered."""
 
     headline: str
     scenes: tuple[Scene, ...]
-    unfinished: tuple[Result, ...]
-    skipped: tuple[Result, ...]
+    unfinished: tuple[PooledCell, ...]
+    skipped: tuple[PooledCell, ...]
     places: tuple[Place, ...]
     commands: tuple[str, ...]
     created: str
@@ -93,24 +94,15 @@ class Story:
     baseline: str
     statuses: dict[str, int]
     notes: tuple[str, ...] = ()
-    comparison: Comparison | None = None
+    changes: Changes | None = None
     varying: frozenset[str] = field(default_factory=frozenset)
     """Axes on which the cells differ: only those are worth a place in a label."""
 
-    @property
-    def emulated(self) -> bool:
-        """Whether any of it was measured under emulation."""
-        return any(scene.emulated for scene in self.scenes)
 
-
-def tell(journals: Sequence[Journal], against: Sequence[Journal] = (), baseline: str | None = None) -> Story:
-    """Tell what the journals hold.
-
-    Args:
-        journals: As `mpsdiag.benching.journal.journal.read_journal` returns them; at least one.
-        against: Older ones to compare with.
-        baseline: Attention mode that ratios are to; that of the first journal if None.
-    """
+def assemble(
+    journals: Sequence[Journal], against: Sequence[Journal] = (), baseline: str | None = None
+) -> Report:
+    """Assemble what the journals hold."""
     pooled = pool(journals)
     headers = [journal.header for journal in journals]
     notes = list(pooled.notes)
@@ -121,13 +113,13 @@ def tell(journals: Sequence[Journal], against: Sequence[Journal] = (), baseline:
                 f"The journals name different baselines; '{baseline}', that of the first, is used for all."
             )
     varying = _varying(pooled.results)
-    budget = cost.Budget()
+    budget = Budget()
     scenes = tuple(_scenes(pooled, baseline, varying, budget))
     judged = [(scene.emulated is not None, scene.verdict) for scene in scenes]
-    comparison = compare(pooled, pool(against), budget) if against else None
-    return Story(
-        headline=" ".join([*([comparison.sentence] if comparison else []), verdict.headline(judged)]),
-        comparison=comparison,
+    changes = compare(pooled, pool(against), budget) if against else None
+    return Report(
+        headline=" ".join([*([changes.sentence] if changes else []), headline(judged)]),
+        changes=changes,
         scenes=scenes,
         unfinished=tuple(one for one in pooled.results if one.setbacks and one.status != "skip"),
         skipped=tuple(one for one in pooled.results if one.status == "skip"),
@@ -142,15 +134,16 @@ def tell(journals: Sequence[Journal], against: Sequence[Journal] = (), baseline:
     )
 
 
-def name(result: Result, varying: frozenset[str] = frozenset()) -> str:
+def name(result: PooledCell, varying: frozenset[str] = frozenset()) -> str:
     """Name a cell for a sentence: its panel where panels differ, then attention, trainer and padding."""
-    cell = result.cell
-    words = [f"{cell.attn_implementation} + {cell.trainer}, {cell.padding_side}"]
-    words += [text for axis in sorted(varying - _GRID_AXES) if (text := _axis(axis, getattr(cell, axis)))]
+    words = [f"{result.title}, {result.side}"]
+    words += [
+        text for axis in sorted(varying - _GRID_AXES) if (text := _axis(axis, getattr(result.cell, axis)))
+    ]
     return ", ".join(words)
 
 
-def _varying(results: Sequence[Result]) -> frozenset[str]:
+def _varying(results: Sequence[PooledCell]) -> frozenset[str]:
     if not results:
         return frozenset()
     first = vars(results[0].cell)
@@ -161,8 +154,8 @@ def _varying(results: Sequence[Result]) -> frozenset[str]:
     return frozenset(first) - same
 
 
-def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: cost.Budget) -> list[Scene]:
-    groups: dict[tuple[int, str, str | None, int | None], list[Result]] = {}
+def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: Budget) -> list[Scene]:
+    groups: dict[tuple[int, str, str | None, int | None], list[PooledCell]] = {}
     for result in pooled.results:
         cell = result.cell
         key = (result.place.number, cell.device, cell.emulate, cell.emulate_macos)
@@ -178,7 +171,7 @@ def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: cost.B
                 place=pooled.places[number],
                 device=device,
                 emulated=emulated,
-                verdict=verdict.decide(
+                verdict=decide(
                     [panel.results for panel in panels], baseline, emulated, [one.costs for one in panels]
                 ),
                 grids=_grids(results),
@@ -190,9 +183,9 @@ def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: cost.B
 
 
 def _panels(
-    results: Sequence[Result], baseline: str, varying: frozenset[str], budget: cost.Budget
+    results: Sequence[PooledCell], baseline: str, varying: frozenset[str], budget: Budget
 ) -> tuple[Panel, ...]:
-    groups: dict[tuple[Any, ...], list[Result]] = {}
+    groups: dict[tuple[Any, ...], list[PooledCell]] = {}
     for result in results:
         key = _panel_key(result.cell)
         groups.setdefault(key, []).append(result)
@@ -200,14 +193,14 @@ def _panels(
         Panel(
             label=_panel_label(members[0], varying),
             grids=_grids(members),
-            costs=cost.tables(members, baseline, budget),
+            costs=rank(members, baseline, budget),
             results=tuple(members),
         )
         for members in groups.values()
     )
 
 
-def _panel_label(result: Result, varying: frozenset[str]) -> str:
+def _panel_label(result: PooledCell, varying: frozenset[str]) -> str:
     cell = result.cell
     axes = [axis for axis, _ in cell if axis not in _GRID_AXES | _SCENE_AXES | {"model", "dtype"}]
     words = [cell.model, cell.dtype]
@@ -219,12 +212,10 @@ def _axis(axis: str, value: Any) -> str:
     return "" if value is None else f"{_AXIS_WORDS.get(axis, '')} {value}".strip()
 
 
-def _grids(results: Sequence[Result]) -> tuple[Grid, ...]:
-    places: dict[tuple[str, str, str], list[Result]] = {}
+def _grids(results: Sequence[PooledCell]) -> tuple[Grid, ...]:
+    places: dict[tuple[str, str, str], list[PooledCell]] = {}
     for one in results:
-        places.setdefault((one.cell.padding_side, one.cell.attn_implementation, one.cell.trainer), []).append(
-            one
-        )
+        places.setdefault((one.side, *one.pair), []).append(one)
     attentions = tuple(word for word in ATTENTION_MODES if any(word == place[1] for place in places))
     trainers = tuple(word for word in TRAINER_VARIANTS if any(word == place[2] for place in places))
     return tuple(

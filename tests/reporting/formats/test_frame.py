@@ -3,15 +3,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
-from mpsdiag.reporting.formats import csv_table, json_document
+from mpsdiag.reporting.formats import frame, json_document
 
 
 def rows(story) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(csv_table.render(story))))
+    return list(csv.DictReader(io.StringIO(frame.render(story))))
 
 
 def test_every_cell_is_one_row(stories):
@@ -21,19 +23,29 @@ def test_every_cell_is_one_row(stories):
 
 
 def test_pandas_reads_it_back_with_numbers(stories):
-    table = pd.read_csv(io.StringIO(csv_table.render(stories["every_end"])))
+    table = pd.read_csv(io.StringIO(frame.render(stories["every_end"])))
     safe = table[(table.attn_implementation == "safe_sdpa") & (table.padding_side == "left")].iloc[0]
     assert safe.eval_step == pytest.approx(0.0103, rel=0.02)
     assert safe["rank"] == 1
 
 
 def test_the_frame_holds_what_the_file_holds(stories):
-    made = csv_table.frame(stories["both"])
-    read = pd.read_csv(io.StringIO(csv_table.render(stories["both"])))
-    assert list(made.columns) == list(read.columns)
-    assert made["eval_step"].tolist() == pytest.approx(read["eval_step"].tolist(), nan_ok=True)
-    assert made["rank"].fillna(0).tolist() == read["rank"].fillna(0).tolist()
-    assert str(made["rank"].dtype) == "Int64"
+    """And so does the Parquet file: what was not measured is missing, a loss that is NaN is not."""
+    made = frame.frame(stories["both"])
+    read = pd.read_csv(io.StringIO(frame.render(stories["both"])))
+    parquet = pq.read_table(io.BytesIO(frame.parquet(stories["both"])))
+    assert list(made.columns) == list(read.columns) == parquet.column_names
+    for name in ("eval_step", "rank", "dead_rows"):
+        numbers = made[name].astype("float64").tolist()
+        assert numbers == pytest.approx(read[name].tolist(), nan_ok=True)
+        assert numbers == pytest.approx(
+            [math.nan if one is None else one for one in parquet[name].to_pylist()], nan_ok=True
+        )
+    assert str(made["rank"].dtype) == "int64[pyarrow]"
+    losses = dict(zip(parquet["status"].to_pylist(), parquet["eval_loss"].to_pylist(), strict=True))
+    assert math.isnan(losses["nan"])
+    assert losses["crash"] is None
+    assert made["eval_loss"].isna().tolist() == [one is None for one in parquet["eval_loss"].to_pylist()]
 
 
 def test_a_cell_that_is_not_right_has_no_rank_and_no_ratio(stories):
@@ -61,7 +73,7 @@ def test_a_spreadsheet_runs_nothing(hostile):
 
 
 def test_hostile_texts_stay_one_row_a_cell(nasty):
-    assert len(csv_table.render(nasty).splitlines()) == 1 + sum(len(scene.results) for scene in nasty.scenes)
+    assert len(frame.render(nasty).splitlines()) == 1 + sum(len(scene.results) for scene in nasty.scenes)
 
 
 def strict(text: str):

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from mpsdiag.reporting.story.compare import compare
-from mpsdiag.reporting.story.cost import Budget
-from mpsdiag.reporting.story.pool import pool
+from mpsdiag.reporting.story.changes import compare
+from mpsdiag.reporting.story.pooling import pool
+from mpsdiag.reporting.story.ranking import Budget
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def test_no_ratio_is_given_where_either_side_is_not_right(changes):
 
 
 def test_alarms_come_first(stories):
-    order = [row.change for row in stories["compared"].comparison.rows]
+    order = [row.change for row in stories["compared"].changes.rows]
     assert order[:4] == ["newly_bad", "newly_fixed", "worse", "improved"]
 
 
 def test_environments_are_named_with_what_differs(stories):
-    [pair] = stories["compared"].comparison.pairs
+    [pair] = stories["compared"].changes.pairs
     assert ("torch", "2.7.1", "2.8.0") in pair.differences
     assert ("system", "macOS 15.4", "macOS 15.5") in pair.differences
 

@@ -1,0 +1,232 @@
+"""What `mpsdiag check` found, laid out as sections: the answer first, then the evidence. Every format shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from mpsdiag.checking.diagnosis import Diagnosis, FixResult, ScenarioResult
+from mpsdiag.environment import facts
+from mpsdiag.findings import Advice
+from mpsdiag.probes import CATALOGUE
+from mpsdiag.reporting.layout import blocks
+from mpsdiag.reporting.story.marks import Tone
+
+if TYPE_CHECKING:
+    from mpsdiag.scenario.scenario import FirstNonfinite
+    from mpsdiag.tracing.run import Report
+
+_TONES: dict[str, Tone] = {
+    "affected": "bad",
+    "not_affected": "good",
+    "undecided": "moved",
+    "pass": "good",
+    "fail": "bad",
+    "skip": "muted",
+    "error": "moved",
+}
+
+
+def document(diagnosis: Diagnosis) -> blocks.Document:
+    """Lay a diagnosis out."""
+    parts = (
+        ("answer", "", _answer(diagnosis)),
+        ("fixes", "Which fix resolves it", _fixes(diagnosis.fixes)),
+        ("advice", "What to do", _advice(diagnosis.advice)),
+        ("differs", "Differs from the known behaviour of this release", _differs(diagnosis)),
+        ("probes", "Probes", _probes(diagnosis)),
+        ("scenario", "Scenario", _scenario(diagnosis.scenario) if diagnosis.scenario else ()),
+        ("why", "Why a fix resolves it, or does not", _whys(diagnosis.fixes)),
+        ("known", f"Known for this release, not probed at level {diagnosis.level}", _known(diagnosis)),
+        (
+            "environment",
+            "Environment",
+            [blocks.Facts("Environment (mpsdiag env)", tuple(facts(diagnosis.environment)))],
+        ),
+    )
+    sections = [blocks.Section(key, title, tuple(content)) for key, title, content in parts]
+    return blocks.Document(
+        "mpsdiag check",
+        headline(diagnosis),
+        diagnosis.verdict,
+        tuple(section for section in sections if section.blocks),
+    )
+
+
+def headline(diagnosis: Diagnosis) -> str:
+    """One line: the verdict, and of what."""
+    if _anything_ran(diagnosis) or diagnosis.emulated is not None:
+        what = subject(diagnosis)
+    else:
+        torch = f"torch {diagnosis.environment.versions.get('torch')}"
+        what = f"{diagnosis.device}, on which nothing ran ({torch})"
+    return f"{diagnosis.verdict.replace('_', ' ')}: {what}"
+
+
+def subject(found: Diagnosis | Report) -> str:
+    """What was looked at; an emulation is always called one."""
+    if found.emulated is not None:
+        return f"EMULATED MPS of torch {found.emulated.release} on macOS {found.emulated.macos} (on the CPU)"
+    return f"{found.device} with torch {found.environment.versions.get('torch')}"
+
+
+def _anything_ran(diagnosis: Diagnosis) -> bool:
+    return diagnosis.scenario is not None or any(probe.status != "skip" for probe in diagnosis.probes)
+
+
+def _subtitle(diagnosis: Diagnosis) -> str:
+    """Say whether the numbers are measured or emulated, and with which transformers."""
+    transformers = f"transformers {diagnosis.environment.versions.get('transformers')}"
+    if not _anything_ran(diagnosis):
+        return f"Nothing was measured: no probe ran. {transformers}."
+    if diagnosis.emulated is not None:
+        return f"Nothing here was measured on MPS: a model of its kernels ran on the CPU. {transformers}."
+    return f"Measured on this machine's {diagnosis.device}. {transformers}."
+
+
+def _answer(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
+    yield blocks.Prose(_subtitle(diagnosis), "muted")
+    if diagnosis.probes:
+        yield _judged("Kernel", diagnosis.kernel.verdict, diagnosis.kernel.reason)
+    else:
+        yield blocks.Prose(f"Why: {diagnosis.reason}.")
+    if diagnosis.scenario is not None:
+        yield _judged("Scenario", diagnosis.scenario.verdict, diagnosis.scenario.reason)
+    for note in diagnosis.notes:
+        yield blocks.Prose(f"Note: {note}.")
+
+
+def _judged(name: str, verdict: str, reason: str) -> blocks.Prose:
+    return blocks.Prose(f"{name}: {verdict.replace('_', ' ')} ({reason})", _TONES[verdict])
+
+
+def _fixes(fixes: list[FixResult]) -> Iterable[blocks.Block]:
+    if not fixes:
+        return
+    rows = tuple(
+        (
+            blocks.Entry(f"{fix.name} ({fix.kind})"),
+            blocks.Entry(_fix_mark(fix), "good" if fix.resolves else "bad"),
+            blocks.Entry(number(fix.eval_loss), sort=fix.eval_loss if fix.resolves else math.inf),
+        )
+        for fix in fixes
+    )
+    yield blocks.Table("", blocks.columns("fix", "resolves it", "eval_loss", numbers=["eval_loss"]), rows)
+
+
+def _whys(fixes: list[FixResult]) -> Iterable[blocks.Block]:
+    if fixes:
+        yield blocks.Points(tuple(f"{fix.name}: {fix.why}" for fix in fixes))
+
+
+def _fix_mark(fix: FixResult) -> str:
+    if not fix.resolves:
+        return "no"
+    return "yes, exact" if fix.exact else "yes"
+
+
+def _advice(advice: Iterable[Advice]) -> Iterable[blocks.Block]:
+    for one in advice:
+        yield blocks.Points((one.text,))
+        if one.commands:
+            yield blocks.Log("", "\n".join(one.commands))
+
+
+def _differs(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
+    if diagnosis.differs_from_release:
+        yield blocks.Points(tuple(diagnosis.differs_from_release))
+        yield blocks.Prose("Please report it: mpsdiag check --markdown prints the block to paste.")
+
+
+def _probes(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
+    if diagnosis.probes:
+        rows = tuple(
+            (
+                blocks.Entry(f"{probe.id} {probe.title}"),
+                blocks.Entry(probe.training, _TONES[probe.training]),
+                blocks.Entry(probe.evaluation, _TONES[probe.evaluation]),
+                blocks.Entry(probe.detail),
+            )
+            for probe in diagnosis.probes
+        )
+        yield blocks.Table("", blocks.columns("probe", "training", "evaluation", "what was seen"), rows)
+
+
+def _scenario(scenario: ScenarioResult) -> Iterable[blocks.Block]:
+    named = f"{scenario.model}, {scenario.dataset}, {scenario.dtype}, padding {scenario.padding_side}"
+    rows = [
+        ("model, data", named),
+        ("train_loss", number(scenario.train_loss)),
+        ("eval_loss", number(scenario.eval_loss)),
+        ("stock transformers 5.23 prints", number(scenario.stock_eval_loss)),
+        ("non-finite batches", f"{scenario.nonfinite_batches} of {scenario.eval_batches}"),
+        ("fully masked rows at F.sdpa", f"{scenario.dead_rows} in {scenario.eval_batches} batches"),
+        ("predicted from config and data", predicted(scenario)),
+        ("first non-finite value", _place(scenario.first_nonfinite)),
+    ]
+    if scenario.cause is not None:
+        also = f"; also {', '.join(scenario.cause.also)}" if scenario.cause.also else ""
+        rows.append(("cause", f"{scenario.cause.cause}: {scenario.cause.summary}{also}"))
+    yield blocks.pairs("scenario", rows)
+    if scenario.exposure is not None and scenario.exposure.notes:
+        yield blocks.Points(tuple(scenario.exposure.notes))
+
+
+def _place(first: FirstNonfinite | None) -> str:
+    if first is None:
+        return "none"
+    layer = "outside the layers" if first.layer is None else f"layer {first.layer}"
+    return f"batch {first.batch}, {layer}, {first.module or 'model'}, {first.operation}"
+
+
+def predicted(scenario: ScenarioResult) -> str:
+    """Fully masked rows as predicted from config and data, and where they come from."""
+    exposure = scenario.exposure
+    if exposure is None:
+        return "-"
+    if not exposure.rows:
+        return "0" if exposure.causal else "0 (not a causal model: each query sees every real token)"
+    why = "; ".join(f"{count} from {reason}" for reason, count in exposure.reasons.items())
+    kept = "" if exposure.reach_sdpa else f"; attention '{scenario.attention}' hands none to F.sdpa"
+    return f"{exposure.rows}, in {exposure.sequences} of {exposure.of_sequences} sequences ({why}{kept})"
+
+
+def _known(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
+    if diagnosis.not_probed:
+        yield blocks.Points(tuple(f"{defect.id} {defect.title}" for defect in diagnosis.not_probed))
+        first = diagnosis.not_probed[0].id
+        yield blocks.Prose(f"Probe them all: mpsdiag check --level 3. One: mpsdiag check {first}")
+
+
+def number(value: float | None) -> str:
+    """A loss or a difference, or what it is instead of a number."""
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if math.isfinite(value) else str(value)
+
+
+def catalogue() -> blocks.Document:
+    """Lay the catalogue of probes out: what `mpsdiag check --list` shows. No torch is loaded for it."""
+    rows = tuple(
+        tuple(blocks.Entry(text) for text in (one.id, str(one.level), one.hits, one.where, one.title))
+        for one in CATALOGUE.values()
+    )
+    heads = blocks.columns("probe", "level", "hits", "torch on MPS", "what it is")
+    table = blocks.Table("", heads, rows)
+    return blocks.Document(
+        "mpsdiag check --list", "The probes", "", (blocks.Section("probes", "", (table,)),)
+    )
+
+
+def catalogue_document() -> dict[str, object]:
+    """The catalogue of probes as plain data."""
+    plain = ("id", "title", "symptom", "level", "hits", "releases", "fixed", "isolated", "upstream")
+    rows = [
+        {
+            **{name: getattr(probe, name) for name in plain},
+            "remedy": {"text": probe.remedy.text, "commands": probe.remedy.commands},
+        }
+        for probe in CATALOGUE.values()
+    ]
+    return {"schema": 1, "probes": rows}

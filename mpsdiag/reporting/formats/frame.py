@@ -1,0 +1,157 @@
+"""Every cell as one row of a table: a pandas DataFrame for a notebook, and the files that are written from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from mpsdiag.reporting.formats.escape import cap, one_line
+from mpsdiag.reporting.story.marks import mark
+from mpsdiag.reporting.story.report import Report, Scene
+from mpsdiag.scenario.scenario import Measured
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mpsdiag.reporting.story.pooling import PooledCell
+    from mpsdiag.reporting.story.ranking import CostRow
+
+# The other texts are words of ours.
+_FREE_TEXTS = [
+    "model",
+    "dataset",
+    "eval_dataset",
+    "device",
+    "emulate",
+    "emulated",
+    "key",
+    "reason",
+    "timed_on",
+    "files",
+]
+# A spreadsheet takes a text that begins so for a formula, and runs it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def frame(report: Report) -> pd.DataFrame:
+    """Make the table of all cells, in the order of the report: scene by scene, panel by panel.
+
+    Durations are in seconds, memory in bytes, losses in nats. The columns are Arrow's: a loss that is NaN is a finding
+    and stays NaN, one that was not measured is missing (`<NA>`), and a count stays a whole number beside missing ones.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    columns: dict[str, list[Any]] = {}
+    for row in _rows(report):
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return pd.DataFrame(
+        {name: pd.arrays.ArrowExtensionArray(pa.array(columns.pop(name))) for name in [*columns]}
+    )
+
+
+def render(report: Report) -> str:
+    """Write the table as CSV; texts are quoted, and a missing value is an empty field."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    table = frame(report)
+    if table.empty:
+        return ""
+    stream = BytesIO()
+    # Arrow writes it in a tenth of the time that DataFrame.to_csv takes.
+    csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), stream)
+    return stream.getvalue().decode()
+
+
+def parquet(report: Report) -> bytes:
+    """Write the table as Parquet."""
+    stream = BytesIO()
+    frame(report).to_parquet(stream, index=False)
+    return stream.getvalue()
+
+
+def _rows(report: Report) -> Iterator[dict[str, Any]]:
+    for scene in report.scenes:
+        for panel in scene.panels:
+            costs = {id(row.result): row for table in panel.costs for row in table.rows}
+            for result in panel.results:
+                yield _row(scene, result, costs.get(id(result)))
+
+
+def safe(text: str) -> str:
+    """Put a text on one line and stop a spreadsheet from running it."""
+    # Names repeat from row to row; a megabyte of error text does not, and is not worth keeping.
+    return _remembered(text) if len(text) < 300 else _clean(text)
+
+
+def _clean(text: str) -> str:
+    text = one_line(text, 1000)
+    return cap(f"'{text}", 1000) if text.startswith(_FORMULA) else text
+
+
+_remembered = lru_cache(maxsize=1000)(_clean)
+
+
+def _row(scene: Scene, result: PooledCell, cost: CostRow | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "environment": result.place.letter,
+        "emulated": scene.emulated or "",
+        **vars(result.cell),
+        "key": result.key,
+        "status": result.status,
+        "mark": mark([result]).text,
+        "reason": result.reason or "",
+        "rounds": result.rounds,
+        "rounds_not_finished": len(result.setbacks),
+        **_measured(result.measured),
+        "timed_on": result.timed_on or "",
+        "peak_memory": result.peak_memory,
+        **_timed(cost),
+    }
+    for name in _FREE_TEXTS:
+        if row[name]:
+            row[name] = safe(row[name])
+    return row
+
+
+def _measured(measured: Measured | None) -> dict[str, Any]:
+    if measured is None:
+        return _NOT_MEASURED
+    return {
+        "eval_loss": measured.eval_loss,
+        "stock_eval_loss": measured.stock_eval_loss,
+        "loss_moved_by": measured.loss_moved_by,
+        "last_train_loss": measured.train_losses[-1] if measured.train_losses else None,
+        "last_grad_norm": measured.grad_norms[-1] if measured.grad_norms else None,
+        "real_tokens": measured.real_tokens,
+        "pad_tokens": measured.pad_tokens,
+        "eval_batches_run": len(measured.eval_losses),
+        "nonfinite_batches": measured.nonfinite_batches,
+        "dead_rows": measured.dead_rows,
+        "max_abs_logit_diff": measured.max_abs_logit_diff,
+        "bound": measured.bound,
+    }
+
+
+_NOT_MEASURED = dict.fromkeys(_measured(Measured()))
+
+
+def _timed(cost: CostRow | None) -> dict[str, Any]:
+    row = {
+        name: getattr(cost, name, None) for name in ("rank", "tokens_per_second", "train_tokens_per_second")
+    }
+    for name in ("eval_tokens", "eval_pads", "train_tokens", "train_pads"):
+        row[name] = cost and getattr(cost.result, name)
+    # A ratio is a claim about a fix: a cell that is not right makes none.
+    claims = cost is not None and cost.rank is not None
+    for name in ("eval_step", "train_step", "eval_ratio", "train_ratio"):
+        is_step = name.endswith("step")
+        estimate = getattr(cost, name, None) if is_step or claims else None
+        row[name] = getattr(estimate, "value", None)
+        for part in ("low", "high", *(("mad", "n") if is_step else ("p",))):
+            row[f"{name}_{part}"] = getattr(estimate, part, None)
+    return row

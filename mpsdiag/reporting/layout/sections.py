@@ -1,0 +1,206 @@
+"""A report laid out as sections and tables, in reading order; the same for the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from mpsdiag.reporting.layout import blocks
+from mpsdiag.reporting.layout.cell_tables import STOCK_PRINTS, cost_table, loss_table, where
+from mpsdiag.reporting.layout.change_tables import change_blocks
+from mpsdiag.reporting.layout.gallery import Shown, gallery, placed
+from mpsdiag.reporting.story.pooling import PooledCell, Setback
+from mpsdiag.reporting.story.report import Grid, Report, Scene, name
+from mpsdiag.words import count
+
+HOW_TO_READ = (
+    (
+        "✓ exact: finished and right; every logit, those of fully masked rows too, agrees with the float64 reference,"
+        " so the loss is that of stock SDPA on the CPU."
+    ),
+    (
+        "≈ moved: finished and right, but the evaluation loss moved by that much: a fully masked row is filled"
+        " differently, and the label of the first real token is read from it."
+    ),
+    (
+        "✗ NaN: the evaluation loss is not finite. ✗ wrong: finite, but further from the float64 reference"
+        " than twice the error of eager attention in the same dtype."
+    ),
+    (
+        "! crashed, out of memory, timeout, error: the cell did not finish. · not run: not requested"
+        " or not supported here."
+    ),
+    (
+        "Durations are medians with a 95 % interval; ratios are to the baseline on the same padding side, median over "
+        "the rounds that both ran. MAD is the median absolute deviation; p that of the Mann-Whitney test."
+        " Only correct cells are ranked: fast and wrong is no speed-up."
+    ),
+    "Emulated means computed by a CPU model of that release's MPS kernels: it gives verdicts, never timings.",
+)
+
+
+def document(report: Report, limits: blocks.Limits) -> blocks.Document:
+    """Lay a report out, as much of it as the limits allow."""
+    shown = gallery(report) if limits.pictures else []
+    parts: tuple[tuple[str, str, Iterable[blocks.Block]], ...] = (
+        ("compared", "Compared", change_blocks(report.changes, limits) if report.changes else ()),
+        ("fixes", "Which fix resolves it", _fixes(report, limits, shown)),
+        ("cost", "What it costs", _costs(report, limits, shown)),
+        ("losses", "Losses", _losses(report, limits, shown)),
+        ("unfinished", "Cells that did not finish", _unfinished(report, limits)),
+        ("environment", "Environment", _environment(report)),
+        ("command", "Command", [blocks.Log("", command) for command in report.commands]),
+        ("notes", "Notes", [blocks.Points(report.notes)] if report.notes else ()),
+        ("reading", "How to read it", [blocks.Points(HOW_TO_READ)]),
+    )
+    made = [blocks.Section(key, title, tuple(content)) for key, title, content in parts]
+    words = {scene.verdict.word for scene in report.scenes}
+    word = next((one for one in ("affected", "undecided", "not_affected") if one in words), "undecided")
+    return blocks.Document("mpsdiag report", report.headline, word, tuple(one for one in made if one.blocks))
+
+
+def _by_scene(report: Report, scene: Scene) -> list[blocks.Block]:
+    """The heading of a scene, where there are several."""
+    if len(report.scenes) == 1:
+        return []
+    return [blocks.Heading(scene_label(report, scene))]
+
+
+def scene_label(report: Report, scene: Scene) -> str:
+    """Name a scene; its environment is part of the name where there are several."""
+    if len(report.places) == 1:
+        return scene.label
+    return f"{scene.label} (environment {scene.place.letter}: {scene.place.label})"
+
+
+def _fixes(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> Iterable[blocks.Block]:
+    yield from placed(pictures, "releases", 0)
+    for scene in report.scenes[: limits.panels]:
+        yield from _by_scene(report, scene)
+        if len(report.scenes) > 1:
+            yield blocks.Prose(scene.verdict.text)
+        several = f", {len(scene.panels)} settings together" if len(scene.panels) > 1 else ""
+        for grid in scene.grids:
+            yield _grid(grid, scene, several)
+        fixes = scene.verdict.fixes
+        if len(fixes) > 1:
+            names = [f"{fix.attention} + {fix.trainer}" for fix in fixes]
+            yield blocks.Prose(f"Resolved everywhere by, the recommended first: {_some(names, 12)}.")
+        if limits.folds and len(scene.panels) > 1:
+            for panel in scene.panels[: limits.panels]:
+                yield blocks.Fold(
+                    f"Only {panel.label}", tuple(_grid(grid, scene, "") for grid in panel.grids)
+                )
+            yield from _more(len(scene.panels) - limits.panels, "setting")
+    yield from _more(len(report.scenes) - limits.panels, "setting")
+
+
+def _grid(grid: Grid, scene: Scene, several: str) -> blocks.Table:
+    rows = [
+        (blocks.Entry(attention), *(blocks.from_mark(one) for one in marks))
+        for attention, marks in zip(grid.attentions, grid.marks, strict=True)
+    ]
+    label = f", {scene.emulated}" if scene.emulated else f", on {scene.device}"
+    title = f"{grid.padding.capitalize()} padding{label}{several}"
+    return blocks.Table(title, blocks.columns("attention", *grid.trainers), tuple(rows))
+
+
+def _costs(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> Iterable[blocks.Block]:
+    for place, scene in enumerate(report.scenes[: limits.panels]):
+        timed = [(number, panel) for number, panel in enumerate(scene.panels) if panel.costs]
+        if not timed:
+            continue
+        yield from _by_scene(report, scene)
+        for number, panel in timed[: limits.panels]:
+            shown: list[blocks.Block] = [*placed(pictures, "time", place, number)]
+            shown += [
+                cost_table(panel, table, report, limits, alone=len(timed) == 1) for table in panel.costs
+            ]
+            if number == timed[0][0] or not limits.folds:
+                yield from shown
+            else:
+                yield blocks.Fold(panel.label, tuple(shown))
+        yield from _more(len(timed) - limits.panels, "setting")
+
+
+def _losses(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> Iterable[blocks.Block]:
+    for place, scene in enumerate(report.scenes[: limits.panels]):
+        shown = [panel for panel in scene.panels if any(one.measured for one in panel.results)]
+        if not shown:
+            continue
+        yield from _by_scene(report, scene)
+        yield from _first_bad(scene)
+        yield from placed(pictures, "losses", place)
+        yield from placed(pictures, "spread", place)
+        for number, panel in enumerate(shown[: limits.panels]):
+            table = loss_table(panel, scene, limits, alone=len(shown) == 1)
+            if number == 0 or not limits.folds:
+                yield table
+            else:
+                yield blocks.Fold(panel.label, (table,))
+        yield from _more(len(shown) - limits.panels, "setting")
+    if any(one.measured for scene in report.scenes for one in scene.results):
+        yield blocks.Prose(STOCK_PRINTS, "muted")
+
+
+def _first_bad(scene: Scene) -> Iterable[blocks.Block]:
+    """Say where the first non-finite value was seen, once for a scene."""
+    for one in scene.results:
+        if one.measured is not None and one.measured.first_nonfinite is not None:
+            yield blocks.Prose(f"First seen in {name(one)}: {where(one.measured.first_nonfinite)}.")
+            return
+
+
+def _unfinished(report: Report, limits: blocks.Limits) -> Iterable[blocks.Block]:
+    setbacks = [(one, setback) for one in report.unfinished for setback in one.setbacks]
+    if setbacks:
+        heads = blocks.columns("cell", "round", "status", "why", numbers=["round"])
+        yield blocks.table("", heads, setbacks, partial(_setback, report), limits)
+    for one, setback in [pair for pair in setbacks if pair[1].log_tail][: limits.logs]:
+        title = f"End of the log: {name(one, report.varying)}, {setback.status}"
+        log = blocks.Log(title, setback.log_tail[-limits.log_length :])
+        yield blocks.Fold(title, (log,)) if limits.folds else log
+    if report.skipped:
+        yield _skipped(report.skipped, limits)
+
+
+def _setback(report: Report, pair: tuple[PooledCell, Setback]) -> tuple[blocks.Entry, ...]:
+    one, setback = pair
+    return (
+        blocks.Entry(name(one, report.varying)),
+        blocks.Entry(str(setback.round), "plain", float(setback.round)),
+        blocks.Entry(" ".join(filter(None, (setback.status, setback.signal))), "broken"),
+        blocks.Entry(setback.reason or ""),
+    )
+
+
+def _skipped(skipped: Sequence[PooledCell], limits: blocks.Limits) -> blocks.Block:
+    reasons = Counter(one.reason or "no reason given" for one in skipped)
+    return blocks.table(
+        "Left out: these cells cannot exist here",
+        blocks.columns("reason", "cells", numbers=["cells"]),
+        list(reasons.items()),
+        lambda pair: (blocks.Entry(pair[0]), blocks.Entry(str(pair[1]), "plain", float(pair[1]))),
+        limits,
+    )
+
+
+def _environment(report: Report) -> Iterable[blocks.Block]:
+    for place in report.places[:26]:
+        title = place.label if len(report.places) == 1 else f"{place.letter}: {place.label}"
+        yield blocks.Facts(title, place.facts)
+    yield from _more(len(report.places) - 26, "environment")
+
+
+def _more(number: int, noun: str) -> Iterable[blocks.Block]:
+    if number > 0:
+        yield blocks.Prose(
+            f"{count(number, f'more {noun}')} not shown here; the CSV and JSON formats hold all.",
+            "muted",
+        )
+
+
+def _some(words: Sequence[str], limit: int) -> str:
+    rest = len(words) - limit
+    return ", ".join(words[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,277 @@
+"""From the cells of one scene to a sentence: is it affected, which fix resolves it, and at what cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import geometric_mean
+
+from mpsdiag.reporting.story import figures
+from mpsdiag.reporting.story.marks import exact, moved_by
+from mpsdiag.reporting.story.pooling import PooledCell
+from mpsdiag.reporting.story.ranking import CostTable, Estimate, reference_trainer
+from mpsdiag.words import Verdict, count
+
+# A baseline that aborts is affected as well; one that was killed, or ran out of time or memory, has not answered.
+_WRONG = frozenset({"nan", "wrong"})
+_SYMPTOM = {"nan": "a NaN evaluation loss", "wrong": "wrong numbers", "crash": "a crash"}
+
+
+VAGUE = 0.5
+"""Width of an interval, relative to its ratio, above which the ratio is not worth a sentence without a warning."""
+
+Pair = tuple[str, str]
+"""An attention mode and a trainer variant."""
+
+
+@dataclass(frozen=True)
+class WorkingFix:
+    """A pair of attention mode and trainer, right wherever it was run, and run wherever it is needed.
+
+    `exact`: known to equal stock SDPA on the CPU everywhere.
+    `moved`: greatest shift of the evaluation loss in nats, None if not measured everywhere.
+    `eval_ratio`: evaluation step against the baseline's, geometric mean over the settings, None if not timed.
+    """
+
+    attention: str
+    trainer: str
+    exact: bool
+    moved: float | None
+    eval_ratio: float | None
+    spread: tuple[float, float] | None
+    """Interval of the ratio where there is one setting, else least and greatest ratio."""
+    settings: int
+    """In how many settings it was timed of those where the baseline fails."""
+
+    def changes(self, stock: Pair) -> int:
+        """How many things it changes of the baseline's attention and trainer."""
+        return (self.attention != stock[0]) + (self.trainer != stock[1])
+
+    def words(self, stock: Pair) -> str:
+        """What to use, in words."""
+        parts = []
+        if self.attention != stock[0]:
+            parts.append(f"{self.attention} attention")
+        if self.trainer != stock[1]:
+            parts.append(f"the {self.trainer} trainer")
+        return " with ".join(parts)
+
+
+@dataclass(frozen=True)
+class SceneVerdict:
+    """The finding on one scene. `fixes` hold every pair that resolves it, the recommended one first."""
+
+    word: Verdict
+    sentence: str
+    recommendation: str
+    fixes: tuple[WorkingFix, ...]
+
+    @property
+    def text(self) -> str:
+        """Verdict and recommendation together."""
+        return f"{self.sentence} {self.recommendation}".strip()
+
+
+def decide(
+    panels: Sequence[Sequence[PooledCell]],
+    baseline: str,
+    emulated: str | None,
+    costs: Sequence[Sequence[CostTable]],
+) -> SceneVerdict:
+    """Judge a scene."""
+    spots: dict[tuple[int, str], dict[tuple[str, str], PooledCell]] = {}
+    for number, results in enumerate(panels):
+        for one in results:
+            spot = spots.setdefault((number, one.side), {})
+            spot[one.pair] = one
+    everything = [one for results in panels for one in results]
+    stock = (baseline, reference_trainer(everything, baseline))
+    reference = {key: spot[stock] for key, spot in spots.items() if stock in spot}
+    where = f" ({emulated}, not measured on MPS)" if emulated else ""
+    trouble = {key for key, one in reference.items() if _in_trouble(one)}
+    if trouble:
+        sentence = f"Affected{where}: {_symptom(reference, stock)}."
+        fixes = find(spots, trouble, stock, _ratios(costs, trouble))
+        timed_on = _timed_on(costs) if emulated else ""
+        return SceneVerdict("affected", sentence, recommend(fixes, stock, timed_on), fixes)
+    return _without_trouble(everything, list(reference.values()), stock, where)
+
+
+def headline(scenes: Sequence[tuple[bool, SceneVerdict]]) -> str:
+    """Sum up all scenes in the sentence that a report opens with."""
+    if not scenes:
+        return "Undecided: there is no cell in these journals."
+    if len(scenes) == 1:
+        return scenes[0][1].text
+    emulated = sum(flag for flag, _ in scenes)
+    kind = "emulated settings" if emulated == len(scenes) else "settings"
+    share = f" ({emulated} of them emulated)" if 0 < emulated < len(scenes) else ""
+    bad = [one for _, one in scenes if one.word == "affected"]
+    if not bad:
+        words = {one.word for _, one in scenes}
+        sure = "Not affected" if words == {"not_affected"} else "Undecided"
+        return f"{sure} in {len(scenes)} {kind}{share}: each has its own verdict below."
+    common = _common_fix(bad)
+    advice = f" Use {common}: it resolves all of them." if common else ""
+    return f"Affected in {len(bad)} of {len(scenes)} {kind}{share}, each with its own verdict below.{advice}"
+
+
+def _common_fix(verdicts: Sequence[SceneVerdict]) -> str | None:
+    for fix in verdicts[0].fixes:
+        others = [{(one.attention, one.trainer) for one in verdict.fixes} for verdict in verdicts[1:]]
+        if all((fix.attention, fix.trainer) in pairs for pairs in others):
+            return f"{fix.attention} attention with the {fix.trainer} trainer"
+    return None
+
+
+def _ratios(
+    costs: Sequence[Sequence[CostTable]], trouble: set[tuple[int, str]]
+) -> dict[tuple[str, str], list[Estimate]]:
+    """Ratios of the evaluation step where the baseline fails, by attention and trainer."""
+    ratios: dict[tuple[str, str], list[Estimate]] = {}
+    for number, tables in enumerate(costs):
+        for row in (row for table in tables if (number, table.padding) in trouble for row in table.rows):
+            if row.eval_ratio is not None:
+                ratios.setdefault(row.result.pair, []).append(row.eval_ratio)
+    return ratios
+
+
+def _timed_on(costs: Sequence[Sequence[CostTable]]) -> str:
+    devices = sorted({device for tables in costs for table in tables for device in table.timed_on})
+    return f", timed on {' and '.join(devices)} without emulation"
+
+
+def _symptom(reference: dict[tuple[int, str], PooledCell], stock: tuple[str, str]) -> str:
+    """Say what the baseline suffers from, a clause for each kind."""
+    clauses = []
+    for status, symptom in _SYMPTOM.items():
+        sides = []
+        for side in dict.fromkeys(side for _, side in reference):
+            here = [key for key in reference if key[1] == side]
+            hit = sum(reference[key].status == status for key in here if _in_trouble(reference[key]))
+            if hit:
+                share = "" if len(here) == 1 else f" ({hit} of {len(here)} settings)"
+                sides.append(f"{side} padding{share}")
+        if sides:
+            clauses.append(f"{symptom} with {' and '.join(sides)}")
+    return f"{stock[0]} attention with the {stock[1]} trainer gives {', and '.join(clauses)}"
+
+
+def _in_trouble(result: PooledCell) -> bool:
+    return result.status in _WRONG or (result.status == "crash" and result.aborted)
+
+
+def _without_trouble(
+    everything: Sequence[PooledCell], reference: Sequence[PooledCell], stock: tuple[str, str], where: str
+) -> SceneVerdict:
+    bad = sum(map(_in_trouble, everything))
+    others = f" {count(bad, 'other cell')} came out NaN, wrong or crashed." if bad else ""
+    if reference and all(one.correct for one in reference):
+        settings = "" if len(reference) == 1 else f" in {len(reference)} of {len(reference)} settings"
+        return SceneVerdict(
+            "not_affected",
+            f"Not affected{where}: {stock[0]} attention with the {stock[1]} trainer is right"
+            f"{settings}.{others}",
+            "No fix is needed.",
+            (),
+        )
+    if reference:
+        open_ = [one.status for one in reference if not one.correct]
+        retry = [word for word in dict.fromkeys(open_) if word not in {"interrupted", "skip"}]
+        again = f" with --retry {','.join(retry)}" if retry else ""
+        return SceneVerdict(
+            "undecided",
+            f"Undecided{where}: {len(open_)} of {len(reference)} baseline cells did not finish.{others}",
+            f"Run the bench again{again}: it resumes.",
+            (),
+        )
+    return SceneVerdict(
+        "affected" if bad else "undecided",
+        f"{'Affected' if bad else 'Undecided'}{where}: the baseline, {stock[0]} attention with the {stock[1]}"
+        f" trainer, was not run; {bad} of {len(everything)} cells came out NaN, wrong or crashed.",
+        "Add the baseline to the matrix to see what a fix changes.",
+        (),
+    )
+
+
+def find(
+    spots: Mapping[tuple[int, str], Mapping[Pair, PooledCell]],
+    trouble: set[tuple[int, str]],
+    stock: Pair,
+    ratios: Mapping[Pair, Sequence[Estimate]],
+) -> tuple[WorkingFix, ...]:
+    """Find what resolves it: right wherever it was run, and run wherever the baseline fails.
+
+    Returns:
+        Exact ones first; then those that change less; then another attention before another trainer, since the one
+        removes the cause and the other avoids it; then the faster ones.
+    """
+    pairs: dict[Pair, list[PooledCell]] = {}
+    for spot in spots.values():
+        for pair, one in spot.items():
+            pairs.setdefault(pair, []).append(one)
+    pairs.pop(stock, None)
+    fixes = []
+    for pair, met in pairs.items():
+        answered = [one for one in met if one.status not in {"skip", "interrupted"}]
+        needed = [spots[key].get(pair) for key in trouble]
+        if all(one.correct for one in answered) and all(one is not None and one.correct for one in needed):
+            fixes.append(_fix(pair, met, ratios.get(pair, ())))
+    return tuple(
+        sorted(
+            fixes,
+            key=lambda fix: (
+                not fix.exact,
+                fix.changes(stock),
+                fix.trainer != stock[1],
+                math.inf if fix.eval_ratio is None else fix.eval_ratio,
+            ),
+        )
+    )
+
+
+def recommend(fixes: Sequence[WorkingFix], stock: Pair, timed_on: str) -> str:
+    """Say in a sentence what to use, how well it works and what it costs."""
+    if not fixes:
+        return "No fix that was run resolves it everywhere."
+    best = fixes[0]
+    if best.exact:
+        quality = "it resolves it and is exact"
+    elif not best.moved:
+        quality = "it resolves it"
+    else:
+        quality = f"it resolves it, the loss moves by {figures.moved(best.moved)}"
+    price = "" if best.eval_ratio is None else f"; an evaluation step takes {_price(best)}{timed_on}"
+    return f"Use {best.words(stock)}: {quality}{price}."
+
+
+def _fix(pair: Pair, met: Sequence[PooledCell], rows: Sequence[Estimate]) -> WorkingFix:
+    shifts = [moved_by(one) for one in met if one.correct]
+    known = [shift for shift in shifts if shift is not None]
+    values = [row.value for row in rows if row.value > 0]
+    spread = None
+    if len(rows) == 1 and rows[0].low is not None and rows[0].high is not None:
+        spread = (rows[0].low, rows[0].high)
+    elif len(values) > 1:
+        spread = (min(values), max(values))
+    return WorkingFix(
+        attention=pair[0],
+        trainer=pair[1],
+        exact=all(exact(one) for one in met if one.correct),
+        moved=max(known, key=abs) if known and len(known) == len(shifts) else None,
+        eval_ratio=geometric_mean(values) if values else None,
+        spread=spread,
+        settings=len(values),
+    )
+
+
+def _price(fix: WorkingFix) -> str:
+    ratio, spread = fix.eval_ratio, fix.spread
+    if ratio is None or spread is None:
+        return f"{figures.ratio(ratio)} the baseline's"
+    low, high = spread
+    if fix.settings > 1:
+        return f"{figures.ratio(ratio)} the baseline's ({low:.2f} to {high:.2f} in {fix.settings} settings)"
+    vague = " (a noisy machine: run more rounds)" if high - low > VAGUE * ratio else ""
+    return f"{figures.ratio(ratio, low, high)} the baseline's{vague}"

@@ -1,0 +1,128 @@
+"""What `mpsdiag trace` found, laid out as sections: the cause, the place, the evidence, what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from mpsdiag.environment import facts
+from mpsdiag.reporting.check import number, subject
+from mpsdiag.reporting.layout import blocks
+from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.run import Report
+
+# Causes whose name says less than these words.
+NAMES = {
+    "dead_rows": "fully masked rows",
+    "no_labels": "no label counts",
+    "bad_mask": "a mask with values that no mask may have",
+    "wrong_device": "the device computes wrongly",
+    "divergence": "training diverges",
+    "hidden_by_filter": "a loss that only looks finite",
+}
+
+
+def document(report: Report) -> blocks.Document:
+    """Lay a trace out."""
+    origin = report.origin
+    parts: list[tuple[str, str, Iterable[blocks.Block]]] = [("measured", "", _measured(report))]
+    if origin is not None:
+        parts.append(("origin", "Where the first non-finite value appears", _origin(origin)))
+        for count, other in enumerate(origin.also, 1):
+            parts.append((f"also-{count}", f"Also: {other.cause}", _origin(other)))
+    environment = blocks.Facts("Environment (mpsdiag env)", tuple(facts(report.environment)))
+    parts += [("notes", "Notes", _notes(report)), ("environment", "Environment", [environment])]
+    sections = [blocks.Section(key, title, tuple(content)) for key, title, content in parts]
+    return blocks.Document(
+        "mpsdiag trace",
+        headline(report),
+        "not_affected" if origin is None else "affected",
+        tuple(section for section in sections if section.blocks),
+    )
+
+
+def headline(report: Report) -> str:
+    """One line: what it is, and where; an emulation is always called one."""
+    if report.origin is None:
+        return f"all finite: {subject(report)}"
+    cause = report.origin.cause
+    return f"{cause}: {NAMES.get(cause, cause.replace('_', ' '))}, on {subject(report)}"
+
+
+def _measured(report: Report) -> Iterable[blocks.Block]:
+    case = report.case
+    what = case.get("recorded") or case.get("batch") or case.get("dataset")
+    ran = f"{report.mode.capitalize()} of {case['model']} on {what}, {case['dtype']}."
+    where = f"Measured on this machine's {report.device}."
+    if report.emulated is not None:
+        where = "Nothing here was measured on MPS: a model of its kernels ran on the CPU."
+    yield blocks.Prose(f"{where} {ran}", "muted")
+    if report.mode == "training":
+        yield blocks.pairs(
+            "measured",
+            [
+                ("training steps", str(len(report.losses))),
+                ("losses", _series(report.losses)),
+                ("gradient norms", _series(report.grad_norms)),
+            ],
+        )
+        return
+    rows = [("bad batches", f"{len(report.bad_batches)} of {case['batches']}")]
+    if report.eval_loss is not None:
+        if not math.isfinite(report.eval_loss):
+            rows.insert(0, ("stock transformers 5.23 prints", number(report.stock_eval_loss)))
+        rows.insert(0, ("eval_loss", number(report.eval_loss)))
+    yield blocks.pairs("measured", rows)
+
+
+def _origin(origin: Origin) -> Iterable[blocks.Block]:
+    yield blocks.Prose(f"{origin.summary}.")
+    yield blocks.pairs("where", list(_place(origin)))
+    yield blocks.Points((f"What to do: {origin.remedy.text}",))
+    if origin.remedy.commands:
+        yield blocks.Log("", "\n".join(origin.remedy.commands))
+
+
+def _notes(report: Report) -> Iterable[blocks.Block]:
+    if report.notes:
+        yield blocks.Points(tuple(f"{note}." for note in report.notes))
+    if report.repro_note is not None:
+        yield blocks.Prose(report.repro_note)
+
+
+def _place(origin: Origin) -> Iterable[tuple[str, str]]:
+    """Name and value of where it appears, the most telling evidence first."""
+    yield "layer", "outside the layers" if origin.layer is None else str(origin.layer)
+    yield "module", origin.module or "the model itself"
+    yield "operation", origin.operation + ("" if origin.phase == "forward" else f" ({origin.phase})")
+    evidence = origin.evidence
+    if (output := evidence.get("output")) is not None:
+        bad = output["non_finite"]
+        kept = "".join(f"; {name} {bad[name]}" for name in ("sequences", "heads", "positions") if name in bad)
+        yield "not finite", f"{bad['values']} of {bad['of']} values{kept}"
+    for fact in evidence.get("inputs", ()):
+        yield f"input {fact['name']}", _tensor(fact)
+    if evidence.get("where"):
+        places = "; ".join(f"{count} at {name}" for name, count in evidence["where"].items())
+        yield "fully masked rows in this batch", places
+    for fact in evidence.get("weights", ()):
+        yield f"weight {fact['name']}", _tensor(fact)
+    if evidence.get("spread"):
+        steps = ", ".join(f"{step['layer']}: {step['positions']}" for step in evidence["spread"])
+        yield "bad positions after layer", f"{steps} (of {evidence['spread'][0]['of']})"
+
+
+def _tensor(fact: dict[str, Any]) -> str:
+    parts = [f"{fact['dtype']} {tuple(fact['shape'])}"]
+    if "min" in fact:
+        parts.append(f"{fact['min']:.4g} to {fact['max']:.4g}")
+    if "true" in fact:
+        parts.append(f"{fact['true']} of {fact['of']} true")
+    parts += [f"{fact[key]} {key}" for key in ("nan", "inf", "-inf") if key in fact]
+    return ", ".join(parts)
+
+
+def _series(values: list[float]) -> str:
+    shown = [f"{value:.4g}" for value in values]
+    return ", ".join(shown if len(shown) <= 8 else [*shown[:3], "...", *shown[-4:]])
