@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from transformers.utils import logging as transformers_logging
 
 from mpsdiag import device as devices
-from mpsdiag.fixes import apply
+from mpsdiag.fixes import apply, install
 from mpsdiag.statistics import bootstrap_interval, iqr_ratio, median
 from mpsdiag.trainers import chunked_loss
 from mpsdiag.trainers.mps_safe import MPSSafeTrainer
@@ -31,7 +31,8 @@ from mpsdiag.trainers.mps_safe import MPSSafeTrainer
 MEBIBYTE = 2**20
 # CPU time of the process is for a machine that others use as well; it needs --device cpu and one thread.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-MODES = ("sdpa", "safe_sdpa", "eager")
+# safe_sdpa is put on the model, "installed" is the same for the whole process.
+MODES = ("sdpa", "safe_sdpa", "installed", "eager", "mps_safe")
 MEMORY_VOCABULARY = 50_257
 
 
@@ -99,26 +100,29 @@ def rounds_of(length: int, arguments: argparse.Namespace) -> dict[str, list[floa
         name: batch_of(rows, length, arguments.vocabulary, padded=name == "padded", device=arguments.device)
         for name in ("padded", "full")
     }
-    variants = [(mode, kind, "standard") for mode in MODES for kind in batches]
-    variants += [("sdpa", kind, "mps_safe") for kind in batches]
+    trainers = {mode: ("sdpa", safe) if mode == "mps_safe" else (mode, standard) for mode in arguments.modes}
+    variants = [(mode, kind) for mode in trainers for kind in batches]
     order = random.Random(0)
     times: dict[str, list[float]] = {"/".join(variant): [] for variant in variants}
     for round_number in range(-1, arguments.rounds):  # round -1 warms up
         # Shuffled, not rotated: in a rotation each variant always follows the same other one, and its memory.
-        for mode, kind, trainer in order.sample(variants, len(variants)):
-            with apply(model, mode):
-                seconds = timed(standard if trainer == "standard" else safe, batches[kind], arguments)
+        for name, kind in order.sample(variants, len(variants)):
+            mode, trainer = trainers[name]
+            with install("safe_sdpa") if mode == "installed" else apply(model, mode):
+                seconds = timed(trainer, batches[kind], arguments)
             if round_number >= 0:
-                times[f"{mode}/{kind}/{trainer}"].append(seconds)
+                times[f"{name}/{kind}"].append(seconds)
     return times
 
 
 COMPARED = {
-    "safe_sdpa / sdpa, padded": ("safe_sdpa/padded/standard", "sdpa/padded/standard"),
-    "safe_sdpa / sdpa, not padded": ("safe_sdpa/full/standard", "sdpa/full/standard"),
-    "eager / safe_sdpa, padded": ("eager/padded/standard", "safe_sdpa/padded/standard"),
-    "mps_safe / standard, padded": ("sdpa/padded/mps_safe", "sdpa/padded/standard"),
-    "mps_safe / standard, not padded": ("sdpa/full/mps_safe", "sdpa/full/standard"),
+    "safe_sdpa / sdpa, padded": ("safe_sdpa/padded", "sdpa/padded"),
+    "safe_sdpa / sdpa, not padded": ("safe_sdpa/full", "sdpa/full"),
+    "safe_sdpa installed / sdpa, padded": ("installed/padded", "sdpa/padded"),
+    "safe_sdpa installed / sdpa, not padded": ("installed/full", "sdpa/full"),
+    "eager / safe_sdpa, padded": ("eager/padded", "safe_sdpa/padded"),
+    "mps_safe / standard, padded": ("mps_safe/padded", "sdpa/padded"),
+    "mps_safe / standard, not padded": ("mps_safe/full", "sdpa/full"),
 }
 
 
@@ -128,6 +132,8 @@ def speed_table(arguments: argparse.Namespace) -> None:
     print(f"|---|{'---|' * len(arguments.lengths)}")
     found = {length: rounds_of(length, arguments) for length in arguments.lengths}
     for name, (ours, baseline) in COMPARED.items():
+        if any(variant.split("/")[0] not in arguments.modes for variant in (ours, baseline)):
+            continue
         cells = []
         for times in found.values():
             ratios = [a / b for a, b in zip(times[ours], times[baseline], strict=True)]
@@ -135,7 +141,7 @@ def speed_table(arguments: argparse.Namespace) -> None:
             spread = "" if interval is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
             cells.append(f"{median(ratios):.3f}{spread}")
         print(f"| {name} | {' | '.join(cells)} |")
-    base = "sdpa/padded/standard"
+    base = "sdpa/padded"
     cells = [f"{median(times[base]):.3f} s, IQR {iqr_ratio(times[base]):.0%}" for times in found.values()]
     print(f"| sdpa, padded: median time | {' | '.join(cells)} |")
 
@@ -224,6 +230,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="always with sdpa")
     parser.add_argument("--scratch", default="runs/eval_speed")
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--measure", nargs=3, metavar=("WHAT", "KIND", "LENGTH"), help=argparse.SUPPRESS)

@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpsdiag.fixes.catalogue import MODES, Mode
     from mpsdiag.fixes.handle import Handle
     from mpsdiag.fixes.model import apply
+    from mpsdiag.fixes.modes import MODES, Mode
     from mpsdiag.fixes.process import install
 
 __all__ = ["MODES", "Handle", "Mode", "apply", "install"]
 
 _HOME = {
-    "MODES": "catalogue",
-    "Mode": "catalogue",
+    "MODES": "modes",
+    "Mode": "modes",
     "Handle": "handle",
     "apply": "model",
     "install": "process",

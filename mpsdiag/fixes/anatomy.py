@@ -18,11 +18,7 @@ _HAS_ATTENTION = re.compile(r"^class \w*Attention\w*\(nn\.Module\)", re.MULTILIN
 
 
 def transformers_models(model: nn.Module) -> Iterator[Any]:
-    """The outermost transformers models in a module: itself, or those it wraps, as peft and compiled models do.
-
-    Args:
-        model: Any module.
-    """
+    """The outermost transformers models in a module: itself, or those it wraps, as peft and compiled models do."""
     if is_transformers(model):
         yield model
         return
@@ -40,9 +36,6 @@ def configs_in_use(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
     """Every config that attention is looked up in, once, with the first module that holds it.
 
     These are the configs of models, and those of attention modules, should they have copies of their own.
-
-    Args:
-        model: A transformers model.
     """
     seen: list[Any] = []
     for module in model.modules():
@@ -54,11 +47,7 @@ def configs_in_use(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
 
 
 def with_parts(configs: Iterable[Any]) -> list[Any]:
-    """The configs and all the configs they are made of, each once.
-
-    Args:
-        configs: Configs of transformers.
-    """
+    """The configs and all the configs they are made of, each once."""
     found: list[Any] = []
     waiting = list(configs)
     while waiting:
@@ -74,35 +63,13 @@ def set_attention(config: Any) -> str | None:
     return getattr(config, "_attn_implementation", None)
 
 
-def attention_of(model: nn.Module) -> dict[str, str | None]:
-    """Read which attention is set, by class, for a model and the parts of it that have a config of their own.
-
-    Args:
-        model: A module with transformers models in it.
-
-    Returns:
-        Such as `{"LlamaForCausalLM": "safe_sdpa"}`.
-    """
-    found: dict[str, str | None] = {}
-    for root in transformers_models(model):
-        for owner, config in configs_in_use(root):
-            name = set_attention(config)
-            found[type(owner).__name__] = (mark_of(owner) or name) if name == "sdpa" else name
-    return found
-
-
 def mark_of(module: nn.Module) -> str | None:
     """The mode a module has under the name "sdpa", if it was given one."""
     return getattr(module, MARK, None)
 
 
 def mark(model: nn.Module, mode: str | None) -> None:
-    """Give all modules of a model a mode under the name "sdpa", or take it away.
-
-    Args:
-        model: A transformers model.
-        mode: The name of a mode that repairs masks, or None.
-    """
+    """Give all modules of a model a mode under the name "sdpa", or take it away."""
     for module in model.modules():
         if mode is None:
             module.__dict__.pop(MARK, None)

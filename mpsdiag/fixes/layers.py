@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 
 from mpsdiag.fixes.imports import when_imported
-from mpsdiag.fixes.registration import repaired_attention
+from mpsdiag.fixes.registration import OWN, repaired_attention
 from mpsdiag.fixes.repairs import REPAIRS, Function, MaskArgument, Repair, repaired_sdpa
 from mpsdiag.sdpa.overrides import answer, overriding
 
@@ -52,9 +52,6 @@ def hold(*, function: bool) -> Callable[[], None]:
     """Ask for the layers, and keep them until the returned function is called.
 
     The entry of transformers gets its layer as soon as transformers has been imported.
-
-    Args:
-        function: Whether the layer on torch's function is wanted too, and not only the one on the entry.
     """
     names = ("function", "entry") if function else ("entry",)
     with LOCK:
@@ -138,7 +135,7 @@ def _compile_to_operator(layer: Function) -> None:
 def _entry_layer(previous: Function) -> Function:
     # What transformers has there calls torch's function by its public name: our layer on that does the work once.
     # Another library's entry may hold a function of its own, and another library may have replaced the public name.
-    by_name = getattr(previous, "__module__", None) == "transformers.integrations.sdpa_attention"
+    by_name = getattr(previous, "__module__", None) == OWN
     where = MaskArgument.of(previous, "attention_mask", 4)
 
     @functools.wraps(previous, updated=())

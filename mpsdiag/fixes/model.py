@@ -11,8 +11,8 @@ from torch import nn
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import anatomy, layers, registration
 from mpsdiag.fixes.anatomy import among, set_attention
-from mpsdiag.fixes.catalogue import Mode, mode_named
 from mpsdiag.fixes.handle import Handle
+from mpsdiag.fixes.modes import Mode, mode_named
 from mpsdiag.quiet import errors_only
 
 
@@ -112,13 +112,7 @@ def _apply(model: Any, mode: Mode) -> Handle:
 
 
 def _set(model: Any, name: str, spared: list[Any]) -> None:
-    """Ask transformers to switch; before 4.56 it has no method, and reads the configs at each forward.
-
-    Args:
-        model: A transformers model.
-        name: What to set.
-        spared: Configs of sub-models that keep what they have.
-    """
+    """Ask transformers to switch; before 4.56 it has no method, and reads the configs at each forward."""
     if hasattr(model, "set_attn_implementation"):
         parts = {key: getattr(model.config, key, None) for key in getattr(model.config, "sub_configs", {})}
         kept = {key: set_attention(part) for key, part in parts.items() if among(part, spared)}
@@ -135,12 +129,6 @@ def _set(model: Any, name: str, spared: list[Any]) -> None:
 
 def _read_back(model: Any, mode: Mode, key: str, used: list[tuple[nn.Module, Any]]) -> None:
     """Find out whether the mode took: transformers only warns when a class refuses.
-
-    Args:
-        model: A transformers model.
-        mode: What is wanted.
-        key: The name that was set for it.
-        used: The configs that count, with the first module that holds each.
 
     Raises:
         BadInput: It did not, or not everywhere. The sentence says which way works.

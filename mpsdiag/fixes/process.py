@@ -11,8 +11,8 @@ import torch
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import layers
-from mpsdiag.fixes.catalogue import Mode, mode_named
 from mpsdiag.fixes.handle import Handle
+from mpsdiag.fixes.modes import Mode, mode_named
 
 logger = logging.getLogger(__name__)
 

@@ -6,15 +6,20 @@ only function here that registers does both.
 
 from __future__ import annotations
 
+from types import BuiltinFunctionType
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.repairs import Function, MaskArgument, Repair, query_of
 from mpsdiag.sdpa.overrides import overriding
 from mpsdiag.sdpa.safe import zero_rows
+
+OWN: Final = "transformers.integrations.sdpa_attention"
+"""The module of the attention function that transformers has under the name "sdpa"."""
 
 MASK: Final = MaskArgument("attention_mask", 4)
 """Where attention functions of transformers take the mask: (module, query, key, value, attention_mask, ...)."""
@@ -35,9 +40,14 @@ def repaired_attention(
     output, weights = where.call(stock, repaired.mask, args, options)
     if repaired.zero is None:
         return output, weights
-    # Rows of (B, H, L, E) are rows of (B, L, H, E).
-    zero = repaired.zero[(None,) * (4 - repaired.zero.dim())].transpose(1, 2)
-    return zero_rows(output, zero), weights
+    zero = repaired.zero
+    if zero.dim() < 4:
+        zero = zero[(None,) * (4 - zero.dim())]
+    # Rows of (B, H, L, E) are rows of (B, L, H, E). What transformers makes of torch's own output is nobody else's.
+    fresh = getattr(stock, "__module__", None) == OWN and isinstance(
+        F.scaled_dot_product_attention, BuiltinFunctionType
+    )
+    return zero_rows(output, zero.transpose(1, 2), fresh=fresh), weights
 
 
 def _is_written_finite(mask: Tensor, options: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from types import BuiltinFunctionType, MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -115,7 +115,9 @@ def repaired_sdpa(
         return sdpa(*args, **options)
     repaired = repair(mask, query_of(args, options, mask).dtype)
     output = where.call(sdpa, repaired.mask, args, options)
-    return output if repaired.zero is None else zero_rows(output, repaired.zero)
+    if repaired.zero is None:
+        return output
+    return zero_rows(output, repaired.zero, fresh=isinstance(sdpa, BuiltinFunctionType))
 
 
 def eager(

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes.catalogue import mode_named
+from mpsdiag.fixes.modes import mode_named
 from mpsdiag.fixes.startup import RunRequest
 
 
@@ -50,15 +50,6 @@ def prepare(
 ) -> Launch:
     """Work out the process that runs a script or module with a mode in place.
 
-    Args:
-        target: A Python file (or a folder or zip file with a `__main__.py`), or the name of a module.
-        arguments: Its own arguments.
-        as_module: Whether `target` is the name of a module.
-        fix: An attention mode that can be installed process-wide; `sdpa` for none.
-        emulate: The torch release to emulate MPS of, or None.
-        macos: The macOS under it.
-        environ: The environment to start from.
-
     Raises:
         BadInput: No such script, module, mode or release; or a mode for single models only.
     """
@@ -83,11 +74,7 @@ def prepare(
 
 
 def become(launch: Launch) -> NoReturn:
-    """Replace this process by the launch; its exit code, or the signal that ends it, is then that of the script.
-
-    Args:
-        launch: What `prepare` made.
-    """
+    """Replace this process by the launch; its exit code, or the signal that ends it, is then that of the script."""
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "posix":

@@ -29,11 +29,7 @@ class RunRequest:
     macos: int = 15
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Add the wish, and the folder with the start-up hook, to the environment of a process.
-
-        Args:
-            environ: The environment to start from.
-        """
+        """Add the wish, and the folder with the start-up hook, to the environment of a process."""
         extended = {key: value for key, value in environ.items() if key not in {_FIX, _EMULATE, _MACOS}}
         extended[_FIX] = self.fix
         if self.emulate is not None:
@@ -47,11 +43,7 @@ class RunRequest:
 
 
 def wish_of(environ: Mapping[str, str]) -> RunRequest | None:
-    """Read the wish back; None if there is none.
-
-    Args:
-        environ: The environment of this process.
-    """
+    """Read the wish back; None if there is none."""
     if _FIX not in environ:
         return None
     return RunRequest(environ[_FIX], environ.get(_EMULATE), int(environ.get(_MACOS, "15")))

@@ -5,13 +5,14 @@ Nothing is remembered from one call to the next: a mask can be edited in ways th
 
 from __future__ import annotations
 
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
 
-from mpsdiag.sdpa.dead_rows import dead_rows, plain_on_cpu
+from mpsdiag.sdpa.masked_rows import masked_rows, plain_on_cpu
 from mpsdiag.sdpa.overrides import answer, overriding
 
 if TYPE_CHECKING:
@@ -70,14 +71,12 @@ def safe_scaled_dot_product_attention(
     if attn_mask is None or not (attn_mask.dtype == torch.bool or attn_mask.is_floating_point()):
         return stock(query, key, value, attn_mask, **options)
     opened, dead = open_dead_rows(attn_mask)
-    return zero_rows(stock(query, key, value, opened, **options), dead)
+    output = stock(query, key, value, opened, **options)
+    return zero_rows(output, dead, fresh=isinstance(stock, BuiltinFunctionType))
 
 
 def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Let the fully masked rows of a mask attend to every key, and say which they are.
-
-    Args:
-        attn_mask: Bool or floating, `(..., L, S)`.
 
     Returns:
         The opened mask, in the dtype and the shape of the mask, and the rows as bool `(..., L, 1)`, broadcastable.
@@ -97,12 +96,12 @@ def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
             once = once.narrow(dim, 0, 1)
         opened, dead = _open(once)
         return opened.expand(attn_mask.shape), dead
-    dead = dead_rows(attn_mask).unsqueeze(-1)
+    dead = masked_rows(attn_mask)
     if attn_mask.dtype != torch.bool:
         return torch.where(dead, 0.0, attn_mask), dead
     if plain:
         # As bytes, for speed: the CPU's "or" of bools takes ten times as long.
-        return (attn_mask.view(torch.uint8) | dead.view(torch.uint8)).view(torch.bool), dead
+        return (attn_mask.view(torch.uint8) | dead).view(torch.bool), dead
     return attn_mask | dead, dead
 
 
@@ -118,19 +117,14 @@ def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]  # in torch
 
 
-def zero_rows(output: Tensor, dead: Tensor) -> Tensor:
-    """Replace rows by zeros, whatever is in them.
+def zero_rows(output: Tensor, dead: Tensor, *, fresh: bool = False) -> Tensor:
+    """Replace rows of an output `(..., L, Dv)` by zeros, whatever is in them; they get no gradient either.
 
-    Args:
-        output: `(..., L, Dv)`, from attention.
-        dead: Bool `(..., L, 1)`, True for the rows to replace; they get no gradient either.
-
-    Returns:
-        A new tensor of the same strides.
+    A new tensor of the same strides. Where the output is `fresh`, known to be nobody else's, it may be written itself.
     """
     whole = _SAME_SIZE.get(output.dtype)
-    differentiable = output.requires_grad or _has_tangent(output)
-    if whole is None or differentiable or not plain_on_cpu(output):
+    if whole is None or output.requires_grad or _has_tangent(output) or not plain_on_cpu(output):
         return torch.where(dead, 0.0, output)
     # Clearing bits, as NaN times 0 is NaN; on the CPU torch.where takes five times as long.
-    return (output.view(whole) & (dead.to(whole) - 1)).view(output.dtype)
+    bits, kept = output.view(whole), dead.to(whole).sub_(1)
+    return (bits.bitwise_and_(kept) if fresh else bits & kept).view(output.dtype)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.sdpa.dead_rows import dead_rows
+from mpsdiag.sdpa.masked_rows import dead_rows
 
 SDPA: Final = "scaled_dot_product_attention"
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import mpsdiag
+from mpsdiag.fixes import anatomy
+from mpsdiag.sdpa.watch import SdpaCall, SdpaWatch
 
 VOCABULARY = 60
 LENGTH = 12
@@ -237,3 +241,56 @@ def in_place() -> Callable[..., AbstractContextManager[Any]]:
         return mpsdiag.install(mode) if falcon else mpsdiag.apply(model, mode)
 
     return put
+
+
+@pytest.fixture(scope="session")
+def attention_of() -> Callable[[nn.Module], dict[str, str | None]]:
+    """Read which attention is set, by class, for the models in a module that have a config of their own."""
+
+    def read(model: nn.Module) -> dict[str, str | None]:
+        found = {}
+        for root in anatomy.transformers_models(model):
+            for owner, config in anatomy.configs_in_use(root):
+                name = anatomy.set_attention(config)
+                found[type(owner).__name__] = (anatomy.mark_of(owner) or name) if name == "sdpa" else name
+        return found
+
+    return read
+
+
+@dataclass
+class Verification(SdpaWatch):
+    """What reached torch's own SDPA in one evaluation forward, and what came out."""
+
+    sdpa_calls: int = 0
+    masked_calls: int = 0
+    dead_rows: int = 0
+    nonfinite: int = 0
+    values: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def saw_sdpa(self, call: SdpaCall, result: torch.Tensor) -> None:
+        self.sdpa_calls += 1
+        if (rows := call.masked_rows()) is not None:
+            self.masked_calls += 1
+            self.dead_rows += int(rows.sum())
+
+    @property
+    def ok(self) -> bool:
+        return self.dead_rows == self.nonfinite == 0 < self.values
+
+
+@pytest.fixture(scope="session")
+def verify() -> Callable[[nn.Module, dict[str, torch.Tensor]], Verification]:
+    """Run one evaluation forward without gradients; count what reached SDPA and what is not finite."""
+
+    def run(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Verification:
+        with torch.no_grad(), Verification() as found:
+            output = model(**inputs)
+        first = output.logits if hasattr(output, "logits") else output[0]
+        found.nonfinite, found.values = int((~first.isfinite()).sum()), first.numel()
+        return found
+
+    return run

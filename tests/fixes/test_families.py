@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import mpsdiag
-from mpsdiag.fixes.verify import verify
 
 WITH_DEAD_ROWS = [
     "gpt2",
@@ -33,7 +32,7 @@ WITHOUT_DEAD_ROWS = ["llama_unpadded", "t5"]
 
 
 @pytest.mark.parametrize("name", WITH_DEAD_ROWS + WITHOUT_DEAD_ROWS)
-def test_safe_sdpa_is_bit_equal_to_the_cpu(name, build, logits, in_place):
+def test_safe_sdpa_is_bit_equal_to_the_cpu(name, build, logits, in_place, verify):
     model, inputs = build(name)
     stock = logits(model, inputs)
     before = verify(model, inputs)
@@ -92,7 +91,7 @@ def test_the_other_modes_are_finite_and_right_where_tokens_are_real(name, mode, 
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral_right", "llama_unpadded", "bart"])
-def test_installed_eager_is_transformers_eager(name, build, logits):
+def test_installed_eager_is_transformers_eager(name, build, logits, verify):
     model, inputs = build(name)
     with mpsdiag.apply(model, "eager"):
         theirs = logits(model, inputs)

@@ -12,8 +12,6 @@ from torch import nn
 
 import mpsdiag
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes.anatomy import attention_of
-from mpsdiag.fixes.verify import verify
 
 
 def test_it_sets_and_restores(build):
@@ -70,7 +68,7 @@ def test_a_handle_does_not_keep_its_model_alive(build):
     handle.remove()
 
 
-def test_sub_models_follow_except_those_that_cannot_use_sdpa(build):
+def test_sub_models_follow_except_those_that_cannot_use_sdpa(build, attention_of):
     model, _ = build("llava_gemma2")
     before = attention_of(model)
     assert before == {
@@ -86,14 +84,14 @@ def test_sub_models_follow_except_those_that_cannot_use_sdpa(build):
     assert attention_of(model) == before
 
 
-def test_models_inside_another_module_are_found(build):
+def test_models_inside_another_module_are_found(build, attention_of):
     wrapped = nn.ModuleDict({"one": build("llama")[0], "two": build("gpt2")[0]})
     with mpsdiag.apply(wrapped, "safe_sdpa"):
         assert attention_of(wrapped) == {"LlamaForCausalLM": "safe_sdpa", "GPT2LMHeadModel": "safe_sdpa"}
     assert set(attention_of(wrapped).values()) == {"sdpa"}
 
 
-def test_nothing_stays_changed_when_one_of_several_refuses(build):
+def test_nothing_stays_changed_when_one_of_several_refuses(build, attention_of):
     wrapped = nn.ModuleDict({"one": build("llama")[0], "two": build("falcon")[0]})
     with pytest.raises(BadInput):
         mpsdiag.apply(wrapped, "safe_sdpa")
@@ -113,7 +111,7 @@ def test_nothing_stays_changed_when_one_of_several_refuses(build):
         ("llama", "flash_attention_2", ["needs a CUDA or XPU device"]),
     ],
 )
-def test_a_refusal_says_what_works(name, mode, words, build, caplog):
+def test_a_refusal_says_what_works(name, mode, words, build, caplog, attention_of):
     model, _ = build(name)
     before = attention_of(model)
     caplog.clear()
@@ -132,7 +130,7 @@ def test_what_holds_no_model_is_refused(thing):
         mpsdiag.apply(thing, "safe_sdpa")
 
 
-def test_code_that_asks_for_the_exact_name_keeps_it(build, logits):
+def test_code_that_asks_for_the_exact_name_keeps_it(build, logits, attention_of, verify):
     """Gemma 4 guards causality where attention is named exactly "sdpa", and only there."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

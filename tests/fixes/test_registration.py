@@ -9,7 +9,7 @@ from torch import nn
 import mpsdiag
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import registration, repairs
-from mpsdiag.fixes.catalogue import MODES
+from mpsdiag.fixes.modes import MODES
 
 REPAIRING = [name for name, mode in MODES.items() if mode.repair() is not None]
 

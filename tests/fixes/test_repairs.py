@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsdiag.fixes import repairs
-from mpsdiag.fixes.catalogue import MODES
+from mpsdiag.fixes.modes import MODES
 from mpsdiag.sdpa import dead_rows, reference_attention
 
 L, S = 4, 6

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsdiag.errors import BadInput
-from mpsdiag.sdpa import count_dead_rows, dead_rows
+from mpsdiag.sdpa import dead_rows
 
 NEVER = float("-inf")
 
@@ -27,7 +27,6 @@ def test_every_rank_and_kind(shape, seed, kind):
     keep = torch.rand(shape, generator=generator) < 0.4
     mask = keep if kind == torch.bool else torch.where(keep, 0.0, NEVER).to(kind)
     assert torch.equal(dead_rows(mask), rows_of(mask))
-    assert count_dead_rows(mask) == int(rows_of(mask).sum())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -44,7 +43,7 @@ def test_a_row_with_nan_is_alive():
 def test_broadcast_masks_keep_their_shape():
     assert dead_rows(torch.zeros(2, 1, 1, 5, dtype=torch.bool)).shape == (2, 1, 1)
     expanded = torch.zeros(1, 1, 1, 5, dtype=torch.bool).expand(2, 3, 4, 5)
-    assert count_dead_rows(expanded) == 24
+    assert dead_rows(expanded).all()
 
 
 def test_integer_masks_are_refused_with_advice():

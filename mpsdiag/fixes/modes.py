@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 from mpsdiag.errors import one_of
@@ -13,6 +15,9 @@ from mpsdiag.words import ATTENTION_MODES
 
 if TYPE_CHECKING:
     from mpsdiag.fixes.repairs import Function, Repair
+
+
+_COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
 def _runs_anywhere(device: str, dtype: str, training: bool) -> str | None:
@@ -61,9 +66,26 @@ class Mode:
 
 
 def _flex(device: str, dtype: str, training: bool) -> str | None:
-    from mpsdiag.fixes.availability import flex_attention
-
-    return flex_attention(device, dtype, training)
+    """Asked of torch itself, not of its version."""
+    if device != "cuda" and dtype == "float64":
+        return f"flex_attention does not compute in float64 on {device}"
+    try:
+        from torch.nn.attention import flex_attention as flex
+    except ImportError:
+        return "flex_attention needs torch 2.5 or later"
+    validate = getattr(flex, "_validate_device", None)
+    if validate is None and device != "cuda":
+        return f"flex_attention of this torch runs on CUDA only, not on {device}"
+    if validate is not None:
+        # torch's own check reads the device and whether a gradient is wanted, no more: no device is touched.
+        tensor = SimpleNamespace(device=SimpleNamespace(type=device), requires_grad=training)
+        try:
+            validate(tensor, tensor, tensor)
+        except (NotImplementedError, ValueError) as refusal:
+            return f"flex_attention cannot {'train' if training else 'run'} on {device}: {refusal}"
+    if device == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, _COMPILERS))):
+        return "flex_attention is compiled on the CPU, and no C++ compiler was found (install g++ or clang++)"
+    return None
 
 
 def _flash(device: str, dtype: str, training: bool) -> str | None:
@@ -84,17 +106,17 @@ _ALL = (
     Mode(
         "eager",
         False,
-        "Plain matmul and softmax; masked scores are finfo.min, so a dead row averages all values.",
+        "Plain matmul and softmax; masked scores are finfo.min, so a fully masked row averages all values.",
     ),
     Mode(
         "safe_sdpa",
         True,
-        "SDPA with dead rows opened before and zeroed after: what the CPU gives, bit for bit.",
+        "SDPA with fully masked rows opened before and zeroed after: what the CPU gives, bit for bit.",
     ),
     Mode(
         "unmask_sdpa",
         False,
-        "SDPA with dead rows opened, as transformers did it up to 4.52: pads see all tokens.",
+        "SDPA with fully masked rows opened, as transformers did it up to 4.52: pads see all tokens.",
     ),
     Mode("min_mask_sdpa", False, "SDPA with a float mask of finfo.min instead of minus infinity."),
     Mode("flex_attention", False, "The compiled flex_attention of torch.", process_wide=False, _reason=_flex),
@@ -112,10 +134,6 @@ MODES: Final[Mapping[str, Mode]] = MappingProxyType({name: _BY_NAME[name] for na
 
 def mode_named(name: str, *, process_wide: bool = False) -> Mode:
     """Look a mode up.
-
-    Args:
-        name: Its word in the contract.
-        process_wide: The sentence about an unknown word lists only modes that can be installed process-wide.
 
     Raises:
         BadInput: There is none of that name; the sentence suggests the nearest.

@@ -7,7 +7,7 @@ import pytest
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import MODES
-from mpsdiag.fixes.catalogue import mode_named
+from mpsdiag.fixes.modes import mode_named
 from mpsdiag.words import ATTENTION_MODES
 
 

@@ -28,6 +28,11 @@ def dead_rows(attn_mask: Tensor) -> Tensor:
     Raises:
         BadInput: The mask is neither bool nor floating, such as a 0/1 integer mask.
     """
+    return masked_rows(attn_mask, keepdim=False)
+
+
+def masked_rows(attn_mask: Tensor, *, keepdim: bool = True) -> Tensor:
+    """As `dead_rows`; with `keepdim` in the shape `(..., L, 1)`."""
     is_bool = attn_mask.dtype == torch.bool
     if not is_bool and not attn_mask.is_floating_point():
         raise BadInput(
@@ -37,20 +42,9 @@ def dead_rows(attn_mask: Tensor) -> Tensor:
     # NaN differs from -inf, so a row with a NaN counts as alive: its NaN must stay visible.
     if plain_on_cpu(attn_mask) and attn_mask.dim() and attn_mask.shape[-1]:
         # A maximum is vectorized on the CPU, where any() takes up to thirty times as long.
-        highest = (attn_mask.view(torch.uint8) if is_bool else attn_mask.detach()).amax(dim=-1)
+        highest = (attn_mask.view(torch.uint8) if is_bool else attn_mask.detach()).amax(-1, keepdim=keepdim)
         return highest == (0 if is_bool else float("-inf"))
-    return ~(attn_mask if is_bool else attn_mask != float("-inf")).any(dim=-1)
-
-
-def count_dead_rows(attn_mask: Tensor) -> int:
-    """Count the dead rows of a mask, as many times as the mask holds them (a broadcast row counts once).
-
-    Reads the result back from the device, so it synchronizes.
-
-    Args:
-        attn_mask: As for `dead_rows`.
-    """
-    return int(dead_rows(attn_mask).sum())
+    return ~(attn_mask if is_bool else attn_mask != float("-inf")).any(dim=-1, keepdim=keepdim)
 
 
 def plain_on_cpu(tensor: Tensor) -> bool:
