@@ -18,6 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mpsdiag.errors import BadInput
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -28,6 +30,7 @@ PACKAGES = (
     "numpy",
     "pandas",
 )
+TORCH_FLOOR = "2.5"
 VARIABLE_PREFIXES = ("PYTORCH_", "HF_", "TRANSFORMERS_", "ACCELERATE_", "MPSDIAG_")
 
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
@@ -216,3 +219,34 @@ def default_attention() -> str:
     )
     model: Any = AutoModelForCausalLM
     return str(model.from_config(config).config._attn_implementation)
+
+
+def require_working_pair() -> None:
+    """Refuse a torch that the installed transformers does not work with, before either is imported.
+
+    transformers names the lowest torch it accepts in its metadata, and disables torch below it.
+
+    Raises:
+        BadInput: torch is too old; the sentence has both versions and the pip line.
+    """
+    try:
+        torch, transformers = metadata.version("torch"), metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        return  # The import that follows says which one is missing.
+    floor = max(_declared_floor(), TORCH_FLOOR, key=version_numbers)
+    if version_numbers(torch) < version_numbers(floor):
+        raise BadInput(
+            f"transformers {transformers} needs torch {floor} or newer, and torch {torch} is installed. "
+            f'pip install -U "torch>={floor}"'
+        )
+
+
+def _declared_floor() -> str:
+    """The lowest torch in the metadata of transformers, "0" if it names none."""
+    found = (re.match(r"torch\s*>=\s*([\d.]+)", line) for line in metadata.requires("transformers") or ())
+    return max((match[1] for match in found if match), key=version_numbers, default="0")
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a version without its local part: "2.13.0+cpu" is (2, 13, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mpsdiag import environment
 from mpsdiag.environment import Environment, facts, gather, relevant_variables, scrub, to_markdown, versions
+from mpsdiag.errors import BadInput
 
 PERSON = {"home": "/Users/ada", "user": "ada", "host": "adas-mac.local"}
 
@@ -84,3 +85,35 @@ def test_the_markdown_block_has_one_fact_a_line_and_leaves_unknown_ones_out():
 
 def test_a_program_that_is_not_there_gives_nothing():
     assert environment._ask("no-such-program-here") is None
+
+
+@pytest.mark.parametrize(
+    ("torch", "transformers", "declared", "sentence"),
+    [
+        ("2.5.1", "5.23.0", ["torch>=2.6; extra == 'torch'"], "transformers 5.23.0 needs torch 2.6 or newer"),
+        ("2.4.1", "4.53.3", ["torch>=2.1; extra == 'torch'", "torch<2.7,>=2.1"], "needs torch 2.5 or newer"),
+        ("2.13.0+cpu", "5.23.0", ["torch>=2.6; extra == 'torch'"], None),
+        ("2.10.0", "4.56.2", None, None),
+    ],
+)
+def test_a_torch_that_transformers_disables_is_refused_in_a_sentence(
+    monkeypatch, torch, transformers, declared, sentence
+):
+    versions = {"torch": torch, "transformers": transformers}
+    monkeypatch.setattr(environment.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(environment.metadata, "requires", lambda name: declared)
+    if sentence is None:
+        environment.require_working_pair()
+        return
+    with pytest.raises(BadInput, match=sentence) as refused:
+        environment.require_working_pair()
+    assert torch in str(refused.value)
+    assert "pip install -U" in str(refused.value)
+
+
+def test_what_is_not_installed_is_left_to_the_import(monkeypatch):
+    def missing(name):
+        raise environment.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(environment.metadata, "version", missing)
+    environment.require_working_pair()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpsdiag.checking.diagnosis import FixResult, Judged, ProbeResult
+from mpsdiag.device import kind_of
 from mpsdiag.findings import Advice, Emulated
 from mpsdiag.scenario.scenario import Measured, Scenario, finite
 
 DEAD_ROWS = "SDPA001"
+CURED_BY = {"mps": "2.9", "cpu": "2.5", "cuda": "2.5"}
+"""By kind of device, the first torch release whose attention gives zeros for fully masked rows (facts, 3 and 6)."""
 BOTH_WAYS = (
     "this is not a causal model: each query sees every real token, on both sides, so that only a sequence of padding "
     "only leaves one without a key"
@@ -63,12 +66,13 @@ def advise(
                 commands=['mpsdiag.install("safe_sdpa")', "mpsdiag run --fix safe_sdpa your_script.py"],
             )
         )
-    if dead_row_bug:
+    if dead_row_bug and (emulated is not None or kind_of(case.device) in CURED_BY):
+        kind = "mps" if emulated is not None else kind_of(case.device)
         advice.append(
             Advice(
-                text="Or use a torch release whose MPS attention gives zeros for fully masked rows "
-                "(2.9 and later), and check again: later releases have other defects.",
-                commands=['pip install -U "torch>=2.9"', "mpsdiag check --level 3"],
+                text=f"Or use a torch release whose attention on {kind} gives zeros for fully masked rows "
+                f"({CURED_BY[kind]} and later), and check again: later releases have other defects.",
+                commands=[f'pip install -U "torch>={CURED_BY[kind]}"', "mpsdiag check --level 3"],
             )
         )
     if scenario is not None and scenario.status == "ok":
@@ -76,8 +80,8 @@ def advise(
     if scenario is not None and _filter_hides(scenario):
         advice.append(
             Advice(
-                text="transformers 5.23 and later hide this by default: batches with a loss that is not finite "
-                f"are left out, and eval_loss prints as {scenario.stock_eval_loss:.4f}.",
+                text="This transformers hides it by default: batches with a loss that is not finite are left "
+                f"out, and eval_loss prints as {scenario.stock_eval_loss:.4f}.",
                 commands=["TrainingArguments(logging_nan_inf_filter=False)"],
             )
         )
@@ -112,6 +116,8 @@ def _clean(scenario: Measured | None, probes: Sequence[ProbeResult]) -> Advice:
         return Advice(text=f"The probes that ran passed: {', '.join(passed)}.")
     if scenario.dead_rows == 0 and _sees_both_ways(scenario):
         return Advice(text=f"Nothing to fix, but the scenario had no fully masked row: {BOTH_WAYS}.")
+    if masks := _masks_that_help(scenario):
+        return Advice(text=f"Nothing to fix, but no fully masked row reached attention: {masks}.")
     if scenario.dead_rows == 0:
         return Advice(
             text="Nothing to fix, but the scenario had no fully masked row: without padding on the left (or a "
@@ -126,12 +132,26 @@ def _sees_both_ways(scenario: Measured) -> bool:
     return scenario.exposure is not None and not scenario.exposure.causal
 
 
+def _masks_that_help(scenario: Measured) -> str | None:
+    """Why no predicted row reached attention, as the run showed; None where one did or none was predicted."""
+    found = scenario.exposure
+    if scenario.dead_rows or found is None or not found.rows or found.reach_sdpa or not found.notes:
+        return None
+    return found.notes[-1]
+
+
 def _escaped(scenario: Measured, case: Scenario, emulated: Emulated | None) -> Advice:
     """The kernel fails, the model escapes: say how, and what would tip it over."""
     if scenario.dead_rows == 0 and _sees_both_ways(scenario):
         return Advice(
             text=f"The kernel fails on fully masked rows, but this scenario has none: {BOTH_WAYS}.",
             commands=["mpsdiag check --model A_CAUSAL_MODEL"],
+        )
+    if masks := _masks_that_help(scenario):
+        return Advice(
+            text=f"The kernel fails on fully masked rows, and none reached it: {masks}. "
+            "tiny-llama would show the defect.",
+            commands=["mpsdiag check --model tiny-llama"] if case.model != "tiny-llama" else [],
         )
     if scenario.dead_rows == 0:
         return Advice(

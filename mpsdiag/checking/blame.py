@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 
-from mpsdiag.emulation import emulated
 from mpsdiag.errors import CannotDecide
 from mpsdiag.findings import Blame
+from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.scenario.preparation import prepare
 from mpsdiag.scenario.scenario import LEARNING_RATE, Measured, Scenario
 from mpsdiag.tracing.origin import Origin
@@ -28,7 +28,7 @@ def blame(case: Scenario, outcome: Measured) -> Blame | None:
     if outcome.status == "ok":
         return None
     with ExitStack() as stack:
-        stack.enter_context(emulated(case.emulation))
+        stack.enter_context(as_on_mps(case.emulation))
         prepared = stack.enter_context(prepare(case))
         try:
             if not all(math.isfinite(loss) for loss in outcome.train_losses):

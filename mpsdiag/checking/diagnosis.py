@@ -57,7 +57,7 @@ class ScenarioResult(Judged):
     eval_loss: float
     eval_losses: list[float]
     stock_eval_loss: float
-    """What transformers 5.23 prints by default: batches that are not finite are left out."""
+    """What the installed transformers prints by default; 5.23 and later leave batches out that are not finite."""
     eval_batches: int
     nonfinite_batches: int
     dead_rows: int

@@ -128,7 +128,9 @@ def bench(
     """
     given = dict(locals())  # before anything else is: the options by their names
     from mpsdiag.benching.run.interrupt import Remembered
+    from mpsdiag.environment import require_working_pair
 
+    require_working_pair()
     with Remembered() as interrupts:
         from mpsdiag.benching.plan.request import BenchRequest, parse_retry, parse_shard
         from mpsdiag.benching.run.progress_bar import Progress

@@ -67,6 +67,10 @@ def check(
         note_without_effect(context, [*SCENARIO, "level"], "when probes are named: only they run")
     elif level == 1:
         note_without_effect(context, SCENARIO, "at level 1: it runs no scenario")
+    if level > 1 and not probes:
+        from mpsdiag.environment import require_working_pair
+
+        require_working_pair()
     from mpsdiag.checking.run import check as examine
 
     with output.progress() as progress:

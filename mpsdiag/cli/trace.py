@@ -106,6 +106,9 @@ def trace(
         note_without_effect(context, ["emulate_macos"], "without --emulate")
     if folder is not None or batch is not None:
         note_without_effect(context, DATA, "with a recorded folder or a saved batch")
+    from mpsdiag.environment import require_working_pair
+
+    require_working_pair()
     from mpsdiag.tracing.cases.traced_case import TraceRequest
     from mpsdiag.tracing.run import investigate
 

@@ -17,6 +17,9 @@ def train(context: typer.Context) -> None:
 
         typer.echo(kept_help(), nl=False)
         raise typer.Exit(EXIT_OK)
+    from mpsdiag.environment import require_working_pair
+
+    require_working_pair()
     from mpsdiag.training.pipeline import main
 
     raise typer.Exit(main(context.args))

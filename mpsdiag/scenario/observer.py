@@ -40,6 +40,8 @@ class Sighting:
     noncontiguous: list[bool] = field(default_factory=list)
     """Per SDPA call: query, key or value is not contiguous."""
     masked: list[bool] = field(default_factory=list)
+    lowest: list[Tensor] = field(default_factory=list)
+    """Per SDPA call with a floating mask, a device scalar: its lowest value, -inf where keys are ruled out for good."""
 
 
 class Observer(SdpaWatch):
@@ -59,6 +61,8 @@ class Observer(SdpaWatch):
         self.sighting.noncontiguous.append(not call.contiguous)
         if rows is not None:
             self.sighting.dead.append(rows.sum())
+        if call.attn_mask is not None and call.attn_mask.is_floating_point():
+            self.sighting.lowest.append(call.attn_mask.min())
         self._record(result, SDPA)
 
     def _record(self, output: Tensor, operation: str) -> None:

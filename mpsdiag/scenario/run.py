@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import __version__ as transformers_version
 
-from mpsdiag.emulation import emulated, suspended
+from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
+from mpsdiag.findings import Exposure
+from mpsdiag.inputs.installed import as_on_mps, stock_mean
 from mpsdiag.inputs.models import missing_note
 from mpsdiag.inputs.modules import first_tensor
-from mpsdiag.inputs.outputs import filtered_mean, mean
+from mpsdiag.inputs.outputs import mean
 from mpsdiag.scenario.exposure import predict
 from mpsdiag.scenario.gradient_paths import training_notes
 from mpsdiag.scenario.observer import Observer, Sighting
@@ -39,7 +42,7 @@ def run_scenario(scenario: Scenario) -> Measured:
         BadInput: As `prepare`.
     """
     with ExitStack() as stack:
-        stack.enter_context(emulated(scenario.emulation))
+        stack.enter_context(as_on_mps(scenario.emulation))
         prepared = stack.enter_context(prepare(scenario))
         exposure = predict(
             prepared.model.config,
@@ -53,6 +56,9 @@ def run_scenario(scenario: Scenario) -> Measured:
         eval_loss, losses = _evaluate(prepared)
         logits, sightings = _watched_evaluation(prepared)
         difference = compare(logits, prepared.eval_batches, truth)
+    dead = sum(max(map(int, seen.dead), default=0) for seen in sightings)
+    if exposure.rows and exposure.reach_sdpa and not dead:
+        exposure = unseen(exposure, prepared.model, sightings)
     sizes = [len(batch["input_ids"]) for batch in prepared.eval_batches]
     real = [int(real_positions(batch).sum()) for batch in prepared.eval_batches]
     first, rows = _first_place(sightings)
@@ -64,13 +70,13 @@ def run_scenario(scenario: Scenario) -> Measured:
         grad_norms=grad_norms,
         eval_losses=losses,
         eval_loss=eval_loss,
-        stock_eval_loss=filtered_mean(losses, sizes),
+        stock_eval_loss=stock_mean(losses, sizes),
         reference_eval_loss=mean(truth.losses, sizes),
         reference_first_train_loss=first_loss,
         # From the batches: the Trainer's own mean is rounded to float32.
         loss_moved_by=mean(losses, sizes) - mean(truth.losses, sizes),
         nonfinite_batches=sum(not math.isfinite(loss) for loss in losses),
-        dead_rows=sum(max(map(int, seen.dead), default=0) for seen in sightings),
+        dead_rows=dead,
         sdpa_calls=sum(len(seen.masked) for seen in sightings),
         noncontiguous_dead_calls=sum(
             loose
@@ -97,13 +103,26 @@ def first_nonfinite_in_training(scenario: Scenario) -> tuple[FirstNonfinite | No
         The place, and per layer the number of non-finite sequences at each position; None and [] if all is finite.
     """
     with ExitStack() as stack:
-        stack.enter_context(emulated(scenario.emulation))
+        stack.enter_context(as_on_mps(scenario.emulation))
         prepared = stack.enter_context(prepare(scenario))
         prepared.model.train()
         observer = Observer(prepared.model)
         with observer.watching(), torch.enable_grad():
             prepared.model(**prepared.train_batches[0])
         return _first_place([observer.collect()])
+
+
+def unseen(exposure: Exposure, model: nn.Module, sightings: Sequence[Sighting]) -> Exposure:
+    """The prediction beside a run in which none of its rows reached attention, with the reason that the masks give."""
+    lowest = [float(value) for seen in sightings for value in seen.lowest]
+    name = f"{type(model).__name__} of transformers {transformers_version}"
+    if lowest and min(lowest) > -math.inf:
+        why = f"{name} writes finite masks (down to {min(lowest):.3g}), in which no row is fully masked"
+    elif any(any(seen.masked) for seen in sightings):
+        why = f"{name} handed attention masks without fully masked rows"
+    else:
+        why = f"{name} handed no mask to F.scaled_dot_product_attention"
+    return exposure.model_copy(update={"reach_sdpa": False, "notes": [*exposure.notes, why]})
 
 
 def _length_notes(prepared: PreparedScenario) -> list[str]:

@@ -32,7 +32,7 @@ class Report(BaseModel):
     """What a trace found. Losses are means over tokens, in nats; `origin` None: everything came out finite.
 
     `losses` and `grad_norms` are those of every batch or step that ran; `bad_batches` the numbers of the evaluation
-    batches with a finding; `stock_eval_loss` what transformers 5.23 prints by default, non-finite batches left out;
+    batches with a finding; `stock_eval_loss` what this transformers prints by default;
     `repro_note` what running the script at `repro` showed, or why there is none; `notes` what else a reader has to
     know, such as weights that are random.
     """

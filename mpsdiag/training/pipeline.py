@@ -16,6 +16,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer
 
 from mpsdiag import emulation as emulations
 from mpsdiag.errors import BadInput, MpsdiagError
+from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.inputs.models import build_model, fitting_length, require_known_tokens
 from mpsdiag.inputs.names import is_builtin_model
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
@@ -87,7 +88,7 @@ class Run:
             say(emulation_announcement(emulation.describe()))
         status, code = "failed", EXIT_FOUND
         try:
-            with emulations.emulated(emulation):
+            with as_on_mps(emulation):
                 self._build()
                 self.facts["resumed_from"] = checkpoint
                 self._work(checkpoint)

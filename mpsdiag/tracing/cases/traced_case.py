@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from mpsdiag import device as devices
-from mpsdiag.emulation import Emulation, emulated
+from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.fixes import apply
+from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.tracing.cases.recorded_case import About, load_batch, read_case
 from mpsdiag.tracing.passes.model_inputs import prepare_batch
 from mpsdiag.words import ATTENTION_MODES, BUILTIN_DATASET, PADDING_SIDES
@@ -97,7 +98,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
         model = _model(name, request.seed, dtype).to(device)
         if attention in ATTENTION_MODES:  # A recorded one may be another, such as a kernel of the hub.
             stack.enter_context(apply(model, attention))
-        stack.enter_context(emulated(emulation))
+        stack.enter_context(as_on_mps(emulation))
         if about is not None and about.autocast and request.dtype is None:
             kind = devices.kind_of(device)
             stack.enter_context(torch.autocast(kind, dtype=devices.torch_dtype(about.autocast)))

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
-from mpsdiag.inputs.outputs import filtered_mean, mean
+from mpsdiag.inputs.installed import stock_mean
+from mpsdiag.inputs.outputs import mean
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.forward import ForwardTrace
 from mpsdiag.tracing.watch.model_state import in_mode
@@ -25,7 +26,7 @@ class TracedBatches:
     """What an evaluation gave: the loss of each batch (nats; NaN where there is none), the batches with a finding.
 
     `eval_loss` is their mean over sequences, as a Trainer that leaves nothing out would print it; None without labels,
-    and where a forward raised or gave no loss. `stock_eval_loss` is what transformers 5.23 prints by default.
+    and where a forward raised or gave no loss. `stock_eval_loss` is what this transformers prints by default.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -66,7 +67,7 @@ def trace_batches(
     if came_to_loss and any("labels" in batch for batch in batches):
         sizes = [_sequences(batch) for batch in batches]
         found.eval_loss = mean(found.losses, sizes)
-        found.stock_eval_loss = filtered_mean(found.losses, sizes)
+        found.stock_eval_loss = stock_mean(found.losses, sizes)
         hidden = _hidden_by_filter(found)
         if hidden is not None:
             origins.append(hidden)
@@ -94,7 +95,7 @@ def _hidden_by_filter(found: TracedBatches) -> Origin | None:
         module="",
         operation="evaluation_loop",
         phase="evaluation",
-        summary=f"transformers 5.23 and later print eval_loss {found.stock_eval_loss:.4f} here: {len(dropped)} of "
+        summary=f"transformers prints eval_loss {found.stock_eval_loss:.4f} here: {len(dropped)} of "
         f"{len(found.losses)} batches have a loss that is not finite, and logging_nan_inf_filter leaves them out",
         evidence={
             "stock_eval_loss": found.stock_eval_loss,

@@ -1,0 +1,61 @@
+"""What the installed releases of torch and transformers do: asked of them, not assumed from a number.
+
+The answers look at the code that is installed; each has a test that tries the real thing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+from mpsdiag.emulation import Emulation, emulated
+from mpsdiag.environment import version_numbers
+from mpsdiag.inputs.outputs import filtered_mean, mean
+
+
+@cache
+def evaluation_hides_nonfinite() -> bool:
+    """Whether the Trainer leaves losses that are not finite out of eval_loss by default (5.23 and later do)."""
+    from transformers import Trainer
+
+    return "logging_nan_inf_filter" in inspect.getsource(Trainer.evaluation_loop)
+
+
+def stock_mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
+    """The eval_loss that the installed transformers prints by default, from batch losses and sequences per batch."""
+    return (filtered_mean if evaluation_hides_nonfinite() else mean)(losses, sizes)
+
+
+@contextmanager
+def as_on_mps(emulation: Emulation | None) -> Iterator[None]:
+    """Inside, tensors on the CPU meet the emulated kernels, and transformers makes its masks as beside that torch.
+
+    transformers 4.53 to 5.0 repairs fully masked rows where torch is older than 2.5, and asks the installed torch:
+    under an emulation the emulated release answers. None changes nothing.
+    """
+    with emulated(emulation), _older_masks(None if emulation is None else version_numbers(emulation.release)):
+        yield
+
+
+@contextmanager
+def _older_masks(release: tuple[int, ...] | None) -> Iterator[None]:
+    if release is None or release >= (2, 6):
+        yield
+        return
+    from transformers import masking_utils
+
+    older = getattr(masking_utils, "sdpa_mask_older_torch", None)
+    if older is None:  # This transformers repairs nothing beside any torch.
+        yield
+        return
+    flag = "_is_torch_greater_or_equal_than_2_5"
+    functions, before = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS, getattr(masking_utils, flag)
+    setattr(masking_utils, flag, release >= (2, 5))
+    functions["sdpa"] = older
+    try:
+        yield
+    finally:
+        setattr(masking_utils, flag, before)
+        functions.pop("sdpa")
