@@ -63,6 +63,23 @@ def test_a_figure_that_is_not_the_printed_one_is_a_difference(name):
         assert not fidelity.figure_agrees(figure, printed, run)
 
 
+def test_the_document_has_the_comparison_with_the_shipped_kernels():
+    lines, differ = fidelity.against_kernels()
+    assert differ == 0
+    assert "**1201 of 1201 runs agree**" in DOCUMENT
+    rows = [line for line in lines if line.startswith("| 2.")]
+    assert sum(int(row.split("|")[4]) for row in rows) == 1201
+    for row in rows:  # the last digits of errors depend on the machine
+        assert any(line.startswith("|".join(row.split("|")[:6])) for line in DOCUMENT.splitlines()), row
+    assert "MPSGraph" in DOCUMENT
+    assert "2.15" in DOCUMENT
+
+
+def test_a_defect_left_out_is_counted_against_the_kernels(monkeypatch):
+    monkeypatch.setattr(fidelity.kernel_runs, "defects_of", lambda release, macos: ())
+    assert fidelity.against_kernels()[1] > 200
+
+
 def test_figures_are_compared_in_their_printed_digits():
     assert mac_bench.agrees("4.14", 4.1389)
     assert not mac_bench.agrees("4.14", 4.1451)
