@@ -27,6 +27,7 @@ from mpsdiag.serialization import write_atomically
 Table = Mapping[str, Sequence[Finding]]
 COLUMNS = (
     "release",
+    "macos",
     "id",
     "title",
     "status",
@@ -63,19 +64,46 @@ def run(releases: Sequence[str], macos: int, *, sweep: bool) -> dict[str, list[F
             table[release] = run_level(3, "cpu", emulation)
         else:
             table[release] = [run_probe(name, device="cpu", emulation=emulation) for name in CATALOGUE]
+        table[release] = [
+            finding
+            if macos_of(finding.id, macos) == macos
+            else run_probe(
+                finding.id, device="cpu", emulation=Emulation(release, macos_of(finding.id, macos))
+            )
+            for finding in table[release]
+        ]
         failed = [finding.id for finding in table[release] if finding.status == "fail"]
         print(f"{release}: {time.perf_counter() - begin:.0f} s, fails: {', '.join(failed)}", file=sys.stderr)
     return table
+
+
+def macos_of(name: str, macos: int) -> int:
+    """The macOS a probe is run on: the table's, or the nearest on which its defect is known."""
+    probe = CATALOGUE.get(name)
+    return macos if probe is None else max(probe.first_macos or 0, min(macos, probe.last_macos or macos))
+
+
+def macos_in_words(name: str) -> str:
+    """On which macOS a defect is known, as far as that matters."""
+    probe = CATALOGUE.get(name)
+    if probe is None or not (probe.first_macos or probe.last_macos):
+        return ""
+    return f"{probe.first_macos} and later" if probe.first_macos else f"up to {probe.last_macos}"
+
+
+def expected_to_fail(finding: Finding, release: str, macos: int) -> bool:
+    """Whether the facts predict a failure of this cell."""
+    return finding.id in predicted(release, macos_of(finding.id, macos))
 
 
 def differences(table: Table, macos: int) -> list[str]:
     """Sentences for the cells where the run and the prediction differ; a skip is named as what it is."""
     where: dict[tuple[str, str, str, str], list[str]] = {}
     for release, findings in table.items():
-        expected = predicted(release, macos)
         for finding in findings:
-            if (finding.status == "fail") != (finding.id in expected):
-                should = "should fail" if finding.id in expected else "should not fail"
+            expected = expected_to_fail(finding, release, macos)
+            if (finding.status == "fail") != expected:
+                should = "should fail" if expected else "should not fail"
                 where.setdefault((finding.id, should, finding.status, finding.detail), []).append(release)
     return [
         f"{name} {should} under {', '.join(releases)} and is `{status}`: {detail}."
@@ -89,10 +117,9 @@ def as_csv(table: Table, macos: int) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     for release, findings in table.items():
-        expected = predicted(release, macos)
         for finding in findings:
-            row: dict[str, Any] = vars(finding) | {"release": release}
-            row["predicted"] = "fail" if finding.id in expected else ""
+            row: dict[str, Any] = vars(finding) | {"release": release, "macos": macos_of(finding.id, macos)}
+            row["predicted"] = "fail" if expected_to_fail(finding, release, macos) else ""
             writer.writerow([row[column] for column in COLUMNS])
     return stream.getvalue()
 
@@ -105,9 +132,12 @@ def as_markdown(table: Table, macos: int, command: str) -> str:
     lines = [
         "# Which release has which defect",
         "",
-        f"Emulated MPS of torch {releases[0]} to {releases[-1]} on macOS {macos}, run on a CPU: nothing here was",
-        "measured on a Mac. Each cell is a run of the probe under the emulation of that release with all its known",
-        "defects, the sweep included; the frames in the picture are what the facts predict.",
+        f"Emulated MPS of torch {releases[0]} to {releases[-1]}, run on a CPU: nothing here was measured on a Mac.",
+        "Each cell is a run of the probe under the emulation of that release with all its known defects, the sweep",
+        "included; the frames in the picture are what the facts predict.",
+        "",
+        f"The cells hold for macOS {macos}. Where the column names another macOS, the defect is known there only and",
+        "its row was run on the nearest of them: defects of Apple's graph belong to a torch release and a macOS.",
         "",
         f"Made by `{command}`. The numbers are in `defects.csv`.",
         "",
@@ -115,12 +145,16 @@ def as_markdown(table: Table, macos: int, command: str) -> str:
         "",
         "**E** fails in evaluation (`no_grad`) only, **B** in training too, a dot passes, `–` is skipped, `!` broke.",
         "",
-        "| probe | what | " + " | ".join(releases) + " |",
-        "|---|---|" + ":-:|" * len(releases),
+        "| probe | what | macOS | " + " | ".join(releases) + " |",
+        "|---|---|---|" + ":-:|" * len(releases),
     ]
     for name in ids:
         marks = [OUTCOMES[outcome(by_id[release][name])][1] or "·" for release in releases]
-        lines.append(f"| {name} | {md_cell(by_id[releases[0]][name].title)} | " + " | ".join(marks) + " |")
+        lines.append(
+            f"| {name} | {md_cell(by_id[releases[0]][name].title)} | {macos_in_words(name)} | "
+            + " | ".join(marks)
+            + " |"
+        )
     lines += ["", "## Skipped everywhere, and why", ""]
     for name in ids:
         if all(by_id[release][name].status == "skip" for release in releases):
@@ -138,13 +172,12 @@ def as_svg(table: Table, macos: int) -> str:
     def make(theme: Theme) -> Any:
         made, axes = figure(theme, 11.5, 0.29 * len(ids) + 1.6)
         for x, release in enumerate(releases):
-            expected = predicted(release, macos)
             for y, finding in enumerate(table[release]):
                 colour, mark = OUTCOMES[outcome(finding)]
                 axes.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, color=colour, linewidth=0))
                 dark = finding.status in {"fail", "error"} and colour != OUTCOMES["fails in evaluation"][0]
                 axes.text(x, y, mark, ha="center", va="center", size=8, color="white" if dark else theme.text)
-                if finding.id in expected:
+                if expected_to_fail(finding, release, macos):
                     frame = Rectangle(
                         (x - 0.46, y - 0.42), 0.92, 0.84, fill=False, edgecolor=theme.text, linewidth=1
                     )
@@ -158,7 +191,9 @@ def as_svg(table: Table, macos: int) -> str:
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.set_title(f"Emulated MPS on macOS {macos}: torch release x known defect", pad=24)
+        axes.set_title(
+            f"Emulated MPS, macOS {macos} or as the table says: torch release x known defect", pad=24
+        )
         handles = [
             Rectangle((0, 0), 1, 1, color=colour, label=f"{mark}  {words}".strip())
             for words, (colour, mark) in OUTCOMES.items()

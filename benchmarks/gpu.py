@@ -33,7 +33,7 @@ from trace_overhead import bare, traced
 import mpsdiag
 from mpsdiag import device as devices
 from mpsdiag.probes.backends import BACKENDS, forced
-from mpsdiag.probes.outcome import Refused
+from mpsdiag.probes.declaration import Refused
 from mpsdiag.serialization import dumps
 from mpsdiag.statistics import bootstrap_interval, median
 

@@ -74,7 +74,7 @@ def compare(run: dict[str, Any], want: Tensor, *, defects: tuple[str, ...] | Non
     if int(release[2:]) < 13:
         key, value = (x.repeat_interleave(run["Hq"] // run["Hkv"], 1) for x in (key, value))
     if defects is None:
-        defects = tuple(defect for defect in defects_of(release) if defect != "SDPA004")
+        defects = tuple(defect for defect in defects_of(release, run["macos"]) if defect != "SDPA004")
     operator = torch.ops.aten._scaled_dot_product_attention_math_for_mps  # noqa: SLF001 - takes bool masks
     with emulate_mps(release, run["macos"], defects):
         got = operator(query, key, value, mask, 0.0, run["is_causal"], scale=run["scale"])[0]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mpsdiag.emulation.aborts import EmulatedAbort
 from mpsdiag.emulation.defects import DEFECTS, Defect, defects_of
+from mpsdiag.emulation.refusals import EmulatedAbort
 from mpsdiag.emulation.releases import RELEASES
-from mpsdiag.emulation.spec import Emulation
+from mpsdiag.emulation.selection import Emulation
 
 if TYPE_CHECKING:
     from mpsdiag.emulation.mode import EmulatedMPS, active, emulate_mps, emulated, in_effect, suspended

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class AttentionCall:
     """The arguments of `scaled_dot_product_attention` by name.
 
     Attributes:
@@ -60,7 +60,7 @@ class Call:
         same = all(x.dtype == q.dtype and x.dim() >= 2 for x in self.tensors)
         return same and (self.mask is None or self.mask.dtype in {torch.bool, torch.float32, q.dtype})
 
-    def as_autocast(self, dtype: torch.dtype) -> Call:
+    def as_autocast(self, dtype: torch.dtype) -> AttentionCall:
         """The call with its tensors in the dtype of an autocast region, which this function is subject to."""
 
         def cast(tensor: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Call:
         mask = None if self.mask is None else cast(self.mask)
         return replace(self, query=cast(self.query), key=cast(self.key), value=cast(self.value), mask=mask)
 
-    def with_additive_mask(self) -> Call:
+    def with_additive_mask(self) -> AttentionCall:
         """The call with a bool mask turned into 0 and -inf in the query's dtype, as the public function does first."""
         if self.mask is None or self.mask.dtype != torch.bool:
             return self
@@ -78,13 +78,13 @@ class Call:
         return replace(self, mask=mask)
 
 
-def public_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+def public_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
     """Read the arguments of `F.scaled_dot_product_attention`."""
     named = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
     return _call({**named, **kwargs})
 
 
-def operator_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+def operator_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
     """Read the arguments of `aten::_scaled_dot_product_attention_math_for_mps`; its dropout mask is not modelled."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "dropout_mask")
     named = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -92,8 +92,8 @@ def operator_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
     return _call(named)
 
 
-def _call(named: dict[str, Any]) -> Call:
-    return Call(
+def _call(named: dict[str, Any]) -> AttentionCall:
+    return AttentionCall(
         named["query"],
         named["key"],
         named["value"],

@@ -9,7 +9,7 @@ import torch
 from mpsdiag.emulation.releases import TWO_PASS_KEYS, VECTOR_QUERIES
 
 if TYPE_CHECKING:
-    from mpsdiag.emulation.call import Call
+    from mpsdiag.emulation.call import AttentionCall
     from mpsdiag.emulation.releases import Release
 
 Path = Literal["general", "vector_one_pass", "vector_two_pass", "prefill", "prefill_mpp"]
@@ -17,7 +17,7 @@ Path = Literal["general", "vector_one_pass", "vector_two_pass", "prefill", "pref
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def takes_operator(call: Call, release: Release, macos: int, *, dropout_ignored: bool) -> bool:
+def takes_operator(call: AttentionCall, release: Release, macos: int, *, dropout_ignored: bool) -> bool:
     """Whether the public function hands the call to the MPS operator, and not to the composite path.
 
     Args:
@@ -33,7 +33,7 @@ def takes_operator(call: Call, release: Release, macos: int, *, dropout_ignored:
     return macos >= release.contiguous_below or all(x.is_contiguous() for x in call.tensors)
 
 
-def choose_path(call: Call, release: Release, macos: int, *, prefill_disabled: bool) -> Path:
+def choose_path(call: AttentionCall, release: Release, macos: int, *, prefill_disabled: bool) -> Path:
     """Which kernel the operator runs.
 
     Args:
@@ -66,17 +66,17 @@ def choose_path(call: Call, release: Release, macos: int, *, prefill_disabled: b
     return "general"
 
 
-def _heads_match(call: Call, release: Release) -> bool:
+def _heads_match(call: AttentionCall, release: Release) -> bool:
     """The kernels index batch and heads without broadcasting; only 2.13+ divide query heads by shared ones."""
     q, k, v = (x.shape[:2] for x in call.tensors)
     return q[0] == k[0] == v[0] and k[1] == v[1] and (q[1] == k[1] or release.shares_heads)
 
 
-def _vector_mask(call: Call, release: Release) -> bool:
+def _vector_mask(call: AttentionCall, release: Release) -> bool:
     if release.vector_everything:
         return _kernel_mask(call) and not (call.is_causal and call.mask is not None)
     return not call.is_causal and (call.mask is None or call.mask.dtype == torch.bool)
 
 
-def _kernel_mask(call: Call) -> bool:
+def _kernel_mask(call: AttentionCall) -> bool:
     return call.mask is None or call.mask.dtype in {torch.bool, call.query.dtype}

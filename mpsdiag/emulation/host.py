@@ -4,7 +4,7 @@ The vector kernels of 2.8 to 2.11 number the heads through all sequences and kno
 at n times the head stride. The host copies what that cannot read, but its test asks `is_contiguous`, for which the
 stride of a dimension of size 1 does not matter, and lets one more layout of the query pass (SDPA002, SDPA003). Of
 a mask it hands over the strides of key, row and head, with 0 for a dimension of size 1 (SDPA005, SDPA006).
-Later kernels take every stride, and nothing is misread.
+Later kernels take every stride; those of the prefill path of 2.13 in 32 bits (SDPA030).
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-    from mpsdiag.emulation.call import Call
+    from mpsdiag.emulation.call import AttentionCall
     from mpsdiag.emulation.machine import Machine
 
 Strides = tuple[int, int, int, int]
+OFFSETS = 1 << 31  # what a signed 32-bit offset reaches
 
 
-def as_vector_kernel_reads(call: Call, machine: Machine, *, two_pass: bool) -> Call:
+def as_vector_kernel_reads(call: AttentionCall, machine: Machine, *, two_pass: bool) -> AttentionCall:
     """The call with query, key, value and mask as a vector kernel of the machine's release reads them.
 
     The mask comes expanded to `(B, H, L, S)`.
@@ -44,7 +47,18 @@ def as_vector_kernel_reads(call: Call, machine: Machine, *, two_pass: bool) -> C
     return replace(call, query=query, key=key, value=value, mask=mask)
 
 
-def expanded_mask(call: Call) -> Tensor | None:
+def as_prefill_kernel_reads(call: AttentionCall, machine: Machine) -> AttentionCall:
+    """The call with its tensors as a prefill kernel reads them, the mask expanded to `(B, H, L, S)`."""
+    mask = expanded_mask(call)
+    if not machine.has("SDPA030"):
+        return replace(call, mask=mask)
+    query, key, value = (_within_32_bits(x, machine.garbage) for x in call.tensors)
+    if mask is not None:
+        mask = _within_32_bits(mask, machine.garbage)
+    return replace(call, query=query, key=key, value=value, mask=mask)
+
+
+def expanded_mask(call: AttentionCall) -> Tensor | None:
     """The mask in the shape of the scores; dimensions that were broadcast have stride 0."""
     return None if call.mask is None else call.mask.expand(*call.query.shape[:3], call.key.size(2))
 
@@ -88,11 +102,27 @@ def _read(tensor: Tensor, strides: Strides, garbage: torch.Generator) -> Tensor:
     last = begin + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
     if last < memory:
         return tensor.as_strided(tensor.shape, strides)
-    steps = (torch.arange(n) * s for n, s in zip(tensor.shape, strides, strict=True))
-    b, h, r, c = torch.meshgrid(*steps, indexing="ij")
-    at = b + h + r + c + begin
+    at = begin + _offsets(tensor.shape, strides)
     found = tensor.as_strided((memory,), (1,), 0)[at.clamp_max(memory - 1)]
-    other = torch.randn(at.shape, generator=garbage)
-    return torch.where(
-        at < memory, found, other > 0 if tensor.dtype == torch.bool else other.to(tensor.dtype)
-    )
+    return torch.where(at < memory, found, _unwritten(tensor, garbage))
+
+
+def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """For each index of a shape, how many elements it is from the beginning."""
+    steps = [torch.arange(n) * s for n, s in zip(shape, strides, strict=True)]
+    return torch.stack(torch.meshgrid(*steps, indexing="ij")).sum(0)
+
+
+def _within_32_bits(tensor: Tensor, garbage: torch.Generator) -> Tensor:
+    """The tensor as read with signed 32-bit offsets: rows that lie further from its beginning are garbage."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if reach < OFFSETS:
+        return tensor
+    rows = _offsets(tensor.shape[:3], tensor.stride()[:3]).unsqueeze(-1)
+    return torch.where(rows < OFFSETS, tensor, _unwritten(tensor, garbage))
+
+
+def _unwritten(like: Tensor, garbage: torch.Generator) -> Tensor:
+    """What lies in memory that nobody wrote, as numbers of a tensor's shape and dtype."""
+    found = torch.randn(like.shape, generator=garbage)
+    return found > 0 if like.dtype == torch.bool else found.to(like.dtype)

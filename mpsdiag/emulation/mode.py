@@ -10,19 +10,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.emulation import reentry
-from mpsdiag.emulation.attention import attention
 from mpsdiag.emulation.call import operator_call, public_call
-from mpsdiag.emulation.faults import baddbmm
+from mpsdiag.emulation.faults import BADDBMM, baddbmm_reading_its_input
 from mpsdiag.emulation.machine import Machine
-from mpsdiag.emulation.operator import run_operator
-from mpsdiag.emulation.spec import Emulation
+from mpsdiag.emulation.operator import attention, run_operator
+from mpsdiag.emulation.selection import Emulation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Self
 
-    from mpsdiag.emulation.aborts import OnAbort
+    from mpsdiag.emulation.refusals import OnAbort
 
 
 class _Thread(threading.local):
@@ -131,7 +130,7 @@ def _baddbmm(
     before = args[0] if args else kwargs.get("input")
     if not (isinstance(before, torch.Tensor) and before.device.type == "cpu" and machine.has("SDPA026")):
         return func(*args, **kwargs)
-    return baddbmm.baddbmm_reading_its_input(func, args, kwargs)
+    return baddbmm_reading_its_input(func, args, kwargs)
 
 
 _math_for_mps = getattr(torch.ops.aten, "_scaled_dot_product_attention_math_for_mps", None)
@@ -145,7 +144,7 @@ def _without_autocast() -> AbstractContextManager[Any]:
 _INTERCEPTED: dict[Any, Callable[..., Any]] = {
     # torch's own function: the public name may hold a fix by the time this is imported.
     torch._C._nn.scaled_dot_product_attention: _public,  # noqa: SLF001
-    **dict.fromkeys(baddbmm.INTERCEPTED, _baddbmm),
+    **dict.fromkeys(BADDBMM, _baddbmm),
 }
 if _math_for_mps is not None:  # torch 2.4 has no such operator
     _INTERCEPTED |= {_math_for_mps: _operator, _math_for_mps.default: _operator}

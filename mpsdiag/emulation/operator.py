@@ -1,4 +1,4 @@
-"""The operator `aten::_scaled_dot_product_attention_math_for_mps` on an emulated machine."""
+"""Attention on an emulated machine: the public function, the operator behind it, and the composite path."""
 
 from __future__ import annotations
 
@@ -8,20 +8,63 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpsdiag.emulation.dispatch import choose_path
+from mpsdiag.emulation.dispatch import choose_path, takes_operator
+from mpsdiag.emulation.generations.composite import composite_attention
 from mpsdiag.emulation.generations.rounding import expand_heads
 from mpsdiag.emulation.paths import general, prefill_kernel, vector_kernel
-from mpsdiag.emulation.refusals import refuse_call
+from mpsdiag.emulation.refusals import BOTH_MASKS, refuse_call
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mpsdiag.emulation.call import Call
+    from mpsdiag.emulation.call import AttentionCall
     from mpsdiag.emulation.machine import Machine
 
 
+def attention(call: AttentionCall, machine: Machine) -> Tensor:
+    """Compute a public call as the machine's release would.
+
+    Args:
+        call: The arguments, with CPU tensors.
+        machine: Release, macOS, defects.
+
+    Returns:
+        `(..., Hq, L, Dv)` in the dtype of the query; differentiable on the composite path only.
+
+    Raises:
+        RuntimeError: A mask together with `is_causal`.
+        NotImplementedError: Dropout without gradients on 2.13 and later.
+        EmulatedAbort: Where the real thing ends the process.
+    """
+    call = call.with_additive_mask()
+    ignored = machine.has("SDPA008")
+    if takes_operator(call, machine.release, machine.macos, dropout_ignored=ignored):
+        return run_operator(call, machine, want_weights=False)[0]
+    return _composite(call, machine)
+
+
+def _composite(call: AttentionCall, machine: Machine) -> Tensor:
+    if call.is_causal and call.mask is not None:
+        raise RuntimeError(BOTH_MASKS)
+    old = machine.release.general == "none"
+    return composite_attention(
+        call.query,
+        call.key,
+        call.value,
+        call.mask,
+        call.is_causal,
+        call.scale,
+        call.enable_gqa,
+        call.dropout_p,
+        zero_dead_rows=not (old and machine.has("SDPA001")),
+        wide_scores=not old or (call.query.dtype == torch.float16 and not machine.has("SDPA021")),
+    )[0]
+
+
 @torch.no_grad()
-def run_operator(call: Call, machine: Machine, *, want_weights: bool) -> tuple[Tensor, Tensor | None]:
+def run_operator(
+    call: AttentionCall, machine: Machine, *, want_weights: bool
+) -> tuple[Tensor, Tensor | None]:
     """Compute a call that has reached the operator.
 
     Args:
@@ -58,7 +101,7 @@ def _prefill_disabled() -> bool:
     return os.environ.get("PYTORCH_MPS_DISABLE_PREFILL_ATTENTION", "0") != "0"
 
 
-def _to_4d(call: Call) -> Call:
+def _to_4d(call: AttentionCall) -> AttentionCall:
     """Bring query, key and value to four dimensions: leading ones become one, missing ones are added."""
     if call.query.dim() == call.key.dim() == call.value.dim() == 4:
         return call
@@ -71,7 +114,7 @@ def _to_4d(call: Call) -> Call:
     return replace(call, query=query, key=key, value=value, mask=mask)
 
 
-def _with_heads(call: Call, machine: Machine) -> Call:
+def _with_heads(call: AttentionCall, machine: Machine) -> AttentionCall:
     """Repeat key and value heads where the release does so before it chooses a path."""
     if call.query.size(1) == call.key.size(1) == call.value.size(1):
         return call

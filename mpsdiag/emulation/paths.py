@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpsdiag.emulation.faults.garbage import (
+from mpsdiag.emulation.faults import (
+    as_the_cached_graph_runs_it,
     corrupt_far_heads,
     laid_out_for_another_width,
 )
-from mpsdiag.emulation.faults.graph_cache import as_the_cached_graph_runs_it
 from mpsdiag.emulation.generations.graph import TINY_SHIFT, graph_attention
 from mpsdiag.emulation.generations.graph_f32 import graph_attention_f32
 from mpsdiag.emulation.generations.prefill import LOG2E, prefill, prefill_mpp
 from mpsdiag.emulation.generations.rounding import scale_or_default
 from mpsdiag.emulation.generations.vector_one_pass import vector_one_pass
 from mpsdiag.emulation.generations.vector_two_pass import vector_two_pass
-from mpsdiag.emulation.host import as_vector_kernel_reads, expanded_mask
+from mpsdiag.emulation.host import as_prefill_kernel_reads, as_vector_kernel_reads, expanded_mask
 from mpsdiag.emulation.refusals import refuse_general
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mpsdiag.emulation.call import Call
+    from mpsdiag.emulation.call import AttentionCall
     from mpsdiag.emulation.machine import Machine
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def general(call: Call, machine: Machine, *, want_weights: bool) -> tuple[Tensor, Tensor | None]:
+def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tuple[Tensor, Tensor | None]:
     """Run the graph (G1, G2, G3).
 
     Args:
@@ -75,7 +75,7 @@ def general(call: Call, machine: Machine, *, want_weights: bool) -> tuple[Tensor
     return output, weights
 
 
-def vector_kernel(call: Call, machine: Machine, *, two_pass: bool) -> Tensor:
+def vector_kernel(call: AttentionCall, machine: Machine, *, two_pass: bool) -> Tensor:
     """Run the vector kernel for few queries, in one pass (G4) or two (G5).
 
     Args:
@@ -101,7 +101,7 @@ def vector_kernel(call: Call, machine: Machine, *, two_pass: bool) -> Tensor:
     )
 
 
-def prefill_kernel(call: Call, machine: Machine, *, mpp: bool) -> Tensor:
+def prefill_kernel(call: AttentionCall, machine: Machine, *, mpp: bool) -> Tensor:
     """Run the prefill kernel for many queries (G6), or the one on Metal Performance Primitives (G7).
 
     Args:
@@ -112,7 +112,8 @@ def prefill_kernel(call: Call, machine: Machine, *, mpp: bool) -> Tensor:
     Returns:
         `(B, H, L, Dv)`.
     """
-    mask = expanded_mask(call)
+    call = as_prefill_kernel_reads(call, machine)
+    mask = call.mask
     if mask is not None and mask.dtype != torch.bool and machine.has("SDPA007"):
         mask = mask.float() / LOG2E  # the kernel multiplies it by that again
     arguments = (*call.tensors, mask, call.is_causal, scale_or_default(call.scale, call.query))

@@ -1,21 +1,44 @@
-"""What the MPS operator refuses, and what makes it end the process."""
+"""What the MPS operator refuses, what makes it end the process, and what the emulation does there."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mpsdiag.emulation.aborts import abort
+import os
+import sys
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 if TYPE_CHECKING:
-    from mpsdiag.emulation.call import Call
+    from mpsdiag.emulation.call import AttentionCall
     from mpsdiag.emulation.machine import Machine
 
+OnAbort = Literal["raise", "process"]
+
+
+class EmulatedAbort(RuntimeError):  # noqa: N818 - it stands for an abort, which is no exception
+    """On the emulated release this call would have ended the process (SIGABRT)."""
+
+
+def abort(message: str, on_abort: OnAbort) -> NoReturn:
+    """End the process as the emulated release would, or raise.
+
+    Args:
+        message: What the real thing prints, roughly.
+        on_abort: `process` really aborts (for children that are watched), `raise` raises.
+
+    Raises:
+        EmulatedAbort: With `on_abort="raise"`.
+    """
+    if on_abort == "process":
+        sys.stderr.write(f"emulated abort: {message}\n")
+        sys.stderr.flush()
+        os.abort()
+    raise EmulatedAbort(f"{message} (on a real MPS device this ends the process)")
+
+
 NDARRAY_BYTES = 1 << 32
-NDARRAY_LIMIT_GONE = 26  # on this macOS, larger scores were seen computed (and corrupt), not aborted
 BOTH_MASKS = "_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True"
 
 
-def refuse_call(call: Call, machine: Machine) -> None:
+def refuse_call(call: AttentionCall, machine: Machine) -> None:
     """Raise or abort for what the operator does not take, before it has chosen a path.
 
     Args:
@@ -52,7 +75,7 @@ def refuse_call(call: Call, machine: Machine) -> None:
         abort("mps_matmul: incompatible dimensions", machine.on_abort)
 
 
-def refuse_general(call: Call, machine: Machine) -> None:
+def refuse_general(call: AttentionCall, machine: Machine) -> None:
     """Raise or abort for what the general path does not take.
 
     Args:
@@ -61,13 +84,13 @@ def refuse_general(call: Call, machine: Machine) -> None:
 
     Raises:
         RuntimeError: `is_causal` and a mask.
-        EmulatedAbort: Scores of more than 2**32 bytes, with SDPA019 below macOS 26.
+        EmulatedAbort: Scores of more than 2**32 bytes, with SDPA019.
     """
     if call.is_causal and call.mask is not None:
         raise RuntimeError(BOTH_MASKS)
     batch, heads, rows, _ = call.query.shape
     size = batch * heads * rows * call.key.size(2) * call.query.element_size()
-    if size > NDARRAY_BYTES and machine.has("SDPA019") and machine.macos < NDARRAY_LIMIT_GONE:
+    if size > NDARRAY_BYTES and machine.has("SDPA019"):
         abort(
             "[MPSNDArray initWithDevice:descriptor:] Error: total bytes of NDArray > 2**32", machine.on_abort
         )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mpsdiag.probes.catalogue import CATALOGUE, find
-from mpsdiag.probes.declaration import Finding, Probe, Remedy
-from mpsdiag.probes.outcome import Check
+from mpsdiag.probes.declaration import Check, Finding, Probe, Remedy
+from mpsdiag.probes.known import CATALOGUE, find
 from mpsdiag.probes.prediction import predicted, surprises
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from mpsdiag.probes.outcome import Refused
+from mpsdiag.probes.declaration import Refused
 
 BACKENDS: Final[dict[str, tuple[str, ...]]] = {
     "cuda": ("MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION"),

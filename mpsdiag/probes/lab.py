@@ -13,8 +13,8 @@ from torch import Tensor
 from mpsdiag import device as devices
 from mpsdiag.emulation import Emulation, suspended
 from mpsdiag.probes.backends import forced
+from mpsdiag.probes.declaration import Check, Mode, Skip
 from mpsdiag.probes.judge import Yardstick, plain_errors
-from mpsdiag.probes.outcome import Check, Mode, Skip
 from mpsdiag.sdpa import reference_attention
 
 DIRECT: Final = "_scaled_dot_product_attention_math_for_mps"

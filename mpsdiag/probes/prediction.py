@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mpsdiag.probes.catalogue import CATALOGUE
-from mpsdiag.probes.declaration import LAST_MINOR, Finding, Probe
-from mpsdiag.probes.outcome import MODES, Mode
+from mpsdiag.probes.declaration import LAST_MINOR, MODES, Finding, Mode, Probe
+from mpsdiag.probes.known import CATALOGUE
 
 
 def minor_of(release: str) -> str:

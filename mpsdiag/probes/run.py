@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from mpsdiag.device import kind_of
 from mpsdiag.emulation import EmulatedAbort, Emulation, emulated
-from mpsdiag.emulation.aborts import OnAbort
-from mpsdiag.probes.attribution import attribute
+from mpsdiag.emulation.refusals import OnAbort
 from mpsdiag.probes.backends import BACKENDS
-from mpsdiag.probes.catalogue import CATALOGUE, find
-from mpsdiag.probes.declaration import Finding, Probe
-from mpsdiag.probes.isolation import Job, run_isolated
-from mpsdiag.probes.outcome import ABORTS, MODES, Check, Mode, ModeResult, Skip
-from mpsdiag.probes.sweep import SWEEP, SWEEP_PROBE
+from mpsdiag.probes.children import Job, run_isolated
+from mpsdiag.probes.declaration import ABORTS, MODES, Check, Finding, Mode, ModeResult, Probe, Skip
+from mpsdiag.probes.known import CATALOGUE, find
+from mpsdiag.probes.sweep import SWEEP, SWEEP_PROBE, attribute
 from mpsdiag.words import ProbeStatus
 
 WORST_FIRST: tuple[ProbeStatus, ...] = ("fail", "error", "pass", "skip")

@@ -152,14 +152,14 @@ def scores_beyond_the_limit():
         patch.setattr("mpsdiag.emulation.paths.graph_attention_f32", lambda *_, **__: (big, None))
         patch.setattr("mpsdiag.emulation.paths.prefill", lambda *_, **__: big)
         patch.setattr("mpsdiag.emulation.paths.corrupt_far_heads", lambda output, *_: output)
-        patch.setattr("mpsdiag.emulation.attention.composite_attention", lambda *_, **__: (big, None))
+        patch.setattr("mpsdiag.emulation.operator.composite_attention", lambda *_, **__: (big, None))
         return aborts(scaled_dot_product_attention, big, big, big)
 
 
 def far_heads(dtype=torch.float32):
     q, k, v = (normal(1, 4, 10, 20, dtype=dtype, seed=s) for s in range(3))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpsdiag.emulation.faults.garbage.SCORES_TO_CORRUPTION", 2 * 100)
+        patch.setattr("mpsdiag.emulation.faults.SCORES_TO_CORRUPTION", 2 * 100)
         output = scaled_dot_product_attention(q, k, v)
     assert not off(output[:, :2], q[:, :2], k[:, :2], v[:, :2])
     wrong = off(output, q, k, v)
@@ -187,6 +187,18 @@ def bool_row_by_the_operator():
     q = normal(1, 1, 4, 64)
     mask = torch.zeros(64, 64, dtype=torch.bool)[:4, :4]  # nothing but False around it either
     return bool(operator(q, q, q, mask)[0].isnan().all())
+
+
+def far_batch():
+    """The second sequence begins 2**31 elements behind the first; the memory between is never touched."""
+    q, k, v = normal(2, 1, 9, 64, dtype=torch.float16).tile(3, 1, 1, 1).chunk(3)
+    far = torch.empty(2**31 + 128 + k.numel(), dtype=torch.float16).as_strided(
+        k.shape, (2**31 + 128, 64 * 9, 64, 1)
+    )
+    far.copy_(k)
+    output = scaled_dot_product_attention(q, far, v)
+    assert not off(output[:1], q[:1], k[:1], v[:1])
+    return off(output, q, k, v)
 
 
 def releases(first, last):
@@ -219,6 +231,7 @@ SHOWS = {
     "SDPA021": (scores_overflow, releases("2.0", "2.9")),
     "SDPA026": (baddbmm_reads_its_input, releases("2.0", "2.13")),
     "SDPA029": (bool_row_by_the_operator, releases("2.8", "2.12")),
+    "SDPA030": (far_batch, ("2.13",)),
 }
 NEEDS_OPERATOR = {"SDPA005", "SDPA006", "SDPA029"}
 # The trigger on the left finds the defect on the right as well, so that one is left out.
@@ -245,13 +258,17 @@ NAMED_ELSEWHERE = {
     "SDPA021": "2.9",
     "SDPA026": "2.14",
     "SDPA029": "2.13",
+    "SDPA030": "2.14",
 }
+
+
+MACOS = {"SDPA014": 26, "SDPA018": 26}  # the others on 15
 
 
 def shows(defect, release, defects):
     if defect in NEEDS_OPERATOR and release in RELEASES[:5]:
         return False
-    with torch.no_grad(), emulate_mps(release, defects=defects):
+    with torch.no_grad(), emulate_mps(release, MACOS.get(defect, 15), defects):
         return SHOWS[defect][0]()
 
 
@@ -261,12 +278,12 @@ def test_all_defects_are_here():
 
 @pytest.mark.parametrize("defect", SHOWS)
 def test_shows_in_exactly_its_releases(defect):
-    want = SHOWS[defect][1]
+    want, macos = SHOWS[defect][1], MACOS.get(defect, 15)
     other = SEEN_TOO.get(defect)
-    seen = tuple(r for r in RELEASES if shows(defect, r, [d for d in defects_of(r) if d != other]))
+    seen = tuple(r for r in RELEASES if shows(defect, r, [d for d in defects_of(r, macos) if d != other]))
     assert seen == want
     assert DEFECTS[defect].releases == want
-    assert all((defect in defects_of(r)) == (r in want) for r in RELEASES)
+    assert all((defect in defects_of(r, macos)) == (r in want) for r in RELEASES)
 
 
 @pytest.mark.parametrize("defect", SHOWS)
@@ -322,7 +339,7 @@ class TestLimits:
         mask = torch.zeros(16, 16, dtype=torch.float16).masked_fill(
             torch.ones(16, 16).triu(1).bool(), float("-inf")
         )
-        with emulate_mps("2.11"):
+        with emulate_mps("2.11", 26):
             assert not causal_leak(torch.float32)
             assert causal_leak(torch.bfloat16)
             assert not off(scaled_dot_product_attention(q, q, q, mask), q, q, q, mask)
@@ -347,6 +364,26 @@ class TestLimits:
             assert mask_dtype_kept()
         with emulate_mps("2.5"):
             assert mask_shape_kept()
+
+    @pytest.mark.parametrize(("macos", "leaks"), [(13, False), (14, False), (15, False), (26, True)])
+    def test_the_leak_is_known_on_macos_26_only(self, macos, leaks):
+        with emulate_mps("2.11", macos):
+            assert causal_leak() == leaks
+        with emulate_mps("2.11", macos, ("SDPA014",)):  # named, it is shown anywhere
+            assert causal_leak()
+
+    @pytest.mark.parametrize("macos", [13, 14, 15])
+    def test_heads_are_not_corrupt_where_so_many_scores_abort(self, macos):
+        with emulate_mps("2.11", macos):
+            assert not far_heads()
+            assert scores_beyond_the_limit()
+        with emulate_mps("2.11", 26):
+            assert far_heads()
+
+    @pytest.mark.parametrize("macos", [13, 14, 15, 26])
+    def test_baddbmm_is_torchs_own_and_on_every_macos(self, macos):
+        with emulate_mps("2.13", macos):
+            assert baddbmm_reads_its_input()
 
     def test_scores_beyond_the_limit_do_not_abort_on_macos_26(self):
         with emulate_mps("2.11", 26):

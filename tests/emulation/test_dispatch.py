@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from mpsdiag.emulation import RELEASES, emulate_mps
-from mpsdiag.emulation.call import Call, public_call
+from mpsdiag.emulation.call import AttentionCall, public_call
 from mpsdiag.emulation.dispatch import choose_path, takes_operator
 from mpsdiag.emulation.releases import TABLE
 
@@ -23,7 +23,7 @@ OPERATOR = {
 def call(queries=4, keys=4, width=64, *, heads=2, shared=2, out=None, dtype=torch.float32, **more):
     q = torch.zeros(1, heads, queries, width, dtype=dtype)
     k = torch.zeros(1, shared, keys, width, dtype=dtype)
-    return Call(q, k, torch.zeros(1, shared, keys, out or width, dtype=dtype), **more)
+    return AttentionCall(q, k, torch.zeros(1, shared, keys, out or width, dtype=dtype), **more)
 
 
 def test_the_releases():
@@ -42,13 +42,13 @@ def test_who_reaches_the_operator(release, macos):
     assert takes(call()) == exists
     swapped = torch.zeros(1, 4, 2, 64).transpose(1, 2)
     for tensors in ((swapped, call().key, call().key), (call().query, swapped, call().key)):
-        assert takes(Call(*tensors)) == (exists and macos >= loose_from)
+        assert takes(AttentionCall(*tensors)) == (exists and macos >= loose_from)
     assert takes(call(dropout_p=0.5)) == (exists and dropout_in)
     for position in range(3):
         tensors = [torch.zeros(1, 2, 4, 64, requires_grad=i == position) for i in range(3)]
-        assert not takes(Call(*tensors))
+        assert not takes(AttentionCall(*tensors))
         with torch.no_grad():
-            assert takes(Call(*tensors)) == exists
+            assert takes(AttentionCall(*tensors)) == exists
 
 
 @pytest.mark.parametrize("release", RELEASES[5:])

@@ -149,6 +149,10 @@ def test_releases_are_named_with_or_without_the_patch(given_release):
         (("2.8", 12), "no macOS 12"),
         (("2.8", 99), "no macOS 99"),
         (("2.8", 16), "choose 13, 14, 15 or 26"),
+        (
+            ("2.8", 27),
+            "There is no macOS 27 to emulate: nothing known of attention there differs from macOS 26",
+        ),
         (("2.8", 15, ("SDPA999",)), "Unknown defect 'SDPA999'"),
         (("2.8", 15, ["SDPA01"]), "Did you mean 'SDPA0"),
     ],

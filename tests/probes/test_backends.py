@@ -8,8 +8,8 @@ import torch
 from mpsdiag.probes import run as running
 from mpsdiag.probes import sweep
 from mpsdiag.probes.backends import BACKENDS, forced
-from mpsdiag.probes.catalogue import CATALOGUE
-from mpsdiag.probes.outcome import Refused
+from mpsdiag.probes.declaration import Refused
+from mpsdiag.probes.known import CATALOGUE
 from mpsdiag.probes.run import run_backend, run_level
 
 

@@ -12,7 +12,7 @@ from mpsdiag.probes.sweep import SWEEP_PROBE
 
 
 def test_every_entry_of_the_table_is_there_in_order():
-    assert list(CATALOGUE) == [f"SDPA{number:03d}" for number in range(1, 30)]
+    assert list(CATALOGUE) == [f"SDPA{number:03d}" for number in range(1, 33)]
 
 
 @pytest.mark.parametrize("probe", [*CATALOGUE.values(), SWEEP_PROBE], ids=lambda probe: probe.id)

@@ -11,7 +11,7 @@ import torch
 
 from mpsdiag.emulation import Emulation
 from mpsdiag.probes import run_level, run_probe
-from mpsdiag.probes.dead_rows import additive, left_padded
+from mpsdiag.probes.known.masked_rows import additive, left_padded
 
 
 def level_one(release, macos=15):
@@ -64,7 +64,7 @@ def test_the_failures_are_the_infinite_masks_and_half_precision_minima_of_cold_s
     ],
 )
 def test_values_under_finfo_min_are_told_and_not_failed(release, values):
-    from mpsdiag.probes.catalogue import CATALOGUE
+    from mpsdiag.probes.known import CATALOGUE
     from mpsdiag.probes.run import run_mode
 
     result = run_mode(CATALOGUE["SDPA001"], "evaluation", "cpu", Emulation(release))

@@ -11,7 +11,7 @@ import pytest
 
 from mpsdiag.emulation import Emulation
 from mpsdiag.probes import run_probe
-from mpsdiag.probes.isolation import run_isolated
+from mpsdiag.probes.children import run_isolated
 
 JOBS = [("SDPA002", "training"), ("SDPA002", "evaluation"), ("SDPA003", "training")]
 

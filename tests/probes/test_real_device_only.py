@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.probes import CATALOGUE, memory, numbers
+from mpsdiag.probes import CATALOGUE
+from mpsdiag.probes.known import numbers, sizes
 from mpsdiag.probes.lab import Lab
 from mpsdiag.probes.run import run_mode
 
@@ -85,16 +86,16 @@ def test_a_cache_that_keeps_something_of_every_new_length_is_seen(monkeypatch):
         calls.append({tuple(call(number).shape) for number in range(3)})
         return 0 if len(calls[-1]) == 1 else 3 * 2**30
 
-    monkeypatch.setattr(memory, "grown", grown)
+    monkeypatch.setattr(sizes, "grown", grown)
     assert outcome("SDPA013")[0] == "fail"
     assert [len(shapes) for shapes in calls] == [1, 3]
-    monkeypatch.setattr(memory, "grown", lambda call, device: 2**30)
+    monkeypatch.setattr(sizes, "grown", lambda call, device: 2**30)
     assert outcome("SDPA013")[0] == "pass"
 
 
 @pytest.mark.usefixtures("pretend_mps")
 def test_corrupt_last_heads_are_seen(monkeypatch):
-    monkeypatch.setattr(memory, "HUGE", (1, 4, 64, 64))
+    monkeypatch.setattr(sizes, "HUGE", (1, 4, 64, 64))
 
     def last_head_wrong(func, args, kwargs):
         output = func(*args, **kwargs).clone()
@@ -128,6 +129,32 @@ def test_the_error_of_long_sequences_is_seen(monkeypatch):
     assert outcome("SDPA022")[0] == "pass"
     with Instead([attention], half_precision_softmax):
         assert outcome("SDPA022")[:2] == ("fail", ["wrong values", "wrong values"])
+
+
+@pytest.mark.usefixtures("pretend_mps")
+def test_scrambled_columns_of_the_matrix_hardware_are_seen():
+    def halves_swapped(func, args, kwargs):
+        first, second = func(*args, **kwargs).chunk(2, dim=-1)
+        return torch.cat([second, first], dim=-1)
+
+    assert outcome("SDPA031")[:2] == ("pass", ["right"] * 8)
+    with Instead([attention], halves_swapped):
+        assert outcome("SDPA031")[:2] == ("fail", ["wrong values"] * 8)
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation"])
+def test_a_batch_that_is_computed_otherwise_than_its_sequences_is_seen(mode):
+    def second_sequence_off(func, args, kwargs):
+        output = func(*args, **kwargs)
+        return (
+            output
+            if len(output) == 1
+            else output * torch.tensor([1.0, 1.1, 1.0]).view(3, 1, 1, 1).to(output.dtype)
+        )
+
+    assert outcome("SDPA032", mode)[:2] == ("pass", ["right"] * 4)
+    with Instead([attention], second_sequence_off):
+        assert outcome("SDPA032", mode)[:2] == ("fail", ["wrong values"] * 4)
 
 
 @pytest.mark.usefixtures("pretend_mps")

@@ -7,10 +7,9 @@ import torch
 
 from mpsdiag.emulation import Emulation
 from mpsdiag.probes import CATALOGUE, Finding, sweep
-from mpsdiag.probes.attribution import attribute, explanation
-from mpsdiag.probes.outcome import Check
+from mpsdiag.probes.declaration import Check
 from mpsdiag.probes.run import conclude, run_mode
-from mpsdiag.probes.sweep import SWEEP_PROBE, Shape, shapes
+from mpsdiag.probes.sweep import SWEEP_PROBE, Shape, attribute, explanation, shapes
 
 
 def test_it_covers_what_the_catalogue_promises():

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mpsdiag.benching.plan.spec_errors import Place, shown, validated
+from mpsdiag.benching.plan.spec_errors import Place, validated
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.emulation import RELEASES
-from mpsdiag.emulation.spec import MACOS
+from mpsdiag.emulation.selection import MACOS, no_such_macos
 from mpsdiag.errors import BadInput, nearest
 from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TrainerVariant
 
@@ -65,8 +65,7 @@ def _macos(value: int) -> int:
         ValueError: There is no emulation of it.
     """
     if value not in MACOS:
-        choices = f"{', '.join(map(str, MACOS[:-1]))} or {MACOS[-1]}"
-        raise ValueError(f"there is no macOS {shown(value)} to emulate: choose {choices}.")
+        raise ValueError(no_such_macos(value))
     return value
 
 

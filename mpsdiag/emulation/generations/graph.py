@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpsdiag.emulation.generations.blocks import in_blocks
+from mpsdiag.emulation.generations.head_blocks import in_blocks
 from mpsdiag.emulation.generations.rounding import (
     additive,
     after_the_query,

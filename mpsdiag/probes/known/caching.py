@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpsdiag.probes.declaration import LAST_MINOR, Probe, Remedy, span
-from mpsdiag.probes.outcome import Check
+from mpsdiag.probes.declaration import LAST_MINOR, Check, Probe, Remedy, span
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab

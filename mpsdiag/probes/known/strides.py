@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Probe, Remedy, span
-from mpsdiag.probes.outcome import Check, Skip
+from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
@@ -33,6 +32,26 @@ def _query_strides(lab: Lab) -> Iterator[Check]:
 
 def _batch_strides(lab: Lab) -> Iterator[Check]:
     yield lab.check("permuted, batch of 4, 3 queries", *_transposed(lab, 4, 3, 3))
+
+
+def _batch_and_alone(lab: Lab) -> Iterator[Check]:
+    """Each sequence gives the same alone and in a batch; both may be off by the bound."""
+    import torch
+
+    from mpsdiag.probes.judge import Yardstick
+
+    for dtype in ("float32", "bfloat16"):
+        lab.require_dtype(dtype)
+        for length in (7, 12):
+            q, k, v = (x.to(dtype=getattr(torch, dtype)) for x in _transposed(lab, 3, length, length))
+            with lab.control():
+                one_by_one = [[x[i : i + 1].detach().clone() for x in (q, k, v)] for i in range(3)]
+            together = lab.attend(q, k, v)
+            alone = [lab.attend(*one) for one in one_by_one]
+            bound = 2 * lab.yardstick(q, k, v).bound
+            with lab.control():
+                ok, seen, error = Yardstick(torch.cat(alone).double(), bound).judge(together)
+            yield Check(f"3 sequences of {length} tokens, {dtype}", ok, seen, lab.mode, error, bound)
 
 
 def _require_operator(lab: Lab) -> None:
@@ -159,6 +178,24 @@ PROBES: Final = (
         trigger=_mask_batch_offset,
         bad="wrong values",
         good="right values",
+    ),
+    Probe(
+        id="SDPA032",
+        title="A batch gives other values than its sequences alone",
+        symptom="Scores of BERT and RoBERTa change with the batch size, although nothing is padded.",
+        upstream=(
+            "https://github.com/pytorch/pytorch/issues/170837",
+            "https://github.com/pytorch/pytorch/pull/170874",
+            "https://github.com/pytorch/pytorch/issues/196886",
+        ),
+        releases=span(9, 11),
+        fixed="2.12.0 on MPS, where it is SDPA003 (in 2.8 a sequence alone is wrong too); rounding is not judged",
+        hits="evaluation",
+        remedy=CONTIGUOUS,
+        trigger=_batch_and_alone,
+        bad="wrong values",
+        good="right values",
+        first_macos=15,
     ),
     Probe(
         id="SDPA029",

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpsdiag.probes.declaration import Probe, Remedy, span
-from mpsdiag.probes.outcome import Check, Skip
+from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab

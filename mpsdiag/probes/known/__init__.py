@@ -7,35 +7,35 @@ from types import MappingProxyType
 from typing import Final
 
 from mpsdiag.errors import one_of
-from mpsdiag.probes import (
-    aborts,
-    arguments,
-    caching,
-    causal,
-    dead_rows,
-    matmul,
-    memory,
-    numbers,
-    strides,
-    unreleased,
-    vector,
-)
 from mpsdiag.probes.declaration import Probe
-
-_ROOMS: Final = (
-    aborts,
-    arguments,
+from mpsdiag.probes.known import (
     caching,
     causal,
-    dead_rows,
+    dropout_and_width,
+    kernels,
+    masked_rows,
     matmul,
-    memory,
     numbers,
+    process_ends,
+    sizes,
     strides,
     unreleased,
-    vector,
 )
-_ALL: Final[tuple[Probe, ...]] = tuple(probe for room in _ROOMS for probe in room.PROBES)
+
+_FILES: Final = (
+    caching,
+    causal,
+    dropout_and_width,
+    kernels,
+    masked_rows,
+    matmul,
+    numbers,
+    process_ends,
+    sizes,
+    strides,
+    unreleased,
+)
+_ALL: Final[tuple[Probe, ...]] = tuple(probe for file in _FILES for probe in file.PROBES)
 
 CATALOGUE: Final[Mapping[str, Probe]] = MappingProxyType(
     {probe.id: probe for probe in sorted(_ALL, key=lambda probe: probe.id)}

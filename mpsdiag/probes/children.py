@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.outcome import ABORTS, Check, Mode, ModeResult
+from mpsdiag.probes.declaration import ABORTS, Check, Mode, ModeResult
 from mpsdiag.serialization import dumps, number
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run_isolated(
     emulation: Emulation | None,
     *,
     seconds: float = SECONDS,
-    command: Sequence[str] = (sys.executable, "-m", "mpsdiag.probes.child"),
+    command: Sequence[str] = (sys.executable, "-m", "mpsdiag.probes.children"),
 ) -> dict[Job, tuple[ModeResult, float]]:
     """Run probes in grad modes, all in one child as long as it lives; after a death the rest goes to a new one.
 
@@ -178,3 +178,43 @@ def _mode_result(given: dict[str, Any]) -> ModeResult:
         for check in given["checks"]
     )
     return ModeResult(given["status"], checks, given["reason"])
+
+
+def main() -> None:
+    """Run the jobs of the document on stdin."""
+    spec = json.load(sys.stdin)
+    _no_core_dump()
+    with Path(spec["results"]).open("a", encoding="utf-8") as results:
+
+        def write(line: dict[str, Any]) -> None:
+            results.write(dumps(line) + "\n")
+            results.flush()
+
+        _run(spec, write)
+
+
+def _run(spec: dict[str, Any], write: Any) -> None:
+    from mpsdiag.emulation import Emulation
+    from mpsdiag.probes.run import run_mode, runnable
+
+    given = spec["emulation"]
+    defects = None if given is None or given["defects"] is None else tuple(given["defects"])
+    emulation = None if given is None else Emulation(given["release"], given["macos"], defects)
+    for name, mode in spec["jobs"]:
+        write({"started": [name, mode]})
+        begin = time.perf_counter()
+        result = run_mode(runnable(name), mode, spec["device"], emulation, on_abort="process")
+        write({"finished": [name, mode], "result": result, "seconds": time.perf_counter() - begin})
+
+
+def _no_core_dump() -> None:
+    """An abort is expected here; nobody wants a core file of it."""
+    try:
+        import resource
+    except ImportError:  # no such module on Windows, and no core files either
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    main()

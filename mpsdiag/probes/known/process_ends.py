@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Probe, Remedy, span
-from mpsdiag.probes.outcome import Check, Skip
+from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
 
 if TYPE_CHECKING:
     from torch import Tensor

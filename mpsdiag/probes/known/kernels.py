@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Probe, Remedy, span
-from mpsdiag.probes.outcome import Check
-from mpsdiag.probes.strides import VECTOR_HEAD_DIMS
+from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+from mpsdiag.probes.known.strides import VECTOR_HEAD_DIMS
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
@@ -39,6 +38,33 @@ def _swallowed_nan(lab: Lab) -> Iterator[Check]:
         yield Check(f"NaN in {poisoned}, {length} queries", shown and others, seen, lab.mode)
 
 
+def _far_batch(lab: Lab) -> Iterator[Check]:
+    """The second sequence begins 2**31 elements behind the first; of the memory between nothing is touched."""
+    import torch
+
+    lab.require_mps("the offsets are those of its kernels")
+    if lab.training:
+        raise Skip("the gradient of such a key takes 4 GiB more")
+    if lab.emulation is None and torch.mps.recommended_max_memory() < FAR_MEMORY:
+        raise Skip("needs 16 GiB of GPU memory")
+    q, near, v = lab.qkv((2, 1, 16, 64), dtype="float16")
+    try:
+        memory = torch.empty(FAR + near.numel(), dtype=near.dtype, device=near.device)
+    except RuntimeError as problem:
+        raise Skip(f"needs 4 GiB of address space: {str(problem).splitlines()[0]}") from problem
+    far = memory.as_strided(near.shape, (FAR, *near.stride()[1:])).copy_(near)
+    yield lab.check("a batch stride of 2**31 + 128, 16 queries", q, far, v)
+
+
+def _matrix_hardware(lab: Lab) -> Iterator[Check]:
+    """The kernels on Metal Performance Primitives: half types, more than 8 queries, these head dims."""
+    lab.require_real_mps("the order of elements is that of Apple's matrix hardware")
+    for dtype, head_dim in itertools.product(("bfloat16", "float16"), (64, 96, 128, 256)):
+        lab.require_dtype(dtype)
+        q, k, v = lab.qkv((1, 2, 100, head_dim), dtype=dtype)
+        yield lab.check(f"100 queries, {dtype}, head dim {head_dim}", q, k, v)
+
+
 def _explains_buffers(at: Mapping[str, Any]) -> bool:
     return bool(
         at["queries"] <= 8
@@ -49,6 +75,8 @@ def _explains_buffers(at: Mapping[str, Any]) -> bool:
     )
 
 
+FAR: Final = 2**31 + 128
+FAR_MEMORY: Final = 16 * 2**30
 PROBES: Final = (
     Probe(
         id="SDPA004",
@@ -85,5 +113,36 @@ PROBES: Final = (
         trigger=_swallowed_nan,
         bad="zeros",
         good="NaN",
+    ),
+    Probe(
+        id="SDPA030",
+        title="The prefill kernel misreads what lies 2**31 elements behind a tensor's beginning",
+        symptom="Wrong values with very large masks or caches: B * H * L * S, or a batch stride, above 2**31.",
+        upstream=(),
+        releases=span(13, 13),
+        fixed="2.14.0; seen in the shipped kernel, not confirmed on a Mac",
+        hits="evaluation",
+        remedy=Remedy(
+            "Upgrade torch, or call .contiguous() on slices of a large cache and use is_causal instead of a mask.",
+            ("pip install --upgrade 'torch>=2.14'",),
+        ),
+        trigger=_far_batch,
+        bad="wrong values",
+        good="right values",
+        isolated=True,
+    ),
+    Probe(
+        id="SDPA031",
+        title="The prefill kernels on Metal Performance Primitives scramble their output",
+        symptom="Values in the wrong columns for half dtypes and more than 8 queries on macOS 26.",
+        upstream=("https://github.com/pytorch/pytorch/pull/191794",),
+        releases=(),
+        fixed="2026-08 on main: builds of July made on macOS 26 had it; 2.14.0 was seen right on macOS 26.5.2",
+        hits="evaluation",
+        remedy=Remedy("Use a released torch, or set PYTORCH_MPS_DISABLE_PREFILL_ATTENTION=1."),
+        trigger=_matrix_hardware,
+        bad="wrong values",
+        good="right values",
+        first_macos=26,
     ),
 )

@@ -14,6 +14,14 @@ MACOS: Final = (13, 14, 15, 26)
 """The macOS versions that can be emulated."""
 
 
+def no_such_macos(given: object) -> str:
+    """Why a macOS cannot be emulated, in words that follow a colon."""
+    reason = f"choose {', '.join(map(str, MACOS[:-1]))} or {MACOS[-1]}"
+    if given == 27:
+        reason = "nothing known of attention there differs from macOS 26, so choose 26"
+    return f"there is no macOS {given} to emulate: {reason}."
+
+
 @dataclass(frozen=True)
 class Emulation:
     """A torch release on a macOS version, with defects.
@@ -46,7 +54,7 @@ class Emulation:
         if isinstance(macos, str) and macos.isdecimal():
             object.__setattr__(self, "macos", int(macos))
         if not isinstance(self.macos, int) or self.macos not in MACOS:
-            raise BadInput(f"There is no macOS {self.macos} to emulate: choose 13, 14, 15 or 26.")
+            raise BadInput("T" + no_such_macos(self.macos)[1:])
         if self.defects is not None:
             object.__setattr__(
                 self, "defects", tuple(one_of("defect", name, DEFECTS) for name in self.defects)
@@ -55,7 +63,7 @@ class Emulation:
     @property
     def shown(self) -> tuple[str, ...]:
         """The ids of the defects that are shown."""
-        return defects_of(self.release) if self.defects is None else self.defects
+        return defects_of(self.release, self.macos) if self.defects is None else self.defects
 
     def lacks_dtype(self, name: str) -> str | None:
         """Why the emulated device cannot compute in a dtype, or None when it can: the CPU beneath it has them all.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Probe, Remedy, span
-from mpsdiag.probes.outcome import Check
+from mpsdiag.probes.declaration import Check, Probe, Remedy, span
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
@@ -60,7 +59,7 @@ PROBES: Final = (
             "https://github.com/multimodal-art-projection/YuE/issues/176",
         ),
         releases=span(10, 12),
-        fixed="2.13.0 for the head dims of its prefill kernels",
+        fixed="2.13.0 for the head dims of its prefill kernels; known on macOS 26 and 27 only",
         hits="evaluation",
         remedy=Remedy(
             "Upgrade torch, hand over an explicit causal mask instead of is_causal, or evaluate in float32.",
@@ -69,6 +68,7 @@ PROBES: Final = (
         trigger=_future_keys,
         bad="a leak of future keys",
         good="right values",
+        first_macos=26,
         explains=_explains_leak,
     ),
     Probe(
