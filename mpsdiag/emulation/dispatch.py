@@ -18,14 +18,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def takes_operator(call: AttentionCall, release: Release, macos: int, *, dropout_ignored: bool) -> bool:
-    """Whether the public function hands the call to the MPS operator, and not to the composite path.
-
-    Args:
-        call: What was called.
-        release: The row of the table.
-        macos: Major version of macOS.
-        dropout_ignored: Dropout does not keep the call from the operator although it should.
-    """
+    """Whether the public function hands the call to the MPS operator, and not to the composite path."""
     if release.general == "none" or call.needs_grad:
         return False
     if call.dropout_p > 0.0 and release.dropout == "composite" and not dropout_ignored:
@@ -34,14 +27,7 @@ def takes_operator(call: AttentionCall, release: Release, macos: int, *, dropout
 
 
 def choose_path(call: AttentionCall, release: Release, macos: int, *, prefill_disabled: bool) -> Path:
-    """Which kernel the operator runs.
-
-    Args:
-        call: A call with 4D tensors.
-        release: The row of the table.
-        macos: Major version of macOS.
-        prefill_disabled: PYTORCH_MPS_DISABLE_PREFILL_ATTENTION=1 is set.
-    """
+    """Which kernel the operator runs."""
     q, k, v = call.tensors
     queries, keys, dim = q.size(2), k.size(2), q.size(3)
     if k.size(3) != dim or v.size(3) != dim or not _heads_match(call, release):

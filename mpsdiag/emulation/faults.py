@@ -29,16 +29,7 @@ SCORES_TO_CORRUPTION_HALF = 3 << 31
 
 
 def laid_out_for_another_width(output: Tensor, width: int, garbage: torch.Generator) -> Tensor:
-    """The result written into an output allocated with the query's head dimension (SDPA009).
-
-    Args:
-        output: `(B, H, L, Dv)`, what the graph writes, row after row.
-        width: Head dimension of the query, which the output gets.
-        garbage: What lies behind the last value written.
-
-    Returns:
-        `(B, H, L, width)`; equal to `output` if the widths are.
-    """
+    """The result written into an output allocated with the query's head dimension (SDPA009)."""
     if output.size(3) == width:
         return output
     shape = (*output.shape[:3], width)
@@ -49,16 +40,7 @@ def laid_out_for_another_width(output: Tensor, width: int, garbage: torch.Genera
 
 
 def corrupt_far_heads(output: Tensor, keys: int, garbage: torch.Generator) -> Tensor:
-    """The result where heads whose scores begin beyond 2**32 come out wrong (SDPA018).
-
-    Args:
-        output: `(B, H, L, Dv)`; changed in place.
-        keys: Number of keys.
-        garbage: Source of the wrong values, some tens of times the largest right one, as was seen.
-
-    Returns:
-        `output`.
-    """
+    """The result where heads whose scores begin beyond 2**32 come out wrong (SDPA018)."""
     for at in _far_heads(output, keys):
         size = 60.0 * float(output[at].abs().max())
         output[at] = (torch.rand(output[at].shape, generator=garbage) * 2 - 1) * size
@@ -74,12 +56,7 @@ def _far_heads(output: Tensor, keys: int) -> Iterator[tuple[int, int]]:
 
 
 def as_the_cached_graph_runs_it(call: AttentionCall, machine: Machine) -> AttentionCall:
-    """The call with what the graph in the machine's cache keeps in place of its own; fills the cache.
-
-    Args:
-        call: A call on the general path, 4D, heads repeated.
-        machine: Its cache is read and written.
-    """
+    """The call with what the graph in the machine's cache keeps in place of its own; fills the cache."""
     scale = scale_or_default(call.scale, call.query)
     signature = tuple((tuple(x.shape), x.dtype) for x in call.tensors)
     # Where the scale is no longer baked in (2.13), it is part of the key.
@@ -116,13 +93,7 @@ BADDBMM: tuple[Callable[..., Any], ...] = (
 
 
 def baddbmm_reading_its_input(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run `baddbmm`; with beta=0, NaN and infinities of the input reach the result as NaN.
-
-    Args:
-        func: One of `BADDBMM`.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-    """
+    """Run `baddbmm`; with beta=0, NaN and infinities of the input reach the result as NaN."""
     if kwargs.get("beta", 1) != 0:
         return func(*args, **kwargs)
     before = args[0] if args else kwargs["input"]

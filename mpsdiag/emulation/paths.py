@@ -36,14 +36,6 @@ _HALF = (torch.float16, torch.bfloat16)
 def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tuple[Tensor, Tensor | None]:
     """Run the graph (G1, G2, G3).
 
-    Args:
-        call: 4D.
-        machine: Release, macOS, defects.
-        want_weights: Also return the attention weights.
-
-    Returns:
-        Output `(B, H, L, Dv)` and weights or None.
-
     Raises:
         RuntimeError: A mask together with `is_causal`.
         EmulatedAbort: Where the real thing ends the process.
@@ -76,16 +68,7 @@ def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tup
 
 
 def vector_kernel(call: AttentionCall, machine: Machine, *, two_pass: bool) -> Tensor:
-    """Run the vector kernel for few queries, in one pass (G4) or two (G5).
-
-    Args:
-        call: 4D.
-        machine: Release, macOS, defects.
-        two_pass: Which of the two.
-
-    Returns:
-        `(B, H, L, Dv)`.
-    """
+    """Run the vector kernel for few queries, in one pass (G4) or two (G5)."""
     call = as_vector_kernel_reads(call, machine, two_pass=two_pass)
     kernel: Callable[..., Tensor] = vector_one_pass
     if two_pass:
@@ -102,16 +85,7 @@ def vector_kernel(call: AttentionCall, machine: Machine, *, two_pass: bool) -> T
 
 
 def prefill_kernel(call: AttentionCall, machine: Machine, *, mpp: bool) -> Tensor:
-    """Run the prefill kernel for many queries (G6), or the one on Metal Performance Primitives (G7).
-
-    Args:
-        call: 4D.
-        machine: Release, macOS, defects.
-        mpp: Which of the two.
-
-    Returns:
-        `(B, H, L, Dv)`.
-    """
+    """Run the prefill kernel for many queries (G6), or the one on Metal Performance Primitives (G7)."""
     call = as_prefill_kernel_reads(call, machine)
     mask = call.mask
     if mask is not None and mask.dtype != torch.bool and machine.has("SDPA007"):

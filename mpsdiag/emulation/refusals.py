@@ -20,10 +20,6 @@ class EmulatedAbort(RuntimeError):  # noqa: N818 - it stands for an abort, which
 def abort(message: str, on_abort: OnAbort) -> NoReturn:
     """End the process as the emulated release would, or raise.
 
-    Args:
-        message: What the real thing prints, roughly.
-        on_abort: `process` really aborts (for children that are watched), `raise` raises.
-
     Raises:
         EmulatedAbort: With `on_abort="raise"`.
     """
@@ -40,10 +36,6 @@ BOTH_MASKS = "_scaled_dot_product_attention: Explicit attn_mask should not be se
 
 def refuse_call(call: AttentionCall, machine: Machine) -> None:
     """Raise or abort for what the operator does not take, before it has chosen a path.
-
-    Args:
-        call: A call that has reached the operator, in its own shapes.
-        machine: Release and defects.
 
     Raises:
         NotImplementedError: Dropout, or a dtype that is not floating (2.13+).
@@ -77,10 +69,6 @@ def refuse_call(call: AttentionCall, machine: Machine) -> None:
 
 def refuse_general(call: AttentionCall, machine: Machine) -> None:
     """Raise or abort for what the general path does not take.
-
-    Args:
-        call: A call on the general path, 4D.
-        machine: macOS and defects.
 
     Raises:
         RuntimeError: `is_causal` and a mask.

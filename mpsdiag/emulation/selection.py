@@ -44,7 +44,7 @@ class Emulation:
         """Bring the fields to their one form, and refuse what does not exist."""
         if not isinstance(self.release, str):
             raise BadInput(
-                f"The torch release is {self.release!r}, which is no text: put it into quotes, as in "
+                f"The torch release is {self.release!r}, not text: put it into quotes, as in "
                 'emulate_mps("2.10"). As a number, 2.10 is 2.1.'
             )
         match = re.fullmatch(r"(\d+\.\d+)(\.\d+)?([+a-z].*)?", self.release)

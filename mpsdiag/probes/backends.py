@@ -20,9 +20,6 @@ REFUSALS: Final = ("no available kernel", "no viable backend", "invalid backend"
 def forced(backend: str | None) -> Iterator[None]:
     """Inside, attention runs on this backend or not at all.
 
-    Args:
-        backend: A name of `torch.nn.attention.SDPBackend`; None leaves the choice to torch.
-
     Raises:
         Refused: This torch has no such backend, or it does not take the call that was made.
     """

@@ -61,18 +61,7 @@ def run_isolated(
     seconds: float = SECONDS,
     command: Sequence[str] = (sys.executable, "-m", "mpsdiag.probes.children"),
 ) -> dict[Job, tuple[ModeResult, float]]:
-    """Run probes in grad modes, all in one child as long as it lives; after a death the rest goes to a new one.
-
-    Args:
-        jobs: Pairs of a probe id and a grad mode.
-        device: Where to run them.
-        emulation: The MPS to emulate, if one.
-        seconds: What one job may take.
-        command: The child.
-
-    Returns:
-        Result and duration in seconds of every job.
-    """
+    """Run probes in grad modes, all in one child as long as it lives; after a death the rest goes to a new one."""
     done: dict[Job, tuple[ModeResult, float]] = {}
     left = list(jobs)
     while left:

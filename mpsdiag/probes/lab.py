@@ -99,13 +99,7 @@ class Lab:
             raise Skip(reason)
 
     def randn(self, *shape: int, dtype: str = "float32", stream: int = 0) -> Tensor:
-        """Draw normal values on the device.
-
-        Args:
-            *shape: Shape of the tensor.
-            dtype: Name of its dtype.
-            stream: Tells tensors of one shape apart; a stream gives the same values, rounded, in every dtype.
-        """
+        """Draw normal values on the device."""
         generator = torch.Generator().manual_seed(self.seed * 1000 + stream)
         return torch.randn(*shape, generator=generator).to(devices.torch_dtype(dtype)).to(self.device)
 
@@ -192,18 +186,7 @@ class Lab:
         call: Callable[..., Tensor] | None = None,
         **rest: Any,
     ) -> Check:
-        """Attend and judge: the output, and in training that the gradients are finite.
-
-        Args:
-            name: What is run, for the report.
-            query: (B, H, L, D) on the device.
-            key: (B, Hkv, S, D) on the device.
-            value: (B, Hkv, S, Dv) on the device.
-            mask: As `F.scaled_dot_product_attention` takes it.
-            rows: Boolean (..., L): the query rows that are judged; all if None.
-            call: What to run instead of `attend`.
-            **rest: `is_causal`, `scale`, `enable_gqa`.
-        """
+        """Attend and judge: the output, and in training that the gradients are finite."""
         output = (call or self.attend)(query, key, value, mask, **rest)
         yardstick = self.yardstick(query, key, value, mask, rows=rows, **rest)
         with suspended():

@@ -28,16 +28,7 @@ def run_mode(
     on_abort: OnAbort = "raise",
     backend: str | None = None,
 ) -> ModeResult:
-    """Run a probe's trigger in one grad mode, in this process; whatever it raises becomes a status.
-
-    Args:
-        probe: What to run.
-        mode: Whether gradients are wanted.
-        device: Where to run it; `cpu` with an emulation.
-        emulation: The MPS to emulate, if one.
-        on_abort: Whether a modelled abort raises, or really ends this process.
-        backend: The SDPA backend to force, if one.
-    """
+    """Run a probe's trigger in one grad mode, in this process; whatever it raises becomes a status."""
     from mpsdiag.probes.lab import Lab, one_thread
 
     if probe.trigger is None:
@@ -103,7 +94,7 @@ def run_level(level: int, device: str, emulation: Emulation | None = None) -> li
     """Run every probe of this level and below, in the order of their ids.
 
     Level 3 adds the sweep, whose failures go to the probes that explain them, and, on devices with a choice of
-    attention backends, dead rows and the sweep once more on each. On a real Apple GPU it runs in children.
+    attention backends, fully masked rows and the sweep once more on each. On a real Apple GPU it runs in children.
 
     Args:
         level: 1, 2 or 3.
@@ -123,12 +114,7 @@ def run_level(level: int, device: str, emulation: Emulation | None = None) -> li
 
 
 def run_backend(backend: str, device: str) -> list[Finding]:
-    """Run dead rows and the sweep with one of torch's attention backends forced; each finding names it.
-
-    Args:
-        backend: A name of `torch.nn.attention.SDPBackend`.
-        device: Where to run.
-    """
+    """Run fully masked rows and the sweep with one of torch's attention backends forced; each finding names it."""
     *findings, sweep = _run_all([CATALOGUE["SDPA001"], SWEEP_PROBE], device, None, backend=backend)
     return attribute(sweep, findings)
 

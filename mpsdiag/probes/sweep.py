@@ -183,15 +183,7 @@ def explanation(check: Check, findings: Sequence[Finding]) -> tuple[str, ...]:
 
 
 def attribute(sweep: Finding, findings: Sequence[Finding]) -> list[Finding]:
-    """Give each failure of the sweep to the failed probes that explain it; the sweep keeps the others.
-
-    Args:
-        sweep: The sweep as it was run, with all its failures.
-        findings: The catalogue's findings of the same run.
-
-    Returns:
-        The catalogue's findings, with what the sweep adds to them, and the sweep: `pass` if nothing is left over.
-    """
+    """Give each failure of the sweep to the failed probes that explain it; the sweep keeps the others."""
     explained: Counter[str] = Counter()
     left = []
     for check in sweep.failed:
@@ -199,7 +191,7 @@ def attribute(sweep: Finding, findings: Sequence[Finding]) -> list[Finding]:
         explained.update(ids)
         if not ids:
             left.append(check)
-    told = [
+    enriched = [
         replace(
             finding, detail=f"{finding.detail}; the sweep shows it in {explained[finding.id]} combinations"
         )
@@ -207,7 +199,7 @@ def attribute(sweep: Finding, findings: Sequence[Finding]) -> list[Finding]:
         else finding
         for finding in findings
     ]
-    return [*told, _what_is_left(sweep, left, explained)]
+    return [*enriched, _what_is_left(sweep, left, explained)]
 
 
 def _what_is_left(sweep: Finding, left: Sequence[Check], explained: Counter[str]) -> Finding:

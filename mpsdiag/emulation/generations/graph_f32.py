@@ -1,4 +1,4 @@
-"""G3: the MPSGraph of torch 2.10 and later. float32 from the first product to the last; dead rows give zeros.
+"""G3: the MPSGraph of torch 2.10 and later. float32 from the first product to the last; fully masked rows give zeros.
 
 The source multiplies query and key in their own dtype and casts afterwards, but a float16 product that
 overflows does not reach the scores: the upstream regression test (head dimension 80, everything 256, products

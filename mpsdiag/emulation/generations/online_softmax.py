@@ -17,15 +17,7 @@ NEVER = float("-inf")
 
 
 def grouped_scores(query: Tensor, key: Tensor) -> Tensor:
-    """Multiply queries and keys in f32; query head h reads kv head h // (Hq / Hkv).
-
-    Args:
-        query: (B, Hq, L, D), f32, with whatever scale the kernel applies beforehand.
-        key: (B, Hkv, S, D), of any float dtype.
-
-    Returns:
-        (B, Hq, L, S), f32, freshly allocated.
-    """
+    """Multiply (B, Hq, L, D) in f32 and (B, Hkv, S, D) to (B, Hq, L, S); head h reads kv head h // (Hq / Hkv)."""
     scores = merge_heads(query, key.shape[1]) @ key.float().transpose(-2, -1)
     return scores.reshape(*query.shape[:3], key.shape[2])
 
@@ -37,17 +29,9 @@ def merge_heads(per_query_head: Tensor, kv_heads: int) -> Tensor:
 
 
 def weighted_sum(weights: Tensor, value: Tensor, read: Tensor | None) -> Tensor:
-    """Sum `weights @ value` where keys that are not read contribute nothing, not even 0 * NaN.
+    """Sum weights (..., R, K) @ value (..., K, Dv) in f32; keys not `read` (bool, None = all are) add not even 0 * NaN.
 
     A key that is read follows IEEE: weight 0 times NaN or infinity is NaN.
-
-    Args:
-        weights: (..., R, K), f32; 0 wherever a key is not read.
-        value: (..., K, Dv), f32.
-        read: Bool, (..., R, K); None = every key is read.
-
-    Returns:
-        (..., R, Dv), f32.
     """
     total = weights @ value
     if bool(total.isfinite().all()) or bool(value.isfinite().all()):
@@ -84,13 +68,6 @@ def drop_leading_nan(scores: Tensor, lanes: int) -> Tensor:
 
     A NaN score met while the lane's maximum is still -inf leaves it there, and the guard then gives that key
     weight 0: the NaN vanishes. A NaN met later becomes a NaN weight and spoils the row.
-
-    Args:
-        scores: (..., S), f32; skipped keys are -inf.
-        lanes: Number of key groups; key j belongs to group j mod lanes.
-
-    Returns:
-        The scores with vanishing NaN replaced by -inf; the tensor itself when there is no NaN.
     """
     nan = scores.isnan()
     if not bool(nan.any()):

@@ -93,16 +93,7 @@ def _ends(length: int, rows: int) -> Tensor:
 
 
 def visited_keys(ends: Tensor, keys: int, block: int) -> Tensor:
-    """Say which keys a causal row reads: those of every tile of `block` keys that begins before `ends`.
-
-    Args:
-        ends: (L,), for each query the end of its tile of queries.
-        keys: S.
-        block: Keys in a tile.
-
-    Returns:
-        Bool, (L, S).
-    """
+    """Say which keys a causal row reads: those of every tile of `block` keys that begins before `ends`."""
     return torch.arange(keys, device=ends.device) < ((ends + block - 1) // block * block)[:, None]
 
 
@@ -115,20 +106,7 @@ def tiled_attention(
     block: int,
     propagates_nan: bool,
 ) -> Tensor:
-    """Mask scores in units of log2, take the softmax by exp2 and sum the values, as a walk over tiles does.
-
-    Args:
-        scores: (B, Hq, L, S), f32; overwritten.
-        value: (B, Hkv, S, Dv).
-        mask: As in `prefill`.
-        is_causal: As in `prefill`.
-        visited: Bool, (L, S): which keys are in a tile that is visited; None = all.
-        block: Keys in a tile.
-        propagates_nan: As in `prefill`.
-
-    Returns:
-        (B, Hq, L, Dv), f32.
-    """
+    """Mask scores in units of log2, take the softmax by exp2 and sum the values, as a walk over tiles does."""
     length, keys = scores.shape[-2:]
     if is_causal:
         scores.masked_fill_(scores.new_ones(length, keys, dtype=torch.bool).triu_(1), NEVER)

@@ -44,7 +44,7 @@ def vector_one_pass(
             (B, Hq, L, S).
         is_causal: Keys after the query's index are never read.
         scale: What scores are multiplied by.
-        guarded: The kernel guards against a maximum of -inf (torch 2.13+); else a dead row gives NaN.
+        guarded: The kernel guards against a maximum of -inf (torch 2.13+); else a fully masked row gives NaN.
         propagates_nan: The running maximum keeps NaN (torch 2.14+); before, IEEE fmax drops it.
 
     Returns:
@@ -55,7 +55,7 @@ def vector_one_pass(
     )
     top = scores.amax(-1, keepdim=True)
     if guarded:
-        # Dead rows: exp(-inf - 0) = 0 for every key, and the sum of 0 is caught below.
+        # Fully masked rows: exp(-inf - 0) = 0 for every key, and the sum of 0 is caught below.
         top.masked_fill_(top == NEVER, 0.0)
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)
@@ -77,12 +77,7 @@ def vector_scores(
     guarded: bool,
     propagates_nan: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute the scores of the vector kernels, NaN where the walk over the key groups makes a weight NaN.
-
-    Returns:
-        Scores (B, Hq, L, S), f32, -inf for skipped keys; and which keys are skipped (bool, broadcastable
-        to the scores), or None.
-    """
+    """Compute the scores of the vector kernels, NaN where the walk over the key groups makes a weight NaN."""
     scores = grouped_scores(query.float() * scale, key)
     skipped = None
     if mask is not None and mask.dtype == torch.bool:

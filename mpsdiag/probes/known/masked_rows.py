@@ -23,7 +23,7 @@ COLD: Final = "finfo.min mask on scores near -20"
 
 
 def left_padded(length: int, pads: int) -> Tensor:
-    """Make the causal mask of a left-padded sequence: (1, 1, length, length), True = may attend, `pads` dead rows."""
+    """Make a left-padded causal mask (1, 1, length, length), True = may attend; `pads` rows are fully masked."""
     import torch
 
     lower = torch.ones(length, length, dtype=torch.bool).tril()
@@ -81,7 +81,7 @@ def _judge(
     *,
     lenient: bool,
 ) -> Check:
-    """Judge real rows by the bound; dead rows must be zeros under bool and -inf, and finite under finfo.min."""
+    """Judge real rows by the bound; fully masked rows must be zeros under bool and -inf, and finite under finfo.min."""
     import torch
 
     with lab.control():
@@ -104,7 +104,7 @@ def _finite_gradient(tensor: Tensor) -> bool:
 
 
 def _dead_row_value(output: Tensor, live: Tensor, inputs: tuple[Tensor, Tensor, Tensor]) -> str:
-    """Name what the dead rows hold: zeros, the mean of V, or the softmax of the scores without any mask."""
+    """Name what the fully masked rows hold: zeros, the mean of V, or the softmax of the scores without any mask."""
     import torch
 
     from mpsdiag.sdpa import reference_attention

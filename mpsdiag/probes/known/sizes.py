@@ -25,10 +25,6 @@ def grown(call: Callable[[int], Tensor], device: str) -> int:
     """Measure by how many bytes this process and the device grew over `CALLS` calls, after as many to warm up.
 
     To be trusted in a young process only: in an old one, freed memory takes in what leaks, and nothing grows.
-
-    Args:
-        call: Given the number of the call.
-        device: Where it runs.
     """
     import gc
 
