@@ -115,9 +115,10 @@ def tiled_attention(
     elif mask is not None:
         # A fused multiply-add in f32, as in the kernel: finfo.min of f32 and bf16 becomes -inf here.
         scores.add_(mask, alpha=LOG2E)
-    if not propagates_nan:
-        scores = drop_leading_nan_tiles(scores, block)
     top = scores.amax(-1, keepdim=True)
+    if not propagates_nan and bool(top.isnan().any()):
+        scores = drop_leading_nan_tiles(scores, block)
+        top = scores.amax(-1, keepdim=True)
     dead = top == NEVER
     weights = scores.sub_(top.masked_fill_(dead, 0.0)).exp2_()
     total = weights.sum(-1, keepdim=True).masked_fill_(dead, 1.0)
