@@ -26,7 +26,7 @@ test: lint
 
 ## The HTML report in a real Chromium; skipped with the reason where there is none (Debian: chromium chromium-driver).
 test-browser: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/report -m browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reporting -m browser
 
 lint: $(READY)
 	$(BIN)/ruff check .

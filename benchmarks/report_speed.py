@@ -21,7 +21,7 @@ from mpsdiag.benching.journal.record import SCHEMA
 
 SECONDS = 10.0
 MEMORY = 2**30
-FORMATS = ("terminal", "markdown", "html", "csv", "json")
+FORMATS = ("terminal", "markdown", "html", "csv", "json", "parquet")
 MODES = ("sdpa", "eager", "safe_sdpa", "unmask_sdpa", "min_mask_sdpa")
 TRAINERS = ("standard", "mps_safe", "cpu_loss", "cpu_forward", "grad_eval")
 ENVIRONMENT = {

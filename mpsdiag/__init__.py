@@ -9,11 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpsdiag.checking.diagnosis import Diagnosis
     from mpsdiag.checking.run import check
     from mpsdiag.emulation import emulate_mps
+    from mpsdiag.errors import BadInput, CannotDecide
     from mpsdiag.fixes import apply, install
+    from mpsdiag.fixes.handle import Handle
+    from mpsdiag.reporting.api import bench, report
+    from mpsdiag.reporting.story.report import Report
+    from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention
     from mpsdiag.tracing.api import trace
     from mpsdiag.tracing.cases.recorder import BadBatchRecorder
+    from mpsdiag.tracing.origin import Origin
     from mpsdiag.trainers.callbacks import NonFiniteCallback
     from mpsdiag.trainers.mps_safe import MPSSafeTrainer
 
@@ -21,6 +28,15 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BadBatchRecorder": "mpsdiag.tracing.cases.recorder",
+    "BadInput": "mpsdiag.errors",
+    "CannotDecide": "mpsdiag.errors",
+    "Diagnosis": "mpsdiag.checking.diagnosis",
+    "Handle": "mpsdiag.fixes.handle",
+    "Origin": "mpsdiag.tracing.origin",
+    "Report": "mpsdiag.reporting.story.report",
+    "bench": "mpsdiag.reporting.api",
+    "report": "mpsdiag.reporting.api",
+    "safe_scaled_dot_product_attention": "mpsdiag.sdpa.safe",
     "check": "mpsdiag.checking.run",
     "emulate_mps": "mpsdiag.emulation",
     "apply": "mpsdiag.fixes",
@@ -32,13 +48,22 @@ _HOME = {
 
 __all__ = [
     "BadBatchRecorder",
+    "BadInput",
+    "CannotDecide",
+    "Diagnosis",
+    "Handle",
     "MPSSafeTrainer",
     "NonFiniteCallback",
+    "Origin",
+    "Report",
     "__version__",
     "apply",
+    "bench",
     "check",
     "emulate_mps",
     "install",
+    "report",
+    "safe_scaled_dot_product_attention",
     "trace",
 ]
 

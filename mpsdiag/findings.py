@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
+
+
+class Answer:
+    """What every answer can do in a console, a notebook or a script: show itself, as text, Markdown or HTML."""
+
+    def __str__(self) -> str:
+        return self._shown_as("terminal")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {str(self).partition(chr(10))[0]}>"
+
+    def to_markdown(self) -> str:
+        """The block to paste into an issue or a job summary; shorter than GitHub's limit of 65,536 characters."""
+        return self._shown_as("markdown")
+
+    def to_html(self) -> str:
+        """A self-contained page, pictures included."""
+        return self._shown_as("html")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document that `--json` prints, as plain data."""
+        raise NotImplementedError
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
+    def _repr_html_(self) -> str:
+        return self._shown_as("fragment")
+
+    def _shown_as(self, form: str) -> str:
+        # By name: how answers are shown is on a floor above, and only loaded where one is shown.
+        return str(import_module("mpsdiag.reporting.api").render(self, form))
 
 
 class Part(BaseModel):

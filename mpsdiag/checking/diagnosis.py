@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from mpsdiag.environment import Environment
-from mpsdiag.findings import Advice, Blame, Emulated, Exposure, Part
+from mpsdiag.findings import Advice, Answer, Blame, Emulated, Exposure, Part
 from mpsdiag.scenario.scenario import FirstNonfinite, Measured, finite
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED, ProbeStatus, Verdict
 
@@ -93,7 +93,7 @@ class KnownDefect(Part):
     title: str
 
 
-class Diagnosis(Part):
+class Diagnosis(Answer, Part):
     """The whole answer. `verdict` follows from `kernel` and `scenario`: either makes it."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -121,7 +121,7 @@ class Diagnosis(Part):
         """0 not affected, 1 affected, 3 undecided."""
         return EXIT_CODES[self.verdict]
 
-    def document(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The JSON document, with `schema` first."""
         return self.model_dump(by_alias=True)
 

@@ -90,7 +90,7 @@ def check(
         )
     from mpsdiag.reporting.check import document
 
-    output.show_answer(diagnosis.document(), document(diagnosis), as_json=json, markdown=markdown, page=html)
+    output.show_answer(diagnosis.to_dict(), document(diagnosis), as_json=json, markdown=markdown, page=html)
     raise typer.Exit(diagnosis.exit_code)
 
 

@@ -140,7 +140,7 @@ def trace(
         note_without_effect(context, TRAINING, "without --train")
     from mpsdiag.reporting.trace import document
 
-    output.show_answer(report.document(), document(report), as_json=json, markdown=markdown, page=html)
+    output.show_answer(report.to_dict(), document(report), as_json=json, markdown=markdown, page=html)
     raise typer.Exit(report.exit_code)
 
 

@@ -15,7 +15,7 @@ from mpsdiag.reporting.story.marks import Tone
 
 if TYPE_CHECKING:
     from mpsdiag.scenario.scenario import FirstNonfinite
-    from mpsdiag.tracing.run import Report
+    from mpsdiag.tracing.run import TraceReport
 
 _TONES: dict[str, Tone] = {
     "affected": "bad",
@@ -64,7 +64,7 @@ def headline(diagnosis: Diagnosis) -> str:
     return f"{diagnosis.verdict.replace('_', ' ')}: {what}"
 
 
-def subject(found: Diagnosis | Report) -> str:
+def subject(found: Diagnosis | TraceReport) -> str:
     """What was looked at; an emulation is always called one."""
     if found.emulated is not None:
         return f"EMULATED MPS of torch {found.emulated.release} on macOS {found.emulated.macos} (on the CPU)"

@@ -10,7 +10,7 @@ from mpsdiag.environment import facts
 from mpsdiag.reporting.check import number, subject
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.run import Report
+from mpsdiag.tracing.run import TraceReport
 
 # Causes whose name says less than these words.
 NAMES = {
@@ -23,7 +23,7 @@ NAMES = {
 }
 
 
-def document(report: Report) -> blocks.Document:
+def document(report: TraceReport) -> blocks.Document:
     """Lay a trace out."""
     origin = report.origin
     parts: list[tuple[str, str, Iterable[blocks.Block]]] = [("measured", "", _measured(report))]
@@ -42,15 +42,26 @@ def document(report: Report) -> blocks.Document:
     )
 
 
-def headline(report: Report) -> str:
+def origin_document(origin: Origin) -> blocks.Document:
+    """Lay the Origin out that `mpsdiag.trace` returned."""
+    parts = [("origin", "Where the first non-finite value appears", origin)]
+    parts += [(f"also-{count}", f"Also: {one.cause}", one) for count, one in enumerate(origin.also, 1)]
+    sections = tuple(blocks.Section(key, title, tuple(_origin(one))) for key, title, one in parts)
+    return blocks.Document("mpsdiag trace", f"{_named(origin.cause)}: {origin.place}", "affected", sections)
+
+
+def headline(report: TraceReport) -> str:
     """One line: what it is, and where; an emulation is always called one."""
     if report.origin is None:
         return f"all finite: {subject(report)}"
-    cause = report.origin.cause
-    return f"{cause}: {NAMES.get(cause, cause.replace('_', ' '))}, on {subject(report)}"
+    return f"{_named(report.origin.cause)}, on {subject(report)}"
 
 
-def _measured(report: Report) -> Iterable[blocks.Block]:
+def _named(cause: str) -> str:
+    return f"{cause}: {NAMES.get(cause, cause.replace('_', ' '))}"
+
+
+def _measured(report: TraceReport) -> Iterable[blocks.Block]:
     case = report.case
     what = case.get("recorded") or case.get("batch") or case.get("dataset")
     ran = f"{report.mode.capitalize()} of {case['model']} on {what}, {case['dtype']}."
@@ -84,7 +95,7 @@ def _origin(origin: Origin) -> Iterable[blocks.Block]:
         yield blocks.Log("", "\n".join(origin.remedy.commands))
 
 
-def _notes(report: Report) -> Iterable[blocks.Block]:
+def _notes(report: TraceReport) -> Iterable[blocks.Block]:
     if report.notes:
         yield blocks.Points(tuple(f"{note}." for note in report.notes))
     if report.repro_note is not None:

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mpsdiag.findings import Advice
+from mpsdiag.findings import Advice, Answer
 
 Cause = Literal[
     "dead_rows",
@@ -25,7 +25,7 @@ CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
 Phase = Literal["data", "forward", "backward", "optimizer", "evaluation"]
 
 
-class Origin(BaseModel):
+class Origin(Answer, BaseModel):
     """The first non-finite (or wrong) value of a run: its place, its cause, the evidence, the remedy.
 
     Attributes:
@@ -51,6 +51,10 @@ class Origin(BaseModel):
     evidence: dict[str, Any] = Field(default_factory=dict)
     remedy: Advice
     also: list[Origin] = Field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `origin` of the JSON document, as plain data."""
+        return self.model_dump()
 
     @property
     def place(self) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mpsdiag import device as devices
 from mpsdiag import environment
 from mpsdiag.environment import Environment
-from mpsdiag.findings import Emulated
+from mpsdiag.findings import Answer, Emulated
 from mpsdiag.inputs.models import missing_note
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
@@ -28,7 +28,7 @@ SCHEMA = 1
 TRAINING_STEPS = 10
 
 
-class Report(BaseModel):
+class TraceReport(Answer, BaseModel):
     """What a trace found. Losses are means over tokens, in nats; `origin` None: everything came out finite.
 
     `losses` and `grad_norms` are those of every batch or step that ran; `bad_batches` the numbers of the evaluation
@@ -60,14 +60,14 @@ class Report(BaseModel):
         """0 everything finite, 1 something was found."""
         return EXIT_OK if self.origin is None else EXIT_FOUND
 
-    def document(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The JSON document, with `schema` first."""
         return self.model_dump(by_alias=True)
 
 
 def investigate(
     request: TraceRequest, *, repro: Path | None = None, progress: Callable[[str], None] = lambda _: None
-) -> Report:
+) -> TraceReport:
     """Trace what was asked for.
 
     Raises:
@@ -97,7 +97,7 @@ def investigate(
 
 def _evaluate(
     request: TraceRequest, case: TracedCase, progress: Callable[[str], None]
-) -> tuple[Report, TorchCall | None]:
+) -> tuple[TraceReport, TorchCall | None]:
     found = trace_batches(
         case.model, case.batches, compare=request.compare, grad=case.grad, progress=progress
     )
@@ -115,7 +115,7 @@ def _evaluate(
 
 def _train(
     request: TraceRequest, case: TracedCase, progress: Callable[[str], None]
-) -> tuple[Report, TorchCall | None]:
+) -> tuple[TraceReport, TorchCall | None]:
     rate = LEARNING_RATE if case.learning_rate is None else case.learning_rate
     steps = request.steps or (1 if request.folder is not None else TRAINING_STEPS)
     found = trace_training(case.model, case.batches, Recipe(rate), steps=steps, progress=progress)
@@ -124,10 +124,10 @@ def _train(
     return report, found.call
 
 
-def _report(case: TracedCase, mode: Literal["evaluation", "training"], **found: Any) -> Report:
+def _report(case: TracedCase, mode: Literal["evaluation", "training"], **found: Any) -> TraceReport:
     emulation = case.emulation
     note = missing_note(case.model)
-    return Report(
+    return TraceReport(
         mode=mode,
         device=case.device,
         emulated=None if emulation is None else Emulated(release=emulation.release, macos=emulation.macos),

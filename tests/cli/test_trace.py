@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mpsdiag.cli import main
-from mpsdiag.tracing.run import Report
+from mpsdiag.tracing.run import TraceReport
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def test_the_document_follows_its_schema(run):
     _, out, _ = run("--emulate", "2.8", "--eval-max-batches", 1, "--json")
     found = document(out)
     assert found["schema"] == 1
-    Report.model_validate(found)
-    assert set(found) == set(Report.model_json_schema(by_alias=True)["properties"])
+    TraceReport.model_validate(found)
+    assert set(found) == set(TraceReport.model_json_schema(by_alias=True)["properties"])
 
 
 def test_the_exact_fix_resolves_it(run):

@@ -11,7 +11,7 @@ from mpsdiag.findings import Advice, Blame, Emulated, Exposure
 from mpsdiag.reporting import check, trace
 from mpsdiag.reporting.formats import html, markdown, terminal
 from mpsdiag.tracing.origin import CAUSES, Origin
-from mpsdiag.tracing.run import Report
+from mpsdiag.tracing.run import TraceReport
 
 
 def diagnosis(text: str = "plain") -> Diagnosis:
@@ -90,8 +90,8 @@ def origin(cause: str = "dead_rows", text: str = "plain", **more) -> Origin:
     )
 
 
-def traced(text: str = "plain") -> Report:
-    return Report(
+def traced(text: str = "plain") -> TraceReport:
+    return TraceReport(
         mode="evaluation",
         device="cpu",
         emulated=None,

@@ -58,6 +58,12 @@ def page(
     )
 
 
+def fragment(made: Document, limits: Limits = WHOLE, pictures: Mapping[str, Svg] | None = None) -> str:
+    """Lay a document out as a part of another page, such as a notebook: no style of its own, nothing that runs."""
+    template = _environment().get_template("fragment.html.j2")
+    return template.render(page=made, limits=limits, pictures=pictures or {})
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(

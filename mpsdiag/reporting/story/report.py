@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.benching.journal.provenance import Place
+from mpsdiag.findings import Answer
 from mpsdiag.reporting.story.changes import Changes, compare
 from mpsdiag.reporting.story.marks import Mark, mark
 from mpsdiag.reporting.story.pooling import Pool, PooledCell, pool
 from mpsdiag.reporting.story.ranking import Budget, CostTable, rank
 from mpsdiag.reporting.story.verdicts import SceneVerdict, decide, headline
 from mpsdiag.scenario.scenario import Scenario
+from mpsdiag.serialization import jsonable
 from mpsdiag.words import ATTENTION_MODES, PADDING_SIDES, TRAINER_VARIANTS
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mpsdiag.benching.journal.journal import Journal
 
 # The axes a grid shows; all others tell the panels of a scene apart.
@@ -79,9 +84,9 @@ class Scene:
         return f"{self.device}, {self.emulated}" if self.emulated else self.device
 
 
-@dataclass(frozen=True)
-class Report:
-    """A whole report, before it is rendered."""
+@dataclass(frozen=True, repr=False)
+class Report(Answer):
+    """What a matrix found out: print it, or take its cells as a table."""
 
     headline: str
     scenes: tuple[Scene, ...]
@@ -97,6 +102,15 @@ class Report:
     changes: Changes | None = None
     varying: frozenset[str] = field(default_factory=frozenset)
     """Axes on which the cells differ: only those are worth a place in a label."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Every cell as one row; durations in seconds, memory in bytes, losses in nats (NaN is a finding)."""
+        return import_module("mpsdiag.reporting.formats.frame").frame(self)  # type: ignore[no-any-return]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `mpsdiag report --json`, as plain data; NaN is the word "nan"."""
+        found = import_module("mpsdiag.reporting.formats.json_document")
+        return jsonable(found.document(self))  # type: ignore[no-any-return]
 
 
 def assemble(
