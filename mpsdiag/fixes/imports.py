@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def when_imported(module: str, action: Callable[[], None]) -> None:
-    """Run `action` once `module` is there: now if it has been imported whole, else right after its import."""
+    """Run `action` once `module` is there: now if it has been imported whole, otherwise right after its import."""
     loaded = sys.modules.get(module)
     if loaded is not None and not getattr(loaded.__spec__, "_initializing", False):
         action()

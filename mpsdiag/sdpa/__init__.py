@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mpsdiag.sdpa.float64 import reference_attention
 from mpsdiag.sdpa.masked_rows import dead_rows
-from mpsdiag.sdpa.reference import reference_attention
 from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention
 
 __all__ = ["dead_rows", "reference_attention", "safe_scaled_dot_product_attention"]
