@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from mpsdiag.benching.journal.record import utc_now
 from mpsdiag.benching.journal.writer import JournalWriter, set_aside
-from mpsdiag.bisect.environments import Environments, cache_folder
+from mpsdiag.bisect.environments import Environments
 from mpsdiag.bisect.found import Found, conclude, tries_left
 from mpsdiag.bisect.installer import Impossible, Installer
 from mpsdiag.bisect.ranges import parse_pins, parse_range
@@ -24,6 +24,7 @@ from mpsdiag.bisect.trial import Rules, attempt, check_command
 from mpsdiag.bisect.tries import JOURNAL, Search, Tries, Try, read_tries
 from mpsdiag.environment import redact
 from mpsdiag.environment import versions as installed
+from mpsdiag.installed import cache_folder
 
 PREDICATE = Path(__file__).with_name("predicate.py")
 Say = Callable[[str], None]

@@ -9,56 +9,25 @@ import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from mpsdiag.bisect.installer import Impossible, Installer
 from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
+from mpsdiag.installed import MARKER, Built, cache_folder, find, read
 from mpsdiag.serialization import dumps, write_atomically
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MARKER = "mpsdiag.json"
-"""Written last: a folder without it is half built."""
+CELLS_NEED = ("packaging", "psutil", "pydantic")
+"""What a cell of `bench` imports beside torch, transformers and what they require."""
 ROOM_TO_BUILD = 2**30
 ROOM_TO_BUILD_AHEAD = 20 * 2**30
 """Free bytes below which nothing is built, or nothing that may turn out not to be needed."""
-
-
-class Built(BaseModel):
-    """A finished environment.
-
-    Attributes:
-        name: Of its folder; `bench` takes it as a value of its axis `environment`.
-        overridden: The resolver refused these releases and was overruled: it may fail for that reason alone.
-        freeze: All that is installed, as `pip freeze` prints it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    python: str
-    requirements: tuple[str, ...]
-    overridden: bool = False
-    freeze: tuple[str, ...] = ()
-
-
-def cache_folder() -> Path:
-    """Folder of the environments: below MPSDIAG_CACHE, or where this system keeps caches."""
-    own = os.environ.get("MPSDIAG_CACHE")
-    if own:
-        return Path(own) / "environments"
-    system = (
-        "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    )
-    return Path(system).expanduser() / "mpsdiag" / "environments"
 
 
 def cache_limit() -> int:
@@ -77,13 +46,42 @@ def cache_limit() -> int:
     return int(limit * 2**30)
 
 
-def read(folder: Path) -> Built | None:
-    """The environment in a folder; None where there is none, or a half built one."""
-    try:
-        built = Built.model_validate_json((folder / MARKER).read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return built if (folder / "bin" / "python").exists() else None
+@contextlib.contextmanager
+def for_cells(names: Sequence[str]) -> Iterator[None]:
+    """Make environments ready for the cells of `bench`, and keep them there while the block runs.
+
+    mpsdiag itself is linked into them, not installed: its requirements would change what they are there to show.
+
+    Raises:
+        BadInput: There is no such environment.
+        CannotDecide: What cells need beside torch and transformers cannot be fetched.
+    """
+    with contextlib.ExitStack() as locks:
+        for name in names:
+            find(name)
+            lock = os.open(cache_folder() / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            locks.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            _equip(cache_folder() / name)
+        yield
+
+
+def _equip(folder: Path) -> None:
+    packages = next(folder.glob("lib/python*/site-packages"))
+    link, package = packages / "mpsdiag", Path(__file__).parents[1]
+    if link.resolve() != package:
+        link.unlink(missing_ok=True)
+        link.symlink_to(package)
+    lacking = [name for name in CELLS_NEED if not any(packages.glob(f"{name}-*.dist-info"))]
+    if lacking:
+        python = str(folder / "bin" / "python")
+        installer = Installer(python)
+        try:
+            installer.call("pip", "install", "--quiet", "--python", python, *installer.options, *lacking)
+        except Impossible as refused:
+            raise CannotDecide(
+                f"{folder.name} cannot run cells, which need {', '.join(lacking)}: {refused}"
+            ) from refused
 
 
 @dataclass

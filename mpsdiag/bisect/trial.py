@@ -18,6 +18,7 @@ from typing import Final, Literal
 
 from mpsdiag.bisect.search import Outcome
 from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.installed import variables_in
 
 SKIP: Final = 125
 TAIL_BYTES: Final = 4000
@@ -29,14 +30,6 @@ _COMPARE: Final[dict[str, Callable[[int, int], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-# What Python reads from here would reach the environment past its own packages.
-_NOT_HANDED_ON: Final = (
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "PYTHONDONTWRITEBYTECODE",
-    "PYTHONSTARTUP",
-    "__PYVENV_LAUNCHER__",
-)
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,7 @@ def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Tr
         raise BadInput(
             f"Cannot write {log}: {problem.strerror}. Choose another folder with --out."
         ) from problem
-    variables = _variables(folder)
+    variables = variables_in(folder)
     words = [shutil.which(command[0], path=variables["PATH"]) or command[0], *command[1:]]
     started = time.perf_counter()
     with stream:
@@ -176,13 +169,6 @@ def _condition(text: str | None) -> Callable[[int], bool]:
 
 def _is_python(program: str) -> bool:
     return re.fullmatch(r"python(3(\.\d+)?)?", program) is not None
-
-
-def _variables(folder: Path) -> dict[str, str]:
-    """The variables of a command: the environment's programs come first, and its packages alone are seen."""
-    kept = {name: text for name, text in os.environ.items() if name not in _NOT_HANDED_ON}
-    path = os.pathsep.join([str(folder / "bin"), kept.get("PATH", os.defpath)])
-    return {**kept, "PATH": path, "VIRTUAL_ENV": str(folder), "PYTHONUNBUFFERED": "1"}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

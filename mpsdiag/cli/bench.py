@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,9 @@ def bench(
     emulate: Annotated[
         list[str] | None,
         _axis("--emulate", "CPU model of the MPS kernels of that torch release, 2.0 to 2.15."),
+    ] = None,
+    environment: Annotated[
+        list[str] | None, _axis("--environment", "Other releases: an environment that bisect built, or none.")
     ] = None,
     emulate_macos: Annotated[
         list[int] | None, _axis("--emulate-macos", "macOS version to emulate: 13, 14, 15 or 26.")
@@ -139,7 +143,7 @@ def bench(
         spec = _spec(matrix, given)
         if out is not None and not out.strip():
             raise BadInput("--out is empty. Name a folder, or leave it out for reports/<matrix>.")
-        with Progress() as progress:
+        with _environments(spec), Progress() as progress:
             session = prepare(
                 BenchRequest(
                     spec=spec,
@@ -181,6 +185,15 @@ def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
     known = {*AXES, *MatrixSpec.model_fields}
     values = {name: value for name, value in given.items() if name in known}
     return changed(MatrixSpec() if matrix is None else load_matrix(matrix, output.say), values)
+
+
+def _environments(spec: MatrixSpec) -> AbstractContextManager[None]:
+    """Keep the environments of other releases that the matrix names ready for its cells."""
+    if not spec.environments:
+        return nullcontext()
+    from mpsdiag.bisect.environments import for_cells
+
+    return for_cells(spec.environments)
 
 
 def _list_cells(session: Session, *, as_json: bool) -> None:

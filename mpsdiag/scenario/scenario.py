@@ -49,6 +49,8 @@ class Scenario(BaseModel):
     emulate: str | None = None
     """Torch release whose MPS kernels are emulated on the CPU."""
     emulate_macos: int | None = None
+    environment: str | None = None
+    """Environment of other releases, as `bisect` builds them, that it runs in; the current one if None."""
     dataset: str = "synthetic"
     eval_dataset: str | None = None
     max_length: int = Field(default=512, ge=2)
@@ -84,7 +86,8 @@ class Scenario(BaseModel):
 
     def key(self, versions: dict[str, str]) -> str:
         """Sixteen hex digits that name this scenario with these versions of torch and transformers, by name."""
-        text = json.dumps({"cell": self.model_dump(), "versions": versions}, sort_keys=True)
+        beside = {"environment"} if self.environment is None else set()  # keys are older than this field
+        text = json.dumps({"cell": self.model_dump(exclude=beside), "versions": versions}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

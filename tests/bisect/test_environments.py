@@ -2,9 +2,11 @@ import os
 
 import pytest
 
-from mpsdiag.bisect.environments import MARKER, Environments, cache_limit, read
+from mpsdiag.bisect.bisection import PREDICATE
+from mpsdiag.bisect.environments import CELLS_NEED, Environments, cache_limit, for_cells
 from mpsdiag.bisect.installer import Installer
 from mpsdiag.errors import BadInput
+from mpsdiag.installed import MARKER, read
 
 
 @pytest.fixture
@@ -59,6 +61,23 @@ def test_what_is_built_ahead_is_there_when_it_is_asked_for(environments):
     environments.build_ahead(["torch==2.3.0"])
     name = build(environments, "2.3.0")
     assert read(environments.folder / name) is not None
+
+
+def test_cells_of_bench_find_what_they_need_and_nobody_removes_it(environments, index):
+    for name in CELLS_NEED:
+        index.add(name, "99")
+    name = build(environments, "2.0.0")
+    with for_cells([name]):
+        packages = next((environments.folder / name).glob("lib/*/site-packages"))
+        assert (packages / "mpsdiag" / "bisect" / "predicate.py").samefile(PREDICATE)
+        assert all((packages / f"{one}-99.dist-info").is_dir() for one in CELLS_NEED)
+        environments.limit = 1
+        build(environments, "2.0.1")
+        assert read(environments.folder / name) is not None
+    build(environments, "2.1.0")
+    assert read(environments.folder / name) is None
+    with pytest.raises(BadInput, match="There is no environment"), for_cells([name]):
+        pass
 
 
 def test_a_wheel_for_the_cpu_is_asked_for_on_linux_only_without_an_index_of_the_user(index, monkeypatch):

@@ -43,6 +43,8 @@ def make_record(
     status: str = "ok", number: int = 0, *, samples=(), moved=0.0, versions="1", **more: Any
 ) -> Record:
     names = {*Scenario.model_fields} & {*more}
+    if isinstance(more.get("environment"), dict):  # that of the record, not the axis
+        names.remove("environment")
     cell = Scenario(**{name: more.pop(name) for name in names})
     measured = None
     if number == 0 and status in {"ok", "nan", "wrong"}:
@@ -144,6 +146,7 @@ def hostile(journal_of):
                 signal=text,
                 log_tail=text,
             ),
+            make_record("ok", environment=text, model=text, dataset=text),
             make_record("skip", attn_implementation="flex_attention", model=text, dataset=text, reason=text),
         ]
         made = journal_of(*records, environment={"chip": text, "system": text, text: text}, **header)

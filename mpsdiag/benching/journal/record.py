@@ -77,6 +77,8 @@ class Header(BaseModel):
 
 
 CELL_FUNCTION = "mpsdiag.benching.run.cell:run_cell"
+RELEASE_FUNCTION = "mpsdiag.benching.run.release:run_in_release"
+"""What a cell runs that names an environment."""
 BAD_ENDS = frozenset({"error", "crash", "oom", "timeout"})
 """Statuses of rounds that did not finish by their own fault; `interrupted` is not theirs."""
 

@@ -108,7 +108,9 @@ def _cells(
     """The cells, each once, and the rules that change nothing."""
     axes = {name: getattr(spec.axes, name) for name in AXES}
     found = (idle_exclude(number, rule, axes) for number, rule in enumerate(spec.exclude, start=1))
-    notes = [note for note in (idle_macos(spec.axes), *found) if note is not None]
+    notes = [
+        note for note in (idle_macos(spec.axes), idle_environment(spec.axes), *found) if note is not None
+    ]
     points = [
         point for point in _points(spec, axes) if not any(_matches(rule, point) for rule in spec.exclude)
     ]
@@ -173,10 +175,11 @@ def _matches(rule: Rule, point: dict[str, Any]) -> bool:
 
 
 def _resolved(point: dict[str, Any], device_of: Callable[[str], str]) -> dict[str, Any]:
-    """Name the device; an emulation is one of MPS on the CPU, and without one no macOS is emulated."""
+    """Name the device; an emulation is one of MPS on the CPU, here, and without one no macOS is emulated."""
     if point["emulate"] is None:
         return {**point, "device": device_of(point["device"]), "emulate_macos": None}
-    return {**point, "device": "cpu" if point["device"] == "auto" else device_of(point["device"])}
+    device = "cpu" if point["device"] == "auto" else device_of(point["device"])
+    return {**point, "device": device, "environment": None}
 
 
 def idle_exclude(number: int, rule: Rule, axes: Mapping[str, Sequence[Any]]) -> str | None:
@@ -198,6 +201,13 @@ def idle_macos(axes: Axes) -> str | None:
     if "emulate_macos" not in axes.model_fields_set or any(axes.emulate):
         return None
     return "emulate_macos has no effect without emulate"
+
+
+def idle_environment(axes: Axes) -> str | None:
+    """Say that environments were named where all is emulated; None if something is measured, or none was named."""
+    if any(axes.environment) and all(axes.emulate):
+        return "environment has no effect with emulate: an emulation runs in the current environment"
+    return None
 
 
 def lacking_baseline(baseline: str, cells: Iterable[Scenario]) -> str | None:

@@ -69,6 +69,19 @@ def _macos(value: int) -> int:
     return value
 
 
+def _environment(value: str | None) -> str | None:
+    """Name of an environment, whether or not there is one.
+
+    Raises:
+        ValueError: It is a path, or empty.
+    """
+    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            f"{value!r} does not name an environment. `mpsdiag bisect` builds them and shows their names."
+        )
+    return value
+
+
 def _device(value: str) -> str:
     """A word that names a device, whether or not there is one.
 
@@ -82,6 +95,7 @@ def _device(value: str) -> str:
     return value
 
 
+Environment = Annotated[str | None, BeforeValidator(_none_word), AfterValidator(_environment)]
 Device = Annotated[str, AfterValidator(_device)]
 Release = Annotated[str | None, BeforeValidator(_none_word), AfterValidator(_release)]
 # More than anybody means, so that a slip of the finger is a sentence and not a crash hours later.
@@ -112,6 +126,7 @@ class Axes(_Strict):
     device: Values[Device] = ["auto"]
     emulate: Values[Release] = [None]
     emulate_macos: Values[Macos] = [15]
+    environment: Values[Environment] = [None]
     max_length: Values[Length] = [512]
     batch_size: Values[Count] = [4]
     pad_to_multiple_of: Values[Multiple] = [None]
@@ -174,6 +189,12 @@ class MatrixSpec(_Strict):
                 f"rounds is {self.rounds} and max_rounds {self.max_rounds}: the most is below the least."
             )
         return self
+
+    @property
+    def environments(self) -> list[str]:
+        """The environments of other releases that it names."""
+        named = (name for axes in (self.axes, *self.include) for name in axes.environment)
+        return list(dict.fromkeys(name for name in named if name is not None))
 
     @property
     def rule(self) -> StopRule:

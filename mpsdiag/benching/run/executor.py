@@ -16,7 +16,8 @@ from mpsdiag.benching.plan.matrix import MatrixSpec
 from mpsdiag.benching.plan.request import BenchRequest
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.launch import Isolation, StartMethod, start_method
-from mpsdiag.errors import CannotDecide
+from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.installed import facts_in, find
 
 LOGS = "logs"
 
@@ -86,7 +87,8 @@ class LocalExecutor:
                         running[threads.submit(self._run, job, stop)] = job
 
     def _run(self, job: Job, stop: Stop) -> Ended:
-        return self.isolation.run(job, stop).model_copy(update={"environment": self.environment})
+        facts = facts_in(job.cell.environment, self.environment)
+        return self.isolation.run(job, stop).model_copy(update={"environment": facts})
 
     def _prepare(self, stop: Stop) -> None:
         """Start the fork server before the first cell, so that no cell pays for its imports."""
@@ -143,12 +145,14 @@ def on_cluster(request: BenchRequest, address: str, note: Callable[[str], None])
     """The workers of a dask scheduler.
 
     Raises:
-        BadInput: Too many cells; workers that differ, or of which none may time a cell.
+        BadInput: Too many cells, or environments; workers that differ, or of which none may time a cell.
         CannotDecide: No scheduler answers, or it has no workers.
     """
     from mpsdiag.benching.cluster.cluster import ClusterExecutor
     from mpsdiag.benching.cluster.fleet import connect
 
+    if request.spec.environments:
+        raise BadInput("--environment names environments of this machine. Leave out --cluster.")
     fleet = connect(address)
     try:
         if request.spec.rule.rounds:
@@ -170,5 +174,7 @@ def _require_inputs(spec: MatrixSpec) -> None:
 
     for model in spec.axes.model:
         classify("model", model)
+    for name in spec.environments:
+        find(name)
     for dataset in dict.fromkeys(one for one in (spec.dataset, spec.eval_dataset) if one is not None):
         load_texts(dataset, limit=1)

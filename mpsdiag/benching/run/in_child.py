@@ -30,6 +30,17 @@ def run_in_child(request: str) -> str:
     _redirect(job.log)
     _stand_alone(job)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would fill the logs
+    answer = answer_to(job)
+    faulthandler.cancel_dump_traceback_later()
+    text = dumps(answer.model_dump())
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not take the answer with it
+            stream.flush()
+    return text
+
+
+def answer_to(job: Job) -> Answer:
+    """Call the function of a job; what it raises is an answer too, with the traceback on standard error."""
     try:
         answer = _function(job.function)(job)
         if not isinstance(answer, Answer):
@@ -38,12 +49,7 @@ def run_in_child(request: str) -> str:
         answer = Answer(status="oom" if _is_memory(problem) else "error", reason=_sentence(problem))
         with contextlib.suppress(BaseException):  # a process out of memory may not even have room for this
             traceback.print_exc()
-    faulthandler.cancel_dump_traceback_later()
-    text = dumps(answer.model_dump())
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a full disk must not take the answer with it
-            stream.flush()
-    return text
+    return answer
 
 
 def nothing(job: Job) -> Answer:  # noqa: ARG001 - the signature of every cell function

@@ -13,6 +13,7 @@ from mpsdiag.benching.journal.provenance import kind
 from mpsdiag.benching.journal.record import (
     BAD_ENDS,
     CELL_FUNCTION,
+    RELEASE_FUNCTION,
     Ended,
     Header,
     Job,
@@ -25,6 +26,7 @@ from mpsdiag.benching.run.executor import LOGS, Executor
 from mpsdiag.benching.run.interrupt import Interruptible, Stop
 from mpsdiag.benching.run.rounds import StopRule, baselines, group_of, wanted
 from mpsdiag.errors import CannotDecide
+from mpsdiag.installed import versions_in
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, count
 
@@ -229,7 +231,7 @@ class MatrixRun:
             key=key,
             cell=cell,
             round=number,
-            function=self.settings.function,
+            function=self.settings.function if cell.environment is None else RELEASE_FUNCTION,
             time_limit=self.settings.time_limit,
             log=str(self.folder / LOGS / f"{key}-{number}.log"),
             threads=self._threads(cell, number),
@@ -243,7 +245,7 @@ class MatrixRun:
         return cell.threads
 
     def _key(self, cell: Scenario) -> str:
-        return cell.key(self.versions)
+        return cell.key(versions_in(cell.environment, self.versions))
 
     def _all_cells(self) -> Iterable[Scenario]:
         return [*self.plan.cells, *(skipped.cell for skipped in self.plan.skipped)]

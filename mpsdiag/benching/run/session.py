@@ -24,6 +24,7 @@ from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.benching.run.runner import JOURNAL, Listener, MatrixRun, RunOutcome, Settings
 from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.installed import versions_in
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
@@ -150,7 +151,7 @@ class Session:
         done = {(one.key, one.round): one for one in records if one.status not in again}
         found = {}
         for cell in self.plan.cells:
-            key = cell.key(self.site.versions)
+            key = cell.key(versions_in(cell.environment, self.site.versions))
             numbers = range(self.request.spec.rule.most + 1)
             rounds = {number: done[key, number] for number in numbers if (key, number) in done}
             if rounds and not (0 in rounds and rounds[0].status == "skip"):

@@ -30,6 +30,7 @@ _FREE_TEXTS = [
     "reason",
     "timed_on",
     "files",
+    "release_environment",
 ]
 # A spreadsheet takes a text that begins so for a formula, and runs it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -97,10 +98,13 @@ _remembered = lru_cache(maxsize=1000)(_clean)
 
 
 def _row(scene: Scene, result: PooledCell, cost: CostRow | None) -> dict[str, Any]:
+    axes = dict(vars(result.cell))
+    releases = axes.pop("environment")  # the letter has that name already
     row: dict[str, Any] = {
         "environment": result.place.letter,
         "emulated": scene.emulated or "",
-        **vars(result.cell),
+        **axes,
+        "release_environment": releases,
         "key": result.key,
         "status": result.status,
         "mark": mark([result]).text,

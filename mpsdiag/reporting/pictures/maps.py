@@ -73,7 +73,7 @@ def map_of_releases(report: Report, theme: Theme) -> Figure:
 
 
 def _short(scene: Scene) -> str:
-    """Name a scene in a few characters: what was emulated, else the device and its torch."""
+    """Name a scene in a few characters: what was emulated, the environment, or the device and its torch."""
     if scene.emulated is not None:
         cell = scene.results[0].cell
         return (
@@ -81,6 +81,8 @@ def _short(scene: Scene) -> str:
             if cell.emulate_macos
             else f"emulated {cell.emulate}"
         )
+    if scene.results[0].cell.environment is not None:
+        return f"{scene.device}, {scene.results[0].cell.environment}"
     return f"{scene.device}, torch {dict(scene.place.facts).get('torch', 'unknown')}"
 
 

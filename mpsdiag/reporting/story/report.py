@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # The axes a grid shows; all others tell the panels of a scene apart.
 _GRID_AXES = frozenset({"attn_implementation", "trainer", "padding_side"})
-_SCENE_AXES = frozenset({"device", "emulate", "emulate_macos"})
+_SCENE_AXES = frozenset({"device", "emulate", "emulate_macos", "environment"})
 _panel_key = attrgetter(*(axis for axis in Scenario.model_fields if axis not in _GRID_AXES))
 _AXIS_WORDS = {
     "dataset": "data",
@@ -81,7 +81,9 @@ class Scene:
     @property
     def label(self) -> str:
         """Heading of the scene; says that it is emulated where it is."""
-        return f"{self.device}, {self.emulated}" if self.emulated else self.device
+        inside = self.results[0].cell.environment
+        kind = self.emulated or (f"environment {inside}" if inside else None)
+        return f"{self.device}, {kind}" if kind else self.device
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,13 +171,13 @@ def _varying(results: Sequence[PooledCell]) -> frozenset[str]:
 
 
 def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: Budget) -> list[Scene]:
-    groups: dict[tuple[int, str, str | None, int | None], list[PooledCell]] = {}
+    groups: dict[tuple[int, str, str | None, int | None, str | None], list[PooledCell]] = {}
     for result in pooled.results:
         cell = result.cell
-        key = (result.place.number, cell.device, cell.emulate, cell.emulate_macos)
+        key = (result.place.number, cell.device, cell.emulate, cell.emulate_macos, cell.environment)
         groups.setdefault(key, []).append(result)
     scenes = []
-    for (number, device, release, macos), results in groups.items():
+    for (number, device, release, macos, _), results in groups.items():
         panels = _panels(results, baseline, varying, budget)
         emulated = None
         if release is not None:

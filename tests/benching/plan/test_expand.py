@@ -220,3 +220,18 @@ def test_a_key_depends_on_every_axis_and_on_the_versions():
     }
     assert len(keys) == 7
     assert Scenario().key(dict(reversed(versions.items()))) == cell.key(versions)
+
+
+def test_what_is_emulated_runs_here_and_what_is_measured_in_each_environment():
+    cells = plan(
+        "[axes]\nenvironment = ['none', 'a', 'b']\nemulate = ['none', '2.8']\n"
+        "attention = 'sdpa'\ntrainer = 'standard'\npadding = 'left'"
+    ).cells
+    assert [(cell.environment, cell.emulate) for cell in cells] == [
+        (None, None),
+        ("a", None),
+        ("b", None),
+        (None, "2.8"),
+    ]
+    notes = plan("[axes]\nenvironment = 'a'\nemulate = '2.8'").notes
+    assert any("environment has no effect with emulate" in note for note in notes)

@@ -95,3 +95,16 @@ def test_labels_that_leave_no_room_are_no_failure():
         return figure
 
     assert draw(crowded).light.startswith("<svg")
+
+
+def test_releases_that_were_measured_stand_beside_those_that_were_emulated(journal_of, record):
+    environments = [None, "torch-2.4.1-py3.11-1a", "torch-2.5.0-py3.11-2b"]
+    records = [record("ok", device="cpu", environment=name) for name in environments]
+    records.append(record("nan", device="cpu", emulate="2.8", emulate_macos=15))
+    story = assemble([journal_of(*records)])
+    labels = [scene.label for scene in story.scenes]
+    assert labels == ["cpu", *(f"cpu, environment {name}" for name in environments[1:]), labels[3]]
+    assert "emulated MPS of torch 2.8" in labels[3]
+    words = texts(plots.pictures(story)["releases"].light)
+    assert "emulated 2.8, macOS 15" in words
+    assert "cpu, torch-2.4.1-py3.11-1a" in words
