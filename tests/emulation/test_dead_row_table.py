@@ -168,7 +168,7 @@ def test_finite_masks_that_are_not_the_lowest(
     assert outcome(release, path, dtype, float_mask(path, dtype, -1e4)) == ten_to_the_four
 
 
-@pytest.mark.parametrize("release", [*FIRST[:2], "2.6", "2.11"])
+@pytest.mark.parametrize("release", ["2.5", "2.6", "2.8", "2.11"])
 def test_below_macos_15_tensors_that_are_not_contiguous_escape(release):
     """2.5 on every macOS, 2.6 to 2.11 below macOS 15: composite, so zeros."""
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors("long general", F32))
@@ -177,7 +177,7 @@ def test_below_macos_15_tensors_that_are_not_contiguous_escape(release):
         with emulate_mps(release, macos):
             output = scaled_dot_product_attention(q, k, v, mask)
         reached = release != "2.5" and macos >= 15
-        assert kind_of(output, q, k, v) == ("NaN" if reached and release in FIRST else "0")
+        assert kind_of(output, q, k, v) == ("NaN" if reached and release != "2.11" else "0")
 
 
 @pytest.mark.parametrize("release", ["2.8", "2.9", "2.10", "2.11", "2.12", "2.13", "2.15"])
