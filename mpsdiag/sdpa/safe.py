@@ -70,39 +70,48 @@ def safe_scaled_dot_product_attention(
         return result
     if attn_mask is None or not (attn_mask.dtype == torch.bool or attn_mask.is_floating_point()):
         return stock(query, key, value, attn_mask, **options)
-    opened, dead = open_dead_rows(attn_mask)
+    opened, dead = open_dead_rows(attn_mask, query.dtype)
     output = stock(query, key, value, opened, **options)
     return zero_rows(output, dead, fresh=isinstance(stock, BuiltinFunctionType))
 
 
-def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+def open_dead_rows(attn_mask: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """Let the fully masked rows of a mask attend to every key, and say which they are.
 
     Returns:
-        The opened mask, in the dtype and the shape of the mask, and the rows as bool `(..., L, 1)`, broadcastable.
+        The opened mask, of the same shape, and the rows as bool `(..., L, 1)`, broadcastable. With a `dtype`,
+        that of the query, a boolean mask may come back as 0 and -inf in it.
     """
-    opened, dead = _open(attn_mask)
+    opened, dead = _open(attn_mask, dtype if plain_on_cpu(attn_mask) and not _modes() else None)
     if attn_mask.requires_grad and not opened.requires_grad and not torch.compiler.is_compiling():
         opened.requires_grad_()  # without gradients too, torch chooses its kernel by this flag of the mask
     return opened, dead
 
 
-def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+def _open(attn_mask: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     plain = plain_on_cpu(attn_mask)
     if plain and (expanded := _expanded(attn_mask)):
         # A mask that is expanded over rows or heads stays so: nothing is computed or stored twice.
         once = attn_mask
         for dim in expanded:
             once = once.narrow(dim, 0, 1)
-        opened, dead = _open(once)
+        opened, dead = _open(once, dtype)
         return opened.expand(attn_mask.shape), dead
     dead = masked_rows(attn_mask)
     if attn_mask.dtype != torch.bool:
         return torch.where(dead, 0.0, attn_mask), dead
+    if dtype is not None:
+        # In one pass what the CPU's kernels make of a boolean mask in three: 0 and -inf in the dtype of the query.
+        zero, never = (torch.tensor(x, dtype=dtype) for x in (0.0, float("-inf")))
+        return torch.where(attn_mask, zero, torch.where(dead, zero, never)), dead
     if plain:
         # As bytes, for speed: the CPU's "or" of bools takes ten times as long.
         return (attn_mask.view(torch.uint8) | dead).view(torch.bool), dead
     return attn_mask | dead, dead
+
+
+def _modes() -> bool:
+    return bool(torch._C._is_torch_function_mode_enabled())  # noqa: SLF001 - a mode is to see the mask as it came
 
 
 def _expanded(tensor: Tensor) -> list[int]:
