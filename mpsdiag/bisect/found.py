@@ -74,13 +74,14 @@ class Found:
             return f"{made}; {in_words(between)} could not be tested." if between else f"{made}."
         ends = f"{axis} {releases[0]} and {releases[-1]}"
         if isinstance(decision, SameEnds) and decision.outcome == "bad":
-            last = (self.tries[-1].log_tail.strip().splitlines() or ["nothing"])[-1]
+            end = next(one for one in self.tries if one.release == releases[-1])
+            last = (end.log_tail.strip().splitlines() or ["nothing"])[-1]
             return (
                 f"{ends} are both bad: widen the range, or the command fails for another reason. "
                 f"Its last output: {last[:300]}"
             )
         if isinstance(decision, SameEnds):
-            return f"{ends} are both good, so no release between them broke it for good. Widen the range."
+            return f"{ends} are both good: widen the range, it needs a good and a bad end."
         if isinstance(decision, OpposedEnds):
             other = "fix" if decision.found == "break" else "break"
             return f"{ends} enclose a {decision.found}, not a {other}. Search with --find {decision.found}."

@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,8 +128,8 @@ class Installer:
         if self.nightly:
             self.options += ["--prerelease", "allow"]
             if not named:
-                self.options += ["--index", f"{NIGHTLY_INDEX}{backend or ''}".rstrip("/")]
-                self.options += ["--index-strategy", "unsafe-best-match"]
+                kind = "" if self.device in {"cuda", "xpu"} else "cpu"
+                self.options += ["--index", NIGHTLY_INDEX + kind, "--index-strategy", "unsafe-best-match"]
         elif backend and not named:
             self.options += ["--torch-backend", backend]
         self.index = hashlib.sha256(json.dumps([settings, self.options]).encode()).hexdigest()[:16]
@@ -163,28 +163,18 @@ class Installer:
         found: list[Version] = []
         below = f"<={high}"
         while (newest := self._newest(f"{name}>={low},{below}")) is not None:
-            if found and newest >= found[0]:
-                raise CannotDecide(f"uv lists {name} {newest} twice; please report it.")
             if not found and newest != high:
                 break
             found.insert(0, newest)
             below = f"<{newest}"
         for end in (high, low):
             if end not in found:
+                newest = self._newest(name)
                 raise BadInput(
-                    f"{name} {end} is not a release that can be installed here: {self._near(name, end)}"
+                    f"{name} {end} is not a release that can be installed here: the newest one with wheels for Python "
+                    f"{self.python_version} is {newest or 'missing: the index has none'}, and yanked ones do not count."
                 )
         return found
-
-    def _near(self, name: str, end: Version) -> str:
-        """What there is instead of a release that does not exist."""
-        lower, newest = self._newest(f"{name}<{end}"), self._newest(name)
-        if newest is None:
-            return f"the index has no {name} with a wheel for Python {self.python_version}."
-        next_lower = f"the next lower one is {lower}, " if lower is not None and lower != newest else ""
-        return (
-            f"{next_lower}the newest is {newest} (with wheels for Python {self.python_version}, not yanked)."
-        )
 
     def _newest(self, requirement: str) -> Version | None:
         """The newest release that fits a requirement on any platform; None if there is none."""
@@ -274,15 +264,8 @@ class Installer:
 
 
 def _sentence(complaint: str, longest: int = 600) -> str:
-    """The resolver's sentence on one line, without its frame."""
-    lines = [re.sub(r"^\s*(×|╰─▶|error:|cause:)\s*", "", line).strip() for line in _paragraphs(complaint)]
-    text = " ".join(line for line in lines if line and not line.startswith("No solution found"))
+    """The resolver's sentence on one line, without its frame and its hints."""
+    lines = complaint.partition("\nhint:")[0].splitlines()
+    words = [re.sub(r"^\s*(×|╰─▶|error:|cause:)\s*", "", line).strip() for line in lines]
+    text = " ".join(word for word in words if word and not word.startswith("No solution found"))
     return text[:longest] or "uv gave no reason"
-
-
-def _paragraphs(complaint: str) -> Iterator[str]:
-    """The lines up to the first hint."""
-    for line in complaint.splitlines():
-        if line.startswith("hint:"):
-            return
-        yield line

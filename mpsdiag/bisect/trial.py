@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from mpsdiag.benching.run.launch import log_tail
 from mpsdiag.bisect.search import Outcome
+from mpsdiag.environment import redact
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.installed import variables_in
 
 SKIP: Final = 125
-TAIL_BYTES: Final = 4000
 _COMPARE: Final[dict[str, Callable[[int, int], bool]]] = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -103,13 +104,7 @@ def check_command(command: Sequence[str]) -> None:
 
 
 def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Trial:
-    """Run a command in an environment.
-
-    Args:
-        command: Its words; `python` is that of the environment.
-        folder: Of the environment.
-        rules: What its end means.
-        log: Gets all that it prints.
+    """Run a command in the environment in a folder; `python` is its own, and the log gets all that it prints.
 
     Raises:
         BadInput: The log cannot be written.
@@ -141,7 +136,7 @@ def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Tr
         finally:
             _end(process)
     seconds = time.perf_counter() - started
-    tail = _tail(log)
+    tail = redact(log_tail(log))
     if code is None:
         return Trial(rules.crash_is, f"did not finish within {rules.timeout:g} s", None, None, seconds, tail)
     if code < 0:
@@ -183,13 +178,3 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _tail(log: Path) -> str:
-    """The end of a log, without personal words."""
-    from mpsdiag.environment import redact
-
-    with log.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - TAIL_BYTES))
-        return redact(stream.read().decode("utf-8", errors="replace"))

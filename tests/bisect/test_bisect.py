@@ -167,7 +167,8 @@ def test_nightly_builds_count_where_asked_for(index, run):
     assert found["compare"] is None
 
 
-def test_the_search_resumes_after_kill_9(index, run, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_search_resumes_after_kill_9_and_after_ctrl_c(index, run, tmp_path, number):
     index.add_torch()
     (tmp_path / "predicate.py").write_text(
         "import sys, time, torch\nopen('tried', 'a').write(torch.__version__ + ' ')\n"
@@ -181,7 +182,8 @@ def test_the_search_resumes_after_kill_9(index, run, tmp_path):
         while not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, number)
+    assert process.returncode == (130 if number == signal.SIGINT else -9)
     kept = journal.read_bytes()
     with journal.open("ab") as stream:
         stream.write(b'{"schema": 1, "kind": "try", "key": "torn')
