@@ -64,10 +64,21 @@ def no_label_counts(inputs: Mapping[str, Any]) -> Tensor | None:
 
 
 def weights_are_finite(model: nn.Module) -> bool:
-    """Say whether all floating-point parameters of a model are finite. Reads them all: not for every batch."""
+    """Say whether parameters and running statistics are finite, and other buffers without NaN. Reads them all."""
     import torch
 
-    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.is_floating_point())
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.is_floating_point()):
+        return False
+    return not any(
+        bool(torch.isnan(buffer).any()) or (is_statistic(name) and not bool(torch.isfinite(buffer).all()))
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point()
+    )
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a buffer is a running statistic of a normalization; others, such as masks, may hold infinities."""
+    return name.rpartition(".")[2].startswith("running_")
 
 
 def is_finite(value: Tensor | None) -> bool:

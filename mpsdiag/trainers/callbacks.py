@@ -1,4 +1,4 @@
-"""`NonFiniteCallback`: tells what transformers hides when losses are not finite, in anyone's Trainer."""
+"""`NonFiniteCallback`: shows what transformers hides when losses are not finite, in any Trainer."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ class NonFiniteCallback(TrainerCallback):
     the Trainer as `callbacks=[NonFiniteCallback()]`. Label smoothing and `compute_loss_func` make the loss outside the
     model: there it judges the logits, or, after `NonFiniteCallback().watch(trainer)`, the loss itself.
 
-    `eval_nonfinite_batches` is added to the metrics and the log of an evaluation, and `nonfinite_train_batches` and
-    `nonfinite_grad_norms`, once they are not zero, to the log of the training.
+    `eval_nonfinite_batches` is added to the metrics and the log of an evaluation in which batches were judged, and
+    `nonfinite_train_batches` and `nonfinite_grad_norms`, once they are not zero, to the log of the training. Until the
+    first such loss it waits for the device once a step, as transformers' own filter does, to look at the weights before
+    the optimizer changes them.
 
     Attributes:
         train: Counts of all training batches (micro-batches of gradient accumulation) so far.
@@ -54,7 +56,8 @@ class NonFiniteCallback(TrainerCallback):
         self._handle: RemovableHandle | None = None
         self._watched: object = None
         self._trainer: Trainer | None = None
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
+        self._weights_were_finite: bool | None = None
 
     def watch(self, trainer: Trainer) -> NonFiniteCallback:
         """Watch the losses of this Trainer itself, whoever computes them; it need not be given as a callback too."""
@@ -82,6 +85,16 @@ class NonFiniteCallback(TrainerCallback):
         """Watch the model that is trained; it may be another than at the beginning (`model_init`)."""
         del args, state, control
         self._hook(kwargs.get("model"))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the weights that gave the first bad loss, before the optimizer changes them."""
+        del args, state, control
+        model = kwargs.get("model")
+        unknown = "training" not in self._warned and self._weights_were_finite is None
+        if unknown and model is not None and self._train.read().bad:
+            self._weights_were_finite = weights_are_finite(model)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -127,9 +140,7 @@ class NonFiniteCallback(TrainerCallback):
         added: dict[str, Any] = {}
         if prefix is not None:
             self._settle_evaluation(args, logs, prefix, kwargs.get("model"))
-            added[f"{prefix}_nonfinite_batches"] = logs.get(
-                f"{prefix}_nonfinite_batches", self.evaluation.bad
-            )
+            added = self._counted(logs, prefix)
         elif "loss" in logs:
             self.grad_norms += not math.isfinite(float(logs.get("grad_norm") or 0.0))
             self._settle_training(args, state, kwargs.get("model"))
@@ -153,8 +164,8 @@ class NonFiniteCallback(TrainerCallback):
         del args, state, kwargs
         prefix = _evaluation_prefix(metrics or {})
         if metrics is not None and prefix is not None:
-            metrics.setdefault(f"{prefix}_nonfinite_batches", self.evaluation.bad)
-            if self.stop_training and metrics[f"{prefix}_nonfinite_batches"]:
+            metrics.update(self._counted(metrics, prefix))
+            if self.stop_training and metrics.get(f"{prefix}_nonfinite_batches"):
                 control.should_training_stop = True
 
     def on_predict(
@@ -170,7 +181,14 @@ class NonFiniteCallback(TrainerCallback):
         prefix = _evaluation_prefix(metrics)
         if prefix is not None:
             self._settle_evaluation(args, metrics, prefix, kwargs.get("model"))
-            metrics.setdefault(f"{prefix}_nonfinite_batches", self.evaluation.bad)
+            metrics.update(self._counted(metrics, prefix))
+
+    def _counted(self, metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """The count of an evaluation, that of the Trainer if it has one; none where no batch was judged."""
+        name = f"{prefix}_nonfinite_batches"
+        if name in metrics or self.evaluation.batches:
+            return {name: metrics.get(name, self.evaluation.bad)}
+        return {}
 
     # Seeing losses.
 
@@ -204,21 +222,28 @@ class NonFiniteCallback(TrainerCallback):
         if result[0] is not None:
             self._pending = (judge_loss(result[0]), no_label_counts(inputs))
 
-    # Saying what was seen.
+    # Reporting what was seen.
 
     def _settle_training(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         new = self._train.take()
         self.train += new
-        if (not new.bad and not self.grad_norms) or not new.batches:
-            return
-        cause = _cause(new, model, args)
-        what = f"{new.bad} of {new.batches} training batches" if new.bad else "The gradient norm"
-        verb = "had a loss that is" if new.bad else "is"
-        self._say(
-            "training",
-            f"{what} up to step {state.global_step} {verb} not finite; transformers logs such a loss as the mean of "
-            f"the others, or 0.0: {SENTENCES[cause]}.",
-        )
+        if new.bad:
+            cause = _cause(new, model, args, self._weights_were_finite)
+            self._warn(
+                "training",
+                f"{new.bad} of {new.batches} training batches up to step {state.global_step} had a loss that is not "
+                f"finite; transformers logs such a loss as the mean of the others, or 0.0: {SENTENCES[cause]}.",
+            )
+        elif self.grad_norms and new.batches:
+            scaled = (
+                " With fp16 the first steps may overflow until the loss scale fits; they are skipped."
+                * args.fp16
+            )
+            self._warn(
+                "training",
+                f"The gradient norm up to step {state.global_step} is not finite, and the losses are: the derivative "
+                f"of an operation is to blame, `mpsdiag trace --train` finds which.{scaled}",
+            )
 
     def _settle_evaluation(
         self, args: TrainingArguments, metrics: dict[str, Any], prefix: str, model: Any
@@ -235,14 +260,14 @@ class NonFiniteCallback(TrainerCallback):
             loss = float(metrics.get(f"{prefix}_loss", math.nan))
             hidden = f"; {prefix}_loss is the mean of the others" if math.isfinite(loss) else ""
             cause = _cause(new, model, args)
-            self._say(
+            self._warn(
                 "evaluation",
                 f"{new.bad} of {new.batches} evaluation batches are not finite{hidden}: {SENTENCES[cause]}.",
             )
 
-    def _say(self, phase: str, sentence: str) -> None:
-        if phase not in self._said:
-            self._said.add(phase)
+    def _warn(self, phase: str, sentence: str) -> None:
+        if phase not in self._warned:
+            self._warned.add(phase)
             logger.warning("%s", sentence)
 
 
@@ -254,10 +279,14 @@ def _evaluation_prefix(metrics: dict[str, Any]) -> str | None:
     return None
 
 
-def _cause(count: Count, model: Any, args: TrainingArguments) -> Cause:
+def _cause(
+    count: Count, model: Any, args: TrainingArguments, weights_were_finite: bool | None = None
+) -> Cause:
     if count.bad and count.unlabelled == count.bad:
         return "no_labels"
-    if model is not None and not weights_are_finite(model):
+    if weights_were_finite is None:
+        weights_were_finite = model is None or weights_are_finite(model)
+    if not weights_were_finite:
         return "bad_weights"
     return "suspected_device" if emulation.in_effect(args.device) else "unknown"
 

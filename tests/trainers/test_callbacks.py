@@ -202,3 +202,90 @@ def test_several_evaluation_sets_are_counted_apart(trainer_of, examples):
     with emulate_mps("2.8"):
         metrics = trainer.evaluate()
     assert (metrics["eval_padded_nonfinite_batches"], metrics["eval_even_nonfinite_batches"]) == (3, 0)
+
+
+def frozen(model="tiny-gpt2"):
+    """Only the head is trained: attention runs without gradients, in training too."""
+    built = build_model(model, max_positions=128).requires_grad_(requires_grad=False)
+    built.lm_head.weight = torch.nn.Parameter(built.lm_head.weight.detach().clone())
+    return built
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_the_weights_are_judged_before_the_optimizer_spoils_them(trainer_of, filtered, caplog):
+    watcher, model = NonFiniteCallback(), frozen()
+    options = {"max_steps": 2, "logging_steps": 2, "logging_nan_inf_filter": filtered}
+    trainer = trainer_of(Trainer, model, callbacks=[watcher], options=options)
+    with emulate_mps("2.8"), caplog.at_level(logging.WARNING, LOGGER):
+        trainer.train()
+    assert watcher.train.bad >= 1
+    assert not bool(model.lm_head.weight.isfinite().all())  # By the time of the log.
+    assert "weights of the model are not finite" not in caplog.text
+    assert "safe_sdpa" in caplog.text
+
+
+def test_weights_that_a_step_broke_are_named_in_the_next_one(trainer_of, caplog):
+    """The first loss is finite, an infinite learning rate breaks the weights, and the second loss is their doing."""
+    options = {"max_steps": 2, "logging_steps": 2, "learning_rate": 1e38, "lr_scheduler_type": "constant"}
+    watcher = NonFiniteCallback()
+    with caplog.at_level(logging.WARNING, LOGGER):
+        trainer_of(Trainer, callbacks=[watcher], options=options).train()
+    assert watcher.train.bad == 1
+    assert ("weights of the model are not finite" in caplog.text) or (
+        "neither labels nor weights" in caplog.text
+    )
+
+
+def test_a_gradient_that_is_not_finite_is_said_to_be_one(trainer_of, caplog):
+    def loss(outputs, labels, num_items_in_batch=None):
+        del labels, num_items_in_batch
+        return torch.sqrt(outputs["logits"].float().sum() * 0.0) + 1.0
+
+    options = {"max_steps": 1, "logging_steps": 1}
+    with caplog.at_level(logging.WARNING, LOGGER):
+        trainer_of(Trainer, callbacks=[NonFiniteCallback()], compute_loss_func=loss, options=options).train()
+    assert "The gradient norm up to step 1 is not finite, and the losses are" in caplog.text
+    assert "weights of the model" not in caplog.text
+
+
+def test_running_statistics_count_as_weights(trainer_of, caplog):
+    class Normalized(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lm, self.norm = build_model("tiny-gpt2", max_positions=128), torch.nn.BatchNorm1d(1)
+
+        def forward(self, input_ids, attention_mask, labels=None):
+            output = self.lm(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+            return {"loss": self.norm(output.loss.reshape(1, 1)).sum(), "logits": output.logits}
+
+    model = Normalized()
+    model.norm.running_var[0] = float("nan")
+    with caplog.at_level(logging.WARNING, LOGGER):
+        metrics = trainer_of(Trainer, model, callbacks=[NonFiniteCallback()]).evaluate()
+    assert metrics["eval_nonfinite_batches"] == 3
+    assert "weights of the model are not finite" in caplog.text
+
+
+def test_no_count_where_nothing_could_be_judged(trainer_of, examples):
+    """A model that gives neither loss nor logits, and an evaluation without a batch."""
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            return {"score": self.weight * float("nan")}
+
+    class Scored(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            output = model(**inputs)
+            return (output["score"].sum(), output) if return_outputs else output["score"].sum()
+
+    metrics = trainer_of(Scored, Own(), callbacks=[NonFiniteCallback()]).evaluate()
+    assert math.isnan(metrics["eval_loss"])
+    assert "eval_nonfinite_batches" not in metrics
+    watched = trainer_of(Scored, Own())
+    NonFiniteCallback().watch(watched)
+    assert watched.evaluate()["eval_nonfinite_batches"] == 3
+    assert "eval_nonfinite_batches" not in trainer_of(Trainer, callbacks=[NonFiniteCallback()]).evaluate([])
