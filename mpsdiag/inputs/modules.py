@@ -1,4 +1,4 @@
-"""The modules of a model while it runs: its decoder layers, what they hand on, and which of them a forward is in."""
+"""The modules of a model while it runs: its layers, what they pass on, and which of them a forward is in."""
 
 from __future__ import annotations
 
@@ -11,11 +11,24 @@ from torch import Tensor, nn
 from mpsdiag.inputs.outputs import logits_of
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a transformer: the longest ModuleList of modules of one class."""
-    stacks = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    uniform = [stack for stack in stacks if len({type(layer) for layer in stack}) == 1]
-    return max(uniform, key=len, default=[])
+def numbered_layers(model: nn.Module) -> dict[nn.Module, int]:
+    """The repeated blocks of a transformer, in order, each with its number in its own stack.
+
+    A stack is a ModuleList of modules of one class that lies in no other one; an encoder-decoder has two. Lists of
+    plain layers, such as several heads, count only where there is nothing longer.
+    """
+    stacks: list[list[nn.Module]] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or module in inside or not len(module):
+            continue
+        # A compiled layer stands for the layer in it.
+        if len({type(getattr(layer, "_orig_mod", layer)) for layer in module}) == 1:
+            stacks.append(list(module))
+            inside |= set(module.modules())
+    longest = max(stacks, key=len, default=[])
+    blocks = [stack for stack in stacks if stack is longest or any(True for _ in stack[0].children())]
+    return {layer: number for stack in blocks for number, layer in enumerate(stack)}
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -38,8 +51,11 @@ class ModulePath:
     """The modules that a forward is in, the outermost first; empty outside of the model, and unless `followed`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
-        self._layers = {layer: index for index, layer in enumerate(decoder_layers(model))}
+        self._names: dict[nn.Module, str] = {
+            module: ".".join(part for part in name.split(".") if part != "_orig_mod")  # of torch.compile
+            for name, module in model.named_modules()
+        }
+        self._layers = numbered_layers(model)
         self._path: list[nn.Module] = []
 
     def __bool__(self) -> bool:
@@ -55,11 +71,22 @@ class ModulePath:
 
     @property
     def layer(self) -> int | None:
-        """The decoder layer it is in; None outside of the layers."""
+        """The number of the layer it is in; None outside of the layers."""
         return next((self._layers[m] for m in reversed(self._path) if m in self._layers), None)
 
+    def name_of(self, module: nn.Module) -> str:
+        """Dotted path of a module."""
+        return self._names[module]
+
+    def layer_around(self, module: nn.Module) -> int | None:
+        """The number of the innermost layer that holds a module, or is it; None outside of the layers."""
+        name = f"{self._names[module]}."
+        return next(
+            (n for m, n in reversed(self._layers.items()) if name.startswith(f"{self._names[m]}.")), None
+        )
+
     def layer_of(self, module: nn.Module) -> int | None:
-        """The number of a module that is a decoder layer; None for any other."""
+        """The number of a module that is a layer; None for any other."""
         return self._layers.get(module)
 
     @contextmanager

@@ -18,6 +18,8 @@ Cause = Literal[
     "wrong_device",
     "divergence",
     "hidden_by_filter",
+    "division_by_zero",
+    "derivative",
     "unknown",
 ]
 CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)

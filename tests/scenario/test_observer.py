@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mpsdiag.inputs.modules import decoder_layers, first_tensor
+from mpsdiag.inputs.modules import first_tensor, numbered_layers
 from mpsdiag.scenario.observer import Observer
 from mpsdiag.sdpa.watch import SdpaCall
 
@@ -136,8 +136,17 @@ def test_the_layers_are_the_longest_list_of_one_kind():
     model.heads = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     model.layers = nn.ModuleList(Block() for _ in range(3))
     model.mixed = nn.ModuleList([nn.Linear(2, 2), nn.Tanh(), nn.Tanh(), nn.Tanh()])
-    assert decoder_layers(model) == list(model.layers)
-    assert decoder_layers(nn.Linear(2, 2)) == []
+    assert numbered_layers(model) == {layer: number for number, layer in enumerate(model.layers)}
+    assert numbered_layers(nn.Linear(2, 2)) == {}
+
+
+def test_an_encoder_and_a_decoder_number_their_layers_apart():
+    model = nn.Module()
+    model.encoder, model.decoder = nn.Module(), nn.Module()
+    model.encoder.layers = nn.ModuleList(Block() for _ in range(3))
+    model.decoder.layers = nn.ModuleList(Block() for _ in range(2))
+    model.decoder.layers[0].experts = nn.ModuleList(Block() for _ in range(4))
+    assert list(numbered_layers(model).values()) == [0, 1, 2, 0, 1]
 
 
 def test_the_hidden_state_is_found_in_every_shape_of_output():

@@ -146,7 +146,7 @@ def zero_times_infinity(hidden, mask):
 @pytest.mark.parametrize(
     ("fault", "cause", "operation"),
     [
-        (in_place, "unknown", "div"),
+        (in_place, "division_by_zero", "div"),
         (through_a_view, "unknown", "mul"),
         (eager_softmax, "dead_rows", "softmax"),
         (zero_times_infinity, "bad_mask", "mul"),

@@ -5,17 +5,20 @@ Decided by running the call again, on the CPU and in float64.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from mpsdiag.findings import Advice
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
-from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.operations import LOSSES, TorchCall
 from mpsdiag.tracing.watch.replay import replay, scores_of
-from mpsdiag.tracing.watch.tensors import largest
+from mpsdiag.tracing.watch.tensors import largest, listed
 
 _CASTS = ("to", "half", "type", "type_as", "copy_", "bfloat16", "float")
+_SPREADS = ("std", "var", "std_mean", "var_mean")
 _POLES = ("div", "reciprocal", "rsqrt", "log", "log2", "log10", "sqrt", "acos", "asin", "atanh")
 
 _REMEDIES = {
@@ -52,7 +55,7 @@ def overflow(first: Candidate) -> Explanation | None:
     if first.call is None or output is None:
         return None
     bound = torch.finfo(output.dtype).max
-    if first.event.infinite_scalar and first.terminal.kind == "inf":
+    if first.terminal.kind == "inf" and (first.event.infinite_scalar or first.event.operands):
         return None  # The infinity was among the arguments.
     if first.event.operation in _CASTS and _largest_input(first) > bound:
         return _overflowed(first, output, _largest_input(first))
@@ -80,9 +83,107 @@ def _replayed_overflow(first: Candidate, call: TorchCall, output: Tensor) -> Exp
         if plain is not None and bool((~torch.isfinite(plain[bad])).any()):
             return _overflowed(first, output, _largest_input(first), "a value on the way")
         return None
-    if first.terminal.kind == "inf" and first.event.operation not in _POLES:
+    if first.terminal.kind == "inf" and first.event.operation not in (*_POLES, *LOSSES):
         return _overflowed(first, output, float("inf"))
     return None
+
+
+def division_by_zero(first: Candidate) -> Explanation | None:
+    """A divisor is zero where the result is not finite; written as a quotient, a mean, a spread or a norm."""
+    output = first.output
+    if first.call is None or output is None or first.event.operands or first.terminal.kind == "error":
+        return None
+    found = _zero_divisor(first, ~torch.isfinite(output.detach()))
+    if found is None:
+        return None
+    what, count = found
+    return Explanation(
+        "division_by_zero",
+        f"{first.event.operation} divides by zero: {what}",
+        Advice(
+            text="Look at what makes the divisor zero: a sum over an empty mask, the norm of a row of zeros, a count "
+            "of 0, the spread of a single value. Leave such rows out, or keep the divisor away from zero.",
+            commands=["total / count.clamp(min=1)", "x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6)"],
+        ),
+        {"zero_divisors": count, "device": first.device},
+    )
+
+
+def _zero_divisor(first: Candidate, bad: Tensor) -> tuple[str, int] | None:
+    """What is zero, and in how many of the bad values."""
+    operation, named, args = first.event.operation, first.named, list(first.named.values())
+    source = args[0] if args and isinstance(args[0], Tensor) else None
+    if operation in ("div", "remainder", "fmod", "floor_divide"):
+        turned = getattr(first.call and first.call.func, "__name__", "") in ("__rtruediv__", "__rdiv__")
+        divisor, dividend = (args[0], args[1]) if turned else (args[1], args[0])
+        zero = bad & (torch.as_tensor(divisor, device=bad.device) == 0)
+        both = zero & (torch.as_tensor(dividend, device=bad.device) == 0)
+        what = "0/0" if bool(both.any()) else "a number by 0"
+        return (
+            (f"{what} in {int(zero.sum())} of {bad.numel()} values", int(zero.sum())) if zero.any() else None
+        )
+    if operation in ("reciprocal", "rsqrt") and source is not None:
+        zero = bad & (source == 0)
+        return (
+            (f"the input is 0 in {int(zero.sum())} of {bad.numel()} values", int(zero.sum()))
+            if zero.any()
+            else None
+        )
+    if operation in _SPREADS and source is not None and source.numel() <= bad.numel():
+        return "the spread of one value divides by n - 1, which is zero", int(bad.sum())
+    if any(tensor.numel() == 0 for _, tensor in first.inputs if tensor.is_floating_point()):
+        return "a mean over nothing, the input is empty", int(bad.sum())
+    weight, target = named.get("weight"), named.get("target")
+    if operation in LOSSES and isinstance(weight, Tensor) and isinstance(target, Tensor):
+        counted = target[(target >= 0) & (target < weight.numel())]
+        if not target.is_floating_point() and not bool(weight[counted].any()):
+            return "the class weights of all targets add up to zero", int(bad.sum())
+    if operation.endswith("norm") or operation == "normalize":
+        exact = replay(cast("TorchCall", first.call), torch.float64)
+        if (
+            exact is not None
+            and exact.shape == bad.shape
+            and not bool(torch.isfinite(exact[bad.cpu()]).any())
+        ):
+            return "the norm or spread of a constant row is zero, and so is eps", int(bad.sum())
+    return None
+
+
+def infinite_logits(first: Candidate) -> Explanation | None:
+    """A loss that minus infinity among its inputs makes infinite: a class that was ruled out counts after all."""
+    negative = [operand for operand in first.event.operands if operand.impurity.negative]
+    if first.terminal.kind != "inf" or not negative:
+        return None
+    operation, logits, target = first.event.operation, first.named.get("input"), first.named.get("target")
+    if operation not in LOSSES or not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+        return Explanation(
+            "unknown",
+            f"{operation} turns minus infinity among its inputs into an infinite result",
+            Advice(text="Look at what was ruled out by minus infinity, and why it counts here."),
+            {"device": first.device},
+        )
+    commands = ["logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)"]
+    if target.shape == logits.shape[:1] and not target.is_floating_point():
+        chosen = logits.gather(1, target.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        hit = (target >= 0) & (chosen == float("-inf"))
+        if bool(hit.any()):
+            return Explanation(
+                "bad_inputs",
+                f"{int(hit.sum())} labels name a class whose logit is minus infinity, so their loss is infinite",
+                Advice(
+                    text="Set such labels to -100, or do not rule out a class that occurs.", commands=commands
+                ),
+                {"labels": listed(hit), "device": first.device},
+            )
+    return Explanation(
+        "unknown",
+        f"{operation} counts every class (label smoothing, or probabilities as targets), and the logits of some are "
+        "minus infinity: the loss is infinite",
+        Advice(
+            text="Leave label smoothing out, or rule classes out by a large finite number.", commands=commands
+        ),
+        {"device": first.device},
+    )
 
 
 def device_only(first: Candidate) -> Explanation | None:

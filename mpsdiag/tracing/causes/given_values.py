@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
-from mpsdiag.inputs.nonfinite import IGNORED_LABEL, no_label_counts
+from mpsdiag.inputs.nonfinite import IGNORED_LABEL, is_statistic, no_label_counts
 from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
-from mpsdiag.tracing.watch.operations import LOSSES
-from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity
+from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, tensors_in
 
 WEIGHTS_REMEDY = Advice(
     text="The weights themselves are broken: no attention, device or batch makes this finite. Go back to the last "
@@ -26,6 +25,20 @@ INDICES_REMEDY = Advice(
     text="Use the tokenizer that belongs to this model, resize the embedding after adding tokens, and keep sequences "
     "within the model's longest.",
     commands=["model.resize_token_embeddings(len(tokenizer))"],
+)
+
+TARGETED = ("cross_entropy", "nll_loss")
+
+CLASSES_REMEDY = Advice(
+    text="The data has classes that the model does not have: load the model with num_labels for all of them, or number "
+    "the classes from 0. Labels that are not to count are -100.",
+    commands=["AutoModelForSequenceClassification.from_pretrained(..., num_labels=NUMBER_OF_CLASSES)"],
+)
+
+STATISTICS_REMEDY = Advice(
+    text="A running statistic of a normalization is broken: one bad training batch is enough, training does not read "
+    "it, every evaluation does. Reset it and train on, or go back to a checkpoint from before.",
+    commands=["for module in model.modules(): getattr(module, 'reset_running_stats', lambda: None)()"],
 )
 
 LABELS_REMEDY = Advice(
@@ -45,20 +58,24 @@ def bad_weights(first: Candidate) -> Explanation | None:
     others = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
     return Explanation(
         "bad_weights",
-        f"the weight {operand.source.name} is not finite before anything runs{others}",
-        WEIGHTS_REMEDY,
+        f"the {operand.source.kind} {operand.source.name} is not finite before anything runs{others}",
+        STATISTICS_REMEDY if operand.source.statistic else WEIGHTS_REMEDY,
         {"weight": operand.source.name, "weights": bad[:LISTED], "bad_tensors": len(bad)},
     )
 
 
 def nonfinite_weights(model: nn.Module) -> list[dict[str, Any]]:
-    """Facts of the parameters and buffers that hold NaN, and of the parameters that hold infinity."""
+    """Facts of the parameters and running statistics that are not finite, and of other buffers that hold NaN."""
     found = []
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             found.append(facts(weight, name))
     for name, buffer in model.named_buffers():
-        if buffer.is_floating_point() and bool(torch.isnan(buffer).any()):
+        if not buffer.is_floating_point():
+            continue
+        statistic = is_statistic(name)
+        bad = ~torch.isfinite(buffer) if statistic else torch.isnan(buffer)
+        if bool(bad.any()):
             found.append(facts(buffer, name))
     return found
 
@@ -83,31 +100,68 @@ def index_out_of_range(first: Candidate) -> Explanation | None:
     if not isinstance(first.event.error, IndexError):
         return None
     integers = [facts(tensor, name) for name, tensor in first.inputs if not tensor.is_floating_point()]
+    evidence = {"indices": integers, "error": str(first.event.error)}
+    operation, named = first.event.operation, first.named
+    table, loss = named.get("weight" if operation == "embedding" else "input"), operation in TARGETED
+    if not isinstance(table, Tensor) or not (loss or operation == "embedding"):
+        what = f"an index points outside of what it is looked up in ({first.event.error})"
+        return Explanation("bad_inputs", what, INDICES_REMEDY, evidence)
+    size = table.shape[1] if loss and table.dim() > 1 else table.shape[0]
+    indices: Tensor = named["target" if loss else "input"]
+    given = dict(tensors_in(first.batch))
+    outside = [name for name, tensor in given.items() if _outside(name, tensor, size)]
+    same = [name for name in outside if torch.equal(given[name].flatten(), indices.flatten())]
+    key = next(iter([*same, *(name for name in outside if loss and name == "labels"), *outside]), None)
+    indices = indices if key is None else given[key]
+    span = [int(indices.min()), int(indices.max())]
+    classes = loss and not isinstance(output_matrix(first.model), Tensor)
+    what = f"the {size} classes of the model (num_labels)" if classes else f"the table of {operation}"
     return Explanation(
         "bad_inputs",
-        f"an index points outside of what it is looked up in ({first.event.error})",
-        INDICES_REMEDY,
-        {"indices": integers, "error": str(first.event.error)},
+        f"'{key or 'an index'}' reaches from {span[0]} to {span[1]}, and {what} takes 0 to {size - 1} "
+        f"({first.event.error})",
+        CLASSES_REMEDY if classes else INDICES_REMEDY,
+        {**evidence, "input": key, "size": size, "range": span},
     )
+
+
+def _outside(name: str, tensor: Tensor, size: int) -> bool:
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or not tensor.numel():
+        return False
+    counted = tensor[tensor != IGNORED_LABEL] if "label" in name else tensor
+    return bool(((counted < 0) | (counted >= size)).any())
+
+
+def output_matrix(model: nn.Module) -> Tensor | None:
+    """The matrix that gives the logits of a language model, (vocabulary, channels); None for any other model."""
+    weight = getattr(ask(model, "get_output_embeddings"), "weight", None)
+    return weight if isinstance(weight, Tensor) and weight.dim() == 2 else None
+
+
+def ask(model: nn.Module, getter: str) -> Any:
+    """What a getter of transformers' models gives; None where a model has none, or does not implement it."""
+    get = getattr(model, getter, None)
+    try:
+        return None if get is None else get()
+    except NotImplementedError:
+        return None
 
 
 def no_labels(first: Candidate) -> Explanation | None:
     """The loss is NaN and no target of it counts."""
-    operation, named = first.event.operation, first.named
-    if operation in LOSSES:
+    operation, named, labels = first.event.operation, first.named, first.batch.get("labels")
+    unlabelled = isinstance(labels, Tensor) and bool(no_label_counts({"labels": labels}))
+    if operation in TARGETED:
         target = named.get("target")
         ignored = int(named.get("ignore_index", IGNORED_LABEL))
         if not isinstance(target, Tensor) or target.is_floating_point() or bool(target.ne(ignored).any()):
             return None
-        return _no_labels(int(target.numel()))
-    if operation == "div":
-        labels = first.batch.get("labels")
-        if (
-            isinstance(labels, Tensor)
-            and bool(no_label_counts({"labels": labels}))
-            and _zero(named.get("other"))
-        ):
-            return _no_labels(int(labels.numel()))
+        if target.numel():
+            return _no_labels(int(target.numel()))
+    # A mean over what is left of the labels, written out.
+    over_nothing = operation in ("mean", *TARGETED) and any(not tensor.numel() for _, tensor in first.inputs)
+    if unlabelled and (over_nothing or (operation == "div" and _zero(named.get("other")))):
+        return _no_labels(labels.numel() if isinstance(labels, Tensor) else 0)
     return None
 
 

@@ -54,8 +54,16 @@ def _doubled(first: Candidate) -> Explanation | None:
 
 
 def _depth(tensor: Tensor) -> float:
-    """The least value of a tensor as a fraction of the lowest finite number of its dtype."""
-    return float(tensor.detach().min()) / torch.finfo(tensor.dtype).min if tensor.numel() else 0.0
+    """How low a mask is, as a fraction of the lowest finite number of its dtype; 0 for what does not look like a mask.
+
+    A mask is shallow where it lets through, and of one depth where it hides; activations that overflow are not.
+    """
+    depth = tensor.detach().double() / torch.finfo(tensor.dtype).min
+    deep, shallow = depth[depth >= 0.5], depth[depth < 0.5]
+    if not deep.numel() or float(deep.max() - deep.min()) > 0.02 or bool((shallow.abs() > 0.05).any()):
+        return 0.0
+    lowest = float(deep.max())
+    return lowest if deep.numel() > 1 or lowest > 0.99 else 0.0
 
 
 def _zero_times_infinity(first: Candidate) -> Explanation | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mpsdiag.findings import Advice
-from mpsdiag.sdpa.watch import SDPA, per_query
+from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
+from mpsdiag.tracing.watch.model_state import is_decoder_of_two, real_positions
 from mpsdiag.tracing.watch.operations import SOFTMAX
 from mpsdiag.tracing.watch.replay import fully_masked_rows, scores_of
 from mpsdiag.tracing.watch.tensors import facts, listed
@@ -19,6 +20,22 @@ DEAD_ROWS_REMEDY = Advice(
     text="Use safe_sdpa: the same kernel, exact, fully masked rows give zeros as on the CPU. Or a torch release that "
     "does so (on MPS 2.9 and later). Padding on the right helps only where there is no sliding window.",
     commands=['mpsdiag.install("safe_sdpa")', "mpsdiag run --fix safe_sdpa your_script.py"],
+)
+
+
+BY_HAND_REMEDY = Advice(
+    text="This attention computes its softmax itself, on any device, and safe_sdpa does not reach it. Use "
+    "F.scaled_dot_product_attention with a bool mask and safe_sdpa, or give fully masked rows a finite score.",
+    commands=[
+        'AutoModel.from_pretrained(..., attn_implementation="sdpa")',
+        "scores = scores.masked_fill(hidden & ~hidden.all(-1, keepdim=True), float('-inf'))",
+    ],
+)
+
+FUSED_REMEDY = Advice(
+    text="The fused path of torch's transformer layers gives NaN for such rows, the slow path of training does not. "
+    "Switch it off, or leave no sequence without a token.",
+    commands=["torch.backends.mha.set_fastpath_enabled(False)"],
 )
 
 
@@ -70,34 +87,62 @@ def attention_over_nothing(first: Candidate) -> list[Explanation]:
 def _dead_and_bad(first: Candidate) -> Rows | None:
     """Rows of (sequences, queries) that are NaN and whose mask hides every key, in some head."""
     call, result = first.call, first.output
-    if first.terminal.kind != "nan" or call is None or result is None or result.dim() != 4:
-        return None
-    if call.operation not in (SDPA, *SOFTMAX):
+    if first.terminal.kind != "nan" or call is None or result is None:
         return None
     dead = fully_masked_rows(call, result)
     if dead is None:
         return None
-    dead = dead & ~torch.isfinite(result).all(-1)
+    if call.operation in (SDPA, *SOFTMAX):
+        dead = dead & ~torch.isfinite(result).all(-1)
     if call.operation == SDPA:
         # Where the scores of a row overflow, the mask is not the reason: infinity plus minus infinity is NaN.
         scores = scores_of(first.named)
         if scores is not None and scores.shape[:-1] == dead.shape:
             dead = dead & (scores.amax(-1) <= torch.finfo(first.named["query"].dtype).max).to(dead.device)
-    found = per_query(dead)
-    return _sort_rows(found, first.batch.get("attention_mask")) if bool(found.any()) else None
+    if not bool(dead.any()):
+        return None
+    module = first.event.module
+    padding = real_positions(first.model, module, first.batch)
+    found = _per_sequence(dead, padding)
+    rows = _sort_rows(found, padding)
+    source = first.batch.get("attention_mask")
+    if not is_decoder_of_two(first.model, module) or not isinstance(source, Tensor) or source.dim() != 2:
+        return rows
+    # Attention to an encoder that has no token to attend to.
+    empty = ~source.bool().cpu().any(-1)
+    if empty.shape[0] != found.shape[0] or not bool((found & empty[:, None]).any()):
+        return rows
+    alone = found & empty[:, None]
+    return replace(
+        rows,
+        real=rows.real & ~alone,
+        alone=rows.alone | alone,
+        before=rows.before & ~alone,
+        after=rows.after & ~alone,
+    )
 
 
-def _sort_rows(bad: Tensor, padding: Any) -> Rows:
-    """Tell by the padding mask of the batch what stands at each bad position."""
-    bad = bad.cpu()
+def _per_sequence(dead: Tensor, padding: Tensor | None) -> Tensor:
+    """Rows as (sequences, queries): heads joined, be they a dimension of their own or one with the sequences."""
+    if dead.dim() >= 3:
+        return dead.flatten(1, -2).any(1).cpu()
+    if dead.dim() < 2:
+        return dead.reshape(1, -1).cpu()
+    sequences = dead.shape[0] if padding is None else padding.shape[0]
+    if dead.shape[0] > sequences > 0 and dead.shape[0] % sequences == 0:
+        dead = dead.reshape(sequences, -1, dead.shape[-1]).any(1)
+    return dead.cpu()
+
+
+def _sort_rows(bad: Tensor, padding: Tensor | None) -> Rows:
+    """Tell by the padding, (sequences, positions) bool, what stands at each bad position."""
     none = torch.zeros_like(bad)
-    if not isinstance(padding, Tensor) or padding.dim() != 2 or padding.shape != bad.shape:
+    if padding is None or padding.shape != bad.shape:
         return Rows(bad, none, none, none, none, known=False)
-    kept = padding.bool().cpu()
-    alone = ~kept.any(-1, keepdim=True).expand_as(kept)
-    so_far = kept.cumsum(-1)
-    before, after = (so_far == 0) & ~alone, (so_far == so_far[:, -1:]) & ~kept & ~alone
-    return Rows(bad, bad & kept, bad & alone, bad & before, bad & after, known=True)
+    alone = ~padding.any(-1, keepdim=True).expand_as(padding)
+    so_far = padding.cumsum(-1)
+    before, after = (so_far == 0) & ~alone, (so_far == so_far[:, -1:]) & ~padding & ~alone
+    return Rows(bad, bad & padding, bad & alone, bad & before, bad & after, known=True)
 
 
 def _evidence(first: Candidate, rows: Rows) -> dict[str, Any]:
@@ -125,9 +170,15 @@ def _dead(first: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation
         f"{int((rows.bad & ~rows.real & ~rows.alone).sum())} fully masked attention rows{because}: "
         f"their softmax over nothing is NaN on {first.device}, and the next layer spreads it over the whole "
         "sequence",
-        DEAD_ROWS_REMEDY,
+        _remedy(first),
         evidence,
     )
+
+
+def _remedy(first: Candidate) -> Advice:
+    if first.event.operation == SDPA:
+        return DEAD_ROWS_REMEDY
+    return BY_HAND_REMEDY if first.event.operation in (*SOFTMAX, "sub") else FUSED_REMEDY
 
 
 def _only_padding(rows: Rows, evidence: dict[str, Any]) -> Explanation:

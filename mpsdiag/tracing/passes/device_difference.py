@@ -21,23 +21,24 @@ from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.fixes import apply
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
-from mpsdiag.inputs.modules import ModulePath, decoder_layers, first_tensor
-from mpsdiag.inputs.outputs import logits_of
+from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers
 from mpsdiag.sdpa.bound import allowed_error, largest_error
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.model_state import device_label
+from mpsdiag.tracing.watch.fast_path import uncompiled
+from mpsdiag.tracing.watch.model_state import device_label, real_positions
 from mpsdiag.tracing.watch.operations import TorchCall, writes_in_place
 from mpsdiag.tracing.watch.replay import fully_masked_rows, in_float64, replay
-from mpsdiag.tracing.watch.tensors import facts, tensors_in
+from mpsdiag.tracing.watch.tensors import facts, fresh, judged_in, mapped, tensors_in
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one tensor is from float64 at real positions, and how far it may be; `layer` None: the logits."""
+    """How far one tensor is from float64 at real positions, and how far it may be; `module` None: the logits."""
 
+    module: nn.Module | None
     layer: int | None
     distance: float
     bound: float
@@ -73,11 +74,10 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin 
 
 def _worst_operation(model: nn.Module, batch: Mapping[str, Any], first: Difference) -> WrongOperation | None:
     """The operation that is most off in the first wrong layer, or in what follows the layers."""
-    layers = decoder_layers(model)
-    inside, leave_out = (model, layers) if first.layer is None else (layers[first.layer], [])
+    inside, leave_out = (first.module, []) if first.module else (model, list(numbered_layers(model)))
     judge = PerOperation(model, inside, leave_out)
     with judge.watching():
-        model(**batch)
+        model(**fresh(batch))
     return judge.worst
 
 
@@ -85,7 +85,7 @@ def _origin(
     model: nn.Module, differences: Sequence[Difference], first: Difference, worst: WrongOperation | None
 ) -> Origin:
     device = device_label(model)
-    inside = model if first.layer is None else decoder_layers(model)[first.layer]
+    inside = first.module or model
     module = worst.module if worst else next(name for name, m in model.named_modules() if m is inside)
     operation = worst.operation if worst else type(inside).__name__
     where = "no layer, but what follows them," if first.layer is None else f"layer {first.layer}"
@@ -113,58 +113,64 @@ def _origin(
 
 
 def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]:
-    """Of every layer, and last of the logits."""
+    """Of every layer, in the order they ran, and last of the logits."""
     mine = _hidden(model, batch)
+    names = dict(model.named_modules())
+    numbers = numbered_layers(model)
     with suspended(), torch.no_grad():
         twin = copy_to_cpu(model)
-        given = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in batch.items()}
+        given = {name: mapped(value, _on_cpu) for name, value in batch.items()}
         eager = _with_attention(twin, "eager", given)
-        wide = {
-            name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-            for name, value in given.items()
-        }
+        wide = {name: mapped(value, _in_float64) for name, value in given.items()}
         exact = _with_attention(twin.double(), "sdpa", wide)
-    positions = _real(batch)
-    last = min(len(mine), len(exact), len(eager)) - 1
     found = []
-    for index, (device, rounded, right) in enumerate(zip(mine, eager, exact, strict=False)):
-        rows = positions if positions is not None and positions.shape == right.shape[:-1] else None
-        bound = allowed_error(
-            right if rows is None else right[rows], rounded.dtype, [largest_error(rounded, right, rows)]
-        )
-        found.append(Difference(index if index < last else None, largest_error(device, right, rows), bound))
+    for (name, device), (_, rounded), (_, right) in zip(mine, eager, exact, strict=False):
+        rows = real_positions(model, "decoder" if name is None else name, batch)
+        rows = None if rows is None or rows.shape != right.shape[:-1] else rows
+        error = largest_error(rounded, right, rows)
+        bound = allowed_error(right if rows is None else right[rows], rounded.dtype, [error])
+        module = None if name is None else names[name]
+        number = None if module is None else numbers[module]
+        found.append(Difference(module, number, largest_error(device, right, rows), bound))
     return found
 
 
-def _with_attention(model: nn.Module, attention: str, batch: Mapping[str, Any]) -> list[Tensor]:
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def _in_float64(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _with_attention(
+    model: nn.Module, attention: str, batch: Mapping[str, Any]
+) -> list[tuple[str | None, Tensor]]:
     try:
         with apply(model, attention):
             return _hidden(model, batch)
-    except BadInput:  # No transformers model, or one whose attention cannot be switched: as it is.
+    except BadInput:  # Not a transformers model, or one whose attention cannot be switched: as it is.
         return _hidden(model, batch)
 
 
-def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
-    """What the decoder layers give, in order, and the logits, on the CPU."""
-    found: list[Tensor] = []
+def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str | None, Tensor]]:
+    """What the layers give, in the order they run and by name, and last the logits, on the CPU."""
+    found: list[tuple[str | None, Tensor]] = []
+    names = {module: name for name, module in model.named_modules()}
 
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+    def keep(module: nn.Module, _args: Any, output: Any) -> None:
         hidden = first_tensor(output)
         if hidden is not None:
-            found.append(hidden.detach().cpu())
+            found.append((names[module], hidden.detach().cpu()))
 
-    handles = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
+    handles = [layer.register_forward_hook(keep) for layer in numbered_layers(model)]
     try:
-        logits = logits_of(model(**batch))
+        output = model(**fresh(batch))
     finally:
         for handle in handles:
             handle.remove()
-    return [*found, *([logits.detach().cpu()] if logits is not None else [])]
-
-
-def _real(batch: Mapping[str, Any]) -> Tensor | None:
-    mask = batch.get("attention_mask")
-    return mask.bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    logits = next((tensor for name, tensor in judged_in(output) if name != "loss"), None)
+    return [*found, *([(None, logits.detach().cpu())] if logits is not None else [])]
 
 
 @dataclass(frozen=True)
@@ -207,7 +213,7 @@ class PerOperation(TorchFunctionMode):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch until the block ends."""
-        with self._path.followed(), self:
+        with self._path.followed(), uncompiled(), self:
             yield
 
     def __torch_function__(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
-from mpsdiag.inputs.modules import decoder_layers
+from mpsdiag.inputs.modules import numbered_layers
 from mpsdiag.tracing.causes.given_values import nonfinite_weights
 from mpsdiag.tracing.origin import Cause, Origin
-from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat
+from mpsdiag.tracing.watch.model_state import device_label
 from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, largest
 
 GROWTH = 10.0
@@ -88,10 +88,17 @@ def or_divergence(
 
 
 def after_the_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, trajectory: Trajectory
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    trajectory: Trajectory,
+    initial: Mapping[str, Tensor],
 ) -> Origin | None:
-    """The weights that an optimizer step made non-finite; None if all are finite."""
-    bad = nonfinite_weights(model)
+    """The weights that an optimizer step made non-finite; None if there is none that was finite at the beginning."""
+    bad = [
+        weight
+        for weight in nonfinite_weights(model)
+        if weight["name"] in initial and not impurity(initial[weight["name"]])
+    ]
     if not bad:
         return None
     name = bad[0]["name"]
@@ -152,20 +159,6 @@ def exploded_norm(model: nn.Module, trajectory: Trajectory) -> Origin | None:
     )
 
 
-def not_reproduced(model: nn.Module, trajectory: Trajectory) -> Origin | None:
-    """A step that was not finite, and is when run again; None if only the cheap pass thought so."""
-    finite = [math.isfinite(values[-1]) for values in (trajectory.losses, trajectory.grad_norms)]
-    if all(finite):
-        return None
-    return did_not_repeat(
-        model,
-        f"step {trajectory.step}",
-        operation="step",
-        phase="backward" if finite[0] else "forward",
-        evidence=trajectory.evidence(),
-    )
-
-
 def _growth(model: nn.Module, trajectory: Trajectory, initial: Mapping[str, Tensor]) -> dict[str, float]:
     """How many times larger losses, gradient norms and weights became, the last finite ones against the first."""
     grown = {}
@@ -191,7 +184,7 @@ def _eps_vanishes(optimizer: torch.optim.Optimizer, weight: Tensor) -> bool:
 
 def _layer_of(model: nn.Module, weight: str) -> int | None:
     names = {module: name for name, module in model.named_modules()}
-    for index, layer in enumerate(decoder_layers(model)):
+    for layer, index in numbered_layers(model).items():
         if weight.startswith(f"{names[layer]}."):
             return index
     return None

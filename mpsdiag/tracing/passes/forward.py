@@ -20,11 +20,11 @@ from mpsdiag.tracing.passes.device_difference import find_difference
 from mpsdiag.tracing.passes.indices import Indices
 from mpsdiag.tracing.passes.model_inputs import own_sentence, refusal
 from mpsdiag.tracing.watch.flags import Flags, Reading
-from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat, is_plain_cpu
+from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat, is_plain_cpu, only_unwatched
 from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.tracing.watch.origin_search import Pass, first_terminal
 from mpsdiag.tracing.watch.patched_rerun import Patches
-from mpsdiag.tracing.watch.tensors import bad_rows, facts
+from mpsdiag.tracing.watch.tensors import bad_rows, facts, fresh
 from mpsdiag.tracing.watch.tracer import Tracer
 
 ROUNDS = 8
@@ -73,7 +73,13 @@ class ForwardTrace:
                 return Traced(None, outside, bad=True)
             origin, call = explain_forward(self._model, batch, self._repeat)
             if origin is None and reading.certain:
-                origin = did_not_repeat(self._model, "a forward", operation="forward")
+                self._repeat.again()
+                _, second = self._cheaply(batch)
+                origin = (
+                    only_unwatched(self._model)
+                    if second.certain
+                    else did_not_repeat(self._model, "a forward", operation="forward")
+                )
         if origin is None and self._compare:
             origin, call = find_difference(self._model, batch)
         return Traced(loss, origin, call, bad=origin is not None)
@@ -81,8 +87,8 @@ class ForwardTrace:
     def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, Reading]:
         """The loss, and whether anything may be wrong."""
         try:
-            with own_sentence(self._model, batch), self._flags.watching():
-                output = self._model(**batch)
+            with own_sentence(self._model, batch):
+                output = self._flags.forward(batch)
         except IndexError:
             self._flags.read()
             return None, Reading(suspicious=True, certain=True, extra=[])
@@ -129,10 +135,11 @@ def explain_forward(
 def _detailed_pass(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, patches: Patches) -> Pass:
     """One detailed pass; an index out of range ends it and is its last event."""
     repeat.again()
-    tracer = Tracer(model, batch, patches)
+    given = fresh(batch)
+    tracer = Tracer(model, given, patches)
     try:
         with own_sentence(model, batch), tracer.watching():
-            model(**batch)
+            model(**given)
     except IndexError as problem:
         if not tracer.seen.events or tracer.seen.events[-1].error is None:
             raise BadInput(refusal(model, batch, problem)) from problem

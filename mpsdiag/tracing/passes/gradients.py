@@ -17,7 +17,7 @@ from mpsdiag.findings import Advice
 from mpsdiag.inputs.outputs import loss_of
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.model_state import Repeat, device_label
-from mpsdiag.tracing.watch.tensors import LISTED, PURE, Impurity, facts, impurity, largest, tensors_in
+from mpsdiag.tracing.watch.tensors import LISTED, PURE, Impurity, facts, fresh, impurity, largest, tensors_in
 from mpsdiag.tracing.watch.tracer import Tracer
 
 # Their derivatives are infinite somewhere: an infinite gradient of theirs is not an overflow.
@@ -34,6 +34,12 @@ _POLES = (
     "vector_norm",
     "acos",
     "asin",
+    "std",
+    "var",
+    "prod",
+    "where",
+    "hypot",
+    "cdist",
 )
 
 
@@ -113,9 +119,10 @@ def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat)
     repeat.again()
     model.zero_grad(set_to_none=True)
     graph = GraphWatch()
-    tracer = Tracer(model, batch, claim=graph.claim)
+    given = fresh(batch)
+    tracer = Tracer(model, given, claim=graph.claim)
     with tracer.watching():
-        loss = loss_of(model(**batch))
+        loss = loss_of(model(**given))
     if loss is None:
         return None
     graph.watch()
@@ -162,13 +169,17 @@ def _origin(model: nn.Module, candidate: FirstBadGradient | None, bad: list[str]
         )
     else:
         operation = candidate.claim.operation
-        summary = f"the derivative of {operation} gives {made} from finite gradients; no known cause fits"
+        summary = f"the derivative of {operation} gives {made} from finite gradients; the forward is finite"
         remedy = Advice(
-            text="Roots, norms and quotients have infinite derivatives at zero: add a small number before them.",
-            commands=["torch.autograd.set_detect_anomaly(True)"],
+            text="Roots, norms, logarithms and quotients have infinite derivatives at zero, and torch.where does not "
+            "keep out the branch that was not chosen: 0 times infinity is NaN. Make the input harmless before it.",
+            commands=[
+                "torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)",
+                "(x.square().sum() + eps).sqrt()",
+            ],
         )
     return Origin(
-        cause="overflow" if overflowed else "unknown",
+        cause="overflow" if overflowed else "derivative",
         layer=candidate.claim.layer,
         module=candidate.claim.module,
         operation=candidate.claim.operation,

@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
-from mpsdiag.tracing.causes.given_values import INDICES_REMEDY
+from mpsdiag.tracing.causes.given_values import CLASSES_REMEDY, INDICES_REMEDY, ask, output_matrix
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.tensors import listed
+
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,29 @@ class Indices:
 
 
 def _tables(model: nn.Module) -> Iterator[_Table]:
-    embedding = _of(model, "get_input_embeddings")
+    config = getattr(model, "config", None)
+    embedding = ask(model, "get_input_embeddings")
     if isinstance(embedding, nn.Embedding):
         name = next((name for name, module in model.named_modules() if module is embedding), "")
-        yield _Table("input_ids", embedding.num_embeddings, name, "embedding", "the embedding")
-    weight = getattr(_of(model, "get_output_embeddings"), "weight", None)
-    if isinstance(weight, Tensor) and weight.dim() == 2:
-        yield _Table("labels", int(weight.shape[0]), "", "cross_entropy", "the logits")
+        keys = (
+            ("input_ids", "decoder_input_ids")
+            if getattr(config, "is_encoder_decoder", False)
+            else ("input_ids",)
+        )
+        for key in keys:
+            yield _Table(key, embedding.num_embeddings, name, "embedding", "the embedding of the model")
+    weight = output_matrix(model)
+    if weight is not None:
+        yield _Table("labels", int(weight.shape[0]), "", "cross_entropy", "the logits of the model")
+    elif type(model).__name__.endswith(_CLASSIFIERS) and _one_label(config):
+        classes = int(config.num_labels)  # type: ignore[union-attr]  # asked by _one_label
+        yield _Table("labels", classes, "", "cross_entropy", f"the classifier (num_labels {classes})")
 
 
-def _of(model: nn.Module, getter: str) -> Any:
-    get = getattr(model, getter, None)
-    return None if get is None else get()
+def _one_label(config: Any) -> bool:
+    """Whether a label is the number of a class; a single class stands for a regression."""
+    kind = getattr(config, "problem_type", None)
+    return getattr(config, "num_labels", 0) > 1 and kind in (None, "single_label_classification")
 
 
 def _origin(table: _Table, indices: Tensor, wrong: Tensor) -> Origin:
@@ -88,8 +101,7 @@ def _origin(table: _Table, indices: Tensor, wrong: Tensor) -> Origin:
         module=table.module,
         operation=table.operation,
         phase="data",
-        summary=f"'{table.key}' reaches from {least} to {greatest}, and {table.what} of the model takes 0 to "
-        f"{table.size - 1}",
+        summary=f"'{table.key}' reaches from {least} to {greatest}, and {table.what} takes 0 to {table.size - 1}",
         evidence={
             "input": table.key,
             "out_of_range": int(wrong.sum()),
@@ -97,5 +109,5 @@ def _origin(table: _Table, indices: Tensor, wrong: Tensor) -> Origin:
             "size": table.size,
             "range": [least, greatest],
         },
-        remedy=INDICES_REMEDY,
+        remedy=CLASSES_REMEDY if "num_labels" in table.what else INDICES_REMEDY,
     )

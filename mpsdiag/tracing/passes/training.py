@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,13 +14,12 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.outputs import loss_of
-from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.origin import Origin, Phase
 from mpsdiag.tracing.passes.divergence import (
     OF_TRAINING,
     Trajectory,
     after_the_optimizer,
     exploded_norm,
-    not_reproduced,
     or_divergence,
 )
 from mpsdiag.tracing.passes.forward import explain_forward
@@ -27,7 +27,7 @@ from mpsdiag.tracing.passes.gradients import explain_backward
 from mpsdiag.tracing.passes.indices import Indices
 from mpsdiag.tracing.passes.model_inputs import own_sentence
 from mpsdiag.tracing.watch.flags import Flags
-from mpsdiag.tracing.watch.model_state import Repeat, in_mode
+from mpsdiag.tracing.watch.model_state import Repeat, did_not_repeat, in_mode, only_unwatched
 from mpsdiag.tracing.watch.operations import TorchCall
 
 LEARNING_RATE = 5e-5
@@ -104,7 +104,12 @@ def _train(
     for step, batch in enumerate(batches):
         progress(f"training step {step + 1}")
         repeat = Repeat(model)
-        if _step(model, batch, recipe, trained, flags, trajectory):
+        try:
+            bad = _step(model, batch, recipe, trained, flags, trajectory)
+        except IndexError:  # In the forward: the pass in detail says which index points nowhere.
+            flags.read()
+            return explain_forward(model, batch, repeat)
+        if bad:
             origin, call = _explain(model, batch, repeat, trajectory, initial, optimizer)
             if origin is not None:
                 return origin, call
@@ -113,7 +118,7 @@ def _train(
         for weight in trained:
             flags.note(weight)
     spoilt = flags.read().suspicious  # By the last step: no further one has read what it made of the weights.
-    return (after_the_optimizer(model, optimizer, trajectory) if spoilt else None), None
+    return (after_the_optimizer(model, optimizer, trajectory, initial) if spoilt else None), None
 
 
 def _step(
@@ -126,8 +131,7 @@ def _step(
 ) -> bool:
     """Forward and backward; whether anything, the weights it began with included, may be non-finite."""
     with own_sentence(model, batch):
-        with flags.watching():
-            loss = loss_of(model(**batch))
+        loss = loss_of(flags.forward(batch))
         if loss is None:
             raise BadInput(f"{type(model).__name__} gives no loss for this batch: add labels to train on it.")
         torch.autograd.backward(loss)
@@ -147,13 +151,13 @@ def _explain(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[Origin | None, TorchCall | None]:
     """The step that was noticed, in detail: weights, forward, backward, in this order."""
-    if trajectory.step > 0 and (origin := after_the_optimizer(model, optimizer, trajectory)) is not None:
+    if trajectory.step > 0 and (origin := after_the_optimizer(model, optimizer, trajectory, initial)):
         return origin, None
     origin, call = explain_forward(model, batch, repeat)
     if origin is None:
         origin = explain_backward(model, batch, repeat) or exploded_norm(model, trajectory)
     if origin is None:
-        return not_reproduced(model, trajectory), None
+        return _unexplained(model, batch, repeat, trajectory), None
     if trajectory.step > 0 and origin.cause in OF_TRAINING and _finite_with(model, batch, repeat, initial):
         origin = or_divergence(model, origin, trajectory, initial)
     return origin, call
@@ -165,20 +169,39 @@ def _finite_with(
     """The control: the same batch with the weights that training began with."""
     now = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     _load(model, initial)
+    finite = _finite(model, batch, repeat)
+    _load(model, now)
+    return finite
+
+
+def _unexplained(
+    model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, trajectory: Trajectory
+) -> Origin | None:
+    """A step that came out finite in detail: None if it was, or what it takes to be non-finite again."""
+    finite = [math.isfinite(values[-1]) for values in (trajectory.losses, trajectory.grad_norms)]
+    if all(finite):
+        return None  # Only the cheap pass thought so: a sum of its own overflowed.
+    if not _finite(model, batch, repeat):
+        return only_unwatched(model)
+    phase: Phase = "backward" if finite[0] else "forward"
+    return did_not_repeat(
+        model, f"step {trajectory.step}", operation="step", phase=phase, evidence=trajectory.evidence()
+    )
+
+
+def _finite(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat) -> bool:
+    """Whether loss and gradients of a batch are finite."""
     repeat.again()
     flags = Flags(model)
     model.zero_grad(set_to_none=True)
-    with flags.watching():
-        loss = loss_of(model(**batch))
+    loss = loss_of(flags.forward(batch))
     if loss is None:  # There was one a moment ago, with other weights.
         return False
     torch.autograd.backward(loss)
     for weight in model.parameters():
         if weight.grad is not None:
             flags.note(weight.grad)
-    reading = flags.read(loss)
-    _load(model, now)
-    return not reading.suspicious
+    return not flags.read(loss).suspicious
 
 
 @contextmanager

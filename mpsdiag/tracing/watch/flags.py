@@ -7,16 +7,16 @@ nothing, and nothing is reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.inputs.modules import decoder_layers, first_tensor
-from mpsdiag.tracing.watch.tensors import judged_in
+from mpsdiag.inputs.modules import first_tensor, numbered_layers
+from mpsdiag.tracing.watch.fast_path import FUSED, is_compiled
+from mpsdiag.tracing.watch.tensors import fresh, judged_in
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -31,27 +31,30 @@ class Reading:
 
 
 class Flags:
-    """Watches the outputs of the decoder layers and of the model while `watching`."""
+    """Judges the outputs of the layers and of the model in a `forward`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._layers = set(decoder_layers(model))
+        # A hook on those would change the path that runs.
+        layers = [] if is_compiled(model) else list(numbered_layers(model))
+        self._layers = [layer for layer in layers if not isinstance(layer, FUSED)]
         self._sums: list[Tensor] = []
         self._surely: list[Tensor] = []
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch until the block ends; the hooks are removed whatever happens."""
-        handles = [module.register_forward_hook(self._leave) for module in (*self._layers, self._model)]
+    def forward(self, batch: Mapping[str, Any]) -> Any:
+        """Run the model on a copy of the batch; the hooks are removed whatever happens."""
+        handles = [module.register_forward_hook(self._leave) for module in self._layers]
         try:
-            yield
+            output = self._model(**fresh(batch))
         finally:
             for handle in handles:
                 handle.remove()
+        self._note_output(output)
+        return output
 
     def note(self, tensor: Tensor) -> None:
         """Add one more tensor to those of this step, such as a gradient norm."""
-        if tensor.is_floating_point() and tensor.numel():
+        if tensor.is_floating_point() and not tensor.is_nested and tensor.numel():
             with torch.no_grad():
                 self._sums.append(
                     tensor.detach().sum(dtype=torch.float32 if tensor.dtype in _HALF else None).reshape(())
@@ -66,26 +69,22 @@ class Flags:
             return Reading(suspicious=False, certain=False, extra=[])
         place = everything[-1].device
         values: list[float] = torch.stack([value.float().to(place) for value in everything]).tolist()
-        certain = any(
-            math.isnan(value) or value == math.inf for value in values[len(sums) : len(sums) + len(surely)]
-        )
+        largest, read = values[len(sums) : len(sums) + len(surely)], values[len(sums) + len(surely) :]
+        certain = any(math.isnan(value) or value == math.inf for value in largest)
         return Reading(
             suspicious=not all(map(math.isfinite, values)),
-            certain=certain,
-            extra=values[len(sums) + len(surely) :],
+            certain=certain or not all(map(math.isfinite, read)),
+            extra=read,
         )
 
-    def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
-        if module is self._model:
-            self._note_output(output)
-            return
+    def _leave(self, _module: nn.Module, _: Any, output: Any) -> None:
         hidden = first_tensor(output)
         if hidden is not None:
             self.note(hidden)
 
     def _note_output(self, output: Any) -> None:
         for _, tensor in judged_in(output):
-            if tensor.is_floating_point() and tensor.numel():
+            if tensor.is_floating_point() and not tensor.is_nested and tensor.numel():
                 # The greatest value passes NaN on, and leaves out the minus infinities that rule tokens out.
                 with torch.no_grad():
                     self._surely.append(tensor.detach().amax().reshape(()))

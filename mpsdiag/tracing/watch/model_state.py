@@ -32,6 +32,23 @@ def is_plain_cpu(model: nn.Module) -> bool:
     return device.type == "cpu" and not emulation.in_effect(device)
 
 
+def real_positions(model: nn.Module, module: str, batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """Which positions a module sees that are not padding, (sequences, positions) bool on the CPU; None if unknown.
+
+    A decoder has its own mask, or none; the `attention_mask` of an encoder-decoder is that of its encoder.
+    """
+    mask = batch.get("attention_mask")
+    if is_decoder_of_two(model, module):
+        mask = batch.get("decoder_attention_mask")
+    return mask.bool().cpu() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+
+
+def is_decoder_of_two(model: nn.Module, module: str) -> bool:
+    """Whether a module belongs to the decoder of an encoder-decoder."""
+    both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    return both and "decoder" in module.split(".")
+
+
 class Repeat:
     """The state of the generators and of a model's buffers, taken when made and by `take`; `again` puts it back."""
 
@@ -68,6 +85,23 @@ def in_mode(model: nn.Module, *, training: bool, grad: bool) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def only_unwatched(model: nn.Module) -> Origin:
+    """The origin of what is not finite each time the model runs as it is, and finite operation by operation."""
+    return Origin(
+        cause="unknown",
+        layer=None,
+        module="",
+        operation="forward",
+        summary="the forward is not finite each time it runs as it is, and finite operation by operation: a compiled "
+        "or fused kernel gives other values than the operations it stands for",
+        evidence={"device": device_label(model)},
+        remedy=Advice(
+            text="Compile with another backend, layer by layer, to find the kernel, or leave torch.compile out.",
+            commands=['torch.compile(model, backend="eager")', 'torch.compile(model, backend="aot_eager")'],
+        ),
+    )
 
 
 def did_not_repeat(

@@ -10,7 +10,7 @@ from typing import Any, Final
 from mpsdiag.sdpa.watch import SDPA
 
 SOFTMAX: Final = ("softmax", "log_softmax")
-LOSSES: Final = ("cross_entropy", "nll_loss")
+LOSSES: Final = ("cross_entropy", "nll_loss", "ctc_loss", "kl_div", "binary_cross_entropy")
 
 _ALIASES: Final = {
     "radd": "add",
@@ -52,6 +52,8 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
     "addmm": ("bias", "input", "weight"),
     "cross_entropy": ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"),
     "nll_loss": ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"),
+    **dict.fromkeys(("softmax", "log_softmax"), ("input", "dim")),
+    **dict.fromkeys(("std", "var", "std_mean", "var_mean", "mean", "sum", "log", "sqrt"), ("input", "dim")),
     "matmul": ("input", "other"),
     "bmm": ("input", "other"),
     "add": ("input", "other"),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mpsdiag.inputs.nonfinite import is_statistic
 from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.tracing.watch.tensors import Impurity, tensors_in
 
@@ -24,11 +25,15 @@ SourceKind = Literal["event", "weight", "buffer", "batch", "unseen"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor came from: another event, a weight or buffer by name, the batch by key, or unknown."""
+    """Where a tensor came from: another event, a weight or buffer by name, the batch by key, or unknown.
+
+    `statistic`: a buffer that may not be infinite, such as the running mean of a normalization.
+    """
 
     kind: SourceKind
     name: str = ""
     event: int = -1
+    statistic: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,14 @@ class PassEvent:
 class Pass:
     """One detailed pass over a batch: the operations with non-finite outputs, in order, and how many ran in all.
 
-    `watched`: sources of the outputs of layers and of the model that were not finite. `spread`: per decoder layer, in
+    `watched`: sources of the outputs of layers and of the model that were not finite; `outputs`: those of the model
+    that may not be infinite either. `spread`: per decoder layer, in
     how many sequences and at how many positions its output is not finite.
     """
 
     events: list[PassEvent] = field(default_factory=list)
     watched: list[Source] = field(default_factory=list)
+    outputs: list[Source] = field(default_factory=list)
     spread: list[dict[str, Any]] = field(default_factory=list)
     operations: int = 0
 
@@ -131,7 +138,8 @@ def _given(model: nn.Module, batch: Mapping[str, Any]) -> dict[int, tuple[Tensor
     for name, weight in model.named_parameters():
         found[id(weight)] = weight, Source("weight", name)
     for name, buffer in model.named_buffers():
-        found.setdefault(id(buffer), (buffer, Source("buffer", name)))
+        statistic = is_statistic(name)
+        found.setdefault(id(buffer), (buffer, Source("buffer", name, statistic=statistic)))
     for name, tensor in tensors_in(batch):
         found[id(tensor)] = tensor, Source("batch", name)
     return found
@@ -154,8 +162,24 @@ def first_terminal(seen: Pass) -> Terminal | None:
         if event.error is not None:
             return Terminal("error", event)
         ends[event.index] = _begin(event, ends)
-    found = [ends[source.event] for source in seen.watched if source.kind == "event"]
-    return _earliest(found)
+    first = _earliest(ends[source.event] for source in seen.watched if source.kind == "event")
+    return first if first is not None or not seen.outputs else _infinite_output(seen)
+
+
+def _infinite_output(seen: Pass) -> Terminal | None:
+    """Where an output became infinite though every infinity before it may be meant, such as a class ruled out."""
+    ends: dict[int, Terminal | None] = {}
+    for event in seen.events:
+        upstream = _earliest(_follow(operand, event, ends) for operand in event.operands)
+        written = event.infinite_scalar or event.operation in _MAKERS
+        turned = event.impurity.positive and not any(operand.impurity.positive for operand in event.operands)
+        if upstream is None and not written and (turned or not event.operands):
+            upstream = Terminal("inf", event)
+        ends[event.index] = upstream
+    outputs = {source.event for source in seen.outputs}
+    last = next((event for event in seen.events if event.index in outputs), None)
+    found = _earliest(ends[index] for index in outputs)
+    return found if found is not None or last is None else Terminal("inf", last)
 
 
 def _begin(event: PassEvent, ends: Mapping[int, Terminal | None]) -> Terminal | None:
@@ -177,6 +201,8 @@ def _follow(operand: Operand, event: PassEvent, ends: Mapping[int, Terminal | No
     if source.kind == "event":
         return ends.get(source.event)
     if source.kind == "weight":
+        return Terminal("weight", event, operand)
+    if source.kind == "buffer" and source.statistic:
         return Terminal("weight", event, operand)
     if operand.impurity.nan:
         kind = {"batch": "batch", "buffer": "weight"}.get(source.kind, "unseen")

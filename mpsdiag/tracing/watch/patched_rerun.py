@@ -18,13 +18,7 @@ from mpsdiag.tracing.watch.tensors import impurity, mapped
 
 @dataclass(frozen=True)
 class Patches:
-    """What is made finite in a pass.
-
-    Attributes:
-        outputs: Running numbers of operations whose non-finite outputs become 0.
-        attention: Rows of attention over nothing become 0, in every layer.
-        given: Non-finite weights and inputs become 0 where they are used.
-    """
+    """What is made finite in a pass: outputs by their operation's number, fully masked rows, weights and inputs."""
 
     outputs: frozenset[int] = frozenset()
     attention: bool = False
@@ -46,7 +40,7 @@ class Patches:
         """The result of an operation, made finite where that is wanted."""
         if index in self.outputs:
             return mapped(result, partial(made_finite, in_place=in_place))
-        if self.attention and call.operation in (SDPA, *SOFTMAX) and isinstance(result, Tensor):
+        if self.attention and call.operation in (SDPA, *SOFTMAX, "sub") and isinstance(result, Tensor):
             dead = fully_masked_rows(call, result)
             if dead is not None:
                 return torch.where(dead.unsqueeze(-1), torch.nan_to_num(result, nan=0.0), result)

@@ -12,8 +12,10 @@ from torch import Tensor
 from mpsdiag.emulation import suspended
 from mpsdiag.sdpa import dead_rows, reference_attention
 from mpsdiag.sdpa.watch import SDPA
-from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.operations import SOFTMAX, TorchCall
 from mpsdiag.tracing.watch.tensors import mapped, tensors_in
+
+_HIDES = ("TransformerEncoder", "TransformerEncoderLayer", "MultiheadAttention")
 
 
 def run(call: TorchCall) -> Tensor | None:
@@ -77,7 +79,7 @@ def scores_of(named: Mapping[str, Any]) -> Tensor | None:
 
 
 def fully_masked_rows(call: TorchCall, result: Tensor) -> Tensor | None:
-    """Bool, of the shape of the result without its last dimension: the mask leaves this row no key.
+    """Bool, (..., queries): the mask leaves this row no key. None where the call is not attention, or has no mask.
 
     A row of the lowest finite number of float16 counts too: with a negative score it is minus infinity.
     """
@@ -90,7 +92,31 @@ def fully_masked_rows(call: TorchCall, result: Tensor) -> Tensor | None:
         if mask.dtype == torch.float16:
             masked = masked | (mask <= torch.finfo(mask.dtype).min).all(-1)
         return masked.expand(result.shape[:-1])
+    if call.operation in _HIDES:
+        return _hidden_rows(named, result)
     scores = next((value for value in named.values() if isinstance(value, Tensor)), None)
-    if scores is None or scores.shape != result.shape:
+    if call.operation not in (*SOFTMAX, "sub") or scores is None or scores.shape != result.shape:
         return None
-    return (scores == float("-inf")).all(-1)
+    if call.operation == "sub":  # A softmax by hand: its scores less the greatest of their row.
+        largest = named.get("other")
+        if not isinstance(largest, Tensor) or largest.shape != (*scores.shape[:-1], 1):
+            return None
+        return (scores == float("-inf")).all(-1) & (largest[..., 0] == float("-inf"))
+    dimension = named.get("dim", -1)
+    last = dimension is None or dimension in (-1, scores.dim() - 1)
+    return (scores == float("-inf")).all(-1) if last else None
+
+
+def _hidden_rows(named: Mapping[str, Any], result: Tensor) -> Tensor | None:
+    """Of torch's own transformer layers, whose masks hide where they are True or -inf; (sequences, queries)."""
+    if result.dim() != 3:
+        return None
+    sequences, queries = result.shape[:2]
+    hidden = torch.zeros(sequences, 1, queries, 1, dtype=torch.bool, device=result.device)
+    for name in ("src_key_padding_mask", "key_padding_mask", "mask", "src_mask", "attn_mask"):
+        mask = named.get(name)
+        if isinstance(mask, Tensor):
+            hides = mask if mask.dtype == torch.bool else mask == float("-inf")
+            shape = (sequences, 1, 1, -1) if "padding" in name else (-1, 1, queries, mask.shape[-1])
+            hidden = hidden | hides.reshape(shape if mask.dim() == 2 else (sequences, -1, *mask.shape[-2:]))
+    return hidden.all(-1).any(1)

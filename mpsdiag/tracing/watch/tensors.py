@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,9 +78,22 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
         items = [mapped(item, change) for item in value]
         # A named tuple takes its items one by one; torch's own result types take them together, as tuples do.
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, dict):
-        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        found = {key: mapped(item, change) for key, item in value.items()}
+        # transformers' outputs are dicts that take their items as arguments.
+        return type(value)(**found) if hasattr(value, "to_tuple") else found
     return change(value)
+
+
+def fresh(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a batch for one forward, which may write into it, or append to a cache in it."""
+    return {name: mapped(value, _copy) for name, value in batch.items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    return copy.deepcopy(value)
 
 
 def facts(tensor: Tensor, name: str = "") -> dict[str, Any]:

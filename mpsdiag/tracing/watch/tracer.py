@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mpsdiag.emulation import reentry
 from mpsdiag.inputs.modules import ModulePath, first_tensor
+from mpsdiag.tracing.watch.fast_path import FusedPaths, uncompiled
 from mpsdiag.tracing.watch.operations import TorchCall, has_infinite_scalar, writes_in_place
 from mpsdiag.tracing.watch.origin_search import Operand, Pass, PassEvent, Provenance, Source
 from mpsdiag.tracing.watch.patched_rerun import Patches, made_finite
@@ -42,11 +44,12 @@ class Tracer(TorchFunctionMode):
         self._path = ModulePath(model)
         self._provenance = Provenance(model, batch)
         self._kept = 0
+        self._fused = FusedPaths(model, self._saw_fused)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch until the block ends; the hooks are removed whatever happens."""
-        with self._path.followed(self._leave_module), self:
+        with self._fused.kept(), self._path.followed(self._leave_module), uncompiled(), self:
             yield
 
     def __torch_function__(
@@ -55,6 +58,8 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._path:  # Outside the model: not its doing.
             return func(*args, **kwargs)
+        if reentry.calls_attention(func):  # Python code of torch: what it calls is seen.
+            return reentry.with_mode(self, func, args, kwargs)
         if self._patches.given:
             args, kwargs = mapped(args, self._patch_given), mapped(kwargs, self._patch_given)
         call, in_place = TorchCall(func, args, kwargs), writes_in_place(func, kwargs)
@@ -87,6 +92,7 @@ class Tracer(TorchFunctionMode):
         state: Impurity,
         operands: tuple[Operand, ...],
         error: BaseException | None = None,
+        module: nn.Module | None = None,
     ) -> Source:
         first = error is not None or not any(operand.impurity.nan for operand in operands)
         keep = first and self._kept < KEPT_CALLS
@@ -94,8 +100,8 @@ class Tracer(TorchFunctionMode):
         event = PassEvent(
             index=self.seen.operations,
             operation=call.operation,
-            module=self._path.module,
-            layer=self._path.layer,
+            module=self._path.module if module is None else self._path.name_of(module),
+            layer=self._path.layer if module is None else self._path.layer_around(module),
             impurity=state,
             operands=operands,
             infinite_scalar=has_infinite_scalar((call.args, call.kwargs)),
@@ -105,6 +111,19 @@ class Tracer(TorchFunctionMode):
         self.seen.events.append(event)
         return Source("event", event=event.index)
 
+    def _saw_fused(self, module: nn.Module, named: dict[str, Any], result: Any) -> Any:
+        """A fused path of torch's own transformer layers gave what its slow path does not."""
+        call = TorchCall(type(module), (), named, result)
+        with _unseen():
+            result = self._patches.apply(self.seen.operations, call, result, in_place=False)
+            if not _of_all(result):
+                return result
+            operands = self._operands(call)
+            source = self._note(call, _of_all(result), operands, module=module)
+            self._provenance.remember(result, source, in_place=False)
+            self.seen.operations += 1
+            return result
+
     def _operands(self, call: TorchCall) -> tuple[Operand, ...]:
         """The inputs that are not finite."""
         states = [(name, tensor, impurity(tensor)) for name, tensor in tensors_in(call.named)]
@@ -113,8 +132,11 @@ class Tracer(TorchFunctionMode):
         )
 
     def _patch_given(self, value: Any) -> Any:
-        given = isinstance(value, Tensor) and self._provenance.of(value).kind in ("weight", "batch")
-        return made_finite(value) if given else value
+        if not isinstance(value, Tensor):
+            return value
+        source = self._provenance.of(value)
+        broken = source.kind == "buffer" and (source.statistic or impurity(value).nan)
+        return made_finite(value) if broken or source.kind in ("weight", "batch") else value
 
     def _leave_module(self, module: nn.Module, output: Any) -> None:
         hidden = first_tensor(output)
@@ -129,7 +151,7 @@ class Tracer(TorchFunctionMode):
     def _watch_layer(self, module: nn.Module, layer: int, hidden: Tensor) -> None:
         with _unseen():
             state = impurity(hidden)
-            if hidden.dim() == 3:
+            if hidden.dim() == 3 and not hidden.is_nested:
                 self.seen.spread.append(_spread(layer, hidden))
         if state:
             self._watch(hidden, state, module)
@@ -140,9 +162,9 @@ class Tracer(TorchFunctionMode):
             found = [(tensor, impurity(tensor)) for _, tensor in judged_in(output)]
         for tensor, state in found:
             if state.nan or state.positive or (state.negative and tensor.numel() == 1):
-                self._watch(tensor, state, self._model)
+                self.seen.outputs.append(self._watch(tensor, state, self._model))
 
-    def _watch(self, tensor: Tensor, state: Impurity, module: nn.Module) -> None:
+    def _watch(self, tensor: Tensor, state: Impurity, module: nn.Module) -> Source:
         source = self._provenance.of(tensor)
         if source.kind != "event":
             # Passed on as given, or made outside torch functions, as by a compiled kernel: name the module.
@@ -154,6 +176,7 @@ class Tracer(TorchFunctionMode):
             self.seen.operations += 1
             source = Source("event", event=event.index)
         self.seen.watched.append(source)
+        return source
 
 
 def _unseen() -> Any:

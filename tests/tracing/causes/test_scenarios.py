@@ -198,5 +198,13 @@ def test_the_causes_are_those_of_the_contract():
         "wrong_device",
         "divergence",
         "hidden_by_filter",
+        "division_by_zero",
+        "derivative",
         "unknown",
     }
+
+
+def test_every_cause_has_its_words_on_the_screen():
+    from mpsdiag.reporting.trace_words import NAMES
+
+    assert set(NAMES) == set(CAUSES)
