@@ -19,7 +19,23 @@ from mpsdiag.tracing.watch.tensors import largest, listed
 
 _CASTS = ("to", "half", "type", "type_as", "copy_", "bfloat16", "float")
 _SPREADS = ("std", "var", "std_mean", "var_mean")
-_POLES = ("div", "reciprocal", "rsqrt", "log", "log2", "log10", "sqrt", "acos", "asin", "atanh")
+_POLES = (
+    "div",
+    "reciprocal",
+    "rsqrt",
+    "log",
+    "log2",
+    "log10",
+    "sqrt",
+    "acos",
+    "asin",
+    "atanh",
+    "logit",
+    "log1p",
+    "erfinv",
+    "lgamma",
+    "tan",
+)
 
 _REMEDIES = {
     torch.float16: Advice(
@@ -46,6 +62,13 @@ _HINTS = {
     "rsqrt": "the root of zero or of a negative number",
     "sqrt": "the root of a negative number",
     "log": "the logarithm of zero or of a negative number",
+    "log2": "the logarithm of zero or of a negative number",
+    "log10": "the logarithm of zero or of a negative number",
+    "logit": "the logarithm of zero",
+    "acos": "an argument beyond 1",
+    "asin": "an argument beyond 1",
+    "atanh": "an argument of 1 or beyond",
+    "pow": "a root of a negative number",
 }
 
 
@@ -129,6 +152,8 @@ def _zero_divisor(first: Candidate, bad: Tensor) -> tuple[str, int] | None:
             if zero.any()
             else None
         )
+    if operation == "corrcoef" and source is not None:
+        return "a row that is constant has no spread, which is zero", int(bad.sum())
     if operation in _SPREADS and source is not None and source.numel() <= bad.numel():
         return "the spread of one value divides by n - 1, which is zero", int(bad.sum())
     if any(tensor.numel() == 0 for _, tensor in first.inputs if tensor.is_floating_point()):

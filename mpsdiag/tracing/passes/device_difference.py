@@ -29,7 +29,7 @@ from mpsdiag.tracing.watch.fast_path import uncompiled
 from mpsdiag.tracing.watch.model_state import device_label, real_positions
 from mpsdiag.tracing.watch.operations import TorchCall, writes_in_place
 from mpsdiag.tracing.watch.replay import fully_masked_rows, in_float64, replay
-from mpsdiag.tracing.watch.tensors import facts, fresh, judged_in, mapped, tensors_in
+from mpsdiag.tracing.watch.tensors import facts, flat, fresh, judged_in, mapped, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def _origin(
 
 def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]:
     """Of every layer, in the order they ran, and last of the logits."""
-    mine = _hidden(model, batch)
+    mine, given_to_all = _hidden(model, batch), flat(batch)
     names = dict(model.named_modules())
     numbers = numbered_layers(model)
     with suspended(), torch.no_grad():
@@ -125,7 +125,7 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]
         exact = _with_attention(twin.double(), "sdpa", wide)
     found = []
     for (name, device), (_, rounded), (_, right) in zip(mine, eager, exact, strict=False):
-        rows = real_positions(model, "decoder" if name is None else name, batch)
+        rows = real_positions(model, "decoder" if name is None else name, given_to_all)
         rows = None if rows is None or rows.shape != right.shape[:-1] else rows
         error = largest_error(rounded, right, rows)
         bound = allowed_error(right if rows is None else right[rows], rounded.dtype, [error])

@@ -24,7 +24,7 @@ from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat,
 from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.tracing.watch.origin_search import Pass, first_terminal
 from mpsdiag.tracing.watch.patched_rerun import Patches
-from mpsdiag.tracing.watch.tensors import bad_rows, facts, fresh
+from mpsdiag.tracing.watch.tensors import bad_rows, facts, flat, fresh
 from mpsdiag.tracing.watch.tracer import Tracer
 
 ROUNDS = 8
@@ -117,7 +117,7 @@ def explain_forward(
         terminal = first_terminal(seen)
         if terminal is None:
             break
-        candidate = Candidate(terminal, batch, model, grad=torch.is_grad_enabled())
+        candidate = Candidate(terminal, flat(batch), model, grad=torch.is_grad_enabled())
         first_call = first_call if origins else candidate.call
         spread = [] if origins else seen.spread
         explanations = explain(candidate)

@@ -20,6 +20,7 @@ from mpsdiag.tracing.watch.model_state import Repeat, device_label
 from mpsdiag.tracing.watch.tensors import LISTED, PURE, Impurity, facts, fresh, impurity, largest, tensors_in
 from mpsdiag.tracing.watch.tracer import Tracer
 
+_LARGE = 1e9
 # Their derivatives are infinite somewhere: an infinite gradient of theirs is not an overflow.
 _POLES = (
     "div",
@@ -126,7 +127,7 @@ def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat)
     if loss is None:
         return None
     graph.watch()
-    torch.autograd.backward(loss)
+    torch.autograd.backward(loss.mean())
     graph.forget()
     bad = [name for name, p in model.named_parameters() if p.grad is not None and impurity(p.grad)]
     if not bad:
@@ -156,7 +157,10 @@ def _origin(model: nn.Module, candidate: FirstBadGradient | None, bad: list[str]
         )
     evidence |= {"derivative": candidate.node, "incoming": candidate.incoming, "outgoing": candidate.outgoing}
     dtype = candidate.outgoing[0]["dtype"] if candidate.outgoing else ""
-    overflowed = candidate.claim.operation not in _POLES and (candidate.state.infinite or dtype == "float16")
+    pole = candidate.claim.operation in _POLES
+    # In float32 a product overflows where a large gradient meets it; a small one has met a pole.
+    reached = dtype == "float16" or (candidate.state.infinite and candidate.largest > _LARGE)
+    overflowed = not pole and reached
     made = "an infinity" if candidate.state.infinite else "NaN"
     if overflowed:
         summary = (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
 from mpsdiag.tracing.causes.given_values import CLASSES_REMEDY, INDICES_REMEDY, ask, output_matrix
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.tensors import listed
+from mpsdiag.tracing.watch.tensors import flat, listed
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
 
@@ -62,7 +62,7 @@ class Indices:
 
     def _looked_up(self, batch: Mapping[str, Any]) -> Iterator[tuple[_Table, Tensor]]:
         for table in self._tables:
-            indices = batch.get(table.key)
+            indices = flat(batch).get(table.key)
             if isinstance(indices, Tensor) and indices.numel() and not indices.is_floating_point():
                 yield table, indices
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput, CannotDecide, first_line
 from mpsdiag.tracing.watch.model_state import device_of
-from mpsdiag.tracing.watch.tensors import mapped, tensors_in
+from mpsdiag.tracing.watch.tensors import flat, mapped, tensors_in
 
 _REFUSALS = (TypeError, ValueError, KeyError, AttributeError, AssertionError)
 
@@ -34,6 +34,8 @@ def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
         )
     if not batch:
         raise BadInput("The batch is empty. Give at least input_ids.")
+    if (whole := _whole_batch(model, batch)) is not None:
+        batch = {whole: batch}
     typo = _typo(model, batch)
     if typo:
         logger.warning("The model takes the batch as it is, but: %s", typo)
@@ -43,9 +45,19 @@ def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
         return value.to(device) if isinstance(value, Tensor) else value
 
     prepared = {str(name): mapped(_tensor(str(name), value), moved) for name, value in batch.items()}
-    if (short := _short_mask(prepared)) is not None:  # Models may take it, and leave tokens without a mask.
+    if (
+        short := _short_mask(flat(prepared))
+    ) is not None:  # Models may take it, and leave tokens without a mask.
         raise BadInput(f"{short} The batch has {_shapes(prepared)}.")
     return prepared
+
+
+def _whole_batch(model: nn.Module, batch: Mapping[str, Any]) -> str | None:
+    """The name of the one argument that takes the whole batch, as in sentence-transformers; None for other models."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    takes_all = len(needed) == 1 and not batch.keys() & {p.name for p in parameters}
+    return needed[0] if takes_all and len(batch) > 1 else None
 
 
 def _tensor(name: str, value: Any) -> Any:

@@ -134,10 +134,13 @@ def _step(
         loss = loss_of(flags.forward(batch))
         if loss is None:
             raise BadInput(f"{type(model).__name__} gives no loss for this batch: add labels to train on it.")
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss.mean())  # As transformers' Trainer, for a loss of each device.
+    for weight in trained:
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = weight.grad.to_dense()
     bound = recipe.max_grad_norm if recipe.max_grad_norm is not None else float("inf")
     norm = torch.nn.utils.clip_grad_norm_(trained, bound)
-    reading = flags.read(loss, norm)
+    reading = flags.read(loss.mean(), norm)
     trajectory.note(*reading.extra)
     return reading.suspicious
 
@@ -197,11 +200,11 @@ def _finite(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat) -> bool:
     loss = loss_of(flags.forward(batch))
     if loss is None:  # There was one a moment ago, with other weights.
         return False
-    torch.autograd.backward(loss)
+    torch.autograd.backward(loss.mean())
     for weight in model.parameters():
         if weight.grad is not None:
             flags.note(weight.grad)
-    return not flags.read(loss).suspicious
+    return not flags.read(loss.mean()).suspicious
 
 
 @contextmanager

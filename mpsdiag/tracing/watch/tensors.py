@@ -39,6 +39,8 @@ PURE = Impurity()
 def impurity(tensor: Tensor) -> Impurity:
     """Look through a dense tensor of any dtype. Waits for the device; what is not floating counts as pure."""
     plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    if plain and tensor.is_complex():
+        tensor = torch.view_as_real(tensor.detach().resolve_conj())
     # Eight-bit floats have no isfinite.
     if not plain or not tensor.is_floating_point() or tensor.dtype.itemsize < 2 or tensor.numel() == 0:
         return PURE
@@ -90,10 +92,38 @@ def fresh(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: mapped(value, _copy) for name, value in batch.items()}
 
 
+def flat(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch with what lies in mappings of its own, for a model that takes all of it as one argument."""
+    inner = {
+        name: item for value in batch.values() if isinstance(value, Mapping) for name, item in value.items()
+    }
+    return {**inner, **batch}
+
+
 def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone().requires_grad_(value.requires_grad)
-    return copy.deepcopy(value)
+    memo: dict[int, Any] = {}
+    _copy_tensors(value, memo)
+    return copy.deepcopy(value, memo)
+
+
+def _copy_tensors(value: Any, memo: dict[int, Any]) -> None:
+    """Copy the tensors an object holds, such as a cache: those with a history cannot be copied along with it."""
+    for _, tensor in tensors_in(vars(value) if hasattr(value, "__dict__") else value):
+        memo[id(tensor)] = tensor.detach().clone()
+    inner = (
+        vars(value).values()
+        if hasattr(value, "__dict__")
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    for item in inner:
+        if (not isinstance(item, Tensor | type) and hasattr(item, "__dict__")) or isinstance(
+            item, list | tuple
+        ):
+            _copy_tensors(item, memo)
 
 
 def facts(tensor: Tensor, name: str = "") -> dict[str, Any]:

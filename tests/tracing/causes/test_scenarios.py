@@ -205,6 +205,6 @@ def test_the_causes_are_those_of_the_contract():
 
 
 def test_every_cause_has_its_words_on_the_screen():
-    from mpsdiag.reporting.trace_words import NAMES
+    from mpsdiag.reporting.trace import NAMES
 
     assert set(NAMES) == set(CAUSES)
