@@ -171,3 +171,62 @@ def test_an_argument_that_the_forward_does_not_have():
         trace(nn.Linear(3, 3), {"inputs": torch.zeros(2, 3)})
     assert "unexpected keyword argument 'inputs'" in str(refusal.value)
     assert "Did you mean 'input'? It was given inputs (2, 3) float32." in str(refusal.value)
+
+
+class Small(nn.Module):
+    def __init__(self, line):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.head = nn.Embedding(60, 8, sparse=True), nn.Linear(8, 4)
+        self.line = line
+
+    def forward(self, features):
+        hidden = self.head(self.table(features["input_ids"]))
+        return {**features, "loss": self.line(hidden), "hidden": hidden}
+
+
+def test_a_model_that_takes_the_whole_batch_as_one_argument():
+    clean = Small(lambda hidden: hidden.sum())
+    assert trace(clean, source(), train=True) is None  # With gradients that are sparse.
+    origin = trace(Small(lambda hidden: hidden.sum() / 0), source())
+    assert (origin.cause, origin.operation) == ("division_by_zero", "div")
+    assert trace(clean, {"features": source()}) is None
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_loss_of_each_device(train):
+    assert trace(Small(lambda hidden: hidden.sum().repeat(2)), source(), train=train) is None
+    origin = trace(Small(lambda hidden: torch.stack([hidden.sum(), hidden.sum() / 0])), source(), train=train)
+    assert (origin.cause, origin.operation) == ("division_by_zero", "div")
+
+
+def test_a_cache_with_a_history():
+    model = seeded(hf.LlamaForCausalLM, hf.LlamaConfig(**SIZES, intermediate_size=32))
+    batch = source()
+    cache = model(input_ids=batch["input_ids"][:, :4], use_cache=True).past_key_values
+    given = {
+        "input_ids": batch["input_ids"][:, 4:],
+        "attention_mask": batch["attention_mask"],
+        "past_key_values": cache,
+    }
+    assert trace(model, given) is None
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    assert trace(model, given).module == "lm_head"
+    assert cache.get_seq_length() == 4
+
+
+def test_complex_values_are_followed():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.fft.fft(self.inner(x), dim=-1).real
+
+    model = Mixed()
+    with torch.no_grad():
+        model.inner.weight[1, 1] = float("nan")
+    origin = trace(model, {"x": torch.ones(2, 4)})
+    assert (origin.cause, origin.module) == ("bad_weights", "inner")
