@@ -11,12 +11,12 @@ from mpsdiag.words import EXIT_FOUND
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Cause = Literal["no_labels", "bad_weights", "device", "suspected_device", "same_on_cpu", "unknown"]
+LossCause = Literal["no_labels", "bad_weights", "device", "suspected_device", "same_on_cpu", "unknown"]
 """`device`: finite on the CPU with the same weights and batch. `same_on_cpu`: not finite there either."""
 
 IGNORED_LABEL: Final = -100
 
-SENTENCES: Final[Mapping[Cause, str]] = {
+SENTENCES: Final[Mapping[LossCause, str]] = {
     "no_labels": (
         "every label of the batch is -100, so its loss is 0/0 on any device. This is the data, not the MPS defect: "
         "check the truncation length, and what the collator masks"
@@ -102,7 +102,7 @@ def contains_nan(value: Any) -> bool:
     return False
 
 
-def explain_cause(inputs: Mapping[str, Any], model: nn.Module) -> Cause:
+def explain_cause(inputs: Mapping[str, Any], model: nn.Module) -> LossCause:
     """The cause of a non-finite loss that shows without running the model again; `unknown` otherwise."""
     unlabelled = no_label_counts(inputs)
     if unlabelled is not None and bool(unlabelled):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from mpsdiag import emulation
-from mpsdiag.inputs.nonfinite import SENTENCES, Cause, no_label_counts, weights_are_finite
-from mpsdiag.trainers.forward_watch import Count, Counter, judge_loss, judge_output, watch_forward
+from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, no_label_counts, weights_are_finite
+from mpsdiag.trainers.forward_watch import BatchCount, Counter, judge_loss, judge_output, watch_forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,9 +46,9 @@ class NonFiniteCallback(TrainerCallback):
 
     def __init__(self, *, stop_training: bool = False) -> None:
         self.stop_training = stop_training
-        self.train = Count()
-        self.evaluation = Count()
-        self.evaluations = Count()
+        self.train = BatchCount()
+        self.evaluation = BatchCount()
+        self.evaluations = BatchCount()
         self.grad_norms = 0
         self._train = Counter()
         self._evaluation = Counter()
@@ -253,7 +253,7 @@ class NonFiniteCallback(TrainerCallback):
         if (
             own is not None
         ):  # The Trainer counts final losses; the forward that was seen may have been repeated.
-            new = Count(new.batches, int(own), min(new.unlabelled, int(own)))
+            new = BatchCount(new.batches, int(own), min(new.unlabelled, int(own)))
         self.evaluation = new
         self.evaluations += new
         if new.bad:
@@ -280,8 +280,8 @@ def _evaluation_prefix(metrics: dict[str, Any]) -> str | None:
 
 
 def _cause(
-    count: Count, model: Any, args: TrainingArguments, weights_were_finite: bool | None = None
-) -> Cause:
+    count: BatchCount, model: Any, args: TrainingArguments, weights_were_finite: bool | None = None
+) -> LossCause:
     if count.bad and count.unlabelled == count.bad:
         return "no_labels"
     if weights_were_finite is None:

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Count:
+class BatchCount:
     """How many batches there were, how many were not finite, and how many of those had no label at all."""
 
     batches: int = 0
     bad: int = 0
     unlabelled: int = 0
 
-    def __add__(self, other: Count) -> Count:
-        return Count(self.batches + other.batches, self.bad + other.bad, self.unlabelled + other.unlabelled)
+    def __add__(self, other: BatchCount) -> BatchCount:
+        return BatchCount(
+            self.batches + other.batches, self.bad + other.bad, self.unlabelled + other.unlabelled
+        )
 
 
 class Counter:
@@ -48,11 +50,11 @@ class Counter:
         if unlabelled is not None:
             self._unlabelled = self._unlabelled + (bad & unlabelled.to(bad.device)).long()
 
-    def read(self) -> Count:
+    def read(self) -> BatchCount:
         """The counts so far. Waits for the device."""
-        return Count(self._batches, int(self._bad), int(self._unlabelled))
+        return BatchCount(self._batches, int(self._bad), int(self._unlabelled))
 
-    def take(self) -> Count:
+    def take(self) -> BatchCount:
         """The counts so far; counting starts anew."""
         found = self.read()
         self.__init__()  # type: ignore[misc]  # the initial state is what is wanted

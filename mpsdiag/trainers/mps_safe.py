@@ -17,7 +17,7 @@ from mpsdiag.errors import BadInput, first_line, one_of
 from mpsdiag.inputs.cpu_copy import move, to_cpu
 from mpsdiag.inputs.nonfinite import (
     SENTENCES,
-    Cause,
+    LossCause,
     NonFiniteLogitsError,
     contains_nan,
     explain_cause,
@@ -83,7 +83,7 @@ class MPSSafeTrainer(Trainer):
         self.eval_max_batches = eval_max_batches
         self.always = always
         self.loss_chunk_bytes = loss_chunk_bytes
-        self.nonfinite_causes: dict[Cause, int] = {}
+        self.nonfinite_causes: dict[LossCause, int] = {}
         self._mps_safe_tally = _Tally()
         self._mps_safe_inputs_to_cpu = False
         self._mps_safe_warned: set[str] = set()
@@ -195,7 +195,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.on_cpu = 0
-        self.causes: Counter[Cause] = Counter()
+        self.causes: Counter[LossCause] = Counter()
         self.models = CpuModels()
         self._batches = 0
         self._bad: Tensor | int = 0

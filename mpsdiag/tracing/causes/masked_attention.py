@@ -40,7 +40,7 @@ FUSED_REMEDY = Advice(
 
 
 @dataclass(frozen=True)
-class Rows:
+class MaskedRows:
     """Fully masked rows that came out non-finite, as (sequences, queries) bool: all, and by what stands there.
 
     `real`: at real tokens, which a right mask lets attend at least to themselves. `alone`: in sequences of padding
@@ -84,8 +84,8 @@ def attention_over_nothing(first: Candidate) -> list[Explanation]:
     return found
 
 
-def _dead_and_bad(first: Candidate) -> Rows | None:
-    """Rows of (sequences, queries) that are NaN and whose mask hides every key, in some head."""
+def _dead_and_bad(first: Candidate) -> MaskedRows | None:
+    """MaskedRows of (sequences, queries) that are NaN and whose mask hides every key, in some head."""
     call, result = first.call, first.output
     if first.terminal.kind != "nan" or call is None or result is None:
         return None
@@ -123,7 +123,7 @@ def _dead_and_bad(first: Candidate) -> Rows | None:
 
 
 def _per_sequence(dead: Tensor, padding: Tensor | None) -> Tensor:
-    """Rows as (sequences, queries): heads joined, be they a dimension of their own or one with the sequences."""
+    """MaskedRows as (sequences, queries): heads joined, be they a dimension of their own or one with the sequences."""
     if dead.dim() >= 3:
         return dead.flatten(1, -2).any(1).cpu()
     if dead.dim() < 2:
@@ -134,18 +134,18 @@ def _per_sequence(dead: Tensor, padding: Tensor | None) -> Tensor:
     return dead.cpu()
 
 
-def _sort_rows(bad: Tensor, padding: Tensor | None) -> Rows:
+def _sort_rows(bad: Tensor, padding: Tensor | None) -> MaskedRows:
     """Tell by the padding, (sequences, positions) bool, what stands at each bad position."""
     none = torch.zeros_like(bad)
     if padding is None or padding.shape != bad.shape:
-        return Rows(bad, none, none, none, none, known=False)
+        return MaskedRows(bad, none, none, none, none, known=False)
     alone = ~padding.any(-1, keepdim=True).expand_as(padding)
     so_far = padding.cumsum(-1)
     before, after = (so_far == 0) & ~alone, (so_far == so_far[:, -1:]) & ~padding & ~alone
-    return Rows(bad, bad & padding, bad & alone, bad & before, bad & after, known=True)
+    return MaskedRows(bad, bad & padding, bad & alone, bad & before, bad & after, known=True)
 
 
-def _evidence(first: Candidate, rows: Rows) -> dict[str, Any]:
+def _evidence(first: Candidate, rows: MaskedRows) -> dict[str, Any]:
     mask = first.named.get("attn_mask")
     return {
         "dead_rows": int(rows.bad.sum()),
@@ -158,7 +158,7 @@ def _evidence(first: Candidate, rows: Rows) -> dict[str, Any]:
     }
 
 
-def _dead(first: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation:
+def _dead(first: Candidate, rows: MaskedRows, evidence: dict[str, Any]) -> Explanation:
     reasons = []
     if bool(rows.before.any()):
         reasons.append("padding on the left")
@@ -181,7 +181,7 @@ def _remedy(first: Candidate) -> Advice:
     return BY_HAND_REMEDY if first.event.operation in (*SOFTMAX, "sub") else FUSED_REMEDY
 
 
-def _only_padding(rows: Rows, evidence: dict[str, Any]) -> Explanation:
+def _only_padding(rows: MaskedRows, evidence: dict[str, Any]) -> Explanation:
     return Explanation(
         "bad_mask",
         f"{int(rows.alone.any(1).sum())} sequences of the batch are padding only: their queries may attend to nothing",
@@ -197,7 +197,7 @@ def _only_padding(rows: Rows, evidence: dict[str, Any]) -> Explanation:
     )
 
 
-def _contradicting(first: Candidate, rows: Rows, evidence: dict[str, Any]) -> Explanation:
+def _contradicting(first: Candidate, rows: MaskedRows, evidence: dict[str, Any]) -> Explanation:
     mask, query = first.named.get("attn_mask"), first.named.get("query")
     shapes = ""
     if isinstance(mask, Tensor) and isinstance(query, Tensor):
