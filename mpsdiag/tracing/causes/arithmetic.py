@@ -134,44 +134,43 @@ def division_by_zero(first: Candidate) -> Explanation | None:
 
 def _zero_divisor(first: Candidate, bad: Tensor) -> tuple[str, int] | None:
     """What is zero, and in how many of the bad values."""
-    operation, named, args = first.event.operation, first.named, list(first.named.values())
-    source = args[0] if args and isinstance(args[0], Tensor) else None
-    if operation in ("div", "remainder", "fmod", "floor_divide"):
-        turned = getattr(first.call and first.call.func, "__name__", "") in ("__rtruediv__", "__rdiv__")
-        divisor, dividend = (args[0], args[1]) if turned else (args[1], args[0])
-        zero = bad & (torch.as_tensor(divisor, device=bad.device) == 0)
-        both = zero & (torch.as_tensor(dividend, device=bad.device) == 0)
-        what = "0/0" if bool(both.any()) else "a number by 0"
-        return (
-            (f"{what} in {int(zero.sum())} of {bad.numel()} values", int(zero.sum())) if zero.any() else None
-        )
-    if operation in ("reciprocal", "rsqrt") and source is not None:
-        zero = bad & (source == 0)
-        return (
-            (f"the input is 0 in {int(zero.sum())} of {bad.numel()} values", int(zero.sum()))
-            if zero.any()
-            else None
-        )
-    if operation == "corrcoef" and source is not None:
-        return "a row that is constant has no spread, which is zero", int(bad.sum())
+    zero, what = _zeros(first, bad)
+    if bool(zero.any()):
+        return f"{what} in {int(zero.sum())} of {bad.numel()} values", int(zero.sum())
+    operation, named, everywhere = first.event.operation, first.named, int(bad.sum())
+    source = next((tensor for _, tensor in first.inputs), None)
+    if operation == "corrcoef":
+        return "a row that is constant has no spread, which is zero", everywhere
     if operation in _SPREADS and source is not None and source.numel() <= bad.numel():
-        return "the spread of one value divides by n - 1, which is zero", int(bad.sum())
+        return "the spread of one value divides by n - 1, which is zero", everywhere
     if any(tensor.numel() == 0 for _, tensor in first.inputs if tensor.is_floating_point()):
-        return "a mean over nothing, the input is empty", int(bad.sum())
+        return "a mean over nothing, the input is empty", everywhere
     weight, target = named.get("weight"), named.get("target")
     if operation in LOSSES and isinstance(weight, Tensor) and isinstance(target, Tensor):
         counted = target[(target >= 0) & (target < weight.numel())]
         if not target.is_floating_point() and not bool(weight[counted].any()):
-            return "the class weights of all targets add up to zero", int(bad.sum())
+            return "the class weights of all targets add up to zero", everywhere
     if operation.endswith("norm") or operation == "normalize":
         exact = replay(cast("TorchCall", first.call), torch.float64)
-        if (
-            exact is not None
-            and exact.shape == bad.shape
-            and not bool(torch.isfinite(exact[bad.cpu()]).any())
-        ):
-            return "the norm or spread of a constant row is zero, and so is eps", int(bad.sum())
+        same = exact is not None and exact.shape == bad.shape
+        if exact is not None and same and not bool(torch.isfinite(exact[bad.cpu()]).any()):
+            return "the norm or spread of a constant row is zero, and so is eps", everywhere
     return None
+
+
+def _zeros(first: Candidate, bad: Tensor) -> tuple[Tensor, str]:
+    """Where the divisor of a quotient is zero and the result is bad, and what that is."""
+    operation, args = first.event.operation, list(first.named.values())
+    if operation in ("div", "remainder", "fmod", "floor_divide"):
+        turned = getattr(first.call and first.call.func, "__name__", "") in ("__rtruediv__", "__rdiv__")
+        divided, divisor = (
+            torch.as_tensor(x, device=bad.device) for x in (args[1::-1] if turned else args[:2])
+        )
+        zero = bad & (divisor == 0)
+        return zero, "0/0" if bool((zero & (divided == 0)).any()) else "a number by 0"
+    if operation in ("reciprocal", "rsqrt") and args and isinstance(args[0], Tensor):
+        return bad & (args[0] == 0), "the input is 0"
+    return torch.zeros_like(bad), ""
 
 
 def infinite_logits(first: Candidate) -> Explanation | None:
