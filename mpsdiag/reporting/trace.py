@@ -20,7 +20,6 @@ NAMES = {
     "wrong_device": "the device computes wrongly",
     "divergence": "training diverges",
     "hidden_by_filter": "a loss that only looks finite",
-    "division_by_zero": "a division by zero",
     "derivative": "a derivative that is not finite",
 }
 

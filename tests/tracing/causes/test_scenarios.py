@@ -202,9 +202,3 @@ def test_the_causes_are_those_of_the_contract():
         "derivative",
         "unknown",
     }
-
-
-def test_every_cause_has_its_words_on_the_screen():
-    from mpsdiag.reporting.trace import NAMES
-
-    assert set(NAMES) == set(CAUSES)

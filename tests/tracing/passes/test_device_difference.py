@@ -16,7 +16,7 @@ def test_the_causal_leak_of_half_precision(build, batch_of, plants, name, dtype,
     model = build(name, dtype)
     for earlier in range(layer):
         plants.explicit_causal_mask(model, earlier, 4)
-    with emulate_mps("2.11"):
+    with emulate_mps("2.11", macos=26):
         origin = trace(model, batch_of((0, 0), length=4))
     assert (origin.cause, origin.layer) == ("wrong_device", layer)
     assert origin.operation == "scaled_dot_product_attention"
@@ -26,12 +26,12 @@ def test_the_causal_leak_of_half_precision(build, batch_of, plants, name, dtype,
 
 
 def test_float32_does_not_leak(build, batch_of, name):
-    with emulate_mps("2.11"):
+    with emulate_mps("2.11", macos=26):
         assert trace(build(name), batch_of((0, 0), length=9)) is None
 
 
 def test_comparing_can_be_left_out(build, batch_of):
-    with emulate_mps("2.11"):
+    with emulate_mps("2.11", macos=26):
         assert trace(build("tiny-llama", "bfloat16"), batch_of((0, 0)), compare=False) is None
 
 
@@ -47,7 +47,7 @@ def test_a_plain_cpu_is_compared_on_request_only(build, batch_of, monkeypatch):
 def test_the_bound_is_twice_the_error_of_eager_attention(build, batch_of):
     """Computed here by other means: transformers' own switch, and no hooks."""
     model, batch = build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9)
-    with emulate_mps("2.11"):
+    with emulate_mps("2.11", macos=26):
         origin = trace(model, batch)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     with torch.no_grad():

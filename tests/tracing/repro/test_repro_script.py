@@ -36,9 +36,9 @@ def here(monkeypatch, tmp_path):
     monkeypatch.setattr(repro, "_run", run)
 
 
-def write(tmp_path, model, batch, release=None):
-    emulation = None if release is None else Emulation(release)
-    context = contextlib.nullcontext() if release is None else emulate_mps(release)
+def write(tmp_path, model, batch, release=None, macos=15):
+    emulation = None if release is None else Emulation(release, macos)
+    context = contextlib.nullcontext() if release is None else emulate_mps(release, macos)
     with context:
         traced = trace_batches(model, [batch])
     path = tmp_path / "repro.py"
@@ -88,7 +88,7 @@ def test_dead_rows_come_down_to_one_number(build, batch_of, tmp_path, monkeypatc
 
 def test_a_wrong_kernel(build, batch_of, tmp_path, here):
     (written, note), text = write(
-        tmp_path, build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9), "2.11"
+        tmp_path, build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9), "2.11", 26
     )
     assert written
     assert "largest difference" in note
