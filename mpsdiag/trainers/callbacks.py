@@ -186,9 +186,16 @@ class NonFiniteCallback(TrainerCallback):
     def _counted(self, metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
         """The count of an evaluation, that of the Trainer if it has one; none where no batch was judged."""
         name = f"{prefix}_nonfinite_batches"
+        if name not in metrics and self._loss_unseen(metrics, prefix):
+            return {}
         if name in metrics or self.evaluation.batches:
             return {name: metrics.get(name, self.evaluation.bad)}
         return {}
+
+    def _loss_unseen(self, metrics: dict[str, Any], prefix: str) -> bool:
+        """The loss is not finite, and no batch that was judged is to blame: it is made outside the model."""
+        loss = metrics.get(f"{prefix}_loss")
+        return isinstance(loss, float) and not math.isfinite(loss) and not self.evaluation.bad
 
     # Seeing losses.
 
@@ -256,6 +263,12 @@ class NonFiniteCallback(TrainerCallback):
             new = BatchCount(new.batches, int(own), min(new.unlabelled, int(own)))
         self.evaluation = new
         self.evaluations += new
+        if own is None and new.batches and self._loss_unseen(metrics, prefix):
+            self._warn(
+                "evaluation",
+                f"{prefix}_loss is not finite, and the model's own outputs are: the loss is made outside the model, "
+                "where NonFiniteCallback().watch(trainer) sees it.",
+            )
         if new.bad:
             loss = float(metrics.get(f"{prefix}_loss", math.nan))
             hidden = f"; {prefix}_loss is the mean of the others" if math.isfinite(loss) else ""

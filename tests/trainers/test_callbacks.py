@@ -289,3 +289,17 @@ def test_no_count_where_nothing_could_be_judged(trainer_of, examples):
     NonFiniteCallback().watch(watched)
     assert watched.evaluate()["eval_nonfinite_batches"] == 3
     assert "eval_nonfinite_batches" not in trainer_of(Trainer, callbacks=[NonFiniteCallback()]).evaluate([])
+
+
+def test_a_loss_that_is_made_outside_the_model_is_not_counted_as_clean(trainer_of, caplog):
+    class Divided(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            loss = output.logits.sum() * float("nan")
+            return (loss, output) if return_outputs else loss
+
+    with caplog.at_level(logging.WARNING, LOGGER):
+        metrics = trainer_of(Divided, callbacks=[NonFiniteCallback()]).evaluate()
+    assert math.isnan(metrics["eval_loss"])
+    assert "eval_nonfinite_batches" not in metrics
+    assert "NonFiniteCallback().watch(trainer)" in caplog.text

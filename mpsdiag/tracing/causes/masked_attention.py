@@ -15,6 +15,7 @@ from mpsdiag.tracing.watch.model_state import is_decoder_of_two, real_positions
 from mpsdiag.tracing.watch.operations import SOFTMAX
 from mpsdiag.tracing.watch.replay import fully_masked_rows, scores_of
 from mpsdiag.tracing.watch.tensors import facts, listed
+from mpsdiag.words import count
 
 DEAD_ROWS_REMEDY = Advice(
     text="Use safe_sdpa: the same kernel, exact, fully masked rows give zeros as on the CPU. Or a torch release that "
@@ -167,7 +168,7 @@ def _dead(first: Candidate, rows: MaskedRows, evidence: dict[str, Any]) -> Expla
     because = f", from {' and '.join(reasons)}" if reasons else ""
     return Explanation(
         "dead_rows",
-        f"{int((rows.bad & ~rows.real & ~rows.alone).sum())} fully masked attention rows{because}: "
+        f"{count(int((rows.bad & ~rows.real & ~rows.alone).sum()), 'fully masked attention row')}{because}: "
         f"their softmax over nothing is NaN on {first.device}, and the next layer spreads it over the whole "
         "sequence",
         _remedy(first),
@@ -184,7 +185,7 @@ def _remedy(first: Candidate) -> Advice:
 def _only_padding(rows: MaskedRows, evidence: dict[str, Any]) -> Explanation:
     return Explanation(
         "bad_mask",
-        f"{int(rows.alone.any(1).sum())} sequences of the batch are padding only: their queries may attend to nothing",
+        f"{count(int(rows.alone.any(1).sum()), 'sequence')} of padding only: its queries may attend to nothing",
         Advice(
             text="Drop empty texts before they are batched: their attention_mask is all zeros. safe_sdpa makes them "
             "harmless.",
@@ -204,8 +205,8 @@ def _contradicting(first: Candidate, rows: MaskedRows, evidence: dict[str, Any])
         shapes = f" (mask {tuple(mask.shape)}, query {tuple(query.shape)})"
     return Explanation(
         "bad_mask",
-        f"{int(rows.real.sum())} real tokens may attend to nothing, not even to themselves: the mask that reaches "
-        f"attention{shapes} contradicts the attention_mask of the batch",
+        f"{count(int(rows.real.sum()), 'real token')} may attend to nothing, not even to themselves: the mask that "
+        f"reaches attention{shapes} contradicts the attention_mask of the batch",
         Advice(
             text="Look at what turns the attention_mask into the mask of this layer: it has to be (sequences, 1 or "
             "heads, queries, keys), and broadcasting must not put another sequence's padding, or keys for queries, in "

@@ -25,7 +25,7 @@ from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers
 from mpsdiag.sdpa.bound import allowed_error, largest_error
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.fast_path import uncompiled
+from mpsdiag.tracing.watch.fast_path import FUSED, uncompiled
 from mpsdiag.tracing.watch.model_state import device_label, real_positions
 from mpsdiag.tracing.watch.operations import TorchCall, writes_in_place
 from mpsdiag.tracing.watch.replay import fully_masked_rows, in_float64, replay
@@ -163,7 +163,9 @@ def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str | None
         if hidden is not None:
             found.append((names[module], hidden.detach().cpu()))
 
-    handles = [layer.register_forward_hook(keep) for layer in numbered_layers(model)]
+    handles = [
+        layer.register_forward_hook(keep) for layer in numbered_layers(model) if not isinstance(layer, FUSED)
+    ]
     try:
         output = model(**fresh(batch))
     finally:

@@ -42,7 +42,7 @@ def uncompiled() -> AbstractContextManager[Any]:
     )
 
 
-Seen = Callable[[nn.Module, dict[str, Any], Any], Any]
+Seen = Callable[[nn.Module, dict[str, Any], Any], None]
 
 
 class FusedPaths:
@@ -83,7 +83,8 @@ class FusedPaths:
             if _bad(detailed):
                 return detailed
             named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
-            return self._seen(self._first or module, {k: v for k, v in named.items() if k != "self"}, plain)
+            self._seen(self._first or module, {k: v for k, v in named.items() if k != "self"}, plain)
+            return plain
 
         return run
 

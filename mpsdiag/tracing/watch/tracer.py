@@ -7,7 +7,7 @@ and layer they run. It waits for the device after every operation, so it is only
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,12 +44,14 @@ class Tracer(TorchFunctionMode):
         self._path = ModulePath(model)
         self._provenance = Provenance(model, batch)
         self._kept = 0
-        self._fused = FusedPaths(model, self._saw_fused)
+        # What lies behind a fault is found on the slow path.
+        self._fused = None if self._patches else FusedPaths(model, self._saw_fused)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch until the block ends; the hooks are removed whatever happens."""
-        with self._fused.kept(), self._path.followed(self._leave_module), uncompiled(), self:
+        fused = nullcontext() if self._fused is None else self._fused.kept()
+        with fused, self._path.followed(self._leave_module), uncompiled(), self:
             yield
 
     def __torch_function__(
@@ -111,18 +113,14 @@ class Tracer(TorchFunctionMode):
         self.seen.events.append(event)
         return Source("event", event=event.index)
 
-    def _saw_fused(self, module: nn.Module, named: dict[str, Any], result: Any) -> Any:
+    def _saw_fused(self, module: nn.Module, named: dict[str, Any], result: Any) -> None:
         """A fused path of torch's own transformer layers gave what its slow path does not."""
         call = TorchCall(type(module), (), named, result)
         with _unseen():
-            result = self._patches.apply(self.seen.operations, call, result, in_place=False)
-            if not _of_all(result):
-                return result
             operands = self._operands(call)
             source = self._note(call, _of_all(result), operands, module=module)
             self._provenance.remember(result, source, in_place=False)
             self.seen.operations += 1
-            return result
 
     def _operands(self, call: TorchCall) -> tuple[Operand, ...]:
         """The inputs that are not finite."""
