@@ -24,7 +24,7 @@ from mpsdiag.bisect.trial import Rules, attempt, check_command
 from mpsdiag.bisect.tries import JOURNAL, Search, Tries, Try, read_tries
 from mpsdiag.environment import redact
 from mpsdiag.environment import versions as installed
-from mpsdiag.installed import cache_folder
+from mpsdiag.release_environment import cache_folder
 
 PREDICATE = Path(__file__).with_name("predicate.py")
 Say = Callable[[str], None]
@@ -60,11 +60,8 @@ class Bisection:
     rules: Rules = field(default_factory=Rules)
     predicate: Sequence[str] = ()
 
-    def prepare(self, say: Say = lambda _: None) -> Plan:
-        """Check everything that can be checked before anything is built.
-
-        Args:
-            say: Gets a few words about what is being done.
+    def prepare(self, say: Say = lambda _: None) -> PlannedSearch:
+        """Check everything that can be checked before anything is built; `say` gets what is being done.
 
         Raises:
             BadInput: Something of it cannot be used as given.
@@ -87,8 +84,8 @@ class Bisection:
             say(f"reading the list of {self.axis} releases")
             releases = tuple(str(one) for one in installer.releases(self.axis, low, high))
         rules = [self.rules.bad_if, self.rules.crash_is, self.rules.timeout]
-        words = list(self.predicate) or ["kernel and scenario"]
-        basis = [words, _files(command), pins, installer.python_version, installer.index, device, rules]
+        predicate = shlex.join(self.predicate) or "kernel and scenario of mpsdiag"
+        basis = [predicate, _files(command), pins, installer.python_version, installer.index, device, rules]
         search = Search(
             basis=_digits(basis),
             listing=listing,
@@ -99,18 +96,16 @@ class Bisection:
             releases=releases,
             pins=tuple(pins),
             find=self.find,
-            predicate=redact(shlex.join(self.predicate))
-            if self.predicate
-            else "kernel and scenario of mpsdiag",
+            predicate=redact(predicate),
             device=device,
             python=installer.python_version,
             system=platform.platform(terse=True),
         )
-        return Plan(self, search, command, installer, journal)
+        return PlannedSearch(self, search, command, installer, journal)
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedSearch:
     """A search that is ready to run.
 
     Attributes:
@@ -154,11 +149,7 @@ class Plan:
         }
 
     def run(self, progress: Say = lambda _: None, note: Say = lambda _: None) -> Found:
-        """Test until the bracket is found, or cannot be.
-
-        Args:
-            progress: Gets a few words about what is being done.
-            note: Gets a sentence about every try.
+        """Test until the bracket is found, or cannot be; `progress` gets what is being done, `note` every try.
 
         Raises:
             BadInput: The folder cannot be written, or is being written.
@@ -189,17 +180,9 @@ class Plan:
         search, release = self.search, self.search.releases[step.number]
         title = f"{search.axis} {release}, at most {tries_left(step)}"
         progress(f"{title}: building the environment")
-        started, clock = utc_now(), time.perf_counter()
-        made = Try(
-            key=search.key(release),
-            release=release,
-            outcome="skip",
-            reason="",
-            python=search.python,
-            system=search.system,
-            device=search.device,
-            started=started,
-        )
+        made: dict[str, Any] = {"key": search.key(release), "release": release, "started": utc_now()}
+        made.update(search.model_dump(include={"python", "system", "device"}))
+        clock = time.perf_counter()
         try:
             with environments.using(self.requirements(release)) as built:
                 waited = time.perf_counter() - clock
@@ -211,18 +194,10 @@ class Plan:
                 trial = attempt(self.command, folder, self.asked.rules, log)
         except Impossible as refused:
             waited = time.perf_counter() - clock
-            return made.model_copy(update={"reason": redact(str(refused)), "build_seconds": waited})
+            return Try(**made, outcome="skip", reason=redact(str(refused)), build_seconds=waited)
         beside = ", installed against the resolver's advice" if built.overridden else ""
-        return made.model_copy(
-            update={
-                **vars(trial),
-                "reason": trial.reason + beside,
-                "build_seconds": waited,
-                "environment": built.name,
-                "overridden": built.overridden,
-                "freeze": built.freeze,
-            }
-        )
+        made.update(vars(trial), reason=trial.reason + beside, build_seconds=waited)
+        return Try(**made, environment=built.name, overridden=built.overridden, freeze=built.freeze)
 
     def _ahead(self, step: Ask, found: Found) -> list[int]:
         numbers = {release: number for number, release in enumerate(self.search.releases)}

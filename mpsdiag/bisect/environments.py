@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mpsdiag.bisect.installer import Impossible, Installer
 from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
-from mpsdiag.installed import MARKER, Built, cache_folder, find, read
+from mpsdiag.release_environment import MARKER, Built, cache_folder, find, read
 from mpsdiag.serialization import dumps, write_atomically
 
 if TYPE_CHECKING:
@@ -123,9 +123,6 @@ class Environments:
     @contextlib.contextmanager
     def using(self, requirements: Sequence[str]) -> Iterator[Built]:
         """Give an environment, built first if need be; nobody removes it while the block runs.
-
-        Args:
-            requirements: Such as `torch==2.9.0`; the first one gives the name.
 
         Raises:
             Impossible: These cannot be installed together.

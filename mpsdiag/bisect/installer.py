@@ -190,16 +190,13 @@ class Installer:
         return Version(Version(pinned.group(1)).public) if pinned else None
 
     def install(self, folder: Path, requirements: Sequence[str], *, override: bool, keep: int) -> list[str]:
-        """Make an environment and install into it.
+        """Make an environment, install into it, and list all that is there, as `pip freeze` prints it.
 
         Args:
             folder: Of the new environment.
             requirements: Such as `torch==2.9.0`.
             override: Let the requirements overrule what the packages require of each other.
             keep: A file descriptor that stays open in uv, so that its lock outlives this process.
-
-        Returns:
-            All that is installed now, as `pip freeze` prints it.
 
         Raises:
             Impossible: The resolver refuses.

@@ -20,7 +20,7 @@ from mpsdiag.benching.run.launch import log_tail
 from mpsdiag.bisect.search import Outcome
 from mpsdiag.environment import redact
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.installed import variables_in
+from mpsdiag.release_environment import variables_in
 
 SKIP: Final = 125
 _COMPARE: Final[dict[str, Callable[[int, int], bool]]] = {
@@ -50,8 +50,6 @@ class Rules:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_bad", _condition(self.bad_if))
-        if self.crash_is not in {"bad", "skip"}:
-            raise BadInput(f"--crash-is is '{self.crash_is}'. Choose from: bad, skip.")
         if not 0 < self.timeout < 1e7:
             raise BadInput(
                 f"--timeout is {self.timeout:g}. Give the seconds that a try may take, such as 600."
@@ -95,12 +93,9 @@ def check_command(command: Sequence[str]) -> None:
         raise BadInput(
             f"There is no program '{program}'. The command after -- starts with one, such as python."
         )
-    for word in command[1:]:
-        if word.startswith("-"):
-            break  # an option of python, such as -c or -m
-        if _is_python(program) and not Path(word).is_file():
-            raise BadInput(f"There is no script '{word}' here. Give its path after -- python.")
-        break
+    script = command[1] if len(command) > 1 else "-"
+    if _is_python(program) and not script.startswith("-") and not Path(script).is_file():
+        raise BadInput(f"There is no script '{script}' here. Give its path after -- python.")
 
 
 def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Trial:

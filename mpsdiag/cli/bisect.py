@@ -11,7 +11,7 @@ from mpsdiag.cli import options, output
 from mpsdiag.errors import BadInput, one_of
 
 if TYPE_CHECKING:
-    from mpsdiag.bisect.bisection import Plan
+    from mpsdiag.bisect.bisection import PlannedSearch
 
 
 def bisect(
@@ -113,7 +113,7 @@ def bisect(
     raise typer.Exit(found.exit_code)
 
 
-def _list(plan: Plan, *, as_json: bool) -> None:
+def _list(plan: PlannedSearch, *, as_json: bool) -> None:
     """What a run would do."""
     document = plan.document()
     if as_json:

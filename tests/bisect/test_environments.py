@@ -6,7 +6,7 @@ from mpsdiag.bisect.bisection import PREDICATE
 from mpsdiag.bisect.environments import CELLS_NEED, Environments, cache_limit, for_cells
 from mpsdiag.bisect.installer import Installer
 from mpsdiag.errors import BadInput
-from mpsdiag.installed import MARKER, read
+from mpsdiag.release_environment import MARKER, read
 
 
 @pytest.fixture

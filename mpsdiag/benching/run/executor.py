@@ -17,7 +17,7 @@ from mpsdiag.benching.plan.request import BenchRequest
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.launch import Isolation, StartMethod, start_method
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.installed import facts_in, find
+from mpsdiag.release_environment import facts_in, find
 
 LOGS = "logs"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mpsdiag.benching.journal.record import CELL_FUNCTION, Answer, Job
 from mpsdiag.benching.run.in_child import answer_to
-from mpsdiag.installed import cache_folder
+from mpsdiag.release_environment import cache_folder
 from mpsdiag.serialization import dumps
 
 _INSIDE = "from mpsdiag.benching.run.release import inside; inside()"

@@ -26,7 +26,7 @@ from mpsdiag.benching.run.executor import LOGS, Executor
 from mpsdiag.benching.run.interrupt import Interruptible, Stop
 from mpsdiag.benching.run.rounds import StopRule, baselines, group_of, wanted
 from mpsdiag.errors import CannotDecide
-from mpsdiag.installed import versions_in
+from mpsdiag.release_environment import versions_in
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, count
 

@@ -24,7 +24,7 @@ from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.benching.run.runner import JOURNAL, Listener, MatrixRun, RunOutcome, Settings
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.installed import versions_in
+from mpsdiag.release_environment import versions_in
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 

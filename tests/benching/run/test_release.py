@@ -14,7 +14,7 @@ from mpsdiag.benching.plan.request import BenchRequest
 from mpsdiag.benching.run.executor import here
 from mpsdiag.benching.run.launch import LIGHT, Isolation
 from mpsdiag.errors import BadInput
-from mpsdiag.installed import MARKER, Built, facts_in, find, versions_in
+from mpsdiag.release_environment import MARKER, Built, facts_in, find, versions_in
 from mpsdiag.scenario.scenario import Scenario
 
 NAME = "torch-9.9-py3.11-00000000"
