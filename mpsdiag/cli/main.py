@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import typer.core
 
-from mpsdiag.cli import bench, bisect, check, env, report, run, streams, trace, train
+from mpsdiag.cli import bench, bisect, check, compare, env, report, run, streams, trace, train
 from mpsdiag.cli.notes import with_new_names
 from mpsdiag.errors import MpsdiagError, first_line
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_UNDECIDED
@@ -42,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (check, trace, bench, bisect, report, train, run, env):
+for command in (check, compare, trace, bench, bisect, report, train, run, env):
     command.register(app)
 
 

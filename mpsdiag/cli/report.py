@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULTS...", help="Journals, or folders that bench or bisect wrote."),
+        typer.Argument(
+            metavar="RESULTS...",
+            help="Journals, folders of bench or bisect, or a document of check --json.",
+        ),
     ],
     form: Annotated[
         str | None,
@@ -61,8 +64,17 @@ def report(
             )
         _bisect(results[0], chosen, out)
         raise typer.Exit(EXIT_OK)
+    from mpsdiag.reporting.compare import is_check
     from mpsdiag.reporting.formats.export import collector_paused
 
+    if len(results) == 1 and is_check(results[0]):
+        if against or fail_if or baseline:
+            raise BadInput(
+                "A check is rendered alone, without --against, --fail-if or --baseline."
+                " To compare two: mpsdiag compare A.json B.json."
+            )
+        _check(results[0], chosen, out)
+        raise typer.Exit(EXIT_OK)
     with collector_paused():
         journals = _journals(results)
         gates = _gates(fail_if or [], journals)
@@ -71,6 +83,24 @@ def report(
         _render(journals, _journals(against or []), chosen, out, baseline)
         tripped = _tripped(gates, journals)
     raise typer.Exit(EXIT_FOUND if tripped else EXIT_OK)
+
+
+def _check(path: Path, form: str | None, out: Path | None) -> None:
+    """Render a document of `check --json` again."""
+    from mpsdiag.reporting.api import render
+    from mpsdiag.reporting.compare import read_diagnosis
+    from mpsdiag.serialization import dumps, write_atomically
+
+    diagnosis = read_diagnosis(path)
+    form = form or "terminal"
+    if form in {"csv", "parquet"}:
+        raise BadInput(f"A check has no format '{form}'. Choose from: terminal, markdown, html, json.")
+    text = dumps(diagnosis.to_dict(), indent=2) if form == "json" else render(diagnosis, form)
+    if out is None:
+        (output.show if form == "terminal" else output.show_document)(text)
+    else:
+        write_atomically(out, text)
+        output.say(f"wrote {out}")
 
 
 def _bisect(path: Path, form: str | None, out: Path | None) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from mpsdiag.cli import main
 
-COMMANDS = ("check", "bench", "report", "train", "trace", "run", "env")
+COMMANDS = ("check", "compare", "bench", "report", "train", "trace", "run", "env")
 
 
 def test_help_names_every_command(capsys):

@@ -1,0 +1,45 @@
+"""`mpsdiag compare`: two documents of `mpsdiag check --json` side by side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpsdiag.cli import options, output
+from mpsdiag.errors import BadInput
+from mpsdiag.words import EXIT_FOUND, EXIT_OK
+
+Document = Annotated[Path, typer.Argument(metavar="A.json", help="What `mpsdiag check --json` printed.")]
+Other = Annotated[Path, typer.Argument(metavar="B.json", help="Another one: of another machine or release.")]
+
+
+def compare(
+    first: Document,
+    second: Other,
+    json: options.Json = False,
+    markdown: options.Markdown = False,
+    html: options.Html = None,
+) -> None:
+    """Compare two checks, of two machines or two releases: what was found differently?
+
+    Exit code: 0 same findings, 1 they differ, 2 bad usage or input.
+    """
+    if json and markdown:
+        raise BadInput("--json and --markdown exclude each other: choose one.")
+    from mpsdiag.reporting.compare import differences, document, read_diagnosis
+
+    ours, theirs = read_diagnosis(first), read_diagnosis(second)
+    found = differences(ours, theirs)
+    same = not any(one.finding for one in found)
+    plain = {"schema": 1, "same": same, "differences": [asdict(one) for one in found]}
+    made = document(ours, theirs, (first.name, second.name))
+    output.show_answer(plain, made, as_json=json, markdown=markdown, page=html)
+    raise typer.Exit(EXIT_OK if same else EXIT_FOUND)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(compare)

@@ -1,0 +1,150 @@
+"""Two documents of `mpsdiag check --json` side by side: two machines, two releases. What was found differently?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mpsdiag.checking.diagnosis import SCHEMA, Diagnosis
+from mpsdiag.environment import facts
+from mpsdiag.errors import BadInput
+from mpsdiag.reporting.check import number, subject
+from mpsdiag.reporting.layout import blocks
+from mpsdiag.words import count
+
+ABSENT = "–"
+LARGEST = 2**24
+"""Bytes of a document; a real one has some ten thousand."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that the two documents say differently; `finding`: it counts for the exit code."""
+
+    what: str
+    first: str
+    second: str
+    finding: bool
+
+
+def is_check(path: Path) -> bool:
+    """Whether a file looks like a document of `mpsdiag check --json`."""
+    try:
+        with path.open("rb") as stream:
+            begin = stream.read(200)
+    except OSError:
+        return False
+    return begin.lstrip().startswith(b"{") and b'"schema"' in begin and b'"verdict"' in begin
+
+
+def read_diagnosis(path: Path) -> Diagnosis:
+    """Read a document of `mpsdiag check --json`.
+
+    Raises:
+        BadInput: It cannot be read, is another kind of file, or a newer mpsdiag wrote it.
+    """
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(LARGEST)
+        found: Any = json.loads(text)
+    except OSError as problem:
+        raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"schema", "verdict", "kernel"} <= found.keys():
+        raise BadInput(f"{path} was not written by `mpsdiag check --json`.")
+    if isinstance(found["schema"], int) and found["schema"] > SCHEMA:
+        raise BadInput(f"{path} was written by a newer mpsdiag (schema {found['schema']}). Upgrade this one.")
+    try:
+        return Diagnosis.model_validate(found)
+    except ValidationError as problem:
+        where = ".".join(str(part) for part in problem.errors()[0]["loc"])
+        raise BadInput(f"{path} is a damaged document of `mpsdiag check --json`, at '{where}'.") from problem
+
+
+def differences(first: Diagnosis, second: Diagnosis) -> list[Difference]:
+    """List what differs, the findings first. What only one of the two looked at is no finding."""
+    made = [
+        Difference(what, one, other, finding and ABSENT not in {one, other})
+        for what, one, other, finding in _pairs(first, second)
+        if one != other
+    ]
+    return sorted(made, key=lambda one: not one.finding)
+
+
+def _pairs(first: Diagnosis, second: Diagnosis) -> Iterable[tuple[str, str, str, bool]]:
+    yield "verdict", first.verdict, second.verdict, True
+    yield "kernel", first.kernel.verdict, second.kernel.verdict, True
+    findings, numbers = (_of(first), _of(second)), (_numbers(first), _numbers(second))
+    for (ours, theirs), finding in ((findings, True), (numbers, False)):
+        for what in dict.fromkeys([*ours, *theirs]):
+            yield what, ours.get(what, ABSENT), theirs.get(what, ABSENT), finding
+
+
+def _of(found: Diagnosis) -> dict[str, str]:
+    """What was found, by name: probes, the scenario and its cause, which fix resolves it."""
+    made: dict[str, str] = {}
+    for probe in found.probes:
+        made[f"{probe.id}, training"] = probe.training
+        made[f"{probe.id}, evaluation"] = probe.evaluation
+    if found.scenario is not None:
+        made["scenario"] = found.scenario.verdict
+        made["cause"] = found.scenario.cause.cause if found.scenario.cause else "none"
+    for fix in found.fixes:
+        made[f"{fix.name} resolves it"] = "no" if not fix.resolves else "yes, exact" if fix.exact else "yes"
+    return made
+
+
+def _numbers(found: Diagnosis) -> dict[str, str]:
+    scenario = found.scenario
+    if scenario is None:
+        return {}
+    return {
+        "model": scenario.model,
+        "dataset": scenario.dataset,
+        "train_loss": number(scenario.train_loss),
+        "eval_loss": number(scenario.eval_loss),
+        "fully masked rows": str(scenario.dead_rows),
+    }
+
+
+def document(first: Diagnosis, second: Diagnosis, names: tuple[str, str]) -> blocks.Document:
+    """Lay the comparison out; `names` are those of the two files."""
+    found = differences(first, second)
+    counted = sum(one.finding for one in found)
+    heads = blocks.columns("what", "A", "B")
+    sides = blocks.pairs(
+        "document", [(f"A: {names[0]}", subject(first)), (f"B: {names[1]}", subject(second))]
+    )
+    environment = _changed(facts(first.environment), facts(second.environment))
+    parts: list[tuple[str, str, tuple[blocks.Block, ...]]] = [("documents", "", (sides,))]
+    for key, title, rows in (
+        ("findings", "What was found differently", [one for one in found if one.finding]),
+        ("others", "Other differences", [one for one in found if not one.finding]),
+        ("machines", "Environments", environment),
+    ):
+        if rows:
+            parts.append((key, title, (blocks.Table("", heads, tuple(_row(one) for one in rows)),)))
+    headline = (
+        f"{count(counted, 'finding')} differ{'s' if counted == 1 else ''}" if counted else "same findings"
+    )
+    sections = tuple(blocks.Section(key, title, content) for key, title, content in parts)
+    return blocks.Document("mpsdiag compare", headline, "undecided" if counted else "not_affected", sections)
+
+
+def _changed(first: list[tuple[str, str]], second: list[tuple[str, str]]) -> list[Difference]:
+    ours, theirs = dict(first), dict(second)
+    return [
+        Difference(name, ours.get(name, ABSENT), theirs.get(name, ABSENT), finding=False)
+        for name in dict.fromkeys([*ours, *theirs])
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _row(one: Difference) -> tuple[blocks.Entry, ...]:
+    return tuple(blocks.Entry(text) for text in (one.what, one.first, one.second))
