@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-browser lint mutations bench clean
+.PHONY: demo pictures test test-browser lint mutations bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+## Every picture of README, docs and reports, drawn from what the program says now.
+pictures: $(READY)
+	$(BIN)/python docs/pictures.py
 
 ## Changes single lines of a copy and reports those that no test notices; takes minutes.
 mutations: $(READY)

@@ -130,7 +130,7 @@ def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
         # Labels beside a wide interval may leave no room; the picture is then drawn without that layout.
         warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
         make(theme).savefig(
-            stream, format="svg", facecolor=theme.page, metadata={"Date": None, "Creator": "mpsdiag"}
+            stream, format="svg", dpi=216, facecolor=theme.page, metadata={"Date": None, "Creator": "mpsdiag"}
         )
     return _responsive(stream.getvalue())
 
