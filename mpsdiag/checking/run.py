@@ -27,7 +27,7 @@ from mpsdiag.findings import Advice, Emulated
 from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.scenario.scenario import Measured, Scenario
-from mpsdiag.words import BUILTIN_DATASET, PADDING_SIDES
+from mpsdiag.words import AUTO_TASK, BUILTIN_DATASET, PADDING_SIDES, TASKS
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,7 @@ def check(
     *,
     model: str | PathLike[str] = "tiny-gpt2",
     dataset: str | PathLike[str] = "synthetic",
+    task: str = "auto",
     level: int = 2,
     probes: str | Sequence[str] = (),
     padding_side: str = "left",
@@ -62,6 +63,7 @@ def check(
         device: auto, cpu, mps, cuda[:N] or xpu.
         model: A built-in model, a local folder or a hub name, for the scenario.
         dataset: `synthetic`, a local file or folder, or a hub name.
+        task: What the model is for, by Hugging Face's names of tasks; `auto` reads it from its config.
         level: 1 probes fully masked rows, 2 adds the scenario, 3 the whole catalogue and the sweep.
         probes: Ids of probes, or one, to run instead of a level's; the scenario is left out then.
         padding_side: left or right.
@@ -86,6 +88,7 @@ def check(
     seed = given.seed(seed)
     probes = given.probe_ids(probes)
     one_of("padding side", padding_side, PADDING_SIDES)
+    one_of("task", task, (AUTO_TASK, *TASKS))
     emulation = _emulation(device, emulate, emulate_macos)
     where = "cpu" if emulation else devices.resolve(device)
     devices.torch_dtype(dtype)
@@ -94,6 +97,7 @@ def check(
     case = Scenario.model_validate(
         {
             "model": model,
+            "task": task,
             "dataset": dataset,
             "max_length": max_length or (128 if dataset == BUILTIN_DATASET else 512),
             "padding_side": padding_side,

@@ -22,7 +22,7 @@ Level = Annotated[
 
 
 # What only the scenario reads.
-SCENARIO = ("model", "dataset", "padding_side", "dtype", "max_length", "seed")
+SCENARIO = ("model", "task", "dataset", "padding_side", "dtype", "max_length", "seed")
 
 
 def check(
@@ -32,6 +32,7 @@ def check(
     ] = None,
     device: options.Device = "auto",
     model: Annotated[str, typer.Option("--model", help="Built-in, local folder or hub name.")] = "tiny-gpt2",
+    task: options.Task = "auto",
     dataset: Annotated[
         str, typer.Option("--dataset", help="synthetic, a local file or folder, or a hub name.")
     ] = BUILTIN_DATASET,
@@ -77,6 +78,7 @@ def check(
         diagnosis = examine(
             device,
             model=model,
+            task=task,
             dataset=dataset,
             level=level,
             probes=probes or (),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mpsdiag.words import LARGEST_SEED
+from mpsdiag.words import LARGEST_SEED, TASKS
 
 Device = Annotated[
     str,
@@ -20,6 +20,12 @@ Dtype = Annotated[
     typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16 (and float64 on the CPU)."),
 ]
 PaddingSide = Annotated[str, typer.Option("--padding-side", help="left or right.")]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task", metavar="TASK", help=f"auto reads it from the model's config; or {', '.join(TASKS)}."
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of weights, data and dropout.")
 ]

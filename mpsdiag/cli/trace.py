@@ -38,6 +38,7 @@ def trace(
     model: Annotated[
         str | None, typer.Option("--model", help="Built-in, local folder or hub name. [tiny-gpt2]")
     ] = None,
+    task: options.Task = "auto",
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", help="synthetic, a local file or folder, or a hub name. [synthetic]"),
@@ -116,6 +117,7 @@ def trace(
         folder=folder,
         batch_file=batch,
         model=model,
+        task=task,
         dataset=dataset,
         train=train,
         steps=max_steps,

@@ -57,8 +57,8 @@ _PER_TOKEN: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_
 # Batches and their labels.
 
 
-def padded(rows: Sequence[Row], tokenizer: Any, multiple: int | None) -> dict[str, Any]:
-    """Rows as tensors: what has one value a token is padded, what belongs to pictures is put one after the other."""
+def padded(rows: Sequence[Row], tokenizer: Any, multiple: int | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Rows as tensors: what has one value a token is padded; what pictures need is put one after the other."""
     texts = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows]
     batch = dict(tokenizer.pad(texts, pad_to_multiple_of=multiple, return_tensors="pt"))
     left, width = tokenizer.padding_side == "left", batch["input_ids"].shape[1]
@@ -71,7 +71,8 @@ def padded(rows: Sequence[Row], tokenizer: Any, multiple: int | None) -> dict[st
                 [[*gap, *v] if left else [*v, *gap] for gap, v in zip(gaps, values, strict=True)]
             )
         else:
-            batch[name] = torch.cat([row[name] for row in rows if name in row])
+            joined = torch.cat([row[name] for row in rows if name in row])
+            batch[name] = joined.to(dtype) if joined.is_floating_point() else joined
     return batch
 
 
@@ -107,8 +108,9 @@ def _text_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model:
 
 def _class_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
     """Those of the rows, or classes made from the ids; numbers for a regression, 0 and 1 for each of many labels."""
-    del tokenizer
     classes, kind = int(model.config.num_labels), model.config.problem_type
+    if model.config.pad_token_id is None:  # Decoders look for their last real token by it.
+        model.config.pad_token_id = tokenizer.pad_token_id
     total = (batch["input_ids"] * batch["attention_mask"]).sum(-1)
     if given:
         batch["labels"] = torch.tensor(given)

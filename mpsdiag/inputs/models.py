@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -176,6 +175,21 @@ def transformer_folder(name: str) -> str:
     return str(folder / first) if isinstance(first, str) and ".." not in Path(first).parts else name
 
 
+def load_task(name: str, wanted: str = AUTO_TASK, *, trust_remote_code: bool = False) -> tuple[Task, Any]:
+    """The task of a model by its name, and its config.
+
+    Raises:
+        BadInput: As `load_config` and `task_of`.
+    """
+    if is_builtin_model(name):
+        config = builtin_config(name)
+    else:
+        on_hub = classify("model", name) == "hub"
+        with offline_if_unreachable() if on_hub else contextlib.nullcontext():
+            config = load_config(transformer_folder(name), trust_remote_code=trust_remote_code)
+    return task_of(config, wanted, name=name), config
+
+
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """Read the config of a local folder or of the hub.
 
@@ -229,13 +243,15 @@ def model_notes(model: Any) -> list[str]:
 
 def uses_sdpa(model: Any) -> bool:
     """Say whether transformers has SDPA attention for this class of model, or the class calls it itself."""
-    return bool(getattr(model, "_supports_sdpa", True)) or _calls_sdpa(model)
+    from mpsdiag.fixes.anatomy import calls_sdpa
+
+    return bool(getattr(model, "_supports_sdpa", True)) or calls_sdpa(model)
 
 
-def _calls_sdpa(model: Any) -> bool:
-    """Falcon, for one, calls the function in its own code."""
-    file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
-    return file is not None and "scaled_dot_product_attention(" in Path(file).read_text(encoding="utf-8")
+def attention_for(model: Any, wanted: str) -> str:
+    """The attention mode that a model can be put in: that which is wanted, or eager if it has no SDPA."""
+    switched = bool(getattr(model, "_supports_sdpa", True))
+    return wanted if switched else "eager"
 
 
 def _places(names: Sequence[str]) -> str:

@@ -73,7 +73,7 @@ class Task:
         add_labels = LABELS[self.name]
 
         def collate(rows: Sequence[Row]) -> dict[str, Any]:
-            batch = padded(rows, tokenizer, pad_to_multiple_of)
+            batch = padded(rows, tokenizer, pad_to_multiple_of, model.dtype)
             given = [row["labels"] for row in rows if "labels" in row]
             add_labels(batch, given, tokenizer, model)
             return batch

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.inputs.builtin import byte_tokenizer
-from mpsdiag.inputs.load_problems import NO_TOKENIZER
-from mpsdiag.inputs.models import load_config
+from mpsdiag.inputs.load_problems import NO_TOKENIZER, described
+from mpsdiag.inputs.models import load_config, transformer_folder
 from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable
+from mpsdiag.inputs.tasks import Task
+from mpsdiag.quiet import held_back
 from mpsdiag.words import PADDING_SIDES
 
 if TYPE_CHECKING:
@@ -51,6 +53,35 @@ def load_tokenizer(
         )
     give_pad_token(tokenizer, name)
     return tokenizer  # type: ignore[no-any-return]  # AutoTokenizer is untyped
+
+
+def load_processor(
+    name: str, task: Task, *, padding_side: str = "left", trust_remote_code: bool = False
+) -> Any:
+    """Load what turns texts (and pictures) into tokens: a tokenizer, or the processor of an image-text model.
+
+    Raises:
+        BadInput: As `load_tokenizer`; an image-text model has no processor.
+    """
+    folder = transformer_folder(name)
+    if task.name != "image-text-to-text" or is_builtin_model(name):
+        return load_tokenizer(folder, padding_side=padding_side, trust_remote_code=trust_remote_code)
+    from transformers import AutoProcessor
+
+    tokenizer = load_tokenizer(folder, padding_side=padding_side, trust_remote_code=trust_remote_code)
+    missing = "save the one it was trained with beside the model: processor.save_pretrained(folder)"
+    loader: Any = AutoProcessor
+    try:
+        with held_back("transformers"):
+            processor: Any = loader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as problem:  # as above
+        raise BadInput(
+            f"Cannot load the processor of '{name}', which handles its pictures ({described(problem)}): {missing}."
+        ) from problem
+    if not hasattr(processor, "image_processor"):
+        raise BadInput(f"'{name}' has a tokenizer and no processor, which handles its pictures: {missing}.")
+    processor.tokenizer = tokenizer
+    return processor
 
 
 def _knows_no_text(tokenizer: PreTrainedTokenizerBase) -> bool:

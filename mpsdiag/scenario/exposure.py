@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mpsdiag.findings import Exposure, LayerExposure
+from mpsdiag.inputs.batches import sees_both_ways
 from mpsdiag.sdpa import dead_rows
 from mpsdiag.sdpa.watch import per_query
 
@@ -38,23 +39,6 @@ class Kind:
     causal: bool = True
 
 
-def is_causal(config: Any) -> bool:
-    """Whether a query of this model sees no key behind it; encoders such as BERT see both ways by default.
-
-    Args:
-        config: Of a transformers model.
-    """
-    from transformers.models.auto import modeling_auto
-
-    if getattr(config, "is_causal", True) is False:
-        return False
-    # Configs of decoders do not say what they are; those that can be either are encoders until `is_decoder` is set.
-    either = getattr(modeling_auto, "MODEL_FOR_MASKED_LM_MAPPING_NAMES", {})
-    if getattr(config, "model_type", None) not in either:
-        return True
-    return bool(getattr(config, "is_decoder", False) or getattr(config, "causal", False))
-
-
 def attention_kinds(config: Any) -> dict[Kind, int]:
     """The kinds of attention a config asks for, with the number of layers of each.
 
@@ -67,7 +51,7 @@ def attention_kinds(config: Any) -> dict[Kind, int]:
     if getattr(text, "use_sliding_window", True) is False:
         window = None
     named = getattr(text, "layer_types", None)
-    causal = is_causal(config)
+    causal = not sees_both_ways(config)
     found: dict[Kind, int] = {}
     for name in named or ["sliding_attention" if window else "full_attention"] * layers:
         if name == "sliding_attention" and window:
@@ -203,7 +187,7 @@ def predict(
             for kind, count in kinds.items()
         ],
         reach_sdpa=attention in _HANDS_THEM_ON,
-        causal=is_causal(config),
+        causal=not sees_both_ways(config),
         notes=list(notes),
     )
 

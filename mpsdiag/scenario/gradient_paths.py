@@ -63,7 +63,11 @@ def training_notes(model: nn.Module) -> list[str]:
     """Sentences about training, where it is exposed as an evaluation is; none where it is not."""
     try:
         paths = training_paths(model)
-    except (TypeError, RuntimeError):  # Needs more than token ids, or fails for a reason the scenario shows.
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ):  # Needs more than token ids, or fails for a reason the scenario shows.
         return []
     exposed = [index for index, path in enumerate(paths) if path.exposed]
     if not exposed:

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    DataCollatorForLanguageModeling,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainingArguments,
@@ -27,14 +25,19 @@ from transformers import (
 from mpsdiag import device as devices
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
-from mpsdiag.inputs.builtin import byte_tokenizer
-from mpsdiag.inputs.models import build_model, fitting_length, require_known_tokens
-from mpsdiag.inputs.texts import encode, greatest_id, load_texts
-from mpsdiag.inputs.tokenizer import load_tokenizer
+from mpsdiag.inputs.models import (
+    attention_for,
+    build_model,
+    fitting_length,
+    load_task,
+    require_known_tokens,
+)
+from mpsdiag.inputs.tasks import Task
+from mpsdiag.inputs.texts import greatest_id, load_texts
+from mpsdiag.inputs.tokenizer import load_processor
 from mpsdiag.scenario.reference import Batch
 from mpsdiag.scenario.scenario import LEARNING_RATE, Scenario
 from mpsdiag.trainers.variants import TRAINERS
-from mpsdiag.words import BUILTIN_MODELS
 
 
 @dataclass
@@ -43,7 +46,9 @@ class PreparedScenario:
 
     scenario: Scenario
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    processor: Any
+    """The tokenizer, or the processor of an image-text model."""
     trainer: Any
     train_batches: list[Batch]
     eval_batches: list[Batch]
@@ -78,26 +83,24 @@ def prepare(scenario: Scenario) -> Iterator[PreparedScenario]:
     """
     with ExitStack() as stack:
         devices.seed_everything(scenario.seed)
-        tokenizer = (
-            byte_tokenizer(scenario.padding_side)
-            if scenario.model in BUILTIN_MODELS
-            else load_tokenizer(scenario.model, padding_side=scenario.padding_side)
-        )
+        task, _ = load_task(scenario.model, scenario.task)
+        processor = load_processor(scenario.model, task, padding_side=scenario.padding_side)
         texts = _texts(scenario)  # A missing file is said before a model is loaded.
-        model = build_model(scenario.model, seed=scenario.seed, dtype=scenario.dtype, from_config=False)
+        model = build_model(
+            scenario.model, seed=scenario.seed, dtype=scenario.dtype, from_config=False, task=scenario.task
+        )
         longest = fitting_length(model, scenario.max_length)
-        train_rows, eval_rows = _rows(scenario, model, tokenizer, longest, *texts)
-        stack.enter_context(apply(model, scenario.attn_implementation))
+        train_rows, eval_rows = _rows(scenario, task, model, processor, longest, *texts)
+        stack.enter_context(apply(model, attention_for(model, scenario.attn_implementation)))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpsdiag-"))
-        prepared = PreparedScenario(scenario, model, tokenizer, None, [], [], max_length=longest)
+        prepared = PreparedScenario(scenario, model, task, processor, None, [], [], max_length=longest)
         # The cell is about that trainer: it acts on every device, not only where it is needed.
         more: dict[str, Any] = {"always": True} if scenario.trainer == "mps_safe" else {}
         prepared.trainer = _recording(TRAINERS[scenario.trainer], prepared.losses)(
             model=model,
             args=_arguments(scenario, Path(scratch)),
-            data_collator=DataCollatorForLanguageModeling(
-                tokenizer, mlm=False, pad_to_multiple_of=scenario.pad_to_multiple_of
-            ),
+            data_collator=task.collator(processor, model, pad_to_multiple_of=scenario.pad_to_multiple_of),
+            compute_loss_func=task.loss,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             **more,
@@ -123,18 +126,23 @@ def _texts(scenario: Scenario) -> tuple[list[str], list[str]]:
 
 def _rows(
     scenario: Scenario,
+    task: Task,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Any,
     longest: int,
     train_texts: list[str],
     eval_texts: list[str],
 ) -> tuple[list[Any], list[Any]]:
     """Token ids of training and evaluation, which the model has embeddings for."""
-    train_rows, eval_rows = (encode(texts, tokenizer, longest) for texts in (train_texts, eval_texts))
+    train_rows, eval_rows = (
+        task.rows(texts, processor, longest, config=model.config, seed=scenario.seed)
+        for texts in (train_texts, eval_texts)
+    )
     if not train_rows or not eval_rows:
         raise BadInput(
             f"Data set '{scenario.dataset}' gives no sequences. Give one with at least two lines of text."
         )
+    tokenizer = getattr(processor, "tokenizer", processor)
     greatest = max(greatest_id([*train_rows, *eval_rows]), tokenizer.pad_token_id or 0)
     require_known_tokens(model, greatest, scenario.model)
     return train_rows, eval_rows
@@ -158,6 +166,7 @@ def _arguments(scenario: Scenario, folder: Path) -> TrainingArguments:
         use_cpu=devices.kind_of(scenario.device) == "cpu",
         dataloader_pin_memory=False,
         remove_unused_columns=False,
+        label_names=["labels"],
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # one device is what is diagnosed
     return arguments

@@ -11,24 +11,31 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from mpsdiag.emulation import suspended
+from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.inputs.models import attention_for
+from mpsdiag.inputs.tasks import ALL_TASKS, Task
 from mpsdiag.sdpa.bound import allowed_error, largest_error
 
 Batch = dict[str, Tensor]
+CAUSAL = ALL_TASKS["text-generation"]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Float64 CPU logits per batch (sequences, positions, vocabulary), the bounds, and stock CPU losses."""
+    """Float64 CPU outputs per batch (sequences, positions, features), the bounds, and stock CPU losses."""
 
     logits: list[Tensor]
     bound_real: float
     bound_all: float
     losses: list[float]
+    real: list[Tensor]
+    """Per batch, (sequences, positions) bool: the positions that count."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +46,27 @@ class Distances:
     everywhere: float
 
 
-def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any) -> Reference:
+def reference(
+    model: PreTrainedModel, batches: Sequence[Batch], trainer: Any, task: Task = CAUSAL
+) -> Reference:
     """Compute the reference from the model's present weights, on the CPU and outside any emulation.
 
     Args:
         model: Any device, dtype and attention; it is copied, not changed.
         batches: `input_ids`, `attention_mask`, `labels` of shape (sequences, positions).
         trainer: The Trainer whose losses are to be matched: it knows which tokens the mean is over.
+        task: Of the model; it says what is compared, and where.
     """
     with suspended(), torch.no_grad():
         stock = cpu_copy(model)
         losses = [stock_loss(stock, on_cpu(batch), trainer) for batch in batches]
-        rounded = [_logits(stock, batch) for batch in batches]
-        with apply(stock, "eager"):
-            eager = [_logits(stock, batch) for batch in batches]
+        rounded = [_output(stock, batch, task) for batch in batches]
+        with apply(stock, "eager"), WideSoftmax():
+            eager = [_output(stock, batch, task) for batch in batches]
         exact = stock.double()
-        logits = [_logits(exact, batch) for batch in batches]
-    masks = [real_positions(batch) for batch in batches]
+        with WideSoftmax():
+            logits = [_output(exact, batch, task) for batch in batches]
+    masks = [task.real(batch) for batch in batches]
     bound_real = max(
         allowed_error(right[mask], plain.dtype, [largest_error(plain, right, mask)])
         for plain, right, mask in zip(eager, logits, masks, strict=True)
@@ -66,20 +77,19 @@ def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any) ->
         for plain, right in zip(rounded, logits, strict=True)
     )
     bound_all = max(bound_real, *everywhere)
-    return Reference(logits=logits, bound_real=bound_real, bound_all=bound_all, losses=losses)
+    return Reference(logits=logits, bound_real=bound_real, bound_all=bound_all, losses=losses, real=masks)
 
 
-def compare(logits: Sequence[Tensor], batches: Sequence[Batch], truth: Reference) -> Distances:
+def compare(logits: Sequence[Tensor], truth: Reference) -> Distances:
     """How far the logits of a run are from the reference.
 
     Args:
         logits: One (sequences, positions, vocabulary) tensor a batch, any device and dtype.
-        batches: The batches they came from.
         truth: The reference for the same batches and weights.
     """
-    pairs = list(zip(logits, truth.logits, batches, strict=True))
+    pairs = list(zip(logits, truth.logits, truth.real, strict=True))
     return Distances(
-        real=max(_distance(mine, right, real_positions(batch)) for mine, right, batch in pairs),
+        real=max(_distance(mine, right, real) for mine, right, real in pairs),
         everywhere=max(_distance(mine, right) for mine, right, _ in pairs),
     )
 
@@ -89,6 +99,11 @@ def stock_loss(model: PreTrainedModel, batch: Batch, trainer: Any) -> float:
 
     From transformers 4.57 on evaluation divides by the number of labels of the batch, not by that of shifted ones.
     """
+    own_loss = getattr(trainer, "compute_loss_func", None)
+    if own_loss is not None:
+        inputs = dict(batch)
+        labels = inputs.pop("labels")
+        return float(own_loss(model(**inputs), labels))
     extra = {}
     if Version(transformers.__version__) >= Version("4.57") and trainer.model_accepts_loss_kwargs:
         extra["num_items_in_batch"] = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
@@ -105,7 +120,7 @@ def cpu_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy on the CPU with stock SDPA attention, in evaluation mode, dtype kept; see `copy_to_cpu`."""
     twin = copy_to_cpu(model)
     # The copy shares nothing with the original's fix; what attention it runs is decided here.
-    apply(twin, "sdpa")
+    apply(twin, attention_for(twin, "sdpa"))
     return cast("PreTrainedModel", twin)
 
 
@@ -114,10 +129,42 @@ def on_cpu(batch: Batch) -> Batch:
     return {name: tensor.cpu() for name, tensor in batch.items()}
 
 
-def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+def _output(model: PreTrainedModel, batch: Batch, task: Task) -> Tensor:
+    """What is compared of a model's output; pictures are taken in the model's dtype."""
     inputs = {name: tensor for name, tensor in on_cpu(batch).items() if name != "labels"}
-    logits: Tensor = model(**inputs).logits
-    return logits
+    for name, tensor in inputs.items():
+        inputs[name] = tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+    return require_output(task.compared(model(**inputs)), model)
+
+
+def require_output(found: Tensor | None, model: Any) -> Tensor:
+    """What is compared of an output, if there is something.
+
+    Raises:
+        BadInput: There is nothing.
+    """
+    if found is None:
+        raise BadInput(f"{type(model).__name__} returns neither logits nor hidden states to compare.")
+    return found
+
+
+class WideSoftmax(TorchFunctionMode):
+    """Inside this block a softmax of float64 scores stays in float64.
+
+    Eager attention of transformers takes the softmax in float32. There the mask's `finfo(float64).min` is minus
+    infinity, and a fully masked row is NaN, so the reference of a left-padded batch would be.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") == "softmax" and kwargs.get("dtype") == torch.float32:
+            scores = args[0] if args else kwargs["input"]
+            if scores.dtype == torch.float64:
+                del kwargs["dtype"]
+        return func(*args, **kwargs)
 
 
 def _distance(mine: Tensor, right: Tensor, positions: Tensor | None = None) -> float:

@@ -1,4 +1,4 @@
-"""The scenario: HF Trainer, DataCollatorForLanguageModeling, a few training steps, then an evaluation, watched.
+"""The scenario: HF Trainer, a batch as the task of the model has it, a few training steps, a watched evaluation.
 
 The losses are read batch by batch: a mean can hide what happened to one of them.
 """
@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from transformers import __version__ as transformers_version
 
 from mpsdiag.emulation import suspended
-from mpsdiag.errors import BadInput
 from mpsdiag.findings import Exposure
 from mpsdiag.inputs.installed import as_on_mps, stock_mean
-from mpsdiag.inputs.models import missing_note
-from mpsdiag.inputs.modules import first_tensor
+from mpsdiag.inputs.models import attention_for, missing_note, model_notes
 from mpsdiag.inputs.outputs import mean
 from mpsdiag.scenario.exposure import predict
 from mpsdiag.scenario.gradient_paths import training_notes
@@ -30,6 +28,7 @@ from mpsdiag.scenario.reference import (
     on_cpu,
     real_positions,
     reference,
+    require_output,
     stock_loss,
 )
 from mpsdiag.scenario.scenario import FirstNonfinite, Measured, Scenario
@@ -47,15 +46,19 @@ def run_scenario(scenario: Scenario) -> Measured:
         exposure = predict(
             prepared.model.config,
             prepared.eval_batches,
-            attention=scenario.attn_implementation,
-            notes=[*training_notes(prepared.model), *_length_notes(prepared)],
+            attention=attention_for(prepared.model, scenario.attn_implementation),
+            notes=[
+                *training_notes(prepared.model),
+                *_length_notes(prepared),
+                *model_notes(prepared.model),
+            ],
         )
         first_loss = _first_train_loss_on_cpu(prepared)
         train_losses, grad_norms = _train(prepared)
-        truth = reference(prepared.model, prepared.eval_batches, prepared.trainer)
+        truth = reference(prepared.model, prepared.eval_batches, prepared.trainer, prepared.task)
         eval_loss, losses = _evaluate(prepared)
         logits, sightings = _watched_evaluation(prepared)
-        difference = compare(logits, prepared.eval_batches, truth)
+        difference = compare(logits, truth)
     dead = sum(max(map(int, seen.dead), default=0) for seen in sightings)
     if exposure.rows and exposure.reach_sdpa and not dead:
         exposure = unseen(exposure, prepared.model, sightings)
@@ -108,7 +111,7 @@ def first_nonfinite_in_training(scenario: Scenario) -> tuple[FirstNonfinite | No
         prepared.model.train()
         observer = Observer(prepared.model)
         with observer.watching(), torch.enable_grad():
-            prepared.model(**prepared.train_batches[0])
+            prepared.trainer.compute_loss(prepared.model, dict(prepared.train_batches[0]))
         return _first_place([observer.collect()])
 
 
@@ -164,12 +167,7 @@ def _watched_evaluation(prepared: PreparedScenario) -> tuple[list[Tensor], list[
                 prepared.model, batch, prediction_loss_only=False
             )
             sightings.append(observer.collect())
-            found = first_tensor(outputs)
-            if found is None:
-                raise BadInput(
-                    f"Model '{prepared.scenario.model}' returns no logits: it is no language model."
-                )
-            logits.append(found)
+            logits.append(require_output(prepared.task.compared(outputs), prepared.model))
     return logits, sightings
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mpsdiag.findings import Blame, Exposure
 from mpsdiag.serialization import number
-from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TrainerVariant
+from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TaskName, TrainerVariant
 
 if TYPE_CHECKING:
     from mpsdiag.emulation import Emulation
@@ -41,6 +41,8 @@ class Scenario(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "tiny-gpt2"
+    task: TaskName | Literal["auto"] = "auto"
+    """What the model is for; `auto` reads it from its config."""
     attn_implementation: AttentionMode = "sdpa"
     trainer: TrainerVariant = "standard"
     padding_side: PaddingSide = "left"
@@ -86,7 +88,9 @@ class Scenario(BaseModel):
 
     def key(self, versions: dict[str, str]) -> str:
         """Sixteen hex digits that name this scenario with these versions of torch and transformers, by name."""
-        beside = {"environment"} if self.environment is None else set()  # keys are older than this field
+        # Keys are older than these fields.
+        beside = {"environment"} if self.environment is None else set()
+        beside |= {"task"} if self.task == "auto" else set()
         text = json.dumps({"cell": self.model_dump(exclude=beside), "versions": versions}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from mpsdiag import device as devices
 from mpsdiag import environment
 from mpsdiag.environment import Environment
 from mpsdiag.findings import Answer, Emulated
-from mpsdiag.inputs.models import missing_note
+from mpsdiag.inputs.models import missing_note, model_notes
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
 from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, load_case
@@ -126,14 +126,14 @@ def _train(
 
 def _report(case: TracedCase, mode: Literal["evaluation", "training"], **found: Any) -> TraceReport:
     emulation = case.emulation
-    note = missing_note(case.model)
+    missing = missing_note(case.model)
     return TraceReport(
         mode=mode,
         device=case.device,
         emulated=None if emulation is None else Emulated(release=emulation.release, macos=emulation.macos),
         environment=environment.gather(devices.accelerators(probe=False)),
         case=case.case_info,
-        notes=[note] if note else [],
+        notes=[*([missing] if missing else []), *model_notes(case.model)],
         **found,
     )
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mpsdiag.checking.advice import advise
 from mpsdiag.checking.diagnosis import Judged, ProbeResult
+from mpsdiag.inputs.batches import sees_both_ways
 from mpsdiag.inputs.builtin import BYTE_VOCABULARY, builtin_config, byte_tokenizer
 from mpsdiag.inputs.models import build_model
 from mpsdiag.reporting.check import document
@@ -20,7 +21,6 @@ from mpsdiag.scenario.exposure import (
     WINDOW,
     Kind,
     dead_positions,
-    is_causal,
     predict,
 )
 from mpsdiag.scenario.observer import Observer
@@ -229,7 +229,7 @@ def test_an_encoder_sees_both_ways_until_it_is_made_a_decoder(decoder):
     found = predict(model.config, [batch])
     assert found.causal == decoder
     assert found.rows == max(observed(model, batch), default=0) == (2 if decoder else 0)
-    assert is_causal(builtin_config("tiny-mistral"))
+    assert not sees_both_ways(builtin_config("tiny-mistral"))
 
 
 def test_the_report_of_an_encoder_does_not_contradict_itself(tmp_path):

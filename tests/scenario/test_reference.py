@@ -54,7 +54,7 @@ def test_what_is_wrong_at_padding_is_not_wrong_at_real_positions(
 ):
     logits = truth.logits[0].float()
     logits[sequence, position, 5] = value
-    found = compare([logits], [batch], truth)
+    found = compare([logits], truth)
     assert (found.real > truth.bound_real) == real
     assert found.everywhere > truth.bound_all
     assert math.isinf(found.everywhere) == math.isnan(value)

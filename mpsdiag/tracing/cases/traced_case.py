@@ -16,9 +16,10 @@ from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.fixes import apply
 from mpsdiag.inputs.installed import as_on_mps
+from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task
 from mpsdiag.tracing.cases.recorded_case import About, load_batch, read_case
 from mpsdiag.tracing.passes.model_inputs import prepare_batch
-from mpsdiag.words import ATTENTION_MODES, BUILTIN_DATASET, PADDING_SIDES
+from mpsdiag.words import ATTENTION_MODES, AUTO_TASK, BUILTIN_DATASET, PADDING_SIDES, TASKS
 
 DEFAULT_MODEL = "tiny-gpt2"
 
@@ -34,6 +35,7 @@ class TraceRequest:
     folder: Path | None = None
     batch_file: Path | None = None
     model: str | None = None
+    task: str = AUTO_TASK
     dataset: str | None = None
     train: bool = False
     steps: int | None = None
@@ -78,6 +80,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
     one_of("padding side", request.padding_side, PADDING_SIDES)
     if request.attention is not None:
         one_of("attention mode", request.attention, ATTENTION_MODES)
+    one_of("task", request.task, (AUTO_TASK, *TASKS))
     about, batch, weights = (None, None, None) if request.folder is None else read_case(request.folder)
     if request.folder is not None and request.batch_file is not None:
         raise BadInput("A recorded folder has its own batch: give the folder or --batch, not both.")
@@ -95,15 +98,15 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
     _require(device, dtype, emulation)
     progress("loading the model")
     with ExitStack() as stack:
-        model = _model(name, request.seed, dtype).to(device)
+        model = _model(name, request, dtype).to(device)
         if attention in ATTENTION_MODES:  # A recorded one may be another, such as a kernel of the hub.
-            stack.enter_context(apply(model, attention))
+            stack.enter_context(apply(model, attention_for(model, attention)))
         stack.enter_context(as_on_mps(emulation))
         if about is not None and about.autocast and request.dtype is None:
             kind = devices.kind_of(device)
             stack.enter_context(torch.autocast(kind, dtype=devices.torch_dtype(about.autocast)))
         longest = _longest(request, model)
-        given = _batches(request, name, longest) if batch is None else [batch]
+        given = _batches(request, name, model, longest) if batch is None else [batch]
         yield TracedCase(
             model=model,
             batches=[prepare_batch(model, one) for one in given],
@@ -117,17 +120,13 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
         )
 
 
-def _model(name: str, seed: int, dtype: str) -> nn.Module:
-    from mpsdiag.inputs.models import build_model
-
-    devices.seed_everything(seed)
-    return build_model(name, seed=seed, dtype=dtype, from_config=False)
+def _model(name: str, request: TraceRequest, dtype: str) -> nn.Module:
+    devices.seed_everything(request.seed)
+    return build_model(name, seed=request.seed, dtype=dtype, from_config=False, task=request.task)
 
 
 def _longest(request: TraceRequest, model: nn.Module) -> int:
     """The asked length, or what belongs to the data, and no more than the model has positions for."""
-    from mpsdiag.inputs.models import fitting_length
-
     return fitting_length(model, request.max_length or (128 if _dataset(request) == BUILTIN_DATASET else 512))
 
 
@@ -135,21 +134,22 @@ def _dataset(request: TraceRequest) -> str:
     return request.dataset or BUILTIN_DATASET
 
 
-def _batches(request: TraceRequest, name: str, longest: int) -> list[dict[str, Any]]:
-    """The first texts of the data, tokenized, padded and labelled as for a causal language model."""
-    from transformers import DataCollatorForLanguageModeling
+def _batches(request: TraceRequest, name: str, model: Any, longest: int) -> list[dict[str, Any]]:
+    """The first texts of the data, tokenized, padded and labelled as the task of the model has it."""
+    from mpsdiag.inputs.texts import load_texts
+    from mpsdiag.inputs.tokenizer import load_processor
 
-    from mpsdiag.inputs.texts import encode, load_texts
-    from mpsdiag.inputs.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(name, padding_side=request.padding_side)
+    task, _ = load_task(name, request.task)
+    processor = load_processor(name, task, padding_side=request.padding_side)
     texts = load_texts(_dataset(request), limit=request.batches * request.batch_size)
-    rows = encode(texts, tokenizer, longest)
-    collate = DataCollatorForLanguageModeling(
-        tokenizer, mlm=False, pad_to_multiple_of=request.pad_to_multiple_of
-    )
+    rows = task.rows(texts, processor, longest, config=model.config, seed=request.seed)
+    collate = task.collator(processor, model, pad_to_multiple_of=request.pad_to_multiple_of)
     size = request.batch_size
-    return [dict(collate(rows[start : start + size])) for start in range(0, len(rows), size)]
+    batches = [collate(rows[start : start + size]) for start in range(0, len(rows), size)]
+    if task.loss is not None:  # The labels are for a loss outside of the model.
+        for batch in batches:
+            del batch["labels"]
+    return batches
 
 
 def _emulation(request: TraceRequest, about: About | None) -> Emulation | None:

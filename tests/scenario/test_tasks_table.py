@@ -1,0 +1,61 @@
+"""Task by command: what `check` finds in the scenario of each built-in model, with the emulated defect and without."""
+
+import pytest
+
+from mpsdiag.scenario.run import run_scenario
+from mpsdiag.scenario.scenario import Scenario
+
+STRUCK = {
+    "tiny-bert": False,  # An encoder sees both ways: no row is fully masked.
+    "tiny-bart": False,
+    "tiny-t5": False,
+    "tiny-embedder": True,
+    "tiny-vlm": True,
+}
+SMALL = {"max_length": 200, "batch_size": 4, "max_steps": 1, "eval_max_batches": 1, "device": "cpu"}
+
+
+def run(model, **options):
+    return run_scenario(Scenario(**{**SMALL, "model": model, **options}))
+
+
+@pytest.mark.parametrize("model", STRUCK)
+def test_on_the_plain_cpu_every_task_is_right(model):
+    found = run(model)
+    assert (found.status, found.nonfinite_batches) == ("ok", 0)
+    assert found.max_abs_logit_diff <= found.bound
+    assert found.eval_loss == pytest.approx(found.reference_eval_loss, rel=1e-5)
+    assert found.pad_tokens > 0
+
+
+@pytest.mark.parametrize("model", STRUCK)
+def test_under_2_8_a_left_padded_decoder_is_struck_and_an_encoder_is_not(model):
+    found = run(model, emulate="2.8", emulate_macos=15)
+    assert (found.status == "nan") is STRUCK[model]
+    assert (found.exposure.rows > 0) is STRUCK[model]
+    assert (found.dead_rows > 0) is STRUCK[model]
+
+
+@pytest.mark.parametrize("fix", [{"attn_implementation": "safe_sdpa"}, {"trainer": "mps_safe"}])
+@pytest.mark.parametrize("model", [model for model, struck in STRUCK.items() if struck])
+def test_the_fixes_resolve_it(model, fix):
+    found = run(model, emulate="2.8", emulate_macos=15, **fix)
+    if "trainer" in fix:
+        assert found.nonfinite_batches == 0
+        assert found.eval_loss == pytest.approx(found.reference_eval_loss, rel=1e-5)
+    else:
+        assert (found.status, found.exact) == ("ok", True)
+
+
+def test_in_float64_a_left_padded_model_is_compared_all_the_same():
+    """Eager attention of transformers takes the softmax in float32, where the mask of float64 is minus infinity."""
+    found = run("tiny-llama", dtype="float64")
+    assert found.status == "ok"
+    assert found.bound > 0
+
+
+def test_a_key_of_a_journal_does_not_change_with_the_default_task():
+    versions = {"torch": "2.8", "transformers": "5.0"}
+    plain = Scenario(model="tiny-llama")
+    assert plain.key(versions) == "d21c0ae3133f4d6b"
+    assert Scenario(model="tiny-llama", task="feature-extraction").key(versions) != plain.key(versions)
