@@ -32,6 +32,12 @@ def logits_of(output: Any) -> Tensor | None:
     return logits if isinstance(logits, Tensor) else None
 
 
+def embeddings_of(output: Any) -> Tensor | None:
+    """The embeddings of a model without a head: its pooled ones, or its hidden states; None if it has none of these."""
+    found = (_named(output, name) for name in ("sentence_embedding", "token_embeddings", "last_hidden_state"))
+    return next((value for value in found if isinstance(value, Tensor)), None)
+
+
 def _named(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mpsdiag.inputs.cpu_copy import mark_watcher
-from mpsdiag.inputs.outputs import logits_of, loss_of
+from mpsdiag.inputs.outputs import embeddings_of, logits_of, loss_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,11 +68,13 @@ def judge_loss(loss: Tensor) -> Tensor:
 
 
 def judge_output(output: Any) -> Tensor | None:
-    """Scalar bool: the loss in a model's output is not finite, or, where it has none, its logits hold a NaN.
+    """Scalar bool: the loss in a model's output is not finite, or, where it has none, its logits or embeddings are NaN.
 
-    None if the output has neither.
+    None if the output has none of these.
     """
     loss, logits = loss_of(output), logits_of(output)
+    if logits is None:
+        logits = embeddings_of(output)
     if loss is not None:
         return judge_loss(loss)
     if logits is not None and logits.is_floating_point() and logits.numel():
@@ -86,9 +89,15 @@ def watch_forward(model: nn.Module, look: Any) -> RemovableHandle:
     """
     weak = weakref.WeakMethod(look)
 
-    def hook(module: nn.Module, _args: Any, inputs: dict[str, Any], output: Any) -> None:
+    def hook(module: nn.Module, args: Any, inputs: dict[str, Any], output: Any) -> None:
         alive = weak()
         if alive is not None:
-            alive(module, inputs, output)
+            alive(module, inputs or _features(args), output)
 
     return model.register_forward_hook(mark_watcher(hook), with_kwargs=True)
+
+
+def _features(args: tuple[Any, ...]) -> dict[str, Any]:
+    """The batch of a model that takes one dictionary, as those of sentence-transformers, which add embeddings to it."""
+    given = args[0] if args and isinstance(args[0], Mapping) else {}
+    return {name: value for name, value in given.items() if not name.endswith(("embedding", "embeddings"))}

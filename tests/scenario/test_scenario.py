@@ -29,6 +29,7 @@ OTHER = {
     "repeats": 18,
     "threads": 19,
     "files": "0123456789abcdef",
+    "environment": "torch 2.8",
 }
 
 

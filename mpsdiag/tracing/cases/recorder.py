@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from mpsdiag import emulation, environment
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.outputs import logits_of, loss_of
+from mpsdiag.inputs.outputs import embeddings_of, logits_of, loss_of
 from mpsdiag.tracing.cases.recorded_case import About, write_case
 from mpsdiag.trainers.forward_watch import watch_forward
 
@@ -103,6 +103,9 @@ class BadBatchRecorder(TrainerCallback):
         if self.recorded is not None:
             return
         loss, logits = loss_of(output), logits_of(output)
+        noticed = "loss" if loss is not None else "logits"
+        if logits is None and loss is None:
+            logits, noticed = embeddings_of(output), "embeddings"
         judged = loss
         if loss is None and logits is not None and logits.is_floating_point() and logits.numel():
             judged = logits.amax()
@@ -118,7 +121,7 @@ class BadBatchRecorder(TrainerCallback):
         self._record(
             model,
             *self._last,
-            noticed="loss" if loss is not None else "logits",
+            noticed=noticed,
             training=model.training,
             grad=torch.is_grad_enabled(),
         )
@@ -154,11 +157,13 @@ class BadBatchRecorder(TrainerCallback):
             noticed=noticed,
             versions=dict(environment.versions()),
         )
+        if (
+            self._handle is not None
+        ):  # Saving may run the model, as sentence-transformers does for its model card.
+            self._handle.remove()
         saver = getattr(model, "save_pretrained", None)
         write_case(self._folder, model if self._save_weights and saver is not None else None, inputs, about)
         self.recorded = self._folder
-        if self._handle is not None:
-            self._handle.remove()
         self._last = None
         logger.warning(
             "The %s of step %d are not finite; the batch is in %s: mpsdiag trace %s",
