@@ -5,11 +5,9 @@ Redacted by construction: home folder, user name, host name and tokens never get
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
 import re
-import socket
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
@@ -19,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag.errors import BadInput
+from mpsdiag.redaction import SHOWN_VARIABLES, redact
 
 PACKAGES = (
     "torch",
@@ -32,10 +31,6 @@ PACKAGES = (
 )
 TORCH_FLOOR = "2.5"
 VARIABLE_PREFIXES = ("PYTORCH_", "HF_", "TRANSFORMERS_", "ACCELERATE_", "MPSDIAG_")
-
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
-_TOKEN = re.compile(r"\b(hf|api|sk|gh[pousr]|glpat|github_pat)[-_][A-Za-z0-9_-]{8,}")
-_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 class Environment(BaseModel):
@@ -61,6 +56,8 @@ class Environment(BaseModel):
     cuda: str | None = None
     default_attention: str | None = None
     variables: dict[str, str] = Field(default_factory=dict)
+    broken: dict[str, str] | None = None
+    """Libraries that cannot be imported and questions that fail, and why; None where there are none."""
 
 
 def gather(
@@ -98,33 +95,23 @@ def macos() -> int | None:
 
 
 def relevant_variables(variables: Mapping[str, str], clean: Callable[[str], str]) -> dict[str, str]:
-    """Pick the variables that steer torch and transformers; values of secrets become `<set>`."""
-    chosen = {name: text for name, text in variables.items() if name.startswith(VARIABLE_PREFIXES)}
+    """Pick the variables that steer torch and transformers; if not in SHOWN_VARIABLES, the value is `<set>`."""
     return {
-        name: "<set>" if _SECRET_NAME.search(name) else clean(text) for name, text in sorted(chosen.items())
+        name: clean(text) if name in SHOWN_VARIABLES else "<set>"
+        for name, text in sorted(variables.items())
+        if name.startswith(VARIABLE_PREFIXES)
     }
 
 
-def redact(text: str) -> str:
-    """Replace this machine's home folder, user name and host name, and anything that looks like a token."""
-    return scrub(text, home=str(Path.home()), user=_user(), host=socket.gethostname())
+def to_markdown(environment: Environment, escaped: Callable[[str], str]) -> str:
+    """Render the block to paste into an issue: one `- key: value` a line, unknown things left out.
 
-
-def scrub(text: str, *, home: str, user: str, host: str) -> str:
-    """Replace personal words in a text."""
-    text = _TOKEN.sub("<token>", _URL_LOGIN.sub("<login>@", text))
-    if len(home) > 1:
-        text = text.replace(home, "~")
-    for word, mark in ((host, "<host>"), (host.partition(".")[0], "<host>"), (user, "<user>")):
-        if word:
-            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", mark, text)
-    return text
-
-
-def to_markdown(environment: Environment) -> str:
-    """Render the block to paste into an issue: one `- key: value` a line, unknown things left out."""
+    Args:
+        environment: This machine.
+        escaped: Makes a value harmless in Markdown.
+    """
     lines = ["<details><summary>Environment (mpsdiag env)</summary>", ""]
-    lines += [f"- {name}: {text}" for name, text in facts(environment)]
+    lines += [f"- {name}: {escaped(text)}" for name, text in facts(environment)]
     return "\n".join([*lines, "", "</details>", ""])
 
 
@@ -146,6 +133,7 @@ def facts(environment: Environment) -> list[tuple[str, str]]:
         ("CUDA", environment.cuda),
         ("Default attention", environment.default_attention),
         *((name, text) for name, text in environment.variables.items()),
+        *((f"{name} fails", what) for name, what in (environment.broken or {}).items()),
     ]
     return [(name, str(value)) for name, value in pairs if value is not None]
 
@@ -167,13 +155,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return ""
 
 
 def _system() -> str:

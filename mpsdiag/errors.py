@@ -47,6 +47,20 @@ def close_to(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str | No
     return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
 
 
+def path_problem(problem: OSError, path: object = None) -> BadInput:
+    """What is wrong with a path, as one sentence: it may not be read, its name is too long, its links go in circles.
+
+    Args:
+        problem: What the system said.
+        path: Where; if None, what the exception names.
+    """
+    named = problem.filename if path is None else path
+    text = str(named.decode("utf-8", "replace") if isinstance(named, bytes) else named)
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    what = problem.strerror or type(problem).__name__
+    return BadInput(f"Cannot use {text!r}: {what}." if named is not None else f"The system refused: {what}.")
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Say which choices there are, the nearest first: `Did you mean 'eager'? Choose from: ...`.
 

@@ -2,34 +2,10 @@ import json
 import platform
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mpsdiag import environment
-from mpsdiag.environment import Environment, facts, gather, relevant_variables, scrub, to_markdown, versions
+from mpsdiag.environment import Environment, facts, gather, relevant_variables, to_markdown, versions
 from mpsdiag.errors import BadInput
-
-PERSON = {"home": "/Users/ada", "user": "ada", "host": "adas-mac.local"}
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("/Users/ada/models/gpt2", "~/models/gpt2"),
-        ("run by ada on adas-mac.local", "run by <user> on <host>"),
-        ("adas-mac", "<host>"),
-        ("adagrad stays, nevada too", "adagrad stays, nevada too"),
-        ("https://ada:secret@hub.example", "https://<login>@hub.example"),
-        ("hf_abcdefghijklmnop", "<token>"),
-    ],
-)
-def test_personal_words_are_replaced_and_others_kept(text, clean):
-    assert scrub(text, **PERSON) == clean
-
-
-@given(st.text(max_size=40), st.text(max_size=40))
-def test_no_home_folder_survives(before, after):
-    assert "/Users/ada" not in scrub(f"{before}/Users/ada{after}", **PERSON)
 
 
 def test_only_steering_variables_are_shown_and_secrets_are_not():
@@ -37,7 +13,7 @@ def test_only_steering_variables_are_shown_and_secrets_are_not():
         {"PYTORCH_ENABLE_MPS_FALLBACK": "1", "HF_TOKEN": "hf_x", "HF_HOME": "here", "PATH": "/bin"},
         clean=str.upper,
     )
-    assert shown == {"HF_HOME": "HERE", "HF_TOKEN": "<set>", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
+    assert shown == {"HF_HOME": "<set>", "HF_TOKEN": "<set>", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
 
 
 def test_this_machine_is_described(monkeypatch):
@@ -75,7 +51,7 @@ def test_the_markdown_block_has_one_fact_a_line_and_leaves_unknown_ones_out():
         mps_usable=False,
         mps_note="refuses work",
     )
-    text = to_markdown(found)
+    text = to_markdown(found, str)
     assert "- Memory: 64.0 GiB\n" in text
     assert "- MPS usable: no (refuses work)\n" in text
     assert "None" not in text

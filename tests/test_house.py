@@ -34,6 +34,8 @@ FLOORS = (
         "device",
         "statistics",
         "release_environment",
+        "redaction",
+        "installs",
     },
     {"findings"},
     {"sdpa"},

@@ -22,8 +22,8 @@ from mpsdiag.bisect.ranges import parse_pins, parse_range
 from mpsdiag.bisect.search import Ask, Find, ahead
 from mpsdiag.bisect.trial import Rules, attempt, check_command
 from mpsdiag.bisect.tries import JOURNAL, Search, Tries, Try, read_tries
-from mpsdiag.environment import redact
 from mpsdiag.environment import versions as installed
+from mpsdiag.redaction import redact
 from mpsdiag.release_environment import cache_folder
 
 PREDICATE = Path(__file__).with_name("predicate.py")

@@ -1,24 +1,59 @@
-"""`mpsdiag env`: the machine, as a block to paste into an issue."""
+"""`mpsdiag env`: the machine, as a block to paste into an issue; also where nothing else works."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.errors import first_line
+
+T = TypeVar("T")
 
 
 def env(json: options.Json = False) -> None:
     """Describe this machine; home folder, user and host name and tokens are left out. Exit code: 0."""
-    from mpsdiag import device
-    from mpsdiag.environment import default_attention, gather, to_markdown
+    from mpsdiag import installs
+    from mpsdiag.serialization import dumps
 
-    found = gather(device.accelerators(), default_attention())
-    if json:
-        from mpsdiag.serialization import dumps
-
-        output.show_document(dumps({"schema": 1, **found.model_dump()}, indent=2))
+    broken = installs.broken()
+    found = _or_none("this machine", broken, lambda: _gathered(broken))
+    if found is None:
+        document = {**installs.facts(), "broken": broken}
+        lines = [
+            f"- {name}: {value}" for name, value in document.items() if name not in {"versions", "broken"}
+        ]
+        lines += [f"- {name}: {value}" for name, value in document["versions"].items() if value]
+        lines += [f"- {name} fails: {what}" for name, what in broken.items()]
+        text = "\n".join(map(output.line, lines)) + "\n"
     else:
-        output.show_document(to_markdown(found))
+        from mpsdiag.environment import to_markdown
+        from mpsdiag.reporting.formats.escape import md_text
+
+        document, text = found.model_dump(), to_markdown(found, md_text)
+    output.show_document(dumps({"schema": 1, **document}, indent=2) if json else text)
+
+
+def _gathered(broken: dict[str, str]) -> Any:
+    from mpsdiag import device
+    from mpsdiag.environment import default_attention, gather
+
+    found = gather(
+        _or_none("devices", broken, device.accelerators),
+        _or_none("default attention", broken, default_attention),
+    )
+    return found.model_copy(update={"broken": broken or None})
+
+
+def _or_none(what: str, broken: dict[str, str], ask: Callable[[], T]) -> T | None:
+    """What a question gives, or None where it cannot be answered, and why."""
+    try:
+        return ask()
+    except Exception as problem:  # noqa: BLE001 - a broken library may raise anything
+        broken.setdefault(what, f"{type(problem).__name__}: {first_line(problem)}")
+        return None
 
 
 def register(app: typer.Typer) -> None:

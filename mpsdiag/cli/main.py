@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 import typer.core
 
-from mpsdiag.cli import bench, bisect, check, compare, env, report, run, streams, trace, train
+from mpsdiag.cli import bench, bisect, check, compare, env, output, report, run, streams, trace, train
 from mpsdiag.cli.notes import with_new_names
-from mpsdiag.errors import MpsdiagError, first_line
-from mpsdiag.words import EXIT_INTERRUPTED, EXIT_UNDECIDED
+from mpsdiag.errors import BadInput, MpsdiagError, first_line, path_problem
+from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, EXIT_USAGE
 
 
 class Commands(typer.core.TyperGroup):
@@ -29,7 +31,7 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("interrupted.")
+            output.say("interrupted.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -46,33 +48,96 @@ for command in (check, compare, trace, bench, bisect, report, train, run, env):
     command.register(app)
 
 
+UNDECIDED = frozenset({"check", "bench", "trace", "bisect"})
+"""Commands whose table of exit codes has a 3."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit the process with its code.
 
-    An unexpected error is one sentence too, with its traceback in a file, and exit code 3: 1 would be a finding.
+    An unexpected error is one sentence too, with its traceback in a file. Its exit code is 3 where the command has one,
+    otherwise 2: 1 would be a finding.
 
     Args:
         arguments: The words after the program's name; those of the process if None.
     """
     streams.guard()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    command = next((word for word in words if not word.startswith("-")), "")
+    code = _code_of(words, command)
+    sys.exit(EXIT_USAGE if code == EXIT_UNDECIDED and command not in UNDECIDED else code)
+
+
+def _code_of(words: list[str], command: str) -> int:
+    """Run one command; its exit code."""
     try:
-        try:
-            app(args=None if arguments is None else list(arguments), prog_name="mpsdiag")
-        except SystemExit:
-            sys.stdout.flush()  # while a failure can still be reported
-            raise
-    except MpsdiagError as problem:
+        _require_folder(command)
+        code = app(args=words, prog_name="mpsdiag", standalone_mode=False)
+        sys.stdout.flush()  # while a failure can still be said
+    except SystemExit as problem:  # of a library's own parser
+        return problem.code if isinstance(problem.code, int) else EXIT_USAGE
+    except Exception as problem:  # noqa: BLE001 - the last place to look at it
         with contextlib.suppress(streams.CannotPrint):
             sys.stdout.flush()
-        _say(str(problem))
-        sys.exit(problem.exit_code)
-    except Exception as problem:  # noqa: BLE001 - the last place to look at it
-        _say(_unforeseen(problem))
-        sys.exit(EXIT_UNDECIDED)
+        if command == "env" and not isinstance(problem, MpsdiagError) and not _of_the_parser(problem):
+            env.env(json="--json" in words)  # the parser itself needs a library that is broken
+            return EXIT_OK
+        return _failed(problem)
+    return code if isinstance(code, int) else EXIT_OK
 
 
-def _say(sentence: str) -> None:
-    print(f"mpsdiag: {sentence}", file=sys.stderr)  # noqa: T201 - the one sentence the user gets
+def _require_folder(command: str) -> None:
+    """Say so where the current folder was deleted: nothing that takes a path would find it. `env` takes none."""
+    if command != "env":
+        try:
+            Path.cwd()
+        except OSError as problem:
+            raise BadInput(
+                "The current folder does not exist any more. Change to one that does."
+            ) from problem
+
+
+def _failed(problem: Exception) -> int:
+    """Say what went wrong, in one sentence; the exit code."""
+    from mpsdiag import installs
+
+    if _of_the_parser(problem):  # usage, then the sentence
+        from mpsdiag.reporting.formats.escape import terminal_text
+
+        text: Any = io.StringIO()
+        problem.show(file=text)  # type: ignore[attr-defined]
+        sys.stderr.write(terminal_text(text.getvalue()))
+        return EXIT_USAGE
+    if isinstance(problem, MpsdiagError) and not _has_import_error(problem):
+        output.say(str(problem))
+        return problem.exit_code
+    sentence = installs.explained(problem)
+    if sentence is not None:
+        output.say(f"{sentence}. `mpsdiag env` shows the rest.")
+        return EXIT_USAGE
+    if isinstance(problem, MpsdiagError):
+        output.say(str(problem))
+        return problem.exit_code
+    if isinstance(problem, RuntimeError) and str(problem).startswith("Symlink loop"):  # of Path.resolve
+        output.say(f"{problem}: the links lead in a circle.")
+        return EXIT_USAGE
+    if isinstance(problem, OSError) and problem.errno is not None:
+        output.say(str(path_problem(problem)))
+        return EXIT_USAGE
+    output.say(_unforeseen(problem))
+    return EXIT_UNDECIDED
+
+
+def _of_the_parser(problem: Exception) -> bool:
+    return hasattr(problem, "format_message")
+
+
+def _has_import_error(problem: BaseException | None) -> bool:
+    while problem is not None:
+        if isinstance(problem, ImportError):
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False
 
 
 def _unforeseen(problem: Exception) -> str:
@@ -88,5 +153,6 @@ def _unforeseen(problem: Exception) -> str:
         ) as file:
             file.write(text)
     except OSError:
-        return f"Unexpected {what}.\n{text}"
+        sys.stderr.write(text)
+        return f"Unexpected {what}."
     return f"Unexpected {what}. Please report it with the traceback in {file.name} and the output of `mpsdiag env`."

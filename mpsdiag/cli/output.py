@@ -47,11 +47,16 @@ def show_document(text: str) -> None:
 
 
 def say(sentence: str) -> None:
-    """Tell the user on stderr, on one line, who says it."""
+    """Say something on stderr, on one line, with the name of the program."""
+    sys.stderr.write(f"mpsdiag: {line(sentence)}\n")
+    sys.stderr.flush()
+
+
+def line(text: str) -> str:
+    """A text as one line that a terminal can take: nothing that steers it, and not without end."""
     from mpsdiag.reporting.formats.escape import one_line
 
-    sys.stderr.write(f"mpsdiag: {one_line(sentence, 1000)}\n")
-    sys.stderr.flush()
+    return one_line(text, 1000)
 
 
 def show_answer(

@@ -178,7 +178,7 @@ def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
 
 def _journals(paths: list[Path]) -> list[Journal]:
     from mpsdiag.benching.journal.journal import read_journal
-    from mpsdiag.environment import redact
+    from mpsdiag.redaction import redact
 
     journals = [read_journal(path) for path in {path.resolve(): path for path in paths}.values()]
     for journal in journals:  # warnings hold paths, and reports get pasted

@@ -39,9 +39,9 @@ def test_what_nobody_foresaw_is_a_sentence_its_traceback_kept_and_no_finding(cap
         raise ZeroDivisionError("division by zero\nand more")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("mpsdiag.environment.gather", broken)
+    monkeypatch.setattr("mpsdiag.reporting.check.catalogue_document", broken)
     with pytest.raises(SystemExit) as end:
-        main(["env"])
+        main(["check", "--list"])
     assert end.value.code == 3
     out, err = capsys.readouterr()
     assert out == ""
@@ -52,6 +52,67 @@ def test_what_nobody_foresaw_is_a_sentence_its_traceback_kept_and_no_finding(cap
     [file] = tmp_path.glob("mpsdiag-*.txt")
     assert str(file) in err
     assert "in broken" in file.read_text()
+
+
+def test_3_is_for_commands_that_have_it(capsys, monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("mpsdiag.benching.journal.journal.read_journal", broken)
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(tmp_path)])
+    assert end.value.code == 2
+    assert "Unexpected ZeroDivisionError" in capsys.readouterr().err
+
+
+LONG = "x" * 300
+PATHS = {
+    "check": [["--model"], ["--dataset"]],
+    "trace": [["--model"], ["--dataset"], ["--batch"], ["--checkpoints"], []],
+    "bench": [[], ["--model"], ["--dataset"], ["--out"]],
+    "report": [[], ["--against"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(name, words) for name, options in PATHS.items() for words in options]
+)
+@pytest.mark.parametrize("kind", ["long", "circle", "below a file"])
+def test_every_path_that_cannot_be_used_is_one_sentence(command, option, kind, capsys, tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "file").write_text("x")
+    path = {"long": tmp_path / LONG, "circle": tmp_path / "a", "below a file": tmp_path / "file" / "x"}[kind]
+    extra = [str(tmp_path)] if option == ["--against"] else []
+    words = [command, *extra, *option, str(path)]
+    if command == "bench":
+        words += ["--rounds", "0", "--attn-implementation", "sdpa", "--trainer", "standard"]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (2, ""), err
+    assert "Unexpected" not in err
+    assert err.count("\n") == 1
+
+
+def test_a_current_folder_that_is_gone_is_one_sentence(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit) as end:
+        main(["check", "--list"])
+    assert end.value.code == 2
+    assert "current folder does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["chekc\x1b[31m"], ["check", "--level", "\x1b]0;title\x07two"]])
+def test_nothing_that_steers_the_terminal_is_printed(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["chekc"], ["check", "--emulat", "2.8"], ["check", "--level", "two"]])

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mpsdiag.benching.journal.record import SCHEMA, Header, Record
+from mpsdiag.benching.journal.record import SCHEMA, Header, Record, redacted
 from mpsdiag.benching.journal.writer import JournalWriter
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import OLD_NAMES, Scenario
@@ -164,7 +164,7 @@ def _take(line: bytes, where: str, records: dict[tuple[str, int], Record], warni
         if parsed.get("kind") == "header":
             warnings.append(f"{where} is a second header and was left out; the first one counts.")
             return False
-        record = Record.model_validate(parsed)
+        record = redacted(Record.model_validate(parsed))
     except ValidationError as problem:
         first = problem.errors()[0]
         what = ".".join(str(part) for part in first["loc"])

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mpsdiag.redaction import redact, without_home
 from mpsdiag.scenario.scenario import Measured, Number, Scenario
 from mpsdiag.words import CellStatus
 
@@ -129,7 +130,21 @@ class Ended(Answer):
 
     def record(self, job: Job) -> Record:
         """The journal's line for it."""
-        return Record(key=job.key, round=job.round, cell=job.cell, **dict(self))
+        return redacted(Record(key=job.key, round=job.round, cell=job.cell, **dict(self)))
+
+
+def redacted(record: Record) -> Record:
+    """The same without what gives away a person or opens a door: journals are shared, and reports are pasted."""
+    cell = record.cell
+    names = {name: getattr(cell, name) for name in ("model", "dataset", "eval_dataset")}
+    clean = {name: without_home(text) for name, text in names.items() if text}
+    if any(clean[name] != names[name] for name in clean):
+        record.cell = cell.model_copy(update=clean)
+    record.reason = record.reason and redact(record.reason)
+    record.log_tail = record.log_tail and redact(record.log_tail)
+    if record.measured is not None and record.measured.missing_weights:
+        record.measured.missing_weights = redact(record.measured.missing_weights)
+    return record
 
 
 def utc_now() -> str:

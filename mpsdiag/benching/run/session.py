@@ -24,6 +24,7 @@ from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.benching.run.runner import JOURNAL, Listener, MatrixRun, RunOutcome, Settings
 from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.redaction import redact
 from mpsdiag.release_environment import versions_in
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
@@ -139,7 +140,7 @@ class Session:
         """The first line of a new journal."""
         return Header(
             mpsdiag=environment.gather().mpsdiag,
-            command=environment.redact(shlex.join(self.request.command)),
+            command=redact(shlex.join(self.request.command)),
             created=utc_now(),
             baseline=self.request.spec.baseline,
             environment=self.site.facts,

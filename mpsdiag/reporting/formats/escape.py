@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from mpsdiag.redaction import redact
+
 CELL_LIMIT = 200
 LOG_LIMIT = 4000
 
@@ -70,7 +72,8 @@ def md_text(text: str, limit: int = 2000) -> str:
 
 def md_cell(text: str, limit: int = CELL_LIMIT) -> str:
     """Escape a text for a cell of a Markdown table: one line, no pipe, no markup, `limit` characters at most."""
-    escaped = _SPECIAL.sub(lambda found: _MARKDOWN[found.group()], one_line(text, limit))
+    # Markdown is what gets pasted: what gives somebody away is taken out here, before the escapes hide it.
+    escaped = _SPECIAL.sub(lambda found: _MARKDOWN[found.group()], one_line(redact(text[: 8 * limit]), limit))
     escaped = _UNDERSCORE.sub(r"\\_", escaped)
     # These would call people, link other issues, link addresses.
     escaped = _CALL.sub(lambda found: f"&#{ord(found.group())};", escaped)
@@ -79,7 +82,7 @@ def md_cell(text: str, limit: int = CELL_LIMIT) -> str:
 
 def md_block(text: str, limit: int = LOG_LIMIT) -> str:
     """Fence a log: the fence is longer than any run of backticks in it."""
-    body = log_text(text, limit)
+    body = log_text(redact(text), limit)
     longest = max((len(run) for run in re.findall(r"`+", body)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{body}\n{fence}"

@@ -1,0 +1,69 @@
+"""Libraries that cannot be imported: which, why, and how to install them again. Needs the standard library only."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any, Final
+
+from mpsdiag.errors import first_line
+
+# From the ground up: the first one that is broken is the one to repair.
+LIBRARIES: Final = (
+    "numpy",
+    "pydantic",
+    "psutil",
+    "torch",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "pandas",
+)
+MISSING: Final = "not installed"
+
+
+def broken(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
+    """Import libraries, and say what is wrong with those that cannot be: `not installed`, or the error."""
+    found = {}
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as problem:  # noqa: BLE001, PERF203 - a broken library may raise anything
+            absent = isinstance(problem, ModuleNotFoundError) and problem.name == name
+            found[name] = MISSING if absent else f"{type(problem).__name__}: {first_line(problem)}"
+    return found
+
+
+def explained(problem: BaseException) -> str | None:
+    """A sentence about the broken library behind an exception; None where all of them can be imported."""
+    found = broken()
+    if not found:
+        return None
+    name, what = next(iter(found.items()))
+    if what == MISSING:
+        return f"{name} is not installed, and this command needs it. Install it: pip install {name}"
+    seen = f"; it was met as {type(problem).__name__}" if type(problem).__name__ not in what else ""
+    return (
+        f"{name} cannot be imported here ({what}{seen}). Install it again: "
+        f"pip install --force-reinstall --no-deps {name}"
+    )
+
+
+def facts() -> dict[str, Any]:
+    """What can be said about this machine where even the libraries for that are broken."""
+    versions: dict[str, str | None] = {}
+    for name in ("mpsdiag", *LIBRARIES):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # noqa: PERF203 - ten of them
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "versions": versions,
+    }
