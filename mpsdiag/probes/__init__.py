@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mpsdiag.probes.declaration import Check, Finding, Probe, Remedy
+from mpsdiag.probes.declaration import Check, Finding, Probe
 from mpsdiag.probes.known import CATALOGUE, find
 from mpsdiag.probes.prediction import predicted, surprises
 
@@ -17,7 +17,6 @@ __all__ = [
     "Check",
     "Finding",
     "Probe",
-    "Remedy",
     "find",
     "predicted",
     "run_level",

@@ -6,21 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from mpsdiag.emulation.defects import KNOWN, Defect, Remedy
 from mpsdiag.words import ProbeStatus
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
-
-Hits = Literal["training", "evaluation", "both"]
-
-LAST_MINOR: Final = 15
-"""The newest 2.x release whose kernels have been read; later ones are predicted to be like it."""
-
-
-def span(first: int, last: int) -> tuple[str, ...]:
-    """Name the releases 2.`first` to 2.`last`, both included."""
-    return tuple(f"2.{minor}" for minor in range(first, last + 1))
-
 
 Mode = Literal["training", "evaluation"]
 
@@ -75,19 +65,6 @@ class Refused(Skip):
 
 
 @dataclass(frozen=True)
-class Remedy:
-    """What to do about a defect.
-
-    Attributes:
-        text: One or two sentences.
-        commands: Lines that can be pasted into a shell; none where only the code can be changed.
-    """
-
-    text: str
-    commands: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Finding:
     """What one probe found on one device.
 
@@ -123,62 +100,20 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Defect):
     """A known defect, with the smallest trigger that shows it.
 
     Attributes:
-        id: Stable: `SDPA0NN`, in the order of the project's table of defects.
-        title: One line.
-        symptom: What the user sees.
-        upstream: Threads where it was reported or fixed.
-        releases: Minor torch releases whose MPS backend has it; empty where none released has.
-        fixed: The release that no longer has it, or the words for why there is none.
-        hits: Whether it strikes training (gradients wanted), evaluation (`no_grad`), or both.
-        remedy: What to do about it.
         trigger: Yields judged outputs in the lab's mode; raises `Skip` where it cannot run.
-        bad: What an affected machine gives, in a few words that fit after "should give".
-        good: What a healthy one gives.
-        level: The lowest level of `check` that runs it.
-        isolated: It may take the process down, so it is run in a child.
-        first_macos: The oldest macOS it can happen on, if that matters.
-        last_macos: The newest, likewise.
-        training_releases: Where training is hit in other releases than evaluation: those.
-        control: The device whose result is the reference.
         explains: Says of a combination of the sweep whether this defect accounts for its failure.
         note: Makes the sentence for `Finding.detail` from all checks, where counts do not say enough.
-        never_run: Why there is nothing to run anywhere, for entries that are only knowledge.
     """
 
-    id: str
-    title: str
-    symptom: str
-    upstream: tuple[str, ...]
-    releases: tuple[str, ...]
-    fixed: str
-    hits: Hits
-    remedy: Remedy
-    trigger: Callable[[Lab], Iterable[Check]] | None
-    bad: str
-    good: str
-    level: Literal[1, 2, 3] = 3
-    isolated: bool = False
-    first_macos: int | None = None
-    last_macos: int | None = None
-    training_releases: tuple[str, ...] = ()
-    control: str = "cpu"
+    trigger: Callable[[Lab], Iterable[Check]] | None = None
     explains: Callable[[Mapping[str, Any]], bool] | None = None
     note: Callable[[Sequence[Check]], str] | None = None
-    never_run: str | None = None
 
-    @property
-    def where(self) -> str:
-        """The releases in words: `2.5 to 2.6, 2.10 to 2.15`, `none released`, or `not established`."""
-        if not self.releases:
-            return "none released" if self.never_run else "not established"
-        runs: list[list[int]] = []
-        for minor in (int(release.partition(".")[2]) for release in self.releases):
-            if runs and minor == runs[-1][-1] + 1:
-                runs[-1].append(minor)
-            else:
-                runs.append([minor])
-        return ", ".join(f"2.{run[0]}" if len(run) == 1 else f"2.{run[0]} to 2.{run[-1]}" for run in runs)
+
+def probe(name: str, trigger: Callable[[Lab], Iterable[Check]] | None = None, **more: Any) -> Probe:
+    """The defect of that id as a probe; `more` are `explains` and `note`."""
+    return Probe(**vars(KNOWN[name]), trigger=trigger, **more)

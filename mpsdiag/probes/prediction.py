@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mpsdiag.probes.declaration import LAST_MINOR, MODES, Finding, Mode, Probe
+from mpsdiag.emulation import RELEASES
+from mpsdiag.probes.declaration import MODES, Finding, Mode, Probe
 from mpsdiag.probes.known import CATALOGUE
 
 
 def minor_of(release: str) -> str:
     """Shorten a torch version to a release of the tables: `2.8.1` is `2.8`, `2.17.0` is read as the newest known."""
     major, minor, *_ = release.split(".")
-    return f"{major}.{min(int(minor), LAST_MINOR)}" if major == "2" else release
+    newest = int(RELEASES[-1].partition(".")[2])
+    return f"{major}.{min(int(minor), newest)}" if major == "2" else release
 
 
 def predicted(release: str, macos: int = 15) -> tuple[str, ...]:
@@ -22,7 +24,8 @@ def predicted(release: str, macos: int = 15) -> tuple[str, ...]:
 def strikes(probe: Probe, release: str, macos: int = 15, mode: Mode | None = None) -> bool:
     """Say whether a probe should fail on this release and macOS, in one grad mode or in any."""
     minor = minor_of(release)
-    if not (probe.first_macos or macos) <= macos <= (probe.last_macos or macos):
+    first = max(probe.first_macos or 0, probe.reached_from_macos or 0)
+    if not first <= macos <= (probe.last_macos or macos):
         return False
     in_training = minor in (probe.training_releases or (probe.releases if probe.hits != "evaluation" else ()))
     in_evaluation = minor in probe.releases and probe.hits != "training"

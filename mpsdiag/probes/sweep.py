@@ -9,7 +9,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 from mpsdiag.device import supports_dtype, torch_dtype
-from mpsdiag.probes.declaration import Check, Finding, Probe, Refused, Remedy
+from mpsdiag.emulation.defects import Remedy
+from mpsdiag.probes.declaration import Check, Finding, Probe, Refused
 from mpsdiag.probes.known import CATALOGUE
 from mpsdiag.probes.known.masked_rows import additive
 from mpsdiag.words import ProbeStatus
@@ -154,11 +155,13 @@ SWEEP_PROBE: Final = Probe(
     title="Sweep of dtypes, shapes, masks and layouts: nothing the catalogue does not explain",
     symptom="Wrong values for some shapes and not for others.",
     upstream=(),
+    where="",
     releases=(),
     fixed="",
     hits="both",
     remedy=Remedy(
-        "No known defect explains these: please report them.", ("mpsdiag check --level 3 --markdown",)
+        text="No known defect explains these: please report them.",
+        commands=("mpsdiag check --level 3 --markdown",),
     ),
     trigger=_sweep,
     bad="wrong values",

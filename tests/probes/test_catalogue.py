@@ -28,7 +28,6 @@ def test_a_declaration_says_what_a_user_needs(probe):
     )
     assert all(re.fullmatch(r"2\.\d+", release) for release in probe.releases)
     assert (probe.trigger is None) == (probe.never_run is not None)
-    assert probe.control == "cpu"
 
 
 def test_what_a_release_has_says_in_which_it_is_fixed():

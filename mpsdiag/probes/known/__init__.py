@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from mpsdiag.emulation.defects import KNOWN
 from mpsdiag.errors import one_of
-from mpsdiag.probes.declaration import Probe
+from mpsdiag.probes.declaration import Probe, probe
 from mpsdiag.probes.known import (
     caching,
     causal,
@@ -19,7 +20,6 @@ from mpsdiag.probes.known import (
     process_ends,
     sizes,
     strides,
-    unreleased,
 )
 
 _FILES: Final = (
@@ -33,12 +33,11 @@ _FILES: Final = (
     process_ends,
     sizes,
     strides,
-    unreleased,
 )
-_ALL: Final[tuple[Probe, ...]] = tuple(probe for file in _FILES for probe in file.PROBES)
+_RUN: Final = {one.id: one for file in _FILES for one in file.PROBES}
 
 CATALOGUE: Final[Mapping[str, Probe]] = MappingProxyType(
-    {probe.id: probe for probe in sorted(_ALL, key=lambda probe: probe.id)}
+    {name: _RUN.get(name) or probe(name) for name in KNOWN}
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpsdiag.probes.declaration import LAST_MINOR, Check, Probe, Remedy, span
+from mpsdiag.probes.declaration import Check, probe
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
@@ -37,33 +37,6 @@ def _mask_shape_and_dtype(lab: Lab) -> Iterator[Check]:
 
 
 PROBES: Final = (
-    Probe(
-        id="SDPA015",
-        title="The first call's scale is used for every later call of the same shape",
-        symptom="Attention with a scale of its own gives what another scale gave before; order of calls matters.",
-        upstream=("https://github.com/pytorch/pytorch/pull/184122",),
-        releases=span(5, 12),
-        fixed="2.13.0",
-        hits="evaluation",
-        remedy=Remedy(
-            "Upgrade torch, or multiply the query by the scale yourself and pass scale=1.0 everywhere.",
-            ("pip install --upgrade 'torch>=2.13'",),
-        ),
-        trigger=_scale,
-        bad="the values of the first call's scale",
-        good="right values",
-    ),
-    Probe(
-        id="SDPA016",
-        title="Shape or dtype of the mask is missing in the key of the graph cache",
-        symptom="A second call with another kind of mask gives an error or the first mask's result.",
-        upstream=(),
-        releases=(*span(5, 6), *span(10, LAST_MINOR)),
-        fixed="open; derived from the sources (shape up to 2.6, dtype from 2.10 on), not confirmed on a Mac",
-        hits="evaluation",
-        remedy=Remedy("Expand the mask to (B, H, L, S) and give it the query's dtype."),
-        trigger=_mask_shape_and_dtype,
-        bad="the first mask's result",
-        good="right values",
-    ),
+    probe("SDPA015", _scale),
+    probe("SDPA016", _mask_shape_and_dtype),
 )

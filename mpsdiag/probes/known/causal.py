@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, span
+from mpsdiag.probes.declaration import Check, probe
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
@@ -50,39 +50,6 @@ def _explains_leak(at: Mapping[str, Any]) -> bool:
 
 
 PROBES: Final = (
-    Probe(
-        id="SDPA014",
-        title="is_causal lets up to three keys of the future in for half dtypes",
-        symptom="Perplexity too good to be true, generation that falls apart; no error. Rows share a mask by fours.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/195910",
-            "https://github.com/multimodal-art-projection/YuE/issues/176",
-        ),
-        releases=span(10, 12),
-        fixed="2.13.0 for the head dims of its prefill kernels; known on macOS 26 and 27 only",
-        hits="evaluation",
-        remedy=Remedy(
-            "Upgrade torch, hand over an explicit causal mask instead of is_causal, or evaluate in float32.",
-            ("pip install --upgrade 'torch>=2.14'",),
-        ),
-        trigger=_future_keys,
-        bad="a leak of future keys",
-        good="right values",
-        first_macos=26,
-        explains=_explains_leak,
-    ),
-    Probe(
-        id="SDPA017",
-        title="is_causal together with a mask takes the process down",
-        symptom="The process ends with NSInvalidArgumentException; no Python exception to catch.",
-        upstream=("https://github.com/pytorch/pytorch/issues/181856",),
-        releases=span(8, 12),
-        fixed="2.13.0, which raises",
-        hits="evaluation",
-        remedy=Remedy("Fold the causal mask into attn_mask and leave is_causal off."),
-        trigger=_causal_with_mask,
-        bad="an abort",
-        good="a refusal",
-        isolated=True,
-    ),
+    probe("SDPA014", _future_keys, explains=_explains_leak),
+    probe("SDPA017", _causal_with_mask),
 )

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+from mpsdiag.probes.declaration import Check, Skip, probe
 from mpsdiag.probes.known.strides import VECTOR_HEAD_DIMS
 
 if TYPE_CHECKING:
@@ -78,71 +78,8 @@ def _explains_buffers(at: Mapping[str, Any]) -> bool:
 FAR: Final = 2**31 + 128
 FAR_MEMORY: Final = 16 * 2**30
 PROBES: Final = (
-    Probe(
-        id="SDPA004",
-        title="The two-pass kernel writes beyond its buffers for half dtypes from 1024 keys on",
-        symptom="Generation turns to garbage, differently each time, once the context passes 1024 tokens. "
-        "Whether it does depends on where the allocator puts two buffers.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/174861",
-            "https://github.com/pytorch/pytorch/pull/174945",
-        ),
-        releases=span(8, 10),
-        fixed="2.11.0",
-        hits="evaluation",
-        remedy=Remedy(
-            "Upgrade torch, or hand over an additive mask of zeros, which takes the other path.",
-            ("pip install --upgrade 'torch>=2.11'",),
-        ),
-        trigger=_two_pass_buffers,
-        bad="garbage",
-        good="right values",
-        explains=_explains_buffers,
-    ),
-    Probe(
-        id="SDPA020",
-        title="NaN in the query, or in all keys of a head, is swallowed",
-        symptom="A model that already went NaN looks healthy: attention answers with zeros.",
-        upstream=("https://github.com/pytorch/pytorch/pull/188147",),
-        releases=span(13, 13),
-        fixed="2.14.0",
-        hits="evaluation",
-        remedy=Remedy(
-            "Upgrade torch; look for NaN before the attention.", ("pip install --upgrade 'torch>=2.14'",)
-        ),
-        trigger=_swallowed_nan,
-        bad="zeros",
-        good="NaN",
-    ),
-    Probe(
-        id="SDPA030",
-        title="The prefill kernel misreads what lies 2**31 elements behind a tensor's beginning",
-        symptom="Wrong values with very large masks or caches: B * H * L * S, or a batch stride, above 2**31.",
-        upstream=(),
-        releases=span(13, 13),
-        fixed="2.14.0; seen in the shipped kernel, not confirmed on a Mac",
-        hits="evaluation",
-        remedy=Remedy(
-            "Upgrade torch, or call .contiguous() on slices of a large cache and use is_causal instead of a mask.",
-            ("pip install --upgrade 'torch>=2.14'",),
-        ),
-        trigger=_far_batch,
-        bad="wrong values",
-        good="right values",
-        isolated=True,
-    ),
-    Probe(
-        id="SDPA031",
-        title="The prefill kernels on Metal Performance Primitives scramble their output",
-        symptom="Values in the wrong columns for half dtypes and more than 8 queries on macOS 26.",
-        upstream=("https://github.com/pytorch/pytorch/pull/191794",),
-        releases=(),
-        fixed="2026-08 on main: builds of July made on macOS 26 had it; 2.14.0 was seen right on macOS 26.5.2",
-        hits="evaluation",
-        remedy=Remedy("Use a released torch, or set PYTORCH_MPS_DISABLE_PREFILL_ATTENTION=1."),
-        trigger=_matrix_hardware,
-        bad="wrong values",
-        good="right values",
-        first_macos=26,
-    ),
+    probe("SDPA004", _two_pass_buffers, explains=_explains_buffers),
+    probe("SDPA020", _swallowed_nan),
+    probe("SDPA030", _far_batch),
+    probe("SDPA031", _matrix_hardware),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+from mpsdiag.probes.declaration import Check, Skip, probe
 
 if TYPE_CHECKING:
     import torch
@@ -160,44 +160,6 @@ def _multihead(lab: Lab) -> Iterator[Check]:
 
 
 PROBES: Final = (
-    Probe(
-        id="SDPA001",
-        title="A row that may attend to no key gives NaN",
-        symptom="eval_loss is nan on left-padded batches while the training loss is fine; generation repeats token 0.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/156707",
-            "https://github.com/pytorch/pytorch/pull/157727",
-            "https://github.com/huggingface/transformers/issues/40858",
-            "https://github.com/huggingface/transformers/issues/40242",
-        ),
-        releases=span(0, 8),
-        fixed="2.9.0",
-        hits="both",
-        training_releases=span(0, 4),
-        remedy=Remedy(
-            "Upgrade torch to 2.9 or newer, or run with safe_sdpa, which gives zeros in such rows as the CPU does.",
-            ("pip install --upgrade 'torch>=2.9'", "mpsdiag run --fix safe_sdpa your_script.py"),
-        ),
-        trigger=_fully_masked_rows,
-        bad="NaN",
-        good="zeros",
-        level=1,
-        explains=_explains_dead_rows,
-        note=dead_row_note,
-    ),
-    Probe(
-        id="SDPA024",
-        title="nn.MultiheadAttention gives NaN in training with dropout",
-        symptom="The output of nn.MultiheadAttention is NaN on MPS in training, and x + 0 before it makes it go away.",
-        upstream=("https://github.com/pytorch/pytorch/issues/151667",),
-        releases=(),
-        fixed="open; the releases it is in are not established",
-        hits="training",
-        remedy=Remedy(
-            "Give the module a fresh tensor (x + 0), or call F.scaled_dot_product_attention instead of it."
-        ),
-        trigger=_multihead,
-        bad="NaN",
-        good="finite values",
-    ),
+    probe("SDPA001", _fully_masked_rows, explains=_explains_dead_rows, note=dead_row_note),
+    probe("SDPA024", _multihead),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+from mpsdiag.probes.declaration import Check, Skip, probe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,42 +57,6 @@ def _ignored_input(lab: Lab) -> Iterator[Check]:
 
 
 PROBES: Final = (
-    Probe(
-        id="SDPA025",
-        title="Matrix products are wrong for some views and for very long sums",
-        symptom="Eager attention and linear layers give wrong values, finite and without an error.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/195163",
-            "https://github.com/pytorch/pytorch/issues/193487",
-            "https://github.com/pytorch/pytorch/issues/177116",
-            "https://github.com/pytorch/pytorch/issues/197636",
-            "https://github.com/pytorch/pytorch/issues/78511",
-        ),
-        releases=(),
-        fixed="2.14.0 in part; which machines are hit depends on the GPU, so no release predicts it",
-        hits="both",
-        remedy=Remedy("Call .contiguous() on transposed operands, and split sums of more than 32,766 terms."),
-        trigger=_products,
-        bad="wrong values",
-        good="right values",
-    ),
-    Probe(
-        id="SDPA026",
-        title="baddbmm with beta=0 lets NaN of the ignored input through",
-        symptom="Attention written with baddbmm on an empty tensor (diffusers, ComfyUI) is NaN now and then.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/187521",
-            "https://github.com/pytorch/pytorch/pull/187522",
-        ),
-        releases=span(0, 13),
-        fixed="2.14.0",
-        hits="both",
-        remedy=Remedy(
-            "Upgrade torch, or hand over torch.zeros instead of torch.empty.",
-            ("pip install --upgrade 'torch>=2.14'",),
-        ),
-        trigger=_ignored_input,
-        bad="NaN",
-        good="right values",
-    ),
+    probe("SDPA025", _products),
+    probe("SDPA026", _ignored_input),
 )

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+from mpsdiag.probes.declaration import Check, Skip, probe
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
@@ -42,37 +42,6 @@ def _long_sequence(lab: Lab) -> Iterator[Check]:
 
 
 PROBES: Final = (
-    Probe(
-        id="SDPA021",
-        title="float16 scores overflow before they are scaled",
-        symptom="NaN or garbage from float16 models with large activations (phi-2) that are fine in bfloat16.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/160841",
-            "https://github.com/pytorch/pytorch/pull/165961",
-        ),
-        releases=span(0, 9),
-        fixed="2.10.0, by what the fix's own test shows on a Mac; the issue is still open",
-        hits="both",
-        training_releases=span(0, 4),
-        remedy=Remedy(
-            "Upgrade torch, use bfloat16 or float32, or scale the query yourself and pass scale=1.0.",
-            ("pip install --upgrade 'torch>=2.10'",),
-        ),
-        trigger=_overflow,
-        bad="NaN",
-        good="right values",
-    ),
-    Probe(
-        id="SDPA022",
-        title="Half dtypes lose up to 2.4 % on long sequences",
-        symptom="Images and videos of long-sequence diffusion models come out noisy in bfloat16.",
-        upstream=("https://github.com/pytorch/pytorch/pull/190791",),
-        releases=(),
-        fixed="open; the releases it is in are not established",
-        hits="evaluation",
-        remedy=Remedy("Attend in chunks of keys in float32, or evaluate in float32."),
-        trigger=_long_sequence,
-        bad="wrong values",
-        good="right values",
-    ),
+    probe("SDPA021", _overflow),
+    probe("SDPA022", _long_sequence),
 )

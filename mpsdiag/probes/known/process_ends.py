@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+from mpsdiag.probes.declaration import Check, Skip, probe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,64 +109,7 @@ def spared_machine() -> Iterator[None]:
 
 
 PROBES: Final = (
-    Probe(
-        id="SDPA010",
-        title="enable_gqa takes the process down",
-        symptom="LLVM ERROR: Failed to infer result type(s), and the process is gone.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/149132",
-            "https://github.com/nari-labs/dia/issues/197",
-        ),
-        releases=span(5, 6),
-        fixed="2.7.0",
-        hits="evaluation",
-        remedy=Remedy(
-            "Upgrade torch, or repeat the key and value heads with repeat_interleave before the call.",
-            ("pip install --upgrade 'torch>=2.7'",),
-        ),
-        trigger=_grouped_heads,
-        bad="an abort",
-        good="right values",
-        isolated=True,
-    ),
-    Probe(
-        id="SDPA011",
-        title="Inputs of three or five dimensions raise or take the process down",
-        symptom="Vision models (Qwen2-VL, Swin) end with an index error or with 'incompatible dimensions'.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/pull/146623",
-            "https://github.com/pytorch/pytorch/issues/147443",
-            "https://github.com/huggingface/transformers/issues/36891",
-        ),
-        releases=span(5, 6),
-        fixed="2.7.0",
-        hits="evaluation",
-        remedy=Remedy(
-            "Upgrade torch, or reshape to (B, H, L, D) before the call.",
-            ("pip install --upgrade 'torch>=2.7'",),
-        ),
-        trigger=_other_ranks,
-        bad="an error or an abort",
-        good="right values",
-        isolated=True,
-    ),
-    Probe(
-        id="SDPA019",
-        title="Scores above 2**32 bytes take the process down",
-        symptom="failed assertion: total bytes of NDArray > 2**32, on long sequences; no Python exception.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/149261",
-            "https://github.com/pytorch/pytorch/issues/146769",
-            "https://github.com/pytorch/pytorch/issues/143859",
-        ),
-        releases=span(5, 12),
-        fixed="open; 2.13.0 avoids it for the head dims of its prefill kernels",
-        hits="evaluation",
-        remedy=Remedy("Attend in chunks of the query, or keep B * H * L * S * 4 bytes below 4 GiB."),
-        trigger=_huge_scores,
-        bad="an abort",
-        good="right values",
-        isolated=True,
-        last_macos=15,
-    ),
+    probe("SDPA010", _grouped_heads),
+    probe("SDPA011", _other_ranks),
+    probe("SDPA019", _huge_scores),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+from mpsdiag.probes.declaration import Check, Skip, probe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,58 +93,7 @@ def _huge_scores(lab: Lab) -> Iterator[Check]:
 
 
 PROBES: Final = (
-    Probe(
-        id="SDPA012",
-        title="float32 attention leaks memory on macOS 15",
-        symptom="Memory grows with every call until the machine swaps.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/152344",
-            "https://github.com/pytorch/pytorch/pull/152371",
-        ),
-        releases=span(5, 7),
-        fixed="2.8.0",
-        hits="evaluation",
-        remedy=Remedy("Upgrade torch, or evaluate in bfloat16.", ("pip install --upgrade 'torch>=2.8'",)),
-        trigger=_leak,
-        bad="growing memory",
-        good="steady memory",
-        first_macos=15,
-        isolated=True,
-    ),
-    Probe(
-        id="SDPA013",
-        title="Memory grows with every new sequence length",
-        symptom="Resident memory grows through an epoch of batches of different lengths.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/152550",
-            "https://github.com/pytorch/pytorch/issues/132596",
-            "https://github.com/pytorch/pytorch/issues/181213",
-        ),
-        releases=(),
-        fixed="open; reported on 2.8 to 2.10",
-        hits="both",
-        remedy=Remedy("Pad to a multiple (pad_to_multiple_of=64), so that few shapes occur."),
-        trigger=_varying_lengths,
-        bad="growing memory",
-        good="steady memory",
-        isolated=True,
-    ),
-    Probe(
-        id="SDPA018",
-        title="Heads beyond 2**32 scores are silently wrong",
-        symptom="Long sequences with many heads give wrong values in the last heads; finite, no error.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/179352",
-            "https://github.com/pytorch/pytorch/pull/179592",
-        ),
-        releases=span(5, 12),
-        fixed="2.13.0 avoids it for the head dims of its prefill kernels; on macOS 15 the process ends first (SDPA019)",
-        hits="evaluation",
-        remedy=Remedy("Attend in chunks of heads or queries: keep B * H * L * S below 2**32."),
-        trigger=_huge_scores,
-        bad="wrong values",
-        good="right values",
-        first_macos=26,
-        isolated=True,
-    ),
+    probe("SDPA012", _leak),
+    probe("SDPA013", _varying_lengths),
+    probe("SDPA018", _huge_scores),
 )

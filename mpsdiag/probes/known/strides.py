@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Check, Probe, Remedy, Skip, span
+from mpsdiag.probes.declaration import Check, Skip, probe
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
 
 HEADS, HEAD_DIM = 3, 64
-CONTIGUOUS: Final = Remedy(
-    "Upgrade torch, or call .contiguous() on query, key and value before the attention.",
-    ("pip install --upgrade 'torch>=2.12'",),
-)
 VECTOR_HEAD_DIMS: Final = frozenset({64, 96, 128})
 """Head dims of the vector kernels up to torch 2.12 (table 1 of the facts)."""
 
@@ -111,103 +107,10 @@ def _vector(at: Mapping[str, Any]) -> bool:
 
 
 PROBES: Final = (
-    Probe(
-        id="SDPA002",
-        title="Strides of the query are ignored for 2 to 8 queries",
-        symptom="Wrong values, no error, in short prefills and speculative decoding with transposed queries.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/163597",
-            "https://github.com/pytorch/pytorch/pull/163598",
-        ),
-        releases=span(8, 8),
-        fixed="2.9.0",
-        hits="evaluation",
-        remedy=CONTIGUOUS,
-        trigger=_query_strides,
-        bad="wrong values",
-        good="right values",
-        first_macos=15,
-        explains=_explains_query_strides,
-    ),
-    Probe(
-        id="SDPA003",
-        title="Batch stride is assumed: permuted inputs go wrong in a batch",
-        symptom="A batch gives other values than its samples one by one; accuracy drops without any error.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/181133",
-            "https://github.com/pytorch/pytorch/pull/181151",
-            "https://github.com/PriorLabs/TabPFN/issues/888",
-        ),
-        releases=span(8, 11),
-        fixed="2.12.0",
-        hits="evaluation",
-        remedy=CONTIGUOUS,
-        trigger=_batch_strides,
-        bad="wrong values",
-        good="right values",
-        first_macos=15,
-        explains=_explains_batch_strides,
-    ),
-    Probe(
-        id="SDPA005",
-        title="The vector kernel walks a boolean mask with permuted strides",
-        symptom="Only callers of the MPS operation itself: keys are shown or hidden at random.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/182285",
-            "https://github.com/pytorch/pytorch/pull/182311",
-        ),
-        releases=span(8, 11),
-        fixed="2.12.0",
-        hits="evaluation",
-        remedy=Remedy("Call F.scaled_dot_product_attention, which turns boolean masks into additive ones."),
-        trigger=_mask_strides,
-        bad="wrong values",
-        good="right values",
-    ),
-    Probe(
-        id="SDPA006",
-        title="The vector kernel takes the first sample's mask for the whole batch",
-        symptom="Only callers of the MPS operation itself, with a mask (B, 1, L, S): later samples see other keys.",
-        upstream=("https://github.com/pytorch/pytorch/issues/184180",),
-        releases=span(8, 12),
-        fixed="2.13.0",
-        hits="evaluation",
-        remedy=Remedy(
-            "Call F.scaled_dot_product_attention, or expand the mask to a contiguous (B, H, L, S)."
-        ),
-        trigger=_mask_batch_offset,
-        bad="wrong values",
-        good="right values",
-    ),
-    Probe(
-        id="SDPA032",
-        title="A batch gives other values than its sequences alone",
-        symptom="Scores of BERT and RoBERTa change with the batch size, although nothing is padded.",
-        upstream=(
-            "https://github.com/pytorch/pytorch/issues/170837",
-            "https://github.com/pytorch/pytorch/pull/170874",
-            "https://github.com/pytorch/pytorch/issues/196886",
-        ),
-        releases=span(9, 11),
-        fixed="2.12.0 on MPS, where it is SDPA003 (in 2.8 a sequence alone is wrong too); rounding is not judged",
-        hits="evaluation",
-        remedy=CONTIGUOUS,
-        trigger=_batch_and_alone,
-        bad="wrong values",
-        good="right values",
-        first_macos=15,
-    ),
-    Probe(
-        id="SDPA029",
-        title="The vector kernel gives NaN where a boolean mask hides every key",
-        symptom="Only callers of the MPS operation itself, with up to 8 queries and 1023 keys: NaN in such rows.",
-        upstream=(),
-        releases=span(8, 12),
-        fixed="2.13.0; seen in the shipped kernel, not confirmed on a Mac",
-        hits="evaluation",
-        remedy=Remedy("Call F.scaled_dot_product_attention, which turns boolean masks into additive ones."),
-        trigger=_dead_boolean_rows,
-        bad="NaN",
-        good="zeros",
-    ),
+    probe("SDPA002", _query_strides, explains=_explains_query_strides),
+    probe("SDPA003", _batch_strides, explains=_explains_batch_strides),
+    probe("SDPA005", _mask_strides),
+    probe("SDPA006", _mask_batch_offset),
+    probe("SDPA032", _batch_and_alone),
+    probe("SDPA029", _dead_boolean_rows),
 )
