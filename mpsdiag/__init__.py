@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mpsdiag.fixes.imports import when_imported
+
 if TYPE_CHECKING:
     from mpsdiag.checking.diagnosis import Diagnosis
     from mpsdiag.checking.run import check
@@ -66,6 +68,14 @@ __all__ = [
     "safe_scaled_dot_product_attention",
     "trace",
 ]
+
+
+def _register_modes() -> None:
+    import_module("mpsdiag.fixes.registration").register_all()
+
+
+# `attn_implementation="safe_sdpa"` works whichever of the two is imported first; transformers is not imported for it.
+when_imported("transformers.modeling_utils", _register_modes)
 
 
 def __getattr__(name: str) -> Any:

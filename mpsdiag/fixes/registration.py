@@ -6,6 +6,7 @@ only function here that registers does both.
 
 from __future__ import annotations
 
+import contextlib
 from types import BuiltinFunctionType
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes.repairs import Function, MaskArgument, Repair, query_of
+from mpsdiag.fixes.repairs import REPAIRS, Function, MaskArgument, Repair, query_of
 from mpsdiag.sdpa.overrides import overriding
 from mpsdiag.sdpa.safe import zero_rows
 
@@ -85,3 +86,13 @@ def register(name: str, repair: Repair) -> None:
 
     AttentionMaskInterface.register(name, attention_mask)
     AttentionInterface.register(name, attention)
+
+
+def register_all() -> None:
+    """Make every mode known that repairs masks, so that `from_pretrained(attn_implementation="safe_sdpa")` works.
+
+    Where transformers has no registry of mask functions it says itself that it does not know the name.
+    """
+    for name, repair in REPAIRS.items():
+        with contextlib.suppress(BadInput):
+            register(name, repair)
