@@ -27,33 +27,17 @@ class CannotDecide(MpsdiagError):  # noqa: N818 - an outcome with its own exit c
 
 
 def first_line(problem: BaseException, longest: int = 200) -> str:
-    """What an exception says, as part of a sentence: its first line without the full stop, or its type.
-
-    Args:
-        problem: Of another library.
-        longest: Cut after this many characters.
-    """
+    """What an exception says, as part of a sentence: its first line without the full stop, or its type."""
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:longest].rstrip(".")
 
 
 def close_to(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The choice that is spelt most like a word; None if none is.
-
-    Args:
-        word: What was given.
-        choices: The words that exist.
-        cutoff: How alike they have to be, from 0 to 1.
-    """
+    """The choice that is spelt most like a word; None if none is."""
     return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
 
 
 def path_problem(problem: OSError, path: object = None) -> BadInput:
-    """What is wrong with a path, as one sentence: it may not be read, its name is too long, its links go in circles.
-
-    Args:
-        problem: What the system said.
-        path: Where; if None, what the exception names.
-    """
+    """What is wrong with a path, as one sentence: it may not be read, its name is too long, its links go in circles."""
     named = problem.filename if path is None else path
     text = str(named.decode("utf-8", "replace") if isinstance(named, bytes) else named)
     text = text if len(text) <= 200 else f"{text[:200]}..."
@@ -62,12 +46,7 @@ def path_problem(problem: OSError, path: object = None) -> BadInput:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Say which choices there are, the nearest first: `Did you mean 'eager'? Choose from: ...`.
-
-    Args:
-        word: What was given.
-        choices: The words that exist.
-    """
+    """Say which choices there are, the nearest first: `Did you mean 'eager'? Choose from: ...`."""
     known = list(choices)
     close = close_to(word, known)
     hint = f"Did you mean '{close}'? " if close else ""
@@ -76,11 +55,6 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 def one_of(kind: str, word: str, choices: Iterable[str]) -> str:
     """Return `word` if it is one of `choices`.
-
-    Args:
-        kind: What the word names, for the sentence, such as `attention mode`.
-        word: What was given.
-        choices: The words that exist.
 
     Raises:
         BadInput: It is none of them; the sentence suggests the nearest.

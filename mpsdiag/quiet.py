@@ -27,11 +27,7 @@ def no_bars() -> Iterator[None]:
 
 @contextmanager
 def errors_only(logger_name: str) -> Iterator[None]:
-    """Let a logger say errors only until the block ends. Also usable as a decorator.
-
-    Args:
-        logger_name: Such as `transformers.modeling_utils`; its children follow.
-    """
+    """Let a logger say errors only until the block ends. Also usable as a decorator."""
     logger = logging.getLogger(logger_name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -43,11 +39,7 @@ def errors_only(logger_name: str) -> Iterator[None]:
 
 @contextmanager
 def held_back(logger_name: str) -> Iterator[None]:
-    """Keep what a logger says until the block ends; if the block raises it is dropped, for the exception says it.
-
-    Args:
-        logger_name: Such as `transformers`; what its children hand up to it is kept too.
-    """
+    """Keep what a logger says until the block ends; if the block raises it is dropped, for the exception says it."""
     logger, keeper = logging.getLogger(logger_name), _Keeper()
     handlers, propagate = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [keeper], False

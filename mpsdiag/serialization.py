@@ -22,11 +22,7 @@ _STREAM = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
 def jsonable(value: Any) -> Any:
-    """Turn a value into what JSON can hold; NaN and the infinities become the strings "nan", "inf", "-inf".
-
-    Args:
-        value: Dataclasses, pydantic models, mappings, sequences, paths, numbers and strings, nested.
-    """
+    """Turn a value into what JSON can hold; NaN and the infinities become the strings "nan", "inf", "-inf"."""
     if isinstance(value, float):
         if math.isfinite(value):
             return value

@@ -57,14 +57,7 @@ def bootstrap_interval(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval | None:
-    """Percentile bootstrap interval of a statistic of the samples; None below two samples.
-
-    Args:
-        samples: Independent samples.
-        statistic: Takes an array and `axis`.
-        confidence: Share of such intervals that hold the true value, in the long run.
-        seed: Of the resampling, so that a report made again is the same.
-    """
+    """Percentile bootstrap interval of a statistic of the samples; None below two samples."""
     if len(samples) < 2:
         return None
     return _bootstrap((np.asarray(samples, dtype=float),), statistic, confidence, seed)
@@ -92,15 +85,6 @@ def ratio_interval_of_rounds(
     Samples of one process are alike (its memory layout, its place in the day), so pooling them pretends to
     know more than one does. Each resample draws rounds first, the same ones of both sides since they ran side
     by side, and then samples within each: a two-stage cluster bootstrap (Davison and Hinkley 1997, 3.8).
-
-    Args:
-        rounds: Samples of the cell, one sequence a round.
-        baseline: Those of the baseline, the same rounds in the same order.
-        confidence: As in `bootstrap_interval`.
-        seed: Likewise.
-
-    Returns:
-        None when there are no rounds, or one of them has no samples. In a single round only samples vary.
     """
     if not rounds or len(rounds) != len(baseline) or not all(rounds) or not all(baseline):
         return None
@@ -123,10 +107,6 @@ def ratio_of_rounds(rounds: Sequence[Sequence[float]], baseline: Sequence[Sequen
     """Median over rounds of the ratio of medians: what `ratio_interval_of_rounds` is the interval of.
 
     A machine that gets slow from one round to the next does not touch it, since both sides of a round ran side by side.
-
-    Args:
-        rounds: Samples of the cell, one sequence a round, none empty.
-        baseline: Those of the baseline, the same rounds in the same order.
     """
     return median([median(ours) / median(theirs) for ours, theirs in zip(rounds, baseline, strict=True)])
 

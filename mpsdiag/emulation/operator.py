@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 def attention(call: AttentionCall, machine: Machine) -> Tensor:
     """Compute a public call as the machine's release would.
 
-    Args:
-        call: The arguments, with CPU tensors.
-        machine: Release, macOS, defects.
-
-    Returns:
-        `(..., Hq, L, Dv)` in the dtype of the query; differentiable on the composite path only.
-
     Raises:
         RuntimeError: A mask together with `is_causal`.
         NotImplementedError: Dropout without gradients on 2.13 and later.
@@ -66,14 +59,6 @@ def run_operator(
     call: AttentionCall, machine: Machine, *, want_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Compute a call that has reached the operator.
-
-    Args:
-        call: The arguments; a bool mask stays bool here.
-        machine: Release, macOS, defects.
-        want_weights: Also return the attention weights, which only the general path has.
-
-    Returns:
-        Output `(..., Hq, L, Dv)` and attention weights or None; neither is differentiable.
 
     Raises:
         RuntimeError: A mask together with `is_causal`, where the path cannot combine them.

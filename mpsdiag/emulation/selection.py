@@ -66,11 +66,7 @@ class Emulation:
         return defects_of(self.release, self.macos) if self.defects is None else self.defects
 
     def lacks_dtype(self, name: str) -> str | None:
-        """Why the emulated device cannot compute in a dtype, or None when it can: the CPU beneath it has them all.
-
-        Args:
-            name: Such as `float64`.
-        """
+        """Why the emulated device cannot compute in a dtype, or None when it can: the CPU beneath it has them all."""
         return "MPS does not support float64" if name == "float64" else None
 
     def require_dtype(self, name: str) -> None:

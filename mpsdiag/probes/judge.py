@@ -30,19 +30,6 @@ def composite_attention(
 
     The softmax is taken in float32 at least and rounded, as in transformers' eager attention. Keys and values with
     fewer heads are repeated. Rows that may attend to nothing give zeros, with finite gradients.
-
-    Args:
-        query: (..., H, L, D).
-        key: (..., Hkv, S, D), H a multiple of Hkv.
-        value: (..., Hkv, S, Dv).
-        attn_mask: Boolean (True takes part) or additive, broadcastable to (..., H, L, S).
-        is_causal: Whether key j is hidden from query i < j (top-left).
-        scale: 1/sqrt(D) if None.
-        scaled: Where the scale goes: to the scores (transformers' eager attention) or, its root, to query and key
-            (torch's composite attention).
-
-    Returns:
-        (..., H, L, Dv), in the dtype of `query`, differentiable.
     """
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     if query.dim() >= 3 and key.shape[-3] not in {1, query.shape[-3]}:
@@ -89,16 +76,6 @@ def plain_errors(
     Several ways, because a single one is sometimes right by luck: scaled before or after the product (float16
     overflows in one where it does not in the other), and in float32 with contiguous heads or transposed ones, where
     the CPU sums in blocks or one after the other, as GPUs do.
-
-    Args:
-        reference: (..., L, Dv), float64.
-        query: As for `composite_attention`, and so are the rest.
-        key: Likewise.
-        value: Likewise.
-        attn_mask: Likewise.
-        rows: Boolean, broadcastable to (..., L): the rows that count; all if None.
-        is_causal: Likewise.
-        scale: Likewise.
     """
     layouts = [tuple(tensor.contiguous() for tensor in (query, key, value))]
     if query.dtype == torch.float32 and query.dim() == 4:
@@ -129,22 +106,11 @@ class Yardstick:
 
     @classmethod
     def of(cls, reference: Tensor, dtype: torch.dtype, errors: Sequence[float]) -> Yardstick:
-        """Make the rule for one output.
-
-        Args:
-            reference: (..., L, Dv), float64, on the CPU.
-            dtype: Of the output.
-            errors: Those that plain computations in this dtype make.
-        """
+        """Make the rule for one output."""
         return cls(reference, allowed_error(reference, dtype, errors))
 
     def judge(self, output: Tensor, rows: Tensor | None = None) -> tuple[bool, str, float]:
-        """Say whether `output` is right, what it is in a word or two, and how far off.
-
-        Args:
-            output: (..., L, Dv), on the CPU.
-            rows: Boolean, broadcastable to (..., L): the rows that count; all if None.
-        """
+        """Say whether `output` is right, what it is in a word or two, and how far off."""
         if output.shape != self.reference.shape:
             return False, f"shape {tuple(output.shape)} instead of {tuple(self.reference.shape)}", math.nan
         error = largest_error(output, self.reference, rows)

@@ -33,14 +33,7 @@ def strikes(probe: Probe, release: str, macos: int = 15, mode: Mode | None = Non
 
 
 def surprises(findings: Iterable[Finding], release: str, macos: int = 15, *, where: str = "MPS") -> list[str]:
-    """Say in sentences where what was seen differs from what the facts predict; skips and errors predict nothing.
-
-    Args:
-        findings: What was found on a device that is MPS.
-        release: Version of torch.
-        macos: Its major version.
-        where: What the device is called in the sentences.
-    """
+    """Say in sentences where what was seen differs from what the facts predict; skips and errors predict nothing."""
     sentences = []
     for finding in findings:
         probe = CATALOGUE.get(finding.id)

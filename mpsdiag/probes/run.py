@@ -78,12 +78,6 @@ def run_probe(
 ) -> Finding:
     """Run one probe in both grad modes.
 
-    Args:
-        probe_id: Such as `SDPA001`.
-        device: Where to run it; `cpu` with an emulation.
-        emulation: The MPS to emulate, if one.
-        isolate: Whether in a child process; None leaves it to the probe.
-
     Raises:
         BadInput: No probe has this id.
     """
@@ -95,11 +89,6 @@ def run_level(level: int, device: str, emulation: Emulation | None = None) -> li
 
     Level 3 adds the sweep, whose failures go to the probes that explain them, and, on devices with a choice of
     attention backends, fully masked rows and the sweep once more on each. On a real Apple GPU it runs in children.
-
-    Args:
-        level: 1, 2 or 3.
-        device: Where to run; `cpu` with an emulation.
-        emulation: The MPS to emulate, if one.
     """
     chosen = [probe for probe in CATALOGUE.values() if probe.level <= level]
     if level < 3:

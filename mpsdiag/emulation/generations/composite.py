@@ -44,20 +44,10 @@ def composite_attention(
     Every intermediate is rounded to the dtype of the query; both factors are scaled by `sqrt(scale)`,
     of a negative scale by that of its amount, with the sign on the query.
 
-    Args:
-        query: `(..., Hq, L, D)`.
-        key: `(..., Hkv, S, D)`.
-        value: `(..., Hkv, S, Dv)`.
-        mask: None, bool or floating, broadcastable to the scores.
-        is_causal: Hide the keys after the query's own position.
-        scale: Multiplies the scores; `1 / sqrt(D)` if None.
-        enable_gqa: Query heads share key and value heads.
+    Flags:
         dropout_p: Probability of dropping a weight.
         zero_dead_rows: The safe softmax: rows whose scores are all -inf give zeros, and finite gradients.
         wide_scores: Half types are computed in float32 and rounded once, at the end.
-
-    Returns:
-        The output `(..., Hq, L, Dv)` and the attention weights `(..., Hq, L, S)`, in the dtype of the query.
     """
     dtype = query.dtype
     steps = torch.float32 if wide_scores and dtype != torch.float64 else dtype

@@ -42,22 +42,11 @@ def graph_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as the graph of 2.5 to 2.8 computes it: every step rounded to the dtype of the query.
 
-    Args:
-        query: `(B, H, L, D)`.
-        key: `(B, Hkv, S, D)`.
-        value: `(B, Hkv, S, Dv)`.
-        mask: None, bool or floating, broadcastable to `(B, H, L, S)`; not together with `is_causal`.
-        is_causal: Replace the scores of later keys by -1e20 in the dtype of the query.
-        scale: Multiplies the scores; `1 / sqrt(D)` if None.
-        enable_gqa: Query heads share key and value heads.
+    Flags:
         zero_dead_rows: The repair of 2.9: weights of rows whose scores are all -inf become 0.
         wide_scores: Keep products and scores in float32, so that float16 cannot overflow (as repaired in
             2.10).
         shift: Added to the products of float32 queries.
-        want_weights: Also return the attention weights.
-
-    Returns:
-        Output `(B, H, L, Dv)` and weights `(B, H, L, S)` or None, in the dtype of the query.
     """
     key, value = expand_heads(key, value, query, enable_gqa)
     kernel = partial(

@@ -42,20 +42,9 @@ def graph_attention_f32(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as the graph of 2.10+ computes it: float32 throughout, rounded once at the end.
 
-    Args:
-        query: `(B, H, L, D)`.
-        key: `(B, Hkv, S, D)`.
-        value: `(B, Hkv, S, Dv)`.
-        mask: None, bool or floating, broadcastable to `(B, H, L, S)`; not together with `is_causal`.
-        is_causal: Replace the scores of later keys by -1e20.
-        scale: Multiplies the scores; `1 / sqrt(D)` if None.
-        enable_gqa: Query heads share key and value heads.
+    Flags:
         causal_group: Rows that share one causal limit, that of the last of them: 1 is right, 4 is the defect
             of 2.10 to 2.12.
-        want_weights: Also return the attention weights.
-
-    Returns:
-        Output `(B, H, L, Dv)` and weights `(B, H, L, S)` or None, in the dtype of the query.
     """
     key, value = expand_heads(key, value, query, enable_gqa)
     hidden = _later_keys(query.size(2), key.size(2), causal_group) if is_causal else None

@@ -22,16 +22,8 @@ def in_blocks(
 
     Heads are independent of each other, so the result does not depend on the cut.
 
-    Args:
+    Flags:
         kernel: Attention of one block.
-        query: `(B, H, L, D)`; batch and heads of the three broadcast.
-        key: `(B, H, S, D)`.
-        value: `(B, H, S, Dv)`.
-        mask: None, or broadcastable to `(B, H, L, S)`.
-        want_weights: Also return the attention weights, which takes memory for all scores.
-
-    Returns:
-        Output `(B, H, L, Dv)` and weights `(B, H, L, S)` or None, in the dtype of the query.
     """
     batch, heads = (max(x.size(dim) for x in (query, key, value)) for dim in (0, 1))
     if not query.shape[:2] == key.shape[:2] == value.shape[:2]:

@@ -37,19 +37,10 @@ def prefill(
 ) -> Tensor:
     """Attend as the prefill kernel on simdgroup matrices does (G6).
 
-    Args:
-        query: (B, Hq, L, D), dtype T.
-        key: (B, Hkv, S, D), dtype T, S > 0.
-        value: (B, Hkv, S, Dv), dtype T.
-        mask: None, bool (True = may attend) or float (added), expanded to (B, Hq, L, S).
-        is_causal: A query attends to no key after its own index.
-        scale: What scores are multiplied by.
+    Flags:
         block: Keys in a tile; None takes the kernel's own for the head dim: 32 up to 96, 16 at 128, 8 at 256.
         scales_query: The factor, rounded to T, multiplies the query in T (2.13); if not, the f32 scores.
         propagates_nan: A maximum keeps NaN; False is IEEE fmax, which drops a NaN met before any other score.
-
-    Returns:
-        (B, Hq, L, Dv), dtype T.
     """
     head_dim, length = query.shape[-1], query.shape[-2]
     if block is None:

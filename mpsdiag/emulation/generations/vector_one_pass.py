@@ -36,19 +36,9 @@ def vector_one_pass(
 ) -> Tensor:
     """Attend as the one-pass vector kernel does.
 
-    Args:
-        query: (B, Hq, L, D), dtype T.
-        key: (B, Hkv, S, D), dtype T, S > 0.
-        value: (B, Hkv, S, Dv), dtype T.
-        mask: None, bool (True = may attend; a False key is never read) or float (added), expanded to
-            (B, Hq, L, S).
-        is_causal: Keys after the query's index are never read.
-        scale: What scores are multiplied by.
+    Flags:
         guarded: The kernel guards against a maximum of -inf (torch 2.13+); else a fully masked row gives NaN.
         propagates_nan: The running maximum keeps NaN (torch 2.14+); before, IEEE fmax drops it.
-
-    Returns:
-        (B, Hq, L, Dv), dtype T.
     """
     scores, skipped = vector_scores(
         query, key, mask, is_causal, scale, GROUPS, guarded=guarded, propagates_nan=propagates_nan
