@@ -124,3 +124,14 @@ def test_ignored_labels_are_not_blamed_for_a_tiny_divisor():
 
     origin = trace(Net(lambda hidden: hidden * 1e3, loss=by_almost_nothing), batch(-100))
     assert (origin.cause, origin.operation) == ("overflow", "div")
+
+
+def test_activations_that_overflow_downwards_are_not_taken_for_masks():
+    """Two residuals of about minus forty thousand in float16: their sum is minus infinity, and neither hides a key."""
+
+    def add(hidden):
+        large = -40000.0 - hidden.abs() * 4000.0
+        return softmax_of(large + large)
+
+    origin = trace(Net(add, torch.float16), batch())
+    assert (origin.cause, origin.operation) == ("overflow", "add")
