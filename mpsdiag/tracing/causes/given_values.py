@@ -115,7 +115,7 @@ def index_out_of_range(first: Candidate) -> Explanation | None:
     indices = indices if key is None else given[key]
     span = [int(indices.min()), int(indices.max())]
     classes = loss and not isinstance(output_matrix(first.model), Tensor)
-    what = f"the {size} classes of the model (num_labels)" if classes else f"the table of {operation}"
+    what = f"the classifier (num_labels {size})" if classes else f"the table of {operation}"
     return Explanation(
         "bad_inputs",
         f"'{key or 'an index'}' reaches from {span[0]} to {span[1]}, and {what} takes 0 to {size - 1} "

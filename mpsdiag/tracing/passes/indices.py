@@ -13,8 +13,6 @@ from mpsdiag.tracing.causes.given_values import CLASSES_REMEDY, INDICES_REMEDY, 
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.tensors import flat, listed
 
-_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
-
 
 @dataclass(frozen=True)
 class _Table:
@@ -82,7 +80,7 @@ def _tables(model: nn.Module) -> Iterator[_Table]:
     weight = output_matrix(model)
     if weight is not None:
         yield _Table("labels", int(weight.shape[0]), "", "cross_entropy", "the logits of the model")
-    elif type(model).__name__.endswith(_CLASSIFIERS) and _one_label(config):
+    elif type(model).__name__.endswith("Classification") and _one_label(config):
         classes = int(config.num_labels)  # type: ignore[union-attr]  # asked by _one_label
         yield _Table("labels", classes, "", "cross_entropy", f"the classifier (num_labels {classes})")
 
