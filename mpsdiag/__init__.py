@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from mpsdiag.reporting.api import bench, report
     from mpsdiag.reporting.story.report import Report
     from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention
-    from mpsdiag.tracing.api import trace
     from mpsdiag.tracing.cases.recorder import BadBatchRecorder
     from mpsdiag.tracing.origin import Origin
+    from mpsdiag.tracing.trace_batch import trace
     from mpsdiag.trainers.callbacks import NonFiniteCallback
     from mpsdiag.trainers.mps_safe import MPSSafeTrainer
 
@@ -45,7 +45,7 @@ _HOME = {
     "install": "mpsdiag.fixes",
     "MPSSafeTrainer": "mpsdiag.trainers.mps_safe",
     "NonFiniteCallback": "mpsdiag.trainers.callbacks",
-    "trace": "mpsdiag.tracing.api",
+    "trace": "mpsdiag.tracing.trace_batch",
 }
 
 __all__ = [

@@ -10,7 +10,15 @@ from transformers import TrainerCallback
 
 from mpsdiag import emulation
 from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, no_label_counts, weights_are_finite
-from mpsdiag.trainers.forward_watch import BatchCount, Counter, judge_loss, judge_output, watch_forward
+from mpsdiag.trainers.forward_watch import (
+    BatchCount,
+    Counter,
+    evaluation_prefix,
+    judge_loss,
+    judge_output,
+    noting,
+    watch_forward,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,8 +74,8 @@ class NonFiniteCallback(TrainerCallback):
         self._unhook()
         self._trainer = trainer
         target: Any = trainer
-        target.training_step = _noting(trainer.training_step, self._note_training_step)
-        target.prediction_step = _noting(trainer.prediction_step, self._note_prediction_step)
+        target.training_step = noting(trainer.training_step, self._note_training_step)
+        target.prediction_step = noting(trainer.prediction_step, self._note_prediction_step)
         return self
 
     # What happens in the Trainer.
@@ -79,12 +87,7 @@ class NonFiniteCallback(TrainerCallback):
         del args, state, control
         self._hook(kwargs.get("model"))
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Watch the model that is trained; it may be another than at the beginning (`model_init`)."""
-        del args, state, control
-        self._hook(kwargs.get("model"))
+    on_train_begin = on_init_end  # It may be another model than at the beginning (`model_init`).
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -136,7 +139,7 @@ class NonFiniteCallback(TrainerCallback):
         """Add the counts to what is logged."""
         if logs is None:
             return
-        prefix = _evaluation_prefix(logs)
+        prefix = evaluation_prefix(logs)
         added: dict[str, Any] = {}
         if prefix is not None:
             self._settle_evaluation(args, logs, prefix, kwargs.get("model"))
@@ -162,7 +165,7 @@ class NonFiniteCallback(TrainerCallback):
     ) -> None:
         """Add the count to the metrics that the caller of `evaluate` gets, and stop if asked to."""
         del args, state, kwargs
-        prefix = _evaluation_prefix(metrics or {})
+        prefix = evaluation_prefix(metrics or {})
         if metrics is not None and prefix is not None:
             metrics.update(self._counted(metrics, prefix))
             if self.stop_training and metrics.get(f"{prefix}_nonfinite_batches"):
@@ -178,7 +181,7 @@ class NonFiniteCallback(TrainerCallback):
     ) -> None:
         """Add the count to the metrics of a prediction."""
         del state, control
-        prefix = _evaluation_prefix(metrics)
+        prefix = evaluation_prefix(metrics)
         if prefix is not None:
             self._settle_evaluation(args, metrics, prefix, kwargs.get("model"))
             metrics.update(self._counted(metrics, prefix))
@@ -284,14 +287,6 @@ class NonFiniteCallback(TrainerCallback):
             logger.warning("%s", sentence)
 
 
-def _evaluation_prefix(metrics: dict[str, Any]) -> str | None:
-    """`eval` of metrics with `eval_runtime`; None for those of training."""
-    for key in metrics:
-        if key.endswith("_runtime") and key != "train_runtime":
-            return key.removesuffix("_runtime")
-    return None
-
-
 def _cause(
     count: BatchCount, model: Any, args: TrainingArguments, weights_were_finite: bool | None = None
 ) -> LossCause:
@@ -302,12 +297,3 @@ def _cause(
     if not weights_were_finite:
         return "bad_weights"
     return "suspected_device" if emulation.in_effect(args.device) else "unknown"
-
-
-def _noting(step: Any, note: Any) -> Any:
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        note(result, *args, **kwargs)
-        return result
-
-    return noted

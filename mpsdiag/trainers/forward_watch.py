@@ -101,3 +101,22 @@ def _features(args: tuple[Any, ...]) -> dict[str, Any]:
     """The batch of a model that takes one dictionary, as those of sentence-transformers, which add embeddings to it."""
     given = args[0] if args and isinstance(args[0], Mapping) else {}
     return {name: value for name, value in given.items() if not name.endswith(("embedding", "embeddings"))}
+
+
+def noting(step: Any, note: Any) -> Any:
+    """A step of a Trainer that hands its result and its arguments to `note`."""
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        note(result, *args, **kwargs)
+        return result
+
+    return noted
+
+
+def evaluation_prefix(metrics: dict[str, Any]) -> str | None:
+    """`eval` of metrics with `eval_runtime`; None for those of training."""
+    for key in metrics:
+        if key.endswith("_runtime") and key != "train_runtime":
+            return key.removesuffix("_runtime")
+    return None

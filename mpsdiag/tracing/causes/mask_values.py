@@ -41,7 +41,7 @@ def _doubled(first: Candidate) -> Explanation | None:
     ):
         return None
     lows = [_depth(tensor) for _, tensor in first.inputs if tensor.is_floating_point()]
-    deep = [low for low in lows if low >= 0.5]
+    deep = [low for low in lows if low]
     if not deep:
         return None
     what = (

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorDifference:
     """How far one tensor is from float64 at real positions, and how far it may be; `module` None: the logits."""
 
     module: nn.Module | None
@@ -72,7 +72,9 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin 
     return _origin(model, differences, first, worst), None if worst is None else worst.call
 
 
-def _worst_operation(model: nn.Module, batch: Mapping[str, Any], first: Difference) -> WrongOperation | None:
+def _worst_operation(
+    model: nn.Module, batch: Mapping[str, Any], first: TensorDifference
+) -> WrongOperation | None:
     """The operation that is most off in the first wrong layer, or in what follows the layers."""
     inside, leave_out = (first.module, []) if first.module else (model, list(numbered_layers(model)))
     judge = PerOperation(model, inside, leave_out)
@@ -82,7 +84,10 @@ def _worst_operation(model: nn.Module, batch: Mapping[str, Any], first: Differen
 
 
 def _origin(
-    model: nn.Module, differences: Sequence[Difference], first: Difference, worst: WrongOperation | None
+    model: nn.Module,
+    differences: Sequence[TensorDifference],
+    first: TensorDifference,
+    worst: WrongOperation | None,
 ) -> Origin:
     device = device_label(model)
     inside = first.module or model
@@ -112,7 +117,7 @@ def _origin(
     )
 
 
-def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]:
+def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDifference]:
     """Of every layer, in the order they ran, and last of the logits."""
     mine, given_to_all = _hidden(model, batch), flat(batch)
     names = dict(model.named_modules())
@@ -131,7 +136,7 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[Difference]
         bound = allowed_error(right if rows is None else right[rows], rounded.dtype, [error])
         module = None if name is None else names[name]
         number = None if module is None else numbers[module]
-        found.append(Difference(module, number, largest_error(device, right, rows), bound))
+        found.append(TensorDifference(module, number, largest_error(device, right, rows), bound))
     return found
 
 

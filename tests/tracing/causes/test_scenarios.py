@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mpsdiag import emulate_mps, trace
-from mpsdiag.tracing import CAUSES
+from mpsdiag.tracing.origin import CAUSES
 
 HALVES = ("bfloat16", "float16")
 
