@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import torch
@@ -142,7 +143,7 @@ class MPSSafeTrainer(Trainer):
 
     def _mps_safe_step(self, model: nn.Module, inputs: Any, stock: Callable[[nn.Module], Step]) -> Step:
         undo = remember_counts(self)
-        with evaluation_losses_on_cpu(self, self.loss_chunk_bytes):
+        with evaluation_losses_on_cpu(self, self.loss_chunk_bytes), _uncompiled_under_emulation():
             step = stock(model)
         if is_finite(step[0]) and not contains_nan(step[1]):
             return step
@@ -188,6 +189,12 @@ class MPSSafeTrainer(Trainer):
         if what not in self._mps_safe_warned:
             self._mps_safe_warned.add(what)
             logger.warning("%s", sentence)
+
+
+def _uncompiled_under_emulation() -> AbstractContextManager[Any]:
+    """Emulated kernels are Python: torch.compile would trace through them, and loses its way with two such modes."""
+    stance: Any = getattr(torch.compiler, "set_stance", None)  # torch 2.6 and later
+    return nullcontext() if stance is None or emulation.active() is None else stance("force_eager")
 
 
 class _Tally:

@@ -17,7 +17,7 @@ from mpsdiag.errors import BadInput, close_to, first_line, one_of
 from mpsdiag.fixes import MODES
 from mpsdiag.training.help_text import render
 from mpsdiag.training.resuming import LATEST
-from mpsdiag.words import BUILTIN_MODELS, DTYPES, LARGEST_SEED, PADDING_SIDES
+from mpsdiag.words import AUTO_TASK, BUILTIN_MODELS, DTYPES, LARGEST_SEED, PADDING_SIDES, TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +64,11 @@ class ModelArguments:
     """Which model, and how it computes."""
 
     model: str = _option("tiny-gpt2", f"{', '.join(BUILTIN_MODELS)}, a local folder, or a hub name.")
+    task: str = _option(AUTO_TASK, f"auto reads it from the model's config; or {', '.join(TASKS)}.")
     mode: str = _option(
         "pretrain",
-        "pretrain (weights from the config), sft (weights from the checkpoint), or evaluate (no training).",
+        "pretrain (weights from the config), sft (weights from the checkpoint), or evaluate (no training; models of "
+        "every task).",
     )
     attn_implementation: str = _option(
         AUTO, f"auto, {', '.join(MODES)}. On MPS, auto and sdpa become eager unless --disable_mps_fix."
@@ -203,6 +205,7 @@ def _take(kind: type[Any], given: dict[str, Any]) -> Any:
 
 def _check(model: ModelArguments, data: DataArguments) -> None:
     one_of("mode", model.mode, RUN_MODES)
+    one_of("task", model.task, (AUTO_TASK, *TASKS))
     one_of("attention mode", model.attn_implementation, (AUTO, *MODES))
     one_of("dtype", model.dtype, DTYPES)
     one_of("padding side", data.padding_side, PADDING_SIDES)

@@ -17,10 +17,10 @@ from transformers import DataCollatorForSeq2Seq, Trainer
 from mpsdiag import emulation as emulations
 from mpsdiag.errors import BadInput, MpsdiagError
 from mpsdiag.inputs.installed import as_on_mps
-from mpsdiag.inputs.models import build_model, fitting_length, require_known_tokens
+from mpsdiag.inputs.models import build_model, fitting_length, load_task, require_known_tokens
 from mpsdiag.inputs.names import is_builtin_model
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
-from mpsdiag.inputs.tokenizer import load_tokenizer
+from mpsdiag.inputs.tokenizer import load_processor
 from mpsdiag.serialization import dumps, readable
 from mpsdiag.trainers.callbacks import NonFiniteCallback
 from mpsdiag.trainers.mps_safe import MPSSafeTrainer, first_examples
@@ -39,7 +39,7 @@ from mpsdiag.training.console import (
     switched_to_eager,
     trainer_announcement,
 )
-from mpsdiag.training.prepare_data import Prepared, prepare_examples
+from mpsdiag.training.prepare_data import Prepared, prepare_examples, rows_of_task
 from mpsdiag.training.resuming import last_whole, save_undisturbed, to_resume_from
 from mpsdiag.training.summary import lines_for_people, losses_of, mark_as_emulated, write_summary
 from mpsdiag.words import EXIT_FOUND, EXIT_INTERRUPTED, EXIT_OK
@@ -115,6 +115,15 @@ class Run:
         require_available(
             mode, self.arguments.device, model_options.dtype, training=model_options.mode != "evaluate"
         )
+        task, _ = load_task(
+            model_options.model, model_options.task, trust_remote_code=model_options.trust_remote_code
+        )
+        causal = task.name == "text-generation"
+        if not causal and model_options.mode != "evaluate":
+            raise BadInput(
+                f"'{model_options.model}' is a model for {task.name}; mpsdiag train trains causal language models. Use "
+                "--mode evaluate, or mix MPSSafeTrainer into the Trainer of your own script."
+            )
         if mode == "eager" and model_options.attn_implementation != "eager":
             say(switched_to_eager(self._device_in_words()))
         model = build_model(
@@ -124,17 +133,24 @@ class Run:
             attention=mode,
             from_config=model_options.mode == "pretrain",
             trust_remote_code=model_options.trust_remote_code,
+            task=model_options.task,
         )
         if model_options.mode != "pretrain" and is_builtin_model(model_options.model):
             logger.warning("'%s' has no checkpoint: its weights are random, by --seed.", model_options.model)
-        tokenizer: Any = load_tokenizer(
+        processor = load_processor(
             model_options.model,
+            task,
             padding_side=data.padding_side,
             trust_remote_code=model_options.trust_remote_code,
         )
         length = fitting_length(model, data.max_length)
-        examples = prepare_examples(
-            data, tokenizer, max_length=length, mode=model_options.mode, seed=training.seed
+        tokenizer = getattr(processor, "tokenizer", processor)
+        examples = (
+            prepare_examples(data, tokenizer, max_length=length, mode=model_options.mode, seed=training.seed)
+            if causal
+            else Prepared(
+                None, rows_of_task(data, task, processor, model, max_length=length, seed=training.seed)
+            )
         )
         padded = 0 if data.use_packing else tokenizer.pad_token_id
         require_known_tokens(model, max(examples.greatest, padded), model_options.model)
@@ -144,15 +160,20 @@ class Run:
         evaluation: Any = examples.evaluation
         if data.eval_max_batches is not None:
             evaluation = first_examples(evaluation, data.eval_max_batches * training.eval_batch_size)
+        if not causal:
+            training.remove_unused_columns, training.label_names = False, ["labels"]
         self.trainer = kind(
             model=model,
             args=training,
             train_dataset=examples.train,
             eval_dataset=evaluation,
-            processing_class=tokenizer,
+            processing_class=processor,
             data_collator=DataCollatorForSeq2Seq(
                 tokenizer, label_pad_token_id=IGNORED_LABEL, pad_to_multiple_of=data.pad_to_multiple_of
-            ),
+            )
+            if causal
+            else task.collator(processor, model, pad_to_multiple_of=data.pad_to_multiple_of),
+            compute_loss_func=task.loss,
         )
         if self.arguments.emulation is not None:
             mark_as_emulated(self.trainer)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.files import VALIDATION_SPLITS, Rows, Splits
-from mpsdiag.inputs.texts import open_splits
+from mpsdiag.inputs.tasks import Task
+from mpsdiag.inputs.texts import greatest_id, open_splits, texts_of
 from mpsdiag.training.examples import Examples, tokenize
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ class Prepared:
     """Examples of a run; `train` is None when it only evaluates."""
 
     train: Examples | None
-    evaluation: Examples
+    evaluation: Examples | TaskRows
 
     @property
     def greatest(self) -> int:
@@ -75,6 +77,82 @@ def prepare_examples(
         if part is not None:
             _check_labels(part, what, max_length)
     return Prepared(train, evaluation)
+
+
+class TaskRows(list[dict[str, Any]]):
+    """Rows of a task to evaluate on, counted as `Examples` are."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all rows."""
+        return sum(len(row["input_ids"]) for row in self)
+
+    @property
+    def greatest(self) -> int:
+        """The greatest token id of all rows."""
+        return greatest_id(self)
+
+
+def rows_of_task(
+    data: DataArguments, task: Task, processor: Any, model: Any, *, max_length: int, seed: int
+) -> TaskRows:
+    """The rows that a model of any task is evaluated on; classes come from the column `label`, where there is one.
+
+    Raises:
+        BadInput: A dataset or column is missing or unreadable, or a label is not one of the model's.
+    """
+    name = data.eval_dataset or data.dataset
+    splits = open_splits(name, config=data.dataset_config, seed=seed)
+    labels: list[Any] = []
+    given = splits[_validation_name(splits) or _only(splits)]
+    records = _noting_labels(given, labels) if task.name == "text-classification" else given
+    texts = []
+    kept: list[Any] = []
+    for text in texts_of(records, name, data.text_column):
+        texts.append(text)
+        kept.append(labels[-1] if labels else None)
+    if not texts:
+        raise BadInput(
+            f"The dataset '{name}' holds no text. Give one with at least one line that is not blank."
+        )
+    rows = TaskRows(task.rows(texts, processor, max_length, config=model.config, seed=seed))
+    if all(label is None for label in kept):
+        logger.warning(
+            "'%s' has no labels for %s: they are made from the texts themselves, to compare devices and fixes by.",
+            name,
+            task.name,
+        )
+        return rows
+    for row, label in zip(rows, kept, strict=True):
+        row["labels"] = _checked_label(label, model.config, name)
+    return rows
+
+
+def _noting_labels(records: Rows, labels: list[Any]) -> Iterator[Mapping[str, Any]]:
+    for record in records:
+        labels.append(record.get("label", record.get("labels")))
+        yield record
+
+
+def _checked_label(label: Any, config: Any, dataset: str) -> Any:
+    """A label as the model's loss takes it: the number of a class, or a number for a regression."""
+    classes, kind = int(config.num_labels), config.problem_type
+    if kind == "multi_label_classification":
+        if isinstance(label, list) and len(label) == classes and all(value in (0, 1) for value in label):
+            return [float(value) for value in label]
+        wanted = f"a list of {classes} zeros and ones"
+    elif kind == "regression" or (kind is None and classes == 1):
+        if isinstance(label, int | float) and not isinstance(label, bool):
+            return float(label)
+        wanted = "a number"
+    else:
+        number = config.label2id.get(label) if isinstance(label, str) else label
+        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < classes:
+            return number
+        wanted = f"a whole number from 0 to {classes - 1}, or one of {', '.join(map(str, config.label2id))}"
+    raise BadInput(
+        f"The label {label!r} of the dataset '{dataset}' is not one of the model's: give {wanted}."
+    )
 
 
 def _training_split(splits: Splits, dataset: str) -> Rows:

@@ -1,0 +1,223 @@
+"""MPSSafeTrainer mixed with the Trainers that people use: the same numbers as theirs, and no name of theirs taken."""
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+
+from mpsdiag import emulate_mps
+from mpsdiag.inputs.builtin import byte_tokenizer
+from mpsdiag.inputs.models import build_model
+from mpsdiag.inputs.tasks import ALL_TASKS
+from mpsdiag.trainers.mps_safe import MPSSafeTrainer
+from mpsdiag.trainers.second_pass import CpuModels, remember_counts
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # TRL and sentence-transformers warn of their own future.
+QUIET = {
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "per_device_eval_batch_size": 2,
+    "per_device_train_batch_size": 2,
+    "save_strategy": "no",
+}
+TEXTS = ["a heron paints", "rain", "my neighbour counts seven letters", "the lamp answers"]
+
+
+def measured(metrics):
+    kept = ("loss", "rewards", "logps", "accuracy", "margin")
+    return {name: value for name, value in metrics.items() if any(word in name for word in kept)}
+
+
+def compare(make, kind):
+    """Stock on the CPU; ours there; ours with the emulated defect."""
+    mixed = type("Mixed", (MPSSafeTrainer, kind), {})
+    stock = measured(make(kind).evaluate())
+    ours = make(mixed)
+    ours.always = True
+    assert measured(ours.evaluate()) == stock
+    assert all(math.isfinite(value) for value in stock.values())
+    with emulate_mps("2.8"):
+        trainer = make(mixed)
+        found = trainer.evaluate()
+    assert measured(found) == pytest.approx(stock, rel=1e-4)
+    return found
+
+
+def test_private_names_have_a_prefix_that_nobody_has():
+    own = {name for name in vars(MPSSafeTrainer) if name.startswith("_") and not name.startswith("__")}
+    assert {name for name in own if not name.startswith("_mps_safe")} <= {"_prepare_input", "_abc_impl"}
+    for package in ("trl.trainer", "sentence_transformers"):
+        if importlib.util.find_spec(package.partition(".")[0]) is None:
+            continue
+        root = Path(importlib.util.find_spec(package).origin).parent
+        for file in root.rglob("*trainer*.py"):
+            assert "_mps_safe" not in file.read_text(encoding="utf-8")
+
+
+def test_an_attribute_of_the_other_trainer_is_its_own(trainer_of):
+    """GRPO counts its steps in `_step`, its metrics in `_metrics`."""
+
+    class Other(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._step = self._tally = self._said = 0
+
+        def prediction_step(self, *args, **kwargs):
+            self._step += 1
+            return super().prediction_step(*args, **kwargs)
+
+    mixed = trainer_of(type("Mixed", (MPSSafeTrainer, Other), {}), always=True)
+    mixed.evaluate()
+    assert (mixed._step, mixed._tally, mixed._said) == (3, 0, 0)
+
+
+def test_what_the_first_pass_counted_is_undone(trainer_of):
+    class Counts(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._metrics, self.seen, self.total = {"eval": {}}, 0, torch.zeros(())
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            self._metrics["eval"].setdefault("loss", []).append(float(loss))
+            self.seen += 1
+            self.total += 1
+            return (loss, outputs) if return_outputs else loss
+
+    trainer = trainer_of(type("Mixed", (MPSSafeTrainer, Counts), {}))
+    with emulate_mps("2.8"):
+        metrics = trainer.evaluate()
+    assert metrics["eval_cpu_forward_batches"] == 3
+    found = trainer._metrics["eval"]["loss"]
+    assert len(found) == trainer.seen == int(trainer.total) == 3
+    assert all(map(math.isfinite, found))
+
+
+def test_undoing_leaves_what_was_there_before():
+    class Holder:
+        pass
+
+    holder = Holder()
+    holder.counts, holder.rows, holder.n, holder.data = (
+        {"a": [1.0], "b": {}},
+        [1],
+        2,
+        dict.fromkeys(range(5000), 0),
+    )
+    undo = remember_counts(holder)
+    holder.counts["a"].append(2.0)
+    holder.counts["b"]["x"] = 1
+    holder.counts["c"] = [3]
+    holder.rows.append(2)
+    holder.n += 1
+    undo()
+    assert (holder.counts, holder.rows, holder.n) == ({"a": [1.0], "b": {}}, [1], 2)
+
+
+def test_every_model_of_a_trainer_goes_to_the_cpu_and_comes_back():
+    class Holder:
+        pass
+
+    holder = Holder()
+    holder.model, holder.others = torch.nn.Linear(2, 2), {"teacher": torch.nn.Linear(2, 2)}
+    holder.loss = torch.nn.Sequential(holder.model)
+    model, others, loss = holder.model, holder.others, holder.loss
+    models = CpuModels()
+    with models.taking_over(holder) as twin:
+        assert holder.model is twin is not model
+        assert holder.loss[0] is twin
+        assert holder.others["teacher"] is not others["teacher"]
+        first = holder.others["teacher"]
+    assert (holder.model, holder.others, holder.loss) == (model, others, loss)
+    with models.taking_over(holder):
+        assert holder.others["teacher"] is first, "copied once"
+
+
+def test_with_seq2seq_trainer(tmp_path):
+    task, model = ALL_TASKS["text2text-generation"], build_model("tiny-t5")
+    rows = task.rows(TEXTS, byte_tokenizer("right"), 32, config=model.config)
+
+    def make(kind):
+        arguments = Seq2SeqTrainingArguments(
+            str(tmp_path),
+            **QUIET,
+            predict_with_generate=True,
+            generation_max_length=6,
+            label_smoothing_factor=0.1,
+        )
+        fresh = build_model("tiny-t5")
+        collate = task.collator(byte_tokenizer("right"), fresh)
+        return kind(model=fresh, args=arguments, eval_dataset=rows, data_collator=collate)
+
+    compare(make, Seq2SeqTrainer)
+
+
+def test_with_peft(trainer_of):
+    peft = pytest.importorskip("peft")
+
+    def make(kind):
+        torch.manual_seed(0)
+        model = build_model("tiny-llama", max_positions=128)
+        return trainer_of(kind, peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])))
+
+    assert compare(make, Trainer)["eval_cpu_forward_batches"] == 3
+
+
+def rolled(collator):
+    """The same batches, padded on the left."""
+
+    def collate(rows):
+        batch = dict(collator(rows))
+        mask = batch["attention_mask"]
+        for name, value in batch.items():
+            if isinstance(value, torch.Tensor) and value.shape == mask.shape and name != "attention_mask":
+                moved = [torch.roll(row, int((m == 0).sum())) for row, m in zip(value, mask, strict=True)]
+                batch[name] = torch.stack(moved)
+        batch["attention_mask"] = mask.flip(-1)
+        return batch
+
+    return collate
+
+
+PAIRS = [
+    {"prompt": text, "chosen": f" {text[::-1]}", "rejected": " no" * (3 + i)} for i, text in enumerate(TEXTS)
+]
+
+
+@pytest.mark.parametrize("name", ["DPO", "Reward", "SFT"])
+def test_with_trl(tmp_path, name):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    kind, settings = getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config")
+    rows = [{"text": text} for text in TEXTS] if name == "SFT" else PAIRS
+    data = datasets.Dataset.from_list(rows)
+
+    def make(chosen):
+        model = build_model("tiny-llama", max_positions=128)
+        if name == "Reward":
+            import transformers
+
+            torch.manual_seed(0)
+            config = model.config
+            config.num_labels = 1
+            model = transformers.LlamaForSequenceClassification(config)
+        arguments = settings(
+            output_dir=str(tmp_path), **QUIET, max_length=64, bf16=False, gradient_checkpointing=False
+        )
+        more = {"ref_model": build_model("tiny-llama", seed=1, max_positions=128)} if name == "DPO" else {}
+        trainer = chosen(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=byte_tokenizer("left"),
+            **more,
+        )
+        trainer.data_collator = rolled(trainer.data_collator)
+        return trainer
+
+    assert compare(make, kind)["eval_nonfinite_batches"] == 0
