@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo pictures test test-browser lint mutations bench clean
+.PHONY: demo pictures test test-browser lint mutations fuzz bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+## Inputs that nobody meant: 4,000 of each of five kinds; takes hours. The suite tries 40 of each.
+fuzz: $(READY)
+	MPSDIAG_FUZZ=4000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_fuzz.py
 
 ## Every picture of README, docs and reports, drawn from what the program says now.
 pictures: $(READY)

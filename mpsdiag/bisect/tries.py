@@ -86,7 +86,7 @@ def is_bisect(path: Path) -> bool:
     try:
         with (path / JOURNAL if path.is_dir() else path).open("rb") as stream:
             parsed = json.loads(stream.readline(2**20))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(parsed, dict) and parsed.get("kind") == "bisect"
 
@@ -117,7 +117,7 @@ def read_tries(path: Path) -> Tries | None:
         where = f"{path} line {number}"
         try:
             one = _parse(line, where)
-        except ValueError:
+        except (ValueError, RecursionError):
             if search is None:
                 break
             torn = number > len(lines)

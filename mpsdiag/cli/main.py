@@ -106,7 +106,7 @@ def _failed(problem: Exception) -> int:
 
         text: Any = io.StringIO()
         problem.show(file=text)  # type: ignore[attr-defined]
-        sys.stderr.write(terminal_text(text.getvalue()))
+        sys.stderr.write(output.printable(terminal_text(text.getvalue())))
         return EXIT_USAGE
     if isinstance(problem, MpsdiagError) and not _has_import_error(problem):
         output.say(str(problem))

@@ -56,7 +56,12 @@ def line(text: str) -> str:
     """A text as one line that a terminal can take: nothing that steers it, and not without end."""
     from mpsdiag.reporting.formats.escape import one_line
 
-    return one_line(text, 1000)
+    return printable(one_line(text, 1000))
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for what no terminal can show; lines stay lines."""
+    return "".join(one if one.isprintable() or one == "\n" else "?" for one in text)
 
 
 def show_answer(

@@ -45,7 +45,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    schema_: int = Field(default=SCHEMA, alias="schema")
+    schema_: int = Field(default=SCHEMA, alias="schema", strict=True)
     kind: Literal["cell"] = "cell"
     key: str
     round: int = 0
@@ -68,7 +68,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    schema_: int = Field(default=SCHEMA, alias="schema")
+    schema_: int = Field(default=SCHEMA, alias="schema", strict=True)
     kind: Literal["header"] = "header"
     mpsdiag: str
     command: str

@@ -32,7 +32,7 @@ def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) 
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as problem:
         raise BadInput(f"There is no matrix file {path}. Ready ones are in benchmarks/.") from problem
     except (OSError, UnicodeDecodeError) as problem:

@@ -1,6 +1,6 @@
 """Ctrl-C while cells run: the first asks to stop and gives the running cell a moment, the second ends it now.
 
-SIGTERM ends it now, too. Before cells run, Ctrl-C is an exception as everywhere.
+SIGTERM and SIGHUP (the terminal is gone) end it now, too. Before cells run, Ctrl-C is an exception as everywhere.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Stop:
 
 
 class Remembered:
-    """Ctrl-C and SIGTERM around the cells: the KeyboardInterrupt that Ctrl-C is everywhere, and remembered.
+    """Ctrl-C, SIGTERM and SIGHUP around the cells: the KeyboardInterrupt that Ctrl-C is everywhere, and remembered.
 
     The exception gets lost where it meets a finalizer, or an import that catches everything; `Interruptible` then asks
     to stop for it. A context manager; what other handlers the process may have stay in place.
@@ -78,7 +78,7 @@ class Remembered:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) in {signal.default_int_handler, signal.SIG_DFL}:
                     self._before[number] = signal.signal(number, self)
         self._unraisable, sys.unraisablehook = sys.unraisablehook, self._lost
@@ -104,7 +104,7 @@ class Remembered:
 
 
 class Interruptible:
-    """Turns Ctrl-C and SIGTERM into words to a Stop while its block runs: no exception ever cuts a journal line."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP into words to a Stop while its block runs: no exception cuts a journal line."""
 
     def __init__(self, stop: Stop) -> None:
         self._stop = stop
@@ -113,7 +113,11 @@ class Interruptible:
     def __enter__(self) -> Self:
         # Only the main thread may set signal handlers; elsewhere whoever runs the thread decides.
         if threading.current_thread() is threading.main_thread():
-            for number, handler in ((signal.SIGINT, self._ask), (signal.SIGTERM, self._end)):
+            for number, handler in (
+                (signal.SIGINT, self._ask),
+                (signal.SIGTERM, self._end),
+                (signal.SIGHUP, self._end),
+            ):
                 self._before[number] = signal.signal(number, handler)
             before = self._before[signal.SIGINT]
             if isinstance(before, Remembered) and before.pressed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -43,23 +43,22 @@ def rotated(items: Sequence[T], number: int) -> list[T]:
     return order if number % 2 else order[::-1]
 
 
-def baseline_of(cell: Scenario, cells: Sequence[Scenario], baseline: str) -> Scenario | None:
+def baseline_of(cell: Scenario, cells: Collection[Scenario], baseline: str) -> Scenario | None:
     """The cell that this one's ratios are to: the baseline's attention with the standard trainer, all else equal.
 
     Where the matrix has no standard trainer it is the baseline's attention with this cell's trainer; None if that
     is not there either.
     """
-    known = set(cells)
     for trainer in (STANDARD, cell.trainer):
         partner = cell.model_copy(update={"attn_implementation": baseline, "trainer": trainer})
-        if partner in known:
+        if partner in cells:
             return partner
     return None
 
 
 def baselines(cells: Sequence[Scenario], baseline: str) -> dict[Scenario, Scenario | None]:
     """`baseline_of` for every cell."""
-    known = list(dict.fromkeys(cells))
+    known = dict.fromkeys(cells)
     return {cell: baseline_of(cell, known, baseline) for cell in known}
 
 

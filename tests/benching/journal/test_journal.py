@@ -159,7 +159,7 @@ def test_schema_2_is_migrated():
     for record, line in zip(journal.records, lines[1:], strict=True):
         old = line["cell"]
         known = {OLD_NAMES.get(name, name): value for name, value in old.items()}
-        assert record.cell.model_dump() == {**known, "environment": None}
+        assert {name: value for name, value in record.cell.model_dump().items() if name in known} == known
         assert record.key == record.cell.key(versions) != line["key"]  # so that bench resumes it
         assert (record.status, record.reason) == (line["status"], line["reason"])
         new = json.loads(dumps(record.measured))
@@ -254,3 +254,15 @@ def test_a_full_disk_never_corrupts_the_journal(tmp_path, header, room):
         journal.append(record(3))  # room again
     assert [r.cell.seed for r in read_journal(path).records] == [1, 3]
     assert read_journal(path).warnings == []
+
+
+@pytest.mark.parametrize("schema", ['"3"', "3.0", "true", "null", "[]"])
+def test_a_schema_that_is_no_integer_is_refused(tmp_path, header, schema):
+    path = tmp_path / "journal.jsonl"
+    write(path, header, record(1), record(2))
+    first, second, third = path.read_text().splitlines()
+    bad = second.replace('"schema": 3', f'"schema": {schema}')
+    path.write_text(f"{first}\n{bad}\n{third}\n")
+    journal = read_journal(path)
+    assert [r.cell.seed for r in journal.records] == [2]
+    assert "line 2 is not a record" in journal.warnings[0]

@@ -251,3 +251,9 @@ def test_a_key_under_both_names_is_an_error():
         BadInput, match=r"line 2, axes.padding: unknown key 'padding'. Did you mean 'padding_side'"
     ):
         parse_matrix("[axes]\npadding = 'left'\npadding_side = 'left'", "m.toml")
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    path = tmp_path / "m.toml"
+    path.write_bytes(b"\xef\xbb\xbfrounds = 2\n")
+    assert load_matrix(path).rounds == 2
