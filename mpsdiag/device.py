@@ -36,11 +36,7 @@ class Usability:
 
 
 def resolve(name: str) -> str:
-    """Turn a device name into that of one device; `auto` takes the first available of mps, cuda, xpu, cpu.
-
-    Raises:
-        BadInput: No such kind of device, or an index that makes no sense.
-    """
+    """Turn a device name into that of one device; `auto` takes the first available of mps, cuda, xpu, cpu."""
     if name == "auto":
         return next(kind for kind in AUTO_ORDER if available(kind))
     if not _NAME.fullmatch(name) or name.startswith(("cpu:", "mps:")):
@@ -89,11 +85,7 @@ def usable(device: str) -> Usability:
 
 
 def require_usable(device: str) -> None:
-    """Do nothing when the device works.
-
-    Raises:
-        CannotDecide: It does not; the sentence has the reason.
-    """
+    """Raise CannotDecide, with the reason, if the device does not work."""
     state = usable(device)
     if not state.ok:
         raise CannotDecide(f"Device '{device}' cannot be used here: {state.reason}.")
@@ -173,11 +165,7 @@ def seed_everything(seed: int) -> None:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of that name.
-
-    Raises:
-        BadInput: It is none of the dtypes mpsdiag works in.
-    """
+    """The torch dtype of that name, one of those that mpsdiag works in."""
     import torch
 
     return getattr(torch, one_of("dtype", name, DTYPES))  # type: ignore[no-any-return]  # checked by name

@@ -104,12 +104,7 @@ def relevant_variables(variables: Mapping[str, str], clean: Callable[[str], str]
 
 
 def to_markdown(environment: Environment, escaped: Callable[[str], str]) -> str:
-    """Render the block to paste into an issue: one `- key: value` a line, unknown things left out.
-
-    Args:
-        environment: This machine.
-        escaped: Makes a value harmless in Markdown.
-    """
+    """The block to paste into an issue: one `- key: value` a line, each value made harmless."""
     lines = ["<details><summary>Environment (mpsdiag env)</summary>", ""]
     lines += [f"- {name}: {escaped(text)}" for name, text in facts(environment)]
     return "\n".join([*lines, "", "</details>", ""])
@@ -206,9 +201,6 @@ def require_working_pair() -> None:
     """Refuse a torch that the installed transformers does not work with, before either is imported.
 
     transformers names the lowest torch it accepts in its metadata, and disables torch below it.
-
-    Raises:
-        BadInput: torch is too old; the sentence has both versions and the pip line.
     """
     try:
         torch, transformers = metadata.version("torch"), metadata.version("transformers")

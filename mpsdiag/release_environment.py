@@ -65,11 +65,7 @@ def read(folder: Path) -> Built | None:
 
 
 def find(name: str) -> Built:
-    """The environment of a name.
-
-    Raises:
-        BadInput: There is none; the sentence has the names that there are.
-    """
+    """The environment of a name."""
     built = read(cache_folder() / name)
     if built is None:
         names = sorted(path.name for path in cache_folder().glob("*") if read(path) is not None)

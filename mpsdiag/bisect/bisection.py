@@ -34,18 +34,10 @@ Say = Callable[[str], None]
 class Bisection:
     """What the user asked for.
 
-    Attributes:
-        axis: The package that moves.
-        releases: The range, such as `2.5..2.10`.
-        out: Folder of journal, logs and report.
-        pins: Such as `transformers==4.57.6`; the rest is pinned to what is installed.
-        find: The change to look for; whichever the ends show if None.
-        python: A version or path; the one that runs mpsdiag if None.
-        device: As everywhere; the kind decides which wheels of torch are taken.
-        nightly: Take nightly builds and pre-releases.
-        fresh: Set an older journal aside instead of resuming.
-        rules: What the end of the predicate means.
-        predicate: The command; ours if empty.
+    `releases` is a range such as `2.5..2.10`; `out` is the folder of journal, logs and report. What is not
+    pinned has the version that is installed here. Without `find` the ends decide, without `python` the
+    interpreter of mpsdiag is used, without `predicate` ours. `fresh` sets an older journal aside instead of
+    resuming it.
     """
 
     axis: Literal["torch", "transformers"]
@@ -61,12 +53,7 @@ class Bisection:
     predicate: Sequence[str] = ()
 
     def prepare(self, say: Say = lambda _: None) -> PlannedSearch:
-        """Check everything that can be checked before anything is built; `say` gets what is being done.
-
-        Raises:
-            BadInput: Something of it cannot be used as given.
-            CannotDecide: The index cannot be reached.
-        """
+        """Check all that can be checked before anything is built; CannotDecide without a network."""
         low, high = parse_range(self.axis, self.releases, nightly=self.nightly)
         pins = parse_pins(self.axis, self.pins)
         if self.predicate:
@@ -106,15 +93,7 @@ class Bisection:
 
 @dataclass(frozen=True)
 class PlannedSearch:
-    """A search that is ready to run.
-
-    Attributes:
-        asked: What the user asked for.
-        search: The header of the journal.
-        command: The words of the predicate.
-        installer: uv with the Python and the indexes of the search.
-        journal: What the folder holds already; None if nothing, or nothing that counts.
-    """
+    """A search that is ready to run; `journal` is None where the folder holds none, or none that counts."""
 
     asked: Bisection
     search: Search
@@ -128,7 +107,7 @@ class PlannedSearch:
         return conclude(self.search, {} if self.journal is None else self.journal.tries)
 
     def requirements(self, release: str) -> list[str]:
-        """What the environment of a release is asked for."""
+        """What is installed for a release."""
         return [f"{self.search.axis}=={release}", *self.search.pins]
 
     def document(self) -> dict[str, Any]:
@@ -151,9 +130,8 @@ class PlannedSearch:
     def run(self, progress: Say = lambda _: None, note: Say = lambda _: None) -> Found:
         """Test until the bracket is found, or cannot be; `progress` gets what is being done, `note` every try.
 
-        Raises:
-            BadInput: The folder cannot be written, or is being written.
-            CannotDecide: No network, a full disk, or a predicate that aborts the search.
+        Raises BadInput where the folder cannot be written or another run writes it, CannotDecide without a
+        network, on a full disk, and where the predicate aborts the search.
         """
         path = self.asked.out / JOURNAL
         if self.asked.fresh and (kept := set_aside(path)) is not None:

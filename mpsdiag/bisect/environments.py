@@ -31,11 +31,7 @@ ROOM_TO_BUILD_AHEAD = 20 * 2**30
 
 
 def cache_limit() -> int:
-    """Bytes that all environments may take together, 20 GiB unless MPSDIAG_CACHE_GIB says otherwise.
-
-    Raises:
-        BadInput: It is not a number above 0.
-    """
+    """Bytes that all environments may take together, 20 GiB unless MPSDIAG_CACHE_GIB sets another limit."""
     text = os.environ.get("MPSDIAG_CACHE_GIB") or "20"
     try:
         limit = float(text)
@@ -50,11 +46,9 @@ def cache_limit() -> int:
 def for_cells(names: Sequence[str]) -> Iterator[None]:
     """Make environments ready for the cells of `bench`, and keep them there while the block runs.
 
-    mpsdiag itself is linked into them, not installed: its requirements would change what they are there to show.
-
-    Raises:
-        BadInput: There is no such environment.
-        CannotDecide: What cells need beside torch and transformers cannot be fetched.
+    mpsdiag itself is linked into them, not installed: its requirements would change what they are there to
+    show. Raises BadInput for an unknown name, CannotDecide where what cells need beside torch and
+    transformers cannot be fetched.
     """
     with contextlib.ExitStack() as locks:
         for name in names:
@@ -86,12 +80,9 @@ def _equip(folder: Path) -> None:
 
 @dataclass
 class Environments:
-    """The environments of one search. A context manager: leaving it ends what is still being built.
+    """The environments of one search, in a folder shared with other searches, up to a limit in bytes.
 
-    Attributes:
-        installer: Installs into them.
-        folder: Holds them all, those of other searches too.
-        limit: Bytes that they may take together.
+    A context manager: leaving it ends what is still being built.
     """
 
     installer: Installer
@@ -124,9 +115,8 @@ class Environments:
     def using(self, requirements: Sequence[str]) -> Iterator[Built]:
         """Give an environment, built first if need be; nobody removes it while the block runs.
 
-        Raises:
-            Impossible: These cannot be installed together.
-            CannotDecide: No network, or a full disk.
+        Raises Impossible where these cannot be installed together, CannotDecide without a network or on a
+        full disk.
         """
         name = self.name(requirements)
         lock = self._open_lock(name)

@@ -22,13 +22,7 @@ from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a search, finished or not.
-
-    Attributes:
-        search: What was searched.
-        tries: In the order in which they were made.
-        decision: What they add up to.
-    """
+    """The result of a search, finished or not; the tries are in the order in which they were made."""
 
     search: Search
     tries: tuple[Try, ...]
@@ -123,12 +117,7 @@ def tries_left(step: Ask) -> str:
 
 
 def conclude(search: Search, tries: dict[str, Try]) -> Found:
-    """Add up what is known about a search.
-
-    Args:
-        search: What is searched.
-        tries: By key, in the order in which they were made; those of other searches are left out.
-    """
+    """Add up the tries of a search, by key in their order; those of other searches are left out."""
     numbers = {search.key(release): number for number, release in enumerate(search.releases)}
     known = [one for key, one in tries.items() if key in numbers]
     outcomes = {numbers[one.key]: one.outcome for one in known}

@@ -49,11 +49,7 @@ _FULL_DISK = ("No space left on device", "Disk quota exceeded", "os error 28)")
 
 
 class Impossible(MpsdiagError):  # noqa: N818 - an outcome of the resolver
-    """These releases cannot be installed together, or not here; the text is uv's own sentence.
-
-    Attributes:
-        conflict: The resolver found no solution; otherwise something else failed, such as a broken wheel.
-    """
+    """These releases cannot be installed together (`conflict`), or not here; the text is uv's."""
 
     def __init__(self, sentence: str, *, conflict: bool) -> None:
         super().__init__(sentence)
@@ -61,10 +57,9 @@ class Impossible(MpsdiagError):  # noqa: N818 - an outcome of the resolver
 
 
 def user_settings() -> tuple[dict[str, str], bool]:
-    """Read what the user's settings of uv say about indexes.
+    """The user's settings of uv about indexes by name, and whether they name an index.
 
-    Returns:
-        The settings by name, to be hashed and never shown (they may hold logins), and whether they name an index.
+    They are hashed and never shown: they may hold logins.
     """
     found = {
         name: os.environ[name] for name in (*_INDEX_VARIABLES, *_OTHER_VARIABLES) if os.environ.get(name)
@@ -79,11 +74,7 @@ def user_settings() -> tuple[dict[str, str], bool]:
 
 
 def find_uv() -> str:
-    """Path of uv: the one of the extra `bisect`, or the one on PATH.
-
-    Raises:
-        BadInput: There is none.
-    """
+    """Path of uv: the one of the extra `bisect`, or the one on PATH."""
     try:
         from uv import find_uv_bin
 
@@ -102,10 +93,9 @@ def find_uv() -> str:
 class Installer:
     """uv with one Python and one choice of indexes.
 
-    Attributes:
-        python: A version such as `3.12`, or the path of an interpreter; the one that runs mpsdiag if None.
-        device: The kind of device the predicate runs on: `cpu` gets torch's small CPU wheels on Linux.
-        nightly: Take pre-releases, and torch's nightly index.
+    `python` is a version such as `3.12` or the path of an interpreter, by default the one that runs mpsdiag.
+    For the device `cpu`, torch's small CPU wheels are taken on Linux. `nightly` takes pre-releases, and
+    torch's nightly index.
     """
 
     python: str | None = None
@@ -152,13 +142,9 @@ class Installer:
         self.python_version = subprocess.check_output([self.interpreter, *words], text=True).strip()
 
     def releases(self, name: str, low: Version, high: Version) -> list[Version]:
-        """List the releases of a package from `low` to `high`, the oldest first, both ends included.
+        """List the releases of a package from `low` to `high`, the oldest first; both ends must exist.
 
         Yanked releases and those without a wheel for this Python are not among them.
-
-        Raises:
-            BadInput: An end does not exist.
-            CannotDecide: The index cannot be reached.
         """
         found: list[Version] = []
         below = f"<={high}"
@@ -192,15 +178,8 @@ class Installer:
     def install(self, folder: Path, requirements: Sequence[str], *, override: bool, keep: int) -> list[str]:
         """Make an environment, install into it, and list all that is there, as `pip freeze` prints it.
 
-        Args:
-            folder: Of the new environment.
-            requirements: Such as `torch==2.9.0`.
-            override: Let the requirements overrule what the packages require of each other.
-            keep: A file descriptor that stays open in uv, so that its lock outlives this process.
-
-        Raises:
-            Impossible: The resolver refuses.
-            CannotDecide: No network, or a full disk.
+        With `override` the requirements overrule what the packages require of each other. `keep` is a file
+        descriptor that stays open in uv, so that its lock outlives this process.
         """
         python = folder / "bin" / "python"
         self.call("venv", "--quiet", "--clear", "--python", self.interpreter, str(folder), keep=keep)
@@ -215,9 +194,8 @@ class Installer:
     def call(self, *words: str, text: str = "", keep: int | None = None) -> str:
         """Run uv and return what it prints.
 
-        Raises:
-            Impossible: It refuses; the text is its sentence.
-            CannotDecide: No network, or a full disk.
+        Raises Impossible with its sentence where it refuses, CannotDecide without a network or on a full
+        disk.
         """
         variables = {
             name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "UV_PYTHON"}

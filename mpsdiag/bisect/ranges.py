@@ -22,11 +22,7 @@ PINNED: Final = ("torch", "transformers", "accelerate")
 
 
 def parse_range(axis: str, text: str, *, nightly: bool = False) -> tuple[Version, Version]:
-    """Read a range such as `2.5..2.10`.
-
-    Raises:
-        BadInput: It is not a range, upside down, or a single release.
-    """
+    """Read a range such as `2.5..2.10`: two different releases, the older one first."""
     low, dots, high = text.partition("..")
     if not dots:
         raise BadInput(f"--{axis} '{text}' is not a range. Write the two ends, such as {_example(axis)}.")
@@ -42,18 +38,7 @@ def parse_range(axis: str, text: str, *, nightly: bool = False) -> tuple[Version
 
 
 def parse_pins(axis: str, texts: Iterable[str]) -> list[str]:
-    """Read the pins, and add those of what is installed here.
-
-    Args:
-        axis: The package that moves.
-        texts: Such as `transformers==4.57.6`.
-
-    Returns:
-        Requirements with exact versions, in a fixed order.
-
-    Raises:
-        BadInput: A pin is not of the form NAME==VERSION, names the axis, or stands there twice.
-    """
+    """Read pins such as `transformers==4.57.6`, and add those of what is installed here, in a fixed order."""
     pins: dict[str, str] = {}
     for text in texts:
         try:

@@ -18,11 +18,7 @@ _SYMBOLS: Final = {"good": "✓", "bad": "✗", "skip": "·"}
 
 
 def text_of(found: Found, form: str, *, width: int = 100, color: bool = False) -> str:
-    """Render a result as terminal, markdown, html or json; `width` in columns, for the terminal.
-
-    Raises:
-        BadInput: There is no such format of it.
-    """
+    """Render a result as terminal, markdown, html or json; `width` in columns, for the terminal."""
     if form == "json":
         return dumps(found.document(), indent=2)
     word = "not_affected" if isinstance(found.decision, Bracket) else "undecided"

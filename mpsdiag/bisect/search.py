@@ -59,13 +59,7 @@ Decision = Ask | Bracket | SameEnds | OpposedEnds | UntestableEnd
 
 
 def decide(total: int, outcomes: Mapping[int, Outcome], find: Find | None = None) -> Decision:
-    """Say what to test next, or what was found.
-
-    Args:
-        total: Number of releases, at least two.
-        outcomes: What is known, by number.
-        find: The change to look for; whichever the ends show if None.
-    """
+    """What to test next of two releases or more, or what was found; without `find` the ends decide."""
     first, last = 0, total - 1
     halvings = _halvings(last - first)
     for number, left in ((first, 2), (last, 1)):

@@ -37,10 +37,8 @@ _COMPARE: Final[dict[str, Callable[[int, int], bool]]] = {
 class Rules:
     """What the end of a command means.
 
-    Attributes:
-        bad_if: Such as `exit==1`; git's codes if None.
-        crash_is: What a crash (a signal) or a try that takes too long counts as.
-        timeout: Seconds that a try may take.
+    `bad_if` is a condition such as `exit==1`, git's codes if None. `crash_is` is what a signal or a time-out
+    counts as; `timeout` is in seconds.
     """
 
     bad_if: str | None = None
@@ -83,11 +81,7 @@ class Trial:
 
 
 def check_command(command: Sequence[str]) -> None:
-    """Refuse a command that cannot run anywhere.
-
-    Raises:
-        BadInput: There is no such program, or no such script.
-    """
+    """Refuse a command whose program or script does not exist."""
     program = command[0]
     if not _is_python(program) and shutil.which(program) is None:
         raise BadInput(
@@ -101,9 +95,7 @@ def check_command(command: Sequence[str]) -> None:
 def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Trial:
     """Run a command in the environment in a folder; `python` is its own, and the log gets all that it prints.
 
-    Raises:
-        BadInput: The log cannot be written.
-        CannotDecide: The exit code aborts the search.
+    Raises BadInput where the log cannot be written, CannotDecide where the exit code aborts the search.
     """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

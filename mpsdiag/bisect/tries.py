@@ -95,9 +95,6 @@ def read_tries(path: Path) -> Tries | None:
     """Read a journal of `bisect`, or that of a folder; None if there is none.
 
     A torn last line is dropped, every other bad line is left out with a warning that names it.
-
-    Raises:
-        BadInput: It cannot be read, is another kind of file, or a newer mpsdiag wrote it.
     """
     path = path / JOURNAL if path.is_dir() else path
     try:
@@ -134,12 +131,7 @@ def read_tries(path: Path) -> Tries | None:
 
 
 def _parse(line: bytes, where: str) -> Search | Try:
-    """One line.
-
-    Raises:
-        BadInput: A newer mpsdiag wrote it.
-        ValueError: It is neither a header nor a try.
-    """
+    """One line; BadInput where a newer mpsdiag wrote it, ValueError where it is neither of the two."""
     parsed: Any = json.loads(line.decode("utf-8"))
     if not isinstance(parsed, dict):
         raise ValueError("not an object")  # noqa: TRY004 - callers catch one kind

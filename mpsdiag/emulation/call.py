@@ -15,18 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """The arguments of `scaled_dot_product_attention` by name.
-
-    Attributes:
-        query: `(..., Hq, L, D)`.
-        key: `(..., Hkv, S, D)`.
-        value: `(..., Hkv, S, Dv)`.
-        mask: None, bool (True = may attend) or floating (added to the scores).
-        dropout_p: Probability of dropping a weight.
-        is_causal: Hide the keys after the query's own position.
-        scale: Multiplies the scores; `1 / sqrt(D)` if None.
-        enable_gqa: Query heads share key and value heads.
-    """
+    """The arguments of `scaled_dot_product_attention` by name; shapes as in `generations`."""
 
     query: Tensor
     key: Tensor

@@ -23,14 +23,9 @@ def _seeded() -> torch.Generator:
 class Machine:
     """An Apple device with a torch release, as far as attention can see it.
 
-    Attributes:
-        release: The row of the table.
-        macos: Major version of macOS.
-        defects: Ids of the defects it has.
-        on_abort: What an abort of the process does.
-        garbage: Source of what lies in memory that nobody wrote; seeded, so runs repeat, calls differ.
-        narrow_calls: How many calls of SDPA004 there were: where the allocator puts their buffers differs.
-        graphs: The cache of compiled graphs: what of the first call is kept for later ones of the same key.
+    `garbage` is the source of what lies in memory that nobody wrote: seeded, so runs repeat and calls differ.
+    `narrow_calls` counts the calls of SDPA004, which differ in where the allocator puts their buffers.
+    `graphs` is the cache of compiled graphs: what is kept of the first call for later ones of the same key.
     """
 
     release: Release

@@ -37,9 +37,7 @@ _thread = _Thread()
 class EmulatedMPS(TorchFunctionMode):
     """Context manager: attention on CPU tensors goes to an emulated machine, made anew with the context.
 
-    Attributes:
-        emulation: What is emulated.
-        machine: The machine with its memory; it lasts as long as this object.
+    The machine with its memory lasts as long as this object.
     """
 
     def __init__(self, emulation: Emulation, *, on_abort: OnAbort = "raise") -> None:
@@ -175,12 +173,7 @@ def in_effect(device: str | torch.device) -> bool:
 def emulated(
     emulation: Emulation | None, on_abort: OnAbort = "raise"
 ) -> AbstractContextManager[EmulatedMPS | None]:
-    """Make the context manager that puts an emulation into effect; one that does nothing for None.
-
-    Args:
-        emulation: What to emulate, if anything.
-        on_abort: Whether an emulated abort raises `EmulatedAbort` or really ends the process.
-    """
+    """The context manager that puts an emulation into effect, and does nothing for None."""
     return nullcontext() if emulation is None else EmulatedMPS(emulation, on_abort=on_abort)
 
 

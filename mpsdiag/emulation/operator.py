@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 
 def attention(call: AttentionCall, machine: Machine) -> Tensor:
-    """Compute a public call as the machine's release would.
-
-    Raises:
-        RuntimeError: A mask together with `is_causal`.
-        NotImplementedError: Dropout without gradients on 2.13 and later.
-        EmulatedAbort: Where the real thing ends the process.
-    """
+    """Compute a public call as the release of the machine would, with its refusals and aborts."""
     call = call.with_additive_mask()
     ignored = machine.has("SDPA008")
     if takes_operator(call, machine.release, machine.macos, dropout_ignored=ignored):
@@ -58,14 +52,7 @@ def _composite(call: AttentionCall, machine: Machine) -> Tensor:
 def run_operator(
     call: AttentionCall, machine: Machine, *, want_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute a call that has reached the operator.
-
-    Raises:
-        RuntimeError: A mask together with `is_causal`, where the path cannot combine them.
-        NotImplementedError: Dropout, or a dtype that is not floating, on 2.13 and later.
-        IndexError: Inputs that are not 4D, where that is a defect.
-        EmulatedAbort: Where the real thing ends the process.
-    """
+    """Compute a call that has reached the operator, or refuse it as the release does (`refusals.py`)."""
     release = machine.release
     refuse_call(call, machine)
     if release.empty_is_zeros and (call.value.numel() == 0 or call.query.size(-2) == 0):

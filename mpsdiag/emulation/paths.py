@@ -34,12 +34,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tuple[Tensor, Tensor | None]:
-    """Run the graph (G1, G2, G3).
-
-    Raises:
-        RuntimeError: A mask together with `is_causal`.
-        EmulatedAbort: Where the real thing ends the process.
-    """
+    """Run the graph (G1, G2, G3), or refuse the call as it does."""
     refuse_general(call, machine)
     if call.mask is not None and machine.release.expands_mask:
         call = replace(call, mask=expanded_mask(call))

@@ -18,11 +18,7 @@ class EmulatedAbort(RuntimeError):  # noqa: N818 - it stands for an abort, which
 
 
 def abort(message: str, on_abort: OnAbort) -> NoReturn:
-    """End the process as the emulated release would, or raise.
-
-    Raises:
-        EmulatedAbort: With `on_abort="raise"`.
-    """
+    """End the process as the emulated release would, or raise EmulatedAbort."""
     if on_abort == "process":
         sys.stderr.write(f"emulated abort: {message}\n")
         sys.stderr.flush()
@@ -35,14 +31,7 @@ BOTH_MASKS = "_scaled_dot_product_attention: Explicit attn_mask should not be se
 
 
 def refuse_call(call: AttentionCall, machine: Machine) -> None:
-    """Raise or abort for what the operator does not take, before it has chosen a path.
-
-    Raises:
-        NotImplementedError: Dropout, or a dtype that is not floating (2.13+).
-        RuntimeError: `is_causal` and a mask (up to 2.12; later it depends on the path).
-        IndexError: Inputs of fewer than four dimensions, with SDPA011.
-        EmulatedAbort: With SDPA010, SDPA011, SDPA017.
-    """
+    """Raise or abort for what the operator does not take, before it has chosen a path."""
     release = machine.release
     if release.dropout == "refused":
         if not call.query.is_floating_point():
@@ -68,12 +57,7 @@ def refuse_call(call: AttentionCall, machine: Machine) -> None:
 
 
 def refuse_general(call: AttentionCall, machine: Machine) -> None:
-    """Raise or abort for what the general path does not take.
-
-    Raises:
-        RuntimeError: `is_causal` and a mask.
-        EmulatedAbort: Scores of more than 2**32 bytes, with SDPA019.
-    """
+    """Raise or abort for what the general path does not take: a mask beside `is_causal`, too many scores."""
     if call.is_causal and call.mask is not None:
         raise RuntimeError(BOTH_MASKS)
     batch, heads, rows, _ = call.query.shape

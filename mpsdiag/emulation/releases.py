@@ -19,42 +19,25 @@ TWO_PASS_KEYS: Final = 1024  # from this many keys on, the vector kernels work i
 
 @dataclass(frozen=True)
 class Release:
-    """What one torch release does with attention on MPS.
-
-    What a release does by mistake is not here but among its defects.
-
-    Attributes:
-        name: Minor release, such as `2.8`.
-        general: Generation of the graph inside the MPS operator; `none` where there is no operator yet.
-        contiguous_below: Below this macOS the operator is taken only by contiguous query, key and value.
-        dropout: What dropout does where the operator would be taken.
-        tiny_shift: float32 products get 1e-20 added on macOS 15+.
-        vector_dims: Head dimensions of the vector kernels; none if empty.
-        vector_everything: The vector kernels take causal calls and float masks too, not only none or bool.
-        prefill_dims: Head dimensions of the prefill kernels; none if empty.
-        prefill_scales: What the prefill kernel on simdgroup matrices multiplies by scale * log2(e): the query in its
-            own dtype, or the float32 scores.
-        mpp_dims: Head dimensions of the prefill kernels on Metal Performance Primitives (half types, macOS
-            26+).
-        expands_mask: The mask gets the shape of the scores before it reaches a kernel.
-        shares_heads: The operator repeats key and value heads itself, asked for or not; before, only with
-            `enable_gqa`, and ahead of the choice of a path.
-        empty_is_zeros: An empty query or value gives zeros without a look at the rest.
-    """
+    """What one torch release does with attention on MPS; what it does by mistake is among its defects."""
 
     name: str
     general: General = "none"
+    """Generation of the graph inside the MPS operator; `none` where there is no operator yet."""
     contiguous_below: float = 0.0
+    """Below this macOS the operator is taken only by contiguous query, key and value."""
     dropout: Dropout = "composite"
-    tiny_shift: bool = False
-    vector_dims: tuple[int, ...] = ()
-    vector_everything: bool = False
-    prefill_dims: tuple[int, ...] = ()
+    tiny_shift: bool = False  # float32 products get 1e-20 added on macOS 15+
+    vector_dims: tuple[int, ...] = ()  # head dimensions of the vector kernels
+    vector_everything: bool = False  # these take causal calls and float masks too, not only none or bool
+    prefill_dims: tuple[int, ...] = ()  # head dimensions of the prefill kernels
     prefill_scales: Literal["query", "scores"] = "query"
-    mpp_dims: tuple[int, ...] = ()
-    expands_mask: bool = False
+    """What the prefill kernel multiplies by scale * log2(e): the query in its own dtype, or the float32 scores."""
+    mpp_dims: tuple[int, ...] = ()  # those on Metal Performance Primitives (half types, macOS 26+)
+    expands_mask: bool = False  # the mask gets the shape of the scores before it reaches a kernel
     shares_heads: bool = False
-    empty_is_zeros: bool = False
+    """The operator repeats key and value heads itself, unasked; before, only with `enable_gqa`, ahead of the paths."""
+    empty_is_zeros: bool = False  # an empty query or value gives zeros without a look at the rest
 
 
 def _table() -> dict[str, Release]:

@@ -70,11 +70,7 @@ class Emulation:
         return "MPS does not support float64" if name == "float64" else None
 
     def require_dtype(self, name: str) -> None:
-        """Do nothing when the emulated device computes in this dtype.
-
-        Raises:
-            BadInput: It does not.
-        """
+        """Refuse a dtype in which the emulated device does not compute."""
         reason = self.lacks_dtype(name)
         if reason:
             raise BadInput(f"{reason}, and neither does {self.describe()}. Choose another dtype.")

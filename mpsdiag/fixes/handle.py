@@ -10,10 +10,8 @@ from types import TracebackType
 class Handle:
     """Removes a mode again, once, by `remove()` or at the end of a `with` block.
 
-    Attributes:
-        name: The attention mode that was put in place.
-        unreached: Names in modules, such as `library.attention.sdpa`, that hold torch's function itself since before
-            and so go on without the mode.
+    `name` is the attention mode that was put in place. `unreached` lists names in modules, such as
+    `library.attention.sdpa`, that were bound to torch's own function before and so go on without the mode.
     """
 
     def __init__(self, name: str, undo: Callable[[], None], unreached: tuple[str, ...] = ()) -> None:

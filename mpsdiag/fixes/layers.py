@@ -30,10 +30,9 @@ MARK: Final = "_mpsdiag_mode"
 class InForce:
     """What the layers do for everyone; a plain object, so that compiled code guards on it.
 
-    Attributes:
-        instead: What runs in the place of `F.scaled_dot_product_attention`.
-        repair: What is done to masks, there and at the entry of transformers where that is not reached by name.
-        layer: Our layer on `F.scaled_dot_product_attention` that was made last.
+    `instead` runs in the place of `F.scaled_dot_product_attention`; `repair` is done to masks, there and at
+    the entry of transformers where that is not reached by name; `layer` is our layer on the function that was
+    made last.
     """
 
     instead: Function | None = None

@@ -128,11 +128,7 @@ def _set(model: Any, name: str, spared: list[Any]) -> None:
 
 
 def _read_back(model: Any, mode: Mode, key: str, used: list[tuple[nn.Module, Any]]) -> None:
-    """Find out whether the mode took: transformers only warns when a class refuses.
-
-    Raises:
-        BadInput: It did not, or not everywhere. The sentence says which way works.
-    """
+    """Refuse a mode that did not take everywhere, with the way that works: transformers only warns."""
     start = f"{type(model).__name__} does not let its attention be switched to '{mode.name}'"
     way = f'What works: {_install_hint(mode)}, or load the model with attn_implementation="eager".'
     kept = {

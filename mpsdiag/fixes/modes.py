@@ -29,11 +29,8 @@ def _runs_anywhere(device: str, dtype: str, training: bool) -> str | None:
 class Mode:
     """One way to compute attention.
 
-    Attributes:
-        name: Its word in the contract.
-        exact: Whether it gives, bit for bit, what stock SDPA gives on the CPU.
-        summary: What it does, in one sentence.
-        process_wide: Whether `install` can put it in place; the others are for one model.
+    `exact` modes give, bit for bit, what stock SDPA gives on the CPU. `install` takes those that are
+    `process_wide`; the others are for one model.
     """
 
     name: str
@@ -43,13 +40,7 @@ class Mode:
     _reason: Callable[[str, str, bool], str | None] = field(default=_runs_anywhere, repr=False, compare=False)
 
     def unavailable(self, device: str, dtype: str, *, training: bool = True) -> str | None:
-        """Say why the mode cannot run, or None if it can.
-
-        Args:
-            device: Such as `cpu`, `mps`, `cuda:0`.
-            dtype: Such as `float32`.
-            training: Whether gradients are wanted as well; some modes only infer on some devices.
-        """
+        """Why the mode cannot run on a device and dtype, with gradients if `training`; None if it can."""
         return self._reason(device.split(":", maxsplit=1)[0], dtype, training)
 
     def repair(self) -> Repair | None:
@@ -133,11 +124,7 @@ MODES: Final[Mapping[str, Mode]] = MappingProxyType({name: _BY_NAME[name] for na
 
 
 def mode_named(name: str, *, process_wide: bool = False) -> Mode:
-    """Look a mode up.
-
-    Raises:
-        BadInput: There is none of that name; the sentence suggests the nearest.
-    """
+    """Look a mode up; the refusal of an unknown name suggests the nearest."""
     if name not in MODES:
         one_of(
             "attention mode",

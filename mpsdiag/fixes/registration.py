@@ -60,9 +60,7 @@ def register(name: str, repair: Repair) -> None:
     """Make a mode known to transformers: its attention function and, under the same name, its mask function.
 
     The names stay known for the life of the process: copies of a model work on after a handle is removed.
-
-    Raises:
-        BadInput: This transformers has no registry of mask functions (before 4.53).
+    Raises BadInput before transformers 4.53, which has no registry of mask functions.
     """
     try:
         from transformers import AttentionInterface, AttentionMaskInterface

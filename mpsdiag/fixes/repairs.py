@@ -19,11 +19,9 @@ from mpsdiag.sdpa.safe import open_dead_rows, zero_rows
 
 
 class Repaired(NamedTuple):
-    """A mask that leaves no query without a key, and what the output still owes.
+    """A mask that leaves no query without a key, broadcastable to (..., L, S), boolean or additive.
 
-    Attributes:
-        mask: What SDPA gets, broadcastable to (..., L, S), boolean or additive.
-        zero: True where the output row is to be zero, shape (..., L, 1); None if it stays as computed.
+    `zero` is True where the output row is to be zero, shape (..., L, 1); None if all stays as computed.
     """
 
     mask: Tensor
@@ -60,12 +58,7 @@ REPAIRS: Final[Mapping[str, Repair]] = MappingProxyType(
 
 
 class MaskArgument(NamedTuple):
-    """Where a function takes its mask.
-
-    Attributes:
-        name: As a keyword argument.
-        position: Among the positional arguments, or None if it is never one of them.
-    """
+    """Where a function takes its mask: as this keyword, and at this position, None if never by position."""
 
     name: str
     position: int | None

@@ -25,13 +25,7 @@ from mpsdiag.fixes.startup import RunRequest
 
 @dataclass(frozen=True)
 class Launch:
-    """A process to become.
-
-    Attributes:
-        command: The program and its arguments.
-        environment: All of its environment.
-        note: What to tell the user first, in one sentence.
-    """
+    """A process to become: its command, its whole environment, and the sentence that the user reads first."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
@@ -48,11 +42,7 @@ def prepare(
     macos: int,
     environ: Mapping[str, str],
 ) -> Launch:
-    """Work out the process that runs a script or module with a mode in place.
-
-    Raises:
-        BadInput: No such script, module, mode or release; or a mode for single models only.
-    """
+    """Work out the process that runs a script or module with a mode in place."""
     mode = mode_named(fix, process_wide=True)
     if not mode.process_wide:
         raise BadInput(

@@ -16,20 +16,14 @@ _MACOS: Final = "MPSDIAG_RUN_EMULATE_MACOS"
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What is to be in place once torch is there.
-
-    Attributes:
-        fix: An attention mode.
-        emulate: The torch release whose MPS kernels are emulated on CPU tensors, or None.
-        macos: The macOS under it.
-    """
+    """The mode, and if `emulate` is set the MPS kernels, that are in place as soon as torch is imported."""
 
     fix: str
     emulate: str | None = None
     macos: int = 15
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Add the wish, and the folder with the start-up hook, to the environment of a process."""
+        """The environment of a process with the request, and the start-up hook on PYTHONPATH."""
         extended = {key: value for key, value in environ.items() if key not in {_FIX, _EMULATE, _MACOS}}
         extended[_FIX] = self.fix
         if self.emulate is not None:
@@ -43,20 +37,18 @@ class RunRequest:
 
 
 def wish_of(environ: Mapping[str, str]) -> RunRequest | None:
-    """Read the wish back; None if there is none."""
+    """The request in an environment; None if there is none."""
     if _FIX not in environ:
         return None
     return RunRequest(environ[_FIX], environ.get(_EMULATE), int(environ.get(_MACOS, "15")))
 
 
 def begin() -> None:
-    """Fulfil the wish of this process, for as long as it lives. Called right after torch has been imported.
+    """Carry out the request of this process, for as long as it lives, right after torch has been imported.
 
-    The emulation is that of the thread that imported torch, and of processes forked from it.
-
-    Raises:
-        MpsdiagError: The wish cannot be fulfilled; the import of torch fails with it, rather than that the script
-            runs without what was asked for.
+    The emulation is that of the thread that imported torch, and of processes forked from it. Where the
+    request cannot be carried out, the import of torch fails, so that the script does not run without what was
+    asked for.
     """
     wish = wish_of(os.environ)
     if wish is None:

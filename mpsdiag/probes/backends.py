@@ -18,11 +18,7 @@ REFUSALS: Final = ("no available kernel", "no viable backend", "invalid backend"
 
 @contextmanager
 def forced(backend: str | None) -> Iterator[None]:
-    """Inside, attention runs on this backend or not at all.
-
-    Raises:
-        Refused: This torch has no such backend, or it does not take the call that was made.
-    """
+    """Inside, attention runs on this backend; Refused where torch lacks it or it refuses the call."""
     if backend is None:
         yield
         return

@@ -31,12 +31,7 @@ Job = tuple[str, Mode]
 
 @dataclass(frozen=True)
 class Death:
-    """How a child ended before its jobs were done.
-
-    Attributes:
-        code: Exit code, negative for a signal; None if it was stopped for taking too long.
-        tail: The last line it printed to stderr.
-    """
+    """How a child ended early: exit code (negative for a signal, None if stopped), last line on stderr."""
 
     code: int | None
     tail: str

@@ -22,14 +22,10 @@ ABORTS: Final = "aborts the process"
 class Check:
     """One judged output of a probe.
 
-    Attributes:
-        name: What was run, such as `bool mask, float16, 4 queries`.
-        ok: Whether the contract calls the outcome right.
-        seen: The outcome in two or three words: `right`, `NaN`, `wrong`, `aborts the process`.
-        mode: Whether gradients were wanted.
-        error: Largest absolute difference from the float64 reference, where there is one.
-        bound: What the contract allows it to be.
-        at: Where in the sweep it is: dtype, head_dim, queries, keys, mask, layout.
+    `name` is what was run (`bool mask, float16, 4 queries`), `seen` the outcome in two or three words
+    (`right`, `NaN`, `wrong`), `error` the largest absolute difference from the float64 reference, `bound`
+    what the contract allows it to be, `at` the place in the sweep: dtype, head_dim, queries, keys, mask,
+    layout.
     """
 
     name: str
@@ -43,13 +39,7 @@ class Check:
 
 @dataclass(frozen=True)
 class ModeResult:
-    """What a trigger gave in one grad mode.
-
-    Attributes:
-        status: Of this mode alone.
-        checks: All judged outputs, in order.
-        reason: Why nothing ran, or the one line of the exception.
-    """
+    """What a trigger gave in one grad mode; `reason` is why nothing ran, or the one line of the exception."""
 
     status: ProbeStatus
     checks: tuple[Check, ...] = ()
@@ -68,20 +58,10 @@ class Refused(Skip):
 class Finding:
     """What one probe found on one device.
 
-    Attributes:
-        id: The probe's stable id.
-        title: The probe's one line.
-        status: The worse of the two modes; `skip` only if neither ran.
-        detail: One sentence: what was seen, or why nothing was run.
-        training: Outcome with gradients wanted.
-        evaluation: Outcome under `no_grad`.
-        cases: How many outputs were judged.
-        failed: Those the contract calls wrong.
-        remedy: What to do about it.
-        upstream: Threads where it was reported.
-        seen: Outcome in two or three words, of the failures if there are any.
-        seconds: Wall-clock time the probe took.
-        backend: The SDPA backend that was forced, if one was.
+    `status` is the worse of the two grad modes, `skip` only if neither ran; `training` is the outcome with
+    gradients wanted, `evaluation` under `no_grad`. `detail` is one sentence: what was seen, or why nothing
+    was run. `cases` outputs were judged; the contract calls those in `failed` wrong. `backend` is the SDPA
+    backend that was forced, if any.
     """
 
     id: str
@@ -103,10 +83,9 @@ class Finding:
 class Probe(Defect):
     """A known defect, with the smallest trigger that shows it.
 
-    Attributes:
-        trigger: Yields judged outputs in the lab's mode; raises `Skip` where it cannot run.
-        explains: Says of a combination of the sweep whether this defect accounts for its failure.
-        note: Makes the sentence for `Finding.detail` from all checks, where counts do not say enough.
+    `trigger` yields judged outputs in the lab's mode, and raises `Skip` where it cannot run. `explains`
+    decides whether this defect accounts for a failed combination of the sweep; `note` adds a sentence to
+    `Finding.detail`.
     """
 
     trigger: Callable[[Lab], Iterable[Check]] | None = None

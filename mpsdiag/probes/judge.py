@@ -94,12 +94,7 @@ def transposed(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A float64 reference and the error the contract allows against it.
-
-    Attributes:
-        reference: (..., L, Dv), float64, on the CPU.
-        bound: Twice the largest error of plain attention in the dtype, or of holding the result in it.
-    """
+    """A float64 reference (..., L, Dv) on the CPU and the error allowed against it, see `sdpa/bound.py`."""
 
     reference: Tensor
     bound: float

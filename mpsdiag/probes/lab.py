@@ -39,14 +39,10 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Lab:
-    """One device, real or emulated, in one grad mode.
+    """One device, real or emulated, in one grad mode; under an emulation the device is `cpu`.
 
-    Attributes:
-        device: Where the inputs live and the attention runs; `cpu` under an emulation.
-        emulation: The emulated MPS, if there is one.
-        mode: Whether gradients are wanted.
-        seed: Seed of all inputs.
-        backend: The SDPA backend to force, a name of `torch.nn.attention.SDPBackend`; None leaves it to torch.
+    `backend` is the SDPA backend to force, a name of `torch.nn.attention.SDPBackend`; None leaves it to
+    torch.
     """
 
     device: str
@@ -71,29 +67,17 @@ class Lab:
         return release_of(self.emulation.release if self.emulation else torch.__version__)
 
     def require_real_mps(self, why: str) -> None:
-        """Go on only on a real Apple GPU.
-
-        Raises:
-            Skip: This is none; the reason given is the user's.
-        """
+        """Skip, with this reason, everywhere but on a real Apple GPU."""
         if self.emulation is not None or devices.kind_of(self.device) != "mps":
             raise Skip(why)
 
     def require_mps(self, why: str) -> None:
-        """Go on only on MPS, real or emulated.
-
-        Raises:
-            Skip: This is another device.
-        """
+        """Skip, with this reason, everywhere but on MPS, real or emulated."""
         if not self.on_mps:
             raise Skip(why)
 
     def require_dtype(self, dtype: str) -> None:
-        """Go on only if the device computes in this dtype.
-
-        Raises:
-            Skip: It does not.
-        """
+        """Skip if the device does not compute in this dtype."""
         reason = devices.supports_dtype(self.device, dtype)
         if reason is not None:
             raise Skip(reason)
@@ -120,9 +104,6 @@ class Lab:
         """Run `F.scaled_dot_product_attention` in this mode; the output comes back to the CPU, detached.
 
         In training the gradients of query, key and value are left on them, as a training step would.
-
-        Raises:
-            Refused: The backend that was forced does not take this call.
         """
         for tensor in (query, key, value):
             tensor.requires_grad_(self.training)
@@ -138,11 +119,7 @@ class Lab:
     def direct(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **rest: Any
     ) -> Tensor:
-        """Call the MPS operation itself, which takes boolean masks to the kernels; without gradients.
-
-        Raises:
-            Skip: Not on MPS, or this release has no such operation.
-        """
+        """Call the MPS operation itself, which takes boolean masks to the kernels; without gradients."""
         self.require_mps("the operation exists on MPS only")
         if self.release < (2, 5):
             raise Skip("torch below 2.5 has no MPS attention operation")

@@ -76,11 +76,7 @@ def conclude(
 def run_probe(
     probe_id: str, *, device: str, emulation: Emulation | None = None, isolate: bool | None = None
 ) -> Finding:
-    """Run one probe in both grad modes.
-
-    Raises:
-        BadInput: No probe has this id.
-    """
+    """Run one probe in both grad modes."""
     return _run_all([find(probe_id)], device, emulation, isolate=isolate)[0]
 
 
@@ -143,11 +139,7 @@ def _needs_child(probe: Probe, device: str) -> bool:
 
 
 def runnable(probe_id: str) -> Probe:
-    """Return a probe of the catalogue, or the sweep.
-
-    Raises:
-        BadInput: Neither has this id.
-    """
+    """The probe of that id, or the sweep."""
     return SWEEP_PROBE if probe_id == SWEEP else find(probe_id)
 
 

@@ -20,25 +20,13 @@ def reference_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Compute `softmax(scale * Q K^T + mask) V` in float64 on the CPU; dead rows give zeros.
+    """Compute `softmax(scale * Q K^T + mask) V` in float64 on the CPU; fully masked rows give zeros.
 
     Written from the definition and not by calling `scaled_dot_product_attention`, so that it can judge it.
-    Causal is aligned top left (query i sees keys 0..i) as in torch, and combines with a mask. Masked keys
-    take no part: a NaN or an infinity in one of them does not reach the result; in a visible value they give
-    NaN.
-
-    Args:
-        query: `(..., Hq, L, D)`.
-        key: `(..., Hkv, S, D)`, leading dimensions broadcastable with the query's.
-        value: `(..., Hkv, S, Dv)`.
-        attn_mask: Bool (True = may attend) or floating (added to the scores), broadcastable to `(..., Hq, L,
-            S)`.
-        is_causal: Also hide every key after the query's own position.
-        scale: Multiplies the scores; `1 / sqrt(D)` if None.
-        enable_gqa: Query heads share key and value heads, `Hq / Hkv` to one.
-
-    Returns:
-        `(..., Hq, L, Dv)`, float64, on the CPU, detached.
+    Query `(..., Hq, L, D)`, key `(..., Hkv, S, D)` and value `(..., Hkv, S, Dv)` give `(..., Hq, L, Dv)`,
+    detached. Causal is aligned top left (query i sees keys 0..i) as in torch, and combines with a mask, bool
+    (True = may attend) or added. Masked keys take no part: a NaN or an infinity in one of them does not reach
+    the result; in a visible value they give NaN.
     """
     q, k, v = (x.detach().to("cpu", torch.float64) for x in (query, key, value))
     if enable_gqa:

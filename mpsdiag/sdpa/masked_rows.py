@@ -13,20 +13,12 @@ if TYPE_CHECKING:
 
 
 def dead_rows(attn_mask: Tensor) -> Tensor:
-    """Say which rows of a mask let their query attend to no key.
+    """Which rows of a mask let their query attend to no key: bool, shape `attn_mask.shape[:-1]`.
 
-    Works for any shape that `scaled_dot_product_attention` accepts as a mask, broadcast ones included: `(L,
-    S)`, `(B, L, S)`, `(B|1, H|1, L|1, S|1)`. No device synchronization, no data-dependent branch.
-
-    Args:
-        attn_mask: Bool (True = may attend) or floating (added to the scores; `-inf` = may not attend). A row
-            of large finite values such as `finfo.min` is not dead: its softmax is defined.
-
-    Returns:
-        Bool tensor of shape `attn_mask.shape[:-1]` on the same device, True where the row is dead.
-
-    Raises:
-        BadInput: The mask is neither bool nor floating, such as a 0/1 integer mask.
+    Works for any shape that `scaled_dot_product_attention` accepts as a mask, bool (True = may attend) or
+    floating (`-inf` = may not attend). A row of large finite values such as `finfo.min` is not fully masked:
+    its softmax is defined. No device synchronization, no data-dependent branch. Raises BadInput for other
+    dtypes, such as a 0/1 integer mask.
     """
     return masked_rows(attn_mask, keepdim=False)
 

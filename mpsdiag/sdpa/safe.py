@@ -76,11 +76,10 @@ def safe_scaled_dot_product_attention(
 
 
 def open_dead_rows(attn_mask: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Let the fully masked rows of a mask attend to every key, and say which they are.
+    """Let the fully masked rows of a mask attend to every key; also returns them, as bool `(..., L, 1)`.
 
-    Returns:
-        The opened mask, of the same shape, and the rows as bool `(..., L, 1)`, broadcastable. With a `dtype`,
-        that of the query, a boolean mask may come back as 0 and -inf in it.
+    The opened mask has the shape of the mask. With a `dtype`, that of the query, a boolean mask may come back
+    as 0 and -inf in it.
     """
     opened, dead = _open(attn_mask, dtype if plain_on_cpu(attn_mask) and not _modes() else None)
     if attn_mask.requires_grad and not opened.requires_grad and not torch.compiler.is_compiling():

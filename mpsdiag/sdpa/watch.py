@@ -60,10 +60,5 @@ class SdpaWatch(TorchFunctionMode):
         return result
 
     def saw_sdpa(self, call: SdpaCall, result: Tensor) -> None:
-        """Called after each call.
-
-        Args:
-            call: Its arguments.
-            result: What it gave.
-        """
+        """Called after each call, with its result."""
         raise NotImplementedError

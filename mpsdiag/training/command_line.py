@@ -112,7 +112,7 @@ class DataArguments:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """Everything a run is told, checked."""
+    """All settings of a run, checked."""
 
     model: ModelArguments
     data: DataArguments
@@ -149,12 +149,7 @@ def make_parser() -> HfArgumentParser:
 
 
 def parse(arguments: Sequence[str]) -> RunArguments:
-    """Parse and check a command line.
-
-    Raises:
-        BadInput: An unknown option or value, a device that does not work here, or a combination that makes no sense.
-        SystemExit: For `--help`, with code 0.
-    """
+    """Parse and check a command line; raises BadInput, and SystemExit with code 0 for `--help`."""
     parser = make_parser()
     arguments = _in_new_words(arguments)
     namespace, unknown = parser.parse_known_args(with_latest(arguments))
@@ -214,11 +209,7 @@ def _check(model: ModelArguments, data: DataArguments) -> None:
 
 
 def _device(model: ModelArguments, emulation: Emulation | None, *, use_cpu: bool) -> str:
-    """The device of the run; the Trainer takes the first accelerator unless it is told to use the CPU.
-
-    Raises:
-        BadInput: The device does not work here, or cannot be emulated upon.
-    """
+    """The device of the run; the Trainer takes the first accelerator unless `use_cpu` is set."""
     if emulation is not None:
         if model.device not in ("auto", "cpu"):
             raise BadInput(
@@ -281,11 +272,7 @@ def choose_attention(asked: str, *, on_mps: bool, fix_disabled: bool) -> str:
 
 
 def require_available(mode: str, device: str, dtype: str, *, training: bool) -> None:
-    """Do nothing if the attention mode runs here.
-
-    Raises:
-        BadInput: It does not; the sentence has the reason.
-    """
+    """Refuse an attention mode that cannot run here, with the reason."""
     reason = MODES[mode].unavailable(device, dtype, training=training)
     if reason is not None:
         raise BadInput(

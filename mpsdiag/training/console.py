@@ -22,11 +22,7 @@ FIX_DISABLED: Final = (
 
 
 def require_writable(folder: Path) -> None:
-    """Find out before an hour of training.
-
-    Raises:
-        BadInput: The folder cannot be made or written.
-    """
+    """Refuse a folder that cannot be written, before an hour of training."""
     try:
         str(folder).encode()
     except UnicodeEncodeError as problem:
@@ -88,7 +84,7 @@ def switched_to_eager(device: str) -> str:
 
 
 def trainer_announcement(*, on_mps: bool, fix_disabled: bool) -> str:
-    """What is said about the choice of the Trainer."""
+    """The message about the choice of the Trainer."""
     if not on_mps:
         return USING_STANDARD_TRAINER
     return f"{FIX_DISABLED}\n{USING_STANDARD_TRAINER}" if fix_disabled else USING_SAFE_TRAINER

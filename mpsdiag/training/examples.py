@@ -94,17 +94,8 @@ def tokenize(
 ) -> Examples:
     """Tokenize the rows of a dataset. Each example ends with the end-of-text token, where there is one and it fits.
 
-    Args:
-        records: The rows.
-        tokenizer: Any tokenizer of transformers.
-        dataset: Their name, for sentences.
-        max_length: Cut each example to this many tokens; None to keep all, for packing.
-        text_column: The column of the text, if the user named one.
-        completions: Rows with the columns `prompt` and `completion` are labelled on the completion only.
-        limit: At most this many examples.
-
-    Raises:
-        BadInput: There is no text, no such column, or a bad row.
+    Examples are cut to `max_length` tokens unless it is None, for packing. With `completions`, rows with the
+    columns `prompt` and `completion` are labelled on the completion only. `dataset` is the name for messages.
     """
     rows = iter(records)
     first = next(rows, None)

@@ -52,11 +52,8 @@ TRACEBACK_FILE: Final = "traceback.txt"
 def main(arguments: Sequence[str]) -> int:
     """Run the pipeline from a command line and return its exit code.
 
-    0: done. 1: the training failed. 130: interrupted; the last checkpoint is whole.
-
-    Raises:
-        BadInput: Something the user gave cannot be used (exit code 2).
-        SystemExit: For `--help`.
+    0: done. 1: the training failed. 130: interrupted; the last checkpoint is whole. Raises BadInput (exit
+    code 2), and SystemExit for `--help`.
     """
     with messages_on_stderr():
         return Run(parse(arguments)).execute()
@@ -75,11 +72,7 @@ class Run:
         self._started = time.time()
 
     def execute(self) -> int:
-        """Train and evaluate, write the summary, and return the exit code.
-
-        Raises:
-            BadInput: Something the user gave cannot be used.
-        """
+        """Train and evaluate, write the summary, and return the exit code."""
         emulation = self.arguments.emulation
         require_writable(self.output_dir)
         evaluates = self.arguments.model.mode == "evaluate"

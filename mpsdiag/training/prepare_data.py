@@ -37,13 +37,10 @@ class Prepared:
 def prepare_examples(
     data: DataArguments, tokenizer: PreTrainedTokenizerBase, *, max_length: int, mode: str, seed: int
 ) -> Prepared:
-    """Load, tokenize, pack and split.
+    """Load, tokenize, pack and split; refuses data without a label.
 
-    The validation examples come from `--eval_dataset`, or from the validation split, or are cut off the end of the
-    training split, which is said.
-
-    Raises:
-        BadInput: A dataset or column is missing or unreadable, too small to cut, or has no label at all.
+    The validation examples come from `--eval_dataset`, or from the validation split. Otherwise they are cut
+    off the end of the training split, with a warning.
     """
 
     def examples(records: Rows, name: str, limit: int | None = None) -> Examples:

@@ -90,14 +90,7 @@ def _folders(output_dir: Path) -> list[Path]:
 
 
 def to_resume_from(wanted: str | None, output_dir: Path) -> Path | None:
-    """Resolve `--resume_from_checkpoint`.
-
-    Returns:
-        The checkpoint; None to begin at the beginning, which is said if `latest` was wanted.
-
-    Raises:
-        BadInput: The path is no checkpoint, or not a whole one.
-    """
+    """Resolve `--resume_from_checkpoint`: a whole checkpoint, or None to start from the beginning."""
     if not wanted:
         if last_whole(output_dir) is not None:
             logger.warning(

@@ -43,11 +43,7 @@ def losses_of(history: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """Write the summary into a folder, whole or not at all, and return its path. NaN is written as "nan".
-
-    Raises:
-        BadInput: The folder cannot be written.
-    """
+    """Write the summary into a folder, whole or not at all, and return its path. NaN is written as "nan"."""
     path = folder / FILE_NAME
     write_atomically(
         path, dumps({"schema": SCHEMA, "versions": library_versions(), **summary}, indent=2) + "\n"

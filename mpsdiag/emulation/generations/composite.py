@@ -41,13 +41,10 @@ def composite_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention as torch 2.0 to 2.4 composes it from single operators; differentiable.
 
-    Every intermediate is rounded to the dtype of the query; both factors are scaled by `sqrt(scale)`,
-    of a negative scale by that of its amount, with the sign on the query.
-
-    Flags:
-        dropout_p: Probability of dropping a weight.
-        zero_dead_rows: The safe softmax: rows whose scores are all -inf give zeros, and finite gradients.
-        wide_scores: Half types are computed in float32 and rounded once, at the end.
+    Every intermediate is rounded to the dtype of the query; both factors are scaled by `sqrt(scale)`, of a
+    negative scale by that of its amount, with the sign on the query. `zero_dead_rows` is the safe softmax:
+    rows whose scores are all -inf give zeros, and finite gradients. With `wide_scores`, half types are
+    computed in float32 and rounded once.
     """
     dtype = query.dtype
     steps = torch.float32 if wide_scores and dtype != torch.float64 else dtype

@@ -42,11 +42,9 @@ def graph_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as the graph of 2.5 to 2.8 computes it: every step rounded to the dtype of the query.
 
-    Flags:
-        zero_dead_rows: The repair of 2.9: weights of rows whose scores are all -inf become 0.
-        wide_scores: Keep products and scores in float32, so that float16 cannot overflow (as repaired in
-            2.10).
-        shift: Added to the products of float32 queries.
+    `zero_dead_rows` is the repair of 2.9: weights of rows whose scores are all -inf become 0. `wide_scores`
+    is that of 2.10: products and scores stay in float32, so that float16 cannot overflow. `shift` is added to
+    float32 products.
     """
     key, value = expand_heads(key, value, query, enable_gqa)
     kernel = partial(

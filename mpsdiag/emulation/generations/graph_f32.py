@@ -42,9 +42,8 @@ def graph_attention_f32(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as the graph of 2.10+ computes it: float32 throughout, rounded once at the end.
 
-    Flags:
-        causal_group: Rows that share one causal limit, that of the last of them: 1 is right, 4 is the defect
-            of 2.10 to 2.12.
+    `causal_group` rows share the causal limit of the last of them: 1 is right, 4 is the defect of 2.10 to
+    2.12.
     """
     key, value = expand_heads(key, value, query, enable_gqa)
     hidden = _later_keys(query.size(2), key.size(2), causal_group) if is_causal else None

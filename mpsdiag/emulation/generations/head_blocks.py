@@ -21,9 +21,6 @@ def in_blocks(
     """Apply an attention kernel block by block over batch and heads.
 
     Heads are independent of each other, so the result does not depend on the cut.
-
-    Flags:
-        kernel: Attention of one block.
     """
     batch, heads = (max(x.size(dim) for x in (query, key, value)) for dim in (0, 1))
     if not query.shape[:2] == key.shape[:2] == value.shape[:2]:

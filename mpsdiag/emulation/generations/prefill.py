@@ -35,12 +35,11 @@ def prefill(
     scales_query: bool = False,
     propagates_nan: bool = True,
 ) -> Tensor:
-    """Attend as the prefill kernel on simdgroup matrices does (G6).
+    """Attend as the prefill kernel on simdgroup matrices does (G6), with tiles of `block` keys.
 
-    Flags:
-        block: Keys in a tile; None takes the kernel's own for the head dim: 32 up to 96, 16 at 128, 8 at 256.
-        scales_query: The factor, rounded to T, multiplies the query in T (2.13); if not, the f32 scores.
-        propagates_nan: A maximum keeps NaN; False is IEEE fmax, which drops a NaN met before any other score.
+    By default the tile is the kernel's own for the head dim: 32 up to 96, 16 at 128, 8 at 256. With
+    `scales_query` the factor, rounded to T, multiplies the query in T (2.13), otherwise the f32 scores.
+    `propagates_nan=False` is IEEE fmax, which drops a NaN that is met before any other score.
     """
     head_dim, length = query.shape[-1], query.shape[-2]
     if block is None:

@@ -36,9 +36,8 @@ def vector_one_pass(
 ) -> Tensor:
     """Attend as the one-pass vector kernel does.
 
-    Flags:
-        guarded: The kernel guards against a maximum of -inf (torch 2.13+); else a fully masked row gives NaN.
-        propagates_nan: The running maximum keeps NaN (torch 2.14+); before, IEEE fmax drops it.
+    `guarded` kernels (torch 2.13+) guard against a maximum of -inf; in others a fully masked row gives NaN.
+    With `propagates_nan` (torch 2.14+) the running maximum keeps NaN; IEEE fmax, before, drops it.
     """
     scores, skipped = vector_scores(
         query, key, mask, is_causal, scale, GROUPS, guarded=guarded, propagates_nan=propagates_nan

@@ -42,9 +42,5 @@ CATALOGUE: Final[Mapping[str, Probe]] = MappingProxyType(
 
 
 def find(probe_id: str) -> Probe:
-    """Return the probe of that id, in any case of its letters.
-
-    Raises:
-        BadInput: There is none; the sentence suggests the nearest.
-    """
+    """The probe of that id, in any case of its letters."""
     return CATALOGUE[one_of("probe", probe_id.upper(), CATALOGUE)]

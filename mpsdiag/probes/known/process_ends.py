@@ -73,8 +73,7 @@ def _huge_scores(lab: Lab) -> Iterator[Check]:
 def spared_machine() -> Iterator[None]:
     """Let an emulation begin, so that it can abort, and stop it before it takes minutes and fills the memory.
 
-    Raises:
-        Skip: No abort came; nothing is known of the values.
+    Raises Skip where no abort came.
     """
     import psutil
     from torch.utils._python_dispatch import TorchDispatchMode

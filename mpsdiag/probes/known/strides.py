@@ -51,11 +51,7 @@ def _batch_and_alone(lab: Lab) -> Iterator[Check]:
 
 
 def _require_operator(lab: Lab) -> None:
-    """Go on only where the MPS operation itself can be called.
-
-    Raises:
-        Skip: Not on MPS, or with gradients.
-    """
+    """Skip where the MPS operation itself cannot be called: on other devices, and with gradients."""
     lab.require_mps("the operation exists on MPS only")
     if lab.training:
         raise Skip("the operation that takes such a mask has no gradient")
