@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KEPT_AS: Final = "mpsdiag_missing_weights"
+_NOT_FINITE_AS: Final = "mpsdiag_unread_not_finite"
 _LISTED: Final = 5
 _NO_SDPA: Final = re.compile(r"does not support an attention implementation")
 _STOCK_ATTENTION: Final = ("sdpa", "eager", "flash_attention_2")
@@ -159,6 +160,7 @@ def _load(
             f"{_places(info['missing_keys'])}. Leave out --task, or give a model that was trained for it."
         )
     keep_missing(model, info["missing_keys"], info["unexpected_keys"])
+    setattr(model, _NOT_FINITE_AS, _not_finite(folder, info["unexpected_keys"]))
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped
 
 
@@ -233,12 +235,32 @@ def model_notes(model: Any) -> list[str]:
     unread = getattr(model, _KEPT_AS, ((), ()))[1]
     if unread:
         notes.append(f"{type(model).__name__} does not read the checkpoint's weights of {_places(unread)}")
+    bad = getattr(model, _NOT_FINITE_AS, ())
+    if bad:
+        notes.append(
+            f"the checkpoint holds NaN or infinity in weights that are not read: {', '.join(bad[:_LISTED])}; it was "
+            "saved after a training that had diverged, or is damaged"
+        )
     if not uses_sdpa(model):
         notes.append(
             f"{type(model).__name__} has eager attention only: it does not use scaled_dot_product_attention, so the "
             "defects of its kernels cannot reach it"
         )
     return notes
+
+
+def _not_finite(name: str, unread: Iterable[str]) -> tuple[str, ...]:
+    """Which of the weights that are not read are not finite, in the safetensors files of a local folder."""
+    from safetensors import safe_open
+
+    wanted, found = set(unread), []
+    for file in sorted(Path(name).expanduser().glob("*.safetensors")) if wanted else ():
+        with safe_open(file, framework="pt") as opened:
+            for key in wanted & set(opened.keys()):
+                value = opened.get_tensor(key)
+                if value.is_floating_point() and not bool(value.isfinite().all()):
+                    found.append(key)
+    return tuple(sorted(found))
 
 
 def uses_sdpa(model: Any) -> bool:

@@ -205,6 +205,15 @@ def test_weights_that_are_not_read_are_named(tmp_path):
     assert model_notes(model) == ["LlamaModel does not read the checkpoint's weights of lm_head (1 tensor)"]
 
 
+def test_a_weight_that_is_not_read_and_not_finite_is_named(tmp_path):
+    model = build_model("tiny-llama", max_positions=32)
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = torch.inf
+    model.save_pretrained(tmp_path)
+    found = model_notes(build_model(str(tmp_path), from_config=False, task="feature-extraction"))
+    assert "holds NaN or infinity in weights that are not read: lm_head.weight" in found[1]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_model_without_sdpa_is_loaded_with_the_attention_it_has(tmp_path, attention):
     model = transformers.BloomForCausalLM(

@@ -1,7 +1,9 @@
 """Task by command: what `check` finds in the scenario of each built-in model, with the emulated defect and without."""
 
 import pytest
+import transformers
 
+from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.scenario.run import run_scenario
 from mpsdiag.scenario.scenario import Scenario
 
@@ -59,3 +61,13 @@ def test_a_key_of_a_journal_does_not_change_with_the_default_task():
     plain = Scenario(model="tiny-llama")
     assert plain.key(versions) == "d21c0ae3133f4d6b"
     assert Scenario(model="tiny-llama", task="feature-extraction").key(versions) != plain.key(versions)
+
+
+def test_a_model_without_sdpa_is_right_and_said_to_have_none(tmp_path):
+    config = transformers.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=259, pad_token_id=0)
+    transformers.BloomForCausalLM(config).save_pretrained(tmp_path)
+    byte_tokenizer("left").save_pretrained(tmp_path)
+    found = run(str(tmp_path), emulate="2.8", emulate_macos=15)
+    assert found.status == "ok"
+    assert found.exposure.reach_sdpa is False
+    assert any("has eager attention only" in note for note in found.exposure.notes)
