@@ -18,7 +18,7 @@ from mpsdiag.errors import BadInput
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 PIECE = 2**20
 """Characters that are written at once, at least; then to the end of the line."""
-_STREAM = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
+_STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
 def jsonable(value: Any) -> Any:
@@ -120,6 +120,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def require_file(path: Path) -> None:
+    """Refuse what would be read without end, or waited for: a device, a named pipe that nobody may ever write into.
+
+    Raises:
+        BadInput: It is one of these; a pipe of this process (`<(...)`) is none, and what is not there is left alone.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISFIFO(mode) and _STREAM.fullmatch(str(path))):
+        return
+    raise BadInput(f"{path} is a device, a socket or a named pipe, not a file. Give a file.")
 
 
 def _is_written_into(path: Path) -> bool:

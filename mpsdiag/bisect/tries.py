@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mpsdiag.bisect.search import Find, Outcome
 from mpsdiag.errors import BadInput
+from mpsdiag.serialization import require_file
 
 SCHEMA = 1
 JOURNAL = "journal.jsonl"
@@ -83,6 +84,7 @@ class Tries:
 
 def is_bisect(path: Path) -> bool:
     """Whether a file, or the journal in a folder, was written by `bisect`."""
+    require_file(path)
     try:
         with (path / JOURNAL if path.is_dir() else path).open("rb") as stream:
             parsed = json.loads(stream.readline(2**20))

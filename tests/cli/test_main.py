@@ -1,5 +1,6 @@
 """The command line as a whole: quick help, no torch for it, the words of the contract."""
 
+import os
 import subprocess
 import sys
 
@@ -121,3 +122,14 @@ def test_bad_usage_ends_with_2(words, capsys):
         main(words)
     assert end.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero"])
+@pytest.mark.parametrize("words", [["report"], ["report", "--against"], ["bench", "--dry-run"]])
+def test_what_is_read_without_end_is_refused(kind, words, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with pytest.raises(SystemExit) as end:
+        main([*words, str(tmp_path / kind), *([str(tmp_path / kind)] if "--against" in words else [])])
+    assert end.value.code == 2
+    assert "not a file. Give a file." in capsys.readouterr().err

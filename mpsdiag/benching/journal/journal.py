@@ -14,6 +14,7 @@ from mpsdiag.benching.journal.record import SCHEMA, Header, Record, redacted
 from mpsdiag.benching.journal.writer import JournalWriter
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import OLD_NAMES, Scenario
+from mpsdiag.serialization import require_file
 from mpsdiag.words import BUILTIN_MODELS
 
 
@@ -111,6 +112,7 @@ def read_journal(path: Path | str) -> Journal:
     path = Path(path)
     if path.is_dir():
         path = path / "journal.jsonl"
+    require_file(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError as problem:

@@ -14,6 +14,7 @@ from mpsdiag.benching.plan.matrix import MatrixSpec
 from mpsdiag.benching.plan.spec_errors import Place, validated
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import OLD_NAMES
+from mpsdiag.serialization import require_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,6 +32,7 @@ def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) 
         BadInput: No such file, no TOML, or no matrix; the sentence names file, line and key, and the nearest word.
     """
     path = Path(path)
+    require_file(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as problem:
