@@ -1,8 +1,11 @@
 """Set the emulation beside published observations of Macs and beside the shipped kernels, and write docs/fidelity.md.
 
     python benchmarks/fidelity.py [--output docs/fidelity.md] [--check]
+    python benchmarks/fidelity.py --against FOLDER
 
 With --check nothing is written; the exit code is 1 if the file would change, a match or an agreement is lost.
+With --against the `check --level 3 --json` documents of real Macs in a folder are set beside the emulator instead, as
+Markdown: agreement per probe, and every disagreement with both outputs. The exit code is 1 if a probe disagrees.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from typing import Any
 
 import kernel_runs
 import mac_bench
+import mac_probes
 import mac_runs  # noqa: F401 - registers the runs
 
 from mpsdiag.emulation import Emulation, emulated
+from mpsdiag.errors import BadInput
 from mpsdiag.reporting.formats.escape import md_cell
 from mpsdiag.serialization import write_atomically
 
@@ -205,7 +210,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("docs/fidelity.md"))
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--against", type=Path, metavar="FOLDER")
     chosen = parser.parse_args()
+    if chosen.against is not None:
+        try:
+            documents = mac_probes.read_folder(chosen.against)
+        except BadInput as problem:
+            print(problem, file=sys.stderr)
+            sys.exit(2)
+        print(mac_probes.as_markdown(documents), end="")
+        sys.exit(any(one.differ for one in documents))
     compared = [compare(observation) for observation in observations()]
     for one in compared:
         print(f"{one.state:13} {one.observation['id']}", file=sys.stderr)

@@ -3,9 +3,12 @@
 import os
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from mpsdiag.environment import version_numbers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,6 +19,11 @@ WIKITEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "wikitext-2
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        for marker in item.iter_markers("needs"):
+            for package, release in marker.kwargs.items():
+                if version_numbers(metadata.version(package)) < version_numbers(release):
+                    item.add_marker(pytest.mark.skip(reason=f"needs {package} {release} or newer"))
     wanted = {marker for item in items for marker in ("mps", "cuda") if item.get_closest_marker(marker)}
     if not wanted:
         return

@@ -19,7 +19,7 @@ import torch
 
 from mpsdiag.fixes.imports import when_imported
 from mpsdiag.fixes.registration import OWN, repaired_attention
-from mpsdiag.fixes.repairs import REPAIRS, Function, MaskArgument, Repair, repaired_sdpa
+from mpsdiag.fixes.repairs import REPAIRS, Function, MaskArgument, Repair, finite_minimum, repaired_sdpa
 from mpsdiag.sdpa.overrides import answer, overriding
 
 MARK: Final = "_mpsdiag_mode"
@@ -131,6 +131,14 @@ def _compile_to_operator(layer: Function) -> None:
     weakref.finalize(layer, known.pop, id(layer), None)
 
 
+def _own_eager(args: tuple[Any, ...]) -> Function | None:
+    """The eager attention of a model's own code: that of GPT-2 up to 4.57 gives rows of pads other values than ours."""
+    eager: Function | None = getattr(
+        sys.modules.get(type(args[0] if args else None).__module__), "eager_attention_forward", None
+    )
+    return eager
+
+
 def _entry_layer(previous: Function) -> Function:
     # What transformers has there calls torch's function by its public name: our layer on that does the work once.
     # Another library's entry may hold a function of its own, and another library may have replaced the public name.
@@ -142,6 +150,10 @@ def _entry_layer(previous: Function) -> Function:
         own = getattr(args[0] if args else options.get("module"), MARK, None)
         repair = IN_FORCE.repair if own is None else REPAIRS[own]
         done_there = by_name and torch.nn.functional.scaled_dot_product_attention is IN_FORCE.layer
+        if own is None and done_there and IN_FORCE.instead is not None:
+            mask, eager = where.find(args, options), _own_eager(args)
+            if mask is not None and eager is not None:
+                return where.call(eager, finite_minimum(mask, args[1].dtype).mask, args, options)
         if repair is None or (own is None and done_there):
             return previous(*args, **options)
         return repaired_attention(previous, repair, args, options, where)

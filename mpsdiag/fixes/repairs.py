@@ -94,8 +94,10 @@ class MaskArgument(NamedTuple):
 
 def query_of(args: tuple[Any, ...], options: Mapping[str, Any], mask: Tensor) -> Tensor:
     """The query of a call: the first tensor, or the argument of that name; only its dtype counts."""
-    tensors = (x for x in (*args, options.get("query"), *options.values()) if isinstance(x, Tensor))
-    return next((x for x in tensors if x is not mask), mask)
+    for found in (*args, options.get("query"), *options.values()):  # torch.compile of 2.7 has no next()
+        if isinstance(found, Tensor) and found is not mask:
+            return found
+    return mask
 
 
 def repaired_sdpa(

@@ -48,7 +48,7 @@ def mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
 
 
 def filtered_mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
-    """The eval_loss that transformers 5.23 prints by default: non-finite losses are left out unless all are."""
+    """The eval_loss of a transformers that filters evaluation: non-finite losses are left out unless all are."""
     kept = [(loss, size) for loss, size in zip(losses, sizes, strict=True) if math.isfinite(loss)]
     if not kept:
         return mean(losses, sizes)

@@ -36,7 +36,7 @@ def document(diagnosis: Diagnosis) -> blocks.Document:
         ("advice", "What to do", _advice(diagnosis.advice)),
         ("differs", "Differs from the known behaviour of this release", _differs(diagnosis)),
         ("probes", "Probes", _probes(diagnosis)),
-        ("scenario", "Scenario", _scenario(diagnosis.scenario) if diagnosis.scenario else ()),
+        ("scenario", "Scenario", _scenario(diagnosis, diagnosis.scenario) if diagnosis.scenario else ()),
         ("why", "Why a fix resolves it, or does not", _whys(diagnosis.fixes)),
         ("known", f"Known for this release, not probed at level {diagnosis.level}", _known(diagnosis)),
         (
@@ -153,13 +153,18 @@ def _probes(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
         yield blocks.Table("", blocks.columns("probe", "training", "evaluation", "what was seen"), rows)
 
 
-def _scenario(scenario: ScenarioResult) -> Iterable[blocks.Block]:
+def stock_prints(found: Diagnosis | TraceReport) -> str:
+    """Name the eval_loss that the transformers of a document prints by default."""
+    return f"transformers {found.environment.versions.get('transformers')} prints"
+
+
+def _scenario(diagnosis: Diagnosis, scenario: ScenarioResult) -> Iterable[blocks.Block]:
     named = f"{scenario.model}, {scenario.dataset}, {scenario.dtype}, padding {scenario.padding_side}"
     rows = [
         ("model, data", named),
         ("train_loss", number(scenario.train_loss)),
         ("eval_loss", number(scenario.eval_loss)),
-        ("stock transformers 5.23 prints", number(scenario.stock_eval_loss)),
+        (stock_prints(diagnosis), number(scenario.stock_eval_loss)),
         ("non-finite batches", f"{scenario.nonfinite_batches} of {scenario.eval_batches}"),
         ("fully masked rows at F.sdpa", f"{scenario.dead_rows} in {scenario.eval_batches} batches"),
         ("predicted from config and data", predicted(scenario)),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mpsdiag.environment import facts
-from mpsdiag.reporting.check import number, subject
+from mpsdiag.reporting.check import number, stock_prints, subject
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.run import TraceReport
@@ -83,7 +83,7 @@ def _measured(report: TraceReport) -> Iterable[blocks.Block]:
     rows = [("bad batches", f"{len(report.bad_batches)} of {case['batches']}")]
     if report.eval_loss is not None:
         if not math.isfinite(report.eval_loss):
-            rows.insert(0, ("stock transformers 5.23 prints", number(report.stock_eval_loss)))
+            rows.insert(0, (stock_prints(report), number(report.stock_eval_loss)))
         rows.insert(0, ("eval_loss", number(report.eval_loss)))
     yield blocks.pairs("measured", rows)
 

@@ -34,18 +34,17 @@ def answer(
     if not isinstance(original, types.BuiltinFunctionType):
         return original(*args, **options)
     values = (*args, *options.values())
-    if torch._C._is_torch_function_mode_enabled():  # noqa: SLF001 - modes come first; no public name for it
-        return handle_torch_function(replacement, values, *args, **options)
-    if torch.compiler.is_compiling():  # a mode cannot be entered there, so one name has to do
-        if torch.nn.functional.scaled_dot_product_attention is original:
-            return original(*args, **options)
+    compiling = torch.compiler.is_compiling()  # a mode cannot be entered there, so one name has to do
+    if compiling and torch.nn.functional.scaled_dot_product_attention is original:
+        return original(*args, **options)
+    if compiling or torch._C._is_torch_function_mode_enabled():  # noqa: SLF001 - modes come first; no public name
         return handle_torch_function(replacement, values, *args, **options)
     owners = _owners(values)
     kinds = tuple(map(type, owners))
     try:
         with _Unanswered(original, kinds):
             result = _ask(owners, original, kinds, args, options)
-    except _UnansweredError:
+    except (_UnansweredError, NotImplementedError):  # torch's own biases raise up to 2.8
         result = NotImplemented
     if result is NotImplemented:
         result = _ask(owners, replacement, kinds, args, options)

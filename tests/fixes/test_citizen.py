@@ -81,6 +81,7 @@ class TestTorchScript:
         gc.collect()
         assert layer not in _get_builtin_table()
 
+    @pytest.mark.needs(transformers="5.1")  # up to 4.57 BERT looks no attention up by name
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")  # jit reads all properties of a model
     @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
     @pytest.mark.parametrize("place", ["install", "apply"])

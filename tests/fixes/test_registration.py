@@ -14,6 +14,7 @@ from mpsdiag.fixes.modes import MODES
 REPAIRING = [name for name, mode in MODES.items() if mode.repair() is not None]
 
 
+@pytest.mark.needs(transformers="5.1")  # the arguments of its mask functions
 @pytest.mark.parametrize("name", REPAIRING)
 def test_both_registries_know_the_name_with_the_mask_of_sdpa(name, build):
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -68,6 +69,7 @@ def test_masks_of_every_shape(shape):
         assert torch.equal(stock, safe)
 
 
+@pytest.mark.needs(transformers="5.1")  # up to 4.57 its SDPA takes no position bias
 def test_a_position_bias_makes_rows_finite_and_they_stay():
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril(-1)
     bias = torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(1))

@@ -62,7 +62,13 @@ def test_the_tasks_are_those_of_the_contract():
     assert set(ALL_TASKS) == set(TASKS)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.needs(transformers="5.1")] if name == "tiny-t5" else [])
+        for name in BUILT_IN  # T5 has no SDPA up to 4.57
+    ],
+)
 def test_built_in_models_of_every_kind(name):
     model = build_model(name, max_positions=64)
     task = task_of(model.config, name=name)

@@ -68,6 +68,7 @@ def test_shift_labels_are_used_as_they_are(trainer_of, collator):
     assert losses(ours.evaluate()) == losses(stock.evaluate())
 
 
+@pytest.mark.needs(transformers="4.57")  # evaluation divides by it from there on
 def test_num_items_in_batch_divides_the_sum(trainer_of, collator, examples):
     batch = collator(examples[:4])
     results = []

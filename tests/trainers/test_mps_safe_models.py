@@ -127,7 +127,13 @@ NOT_CLASSES = ("regression", "several labels")  # so label smoothing has no mean
 
 @pytest.mark.parametrize(
     ("case", "smoothing"),
-    [(case, s) for case in CASES for s in (0.0, 0.1) if not (s and case in NOT_CLASSES)],
+    [
+        # Up to 4.57 BART itself breaks where its labels are taken out of the batch.
+        pytest.param(case, s, marks=[pytest.mark.needs(transformers="5.1")] if s and case == "bart" else [])
+        for case in CASES
+        for s in (0.0, 0.1)
+        if not (s and case in NOT_CLASSES)
+    ],
 )
 def test_evaluation_equals_the_stock_trainer(case, smoothing, arguments):
     make, data = CASES[case]

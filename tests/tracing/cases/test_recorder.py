@@ -61,6 +61,7 @@ def test_the_first_bad_evaluation_batch_is_kept_and_replayed(build, rows, traine
     assert (report.emulated, report.origin) == (None, None)
 
 
+@pytest.mark.needs(transformers="5.1")  # train_sampling_strategy
 def test_the_first_bad_training_batch_is_kept_with_the_weights_before_it(build, rows, trainer_of, tmp_path):
     rows[4]["labels"].fill_(-100)
     rows[5]["labels"].fill_(-100)
