@@ -43,6 +43,7 @@ def test_flash_attention_with_its_package(monkeypatch):
     assert MODES["flash_attention_2"].unavailable("cuda:0", "bfloat16") is None
 
 
+@pytest.mark.needs(torch="2.13")  # which runs it on MPS too
 def test_flex_attention_infers_but_does_not_train_on_the_cpu(monkeypatch):
     mode = MODES["flex_attention"]
     assert "cannot train on cpu" in mode.unavailable("cpu", "float32")
@@ -56,10 +57,21 @@ def test_flex_attention_infers_but_does_not_train_on_the_cpu(monkeypatch):
     assert "no C++ compiler" in mode.unavailable("cpu", "float32", training=False)
 
 
+def test_flex_attention_does_not_train_on_the_cpu_where_torch_does_not_refuse_it(monkeypatch):
+    """From 2.6 to 2.8 torch looks at the device only, and breaks in its compiler."""
+    from torch.nn.attention import flex_attention
+
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    mode = MODES["flex_attention"]
+    assert "no backward" in mode.unavailable("cpu", "float32")
+    assert mode.unavailable("cpu", "float32", training=False) is None
+
+
 def test_flex_attention_of_a_torch_that_runs_it_on_cuda_only(monkeypatch):
     from torch.nn.attention import flex_attention
 
-    monkeypatch.delattr(flex_attention, "_validate_device")
+    monkeypatch.delattr(flex_attention, "_validate_device", raising=False)
     assert "CUDA only" in MODES["flex_attention"].unavailable("mps", "float32", training=False)
     assert MODES["flex_attention"].unavailable("cuda", "float32") is None
 

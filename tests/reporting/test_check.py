@@ -110,6 +110,13 @@ def documents(text: str = "plain"):
     return [check.document(diagnosis(text)), trace.document(traced(text))]
 
 
+@pytest.mark.parametrize("made", [diagnosis, traced])
+def test_what_transformers_prints_is_named_by_the_release_of_the_document(made):
+    report = made()
+    report.environment.versions["transformers"] = "4.57.6"
+    assert "transformers 4.57.6 prints" in report.to_markdown()
+
+
 def test_the_answer_is_in_the_first_24_lines():
     screen = terminal.write(documents()[0]).splitlines()[:24]
     assert screen[0] == "affected: EMULATED MPS of torch 2.8 on macOS 15 (on the CPU)"
