@@ -1,6 +1,7 @@
 """The rules of the house that a program can check: names, sizes, rooms and floors."""
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -163,3 +164,12 @@ def test_the_package_keeps_within_its_budget():
 
 def test_a_file_holds_one_idea_in_at_most_300_lines():
     assert {name: size for name, size in SIZES.items() if size > 300} == {}
+
+
+def test_the_contributors_page_names_every_room_and_only_files_that_exist():
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = set(re.findall(r"^\| `([a-z]+)/` \|", page, re.MULTILINE))
+    assert rooms == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    files = set(re.findall(r"`([a-z_]+/[a-z_/]+\.(?:py|toml))`", page)) - {"tests/test_house.py"}
+    assert len(files) > 35
+    assert {name for name in files if not (PACKAGE / name).is_file()} == set()
