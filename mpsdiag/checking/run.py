@@ -154,8 +154,8 @@ def _scenario_and_fixes(case: Scenario, progress: Progress) -> tuple[Measured, l
         outcome.cause = blame(case, outcome)
     fixes = []
     if scenario_verdict(outcome).verdict == "affected":
-        for kind, name in FIXES:
-            progress(f"trying {name}")
+        for count, (kind, name) in enumerate(FIXES, 1):
+            progress(f"trying {name}, {count} of {len(FIXES)}")
             fixed = run_scenario(
                 case.model_copy(update={"attn_implementation" if kind == "attention" else "trainer": name})
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.cli.help_page import MODELS, MODES, SIDES, TRAINERS
 from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED
 
@@ -24,7 +25,15 @@ RUN = "How it is run"
 
 
 def _axis(name: str, words: str) -> Any:
-    return typer.Option(name, metavar="VALUE", help=words, rich_help_panel=AXES_PANEL)
+    known = {
+        "--model": MODELS,
+        "--attn-implementation": MODES,
+        "--trainer": TRAINERS,
+        "--padding-side": SIDES,
+    }
+    return typer.Option(
+        name, metavar="VALUE", help=words, rich_help_panel=AXES_PANEL, autocompletion=known.get(name)
+    )
 
 
 def _amount(name: str, words: str) -> Any:

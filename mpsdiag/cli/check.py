@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.cli.help_page import OUTPUT, PROBES, WHAT
 from mpsdiag.cli.notes import note_without_effect
 from mpsdiag.errors import BadInput
 from mpsdiag.words import BUILTIN_DATASET, EXIT_OK
@@ -17,6 +18,7 @@ Level = Annotated[
         "--level",
         help="1: fully masked rows (about 2 s). 2: plus the scenario through transformers (about 8 s). "
         "3: plus the whole catalogue and the sweep (about 1 min on a CPU).",
+        rich_help_panel=WHAT,
     ),
 ]
 
@@ -28,25 +30,31 @@ SCENARIO = ("model", "task", "dataset", "padding_side", "dtype", "max_length", "
 def check(
     context: typer.Context,
     probes: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROBE]...", help="Run only these, such as SDPA003.")
+        list[str] | None,
+        typer.Argument(metavar="[PROBE]...", help="Run only these, such as SDPA003.", autocompletion=PROBES),
     ] = None,
     device: options.Device = "auto",
-    model: Annotated[str, typer.Option("--model", help="Built-in, local folder or hub name.")] = "tiny-gpt2",
+    model: options.Model = "tiny-gpt2",
     task: options.Task = "auto",
-    dataset: Annotated[
-        str, typer.Option("--dataset", help="synthetic, a local file or folder, or a hub name.")
-    ] = BUILTIN_DATASET,
+    dataset: options.Dataset = BUILTIN_DATASET,
     padding_side: options.PaddingSide = "left",
     dtype: options.Dtype = "float32",
     max_length: Annotated[
         int | None,
-        typer.Option("--max-length", min=2, help="Longest sequence, in tokens. [128; own data: 512]"),
+        typer.Option(
+            "--max-length",
+            min=2,
+            help="Longest sequence, in tokens. [128; own data: 512]",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     seed: options.Seed = 0,
     level: Level = 2,
     emulate: options.Emulate = None,
     emulate_macos: options.EmulateMacos = 15,
-    listing: Annotated[bool, typer.Option("--list", help="List the probes and stop.")] = False,
+    listing: Annotated[
+        bool, typer.Option("--list", help="List the probes and stop.", rich_help_panel=OUTPUT)
+    ] = False,
     json: options.Json = False,
     markdown: options.Markdown = False,
     html: options.Html = None,

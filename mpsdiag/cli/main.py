@@ -13,6 +13,7 @@ import typer
 import typer.core
 
 from mpsdiag.cli import bench, bisect, check, compare, env, output, report, run, streams, trace, train
+from mpsdiag.cli.help_page import GroupedCommand
 from mpsdiag.cli.notes import with_new_names
 from mpsdiag.errors import BadInput, MpsdiagError, first_line, path_problem
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, EXIT_USAGE
@@ -40,12 +41,13 @@ app = typer.Typer(
     name="mpsdiag",
     help="Why attention gives NaN or quietly wrong numbers on padded batches, and which fix resolves it.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 for command in (check, compare, trace, bench, bisect, report, train, run, env):
     command.register(app)
+for registered in app.registered_commands:
+    registered.cls = GroupedCommand
 
 
 UNDECIDED = frozenset({"check", "bench", "trace", "bisect"})

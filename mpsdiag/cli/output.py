@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -90,15 +91,36 @@ def show_answer(
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Show what is being done, a few words at a time: a spinner where stderr is a terminal, silence in a pipe."""
+    """Show what is being done, a few words at a time, where stderr is a terminal; silence in a pipe.
+
+    Words that end in `3 of 16` draw a bar with the time left.
+    """
     if not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.text import Text
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    with Console(stderr=True).status(Text("starting")) as status:
-        yield lambda words: status.update(Text(words))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(20),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(words: str) -> None:
+            counted = re.search(r"(\d+) of (\d+)$", words)
+            if counted is None:
+                bar.reset(task, description=words, total=None)
+                return
+            done, total = int(counted[1]) - 1, int(counted[2])
+            if done == 0 or bar.tasks[0].total != total:
+                bar.reset(task, total=total)
+            bar.update(task, description=words, completed=done, total=total)
+
+        yield show
 
 
 def _write(text: str) -> None:

@@ -8,19 +8,26 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.cli.help_page import MODES, OUTPUT, WHAT, WHERE
 from mpsdiag.cli.notes import note_without_effect
 from mpsdiag.errors import BadInput
 
 OptionalDevice = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="DEVICE", help="auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu."
+        "--device",
+        metavar="DEVICE",
+        help="auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu.",
+        rich_help_panel=WHERE,
     ),
 ]
 OptionalDtype = Annotated[
     str | None,
     typer.Option(
-        "--dtype", metavar="DTYPE", help="float32, bfloat16 or float16. [float32; recorded: its own]"
+        "--dtype",
+        metavar="DTYPE",
+        help="float32, bfloat16 or float16. [float32; recorded: its own]",
+        rich_help_panel=WHAT,
     ),
 ]
 
@@ -36,58 +43,92 @@ def trace(
         Path | None, typer.Argument(metavar="[FOLDER]", help="A case that BadBatchRecorder wrote.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Built-in, local folder or hub name. [tiny-gpt2]")
+        str | None,
+        typer.Option("--model", help="Built-in, local folder or hub name. [tiny-gpt2]", rich_help_panel=WHAT),
     ] = None,
     task: options.Task = "auto",
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="synthetic, a local file or folder, or a hub name. [synthetic]"),
+        typer.Option(
+            "--dataset",
+            help="synthetic, a local file or folder, or a hub name. [synthetic]",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     batch: Annotated[
-        Path | None, typer.Option("--batch", metavar="FILE", help="A batch saved as .safetensors.")
+        Path | None,
+        typer.Option("--batch", metavar="FILE", help="A batch saved as .safetensors.", rich_help_panel=WHAT),
     ] = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Trace training steps: forward, backward, optimizer.")
+        bool,
+        typer.Option(
+            "--train", help="Trace training steps: forward, backward, optimizer.", rich_help_panel=WHAT
+        ),
     ] = False,
-    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Training steps. [10]")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", min=1, help="Training steps. [10]", rich_help_panel=WHAT)
+    ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", min=0.0, help="Of the training steps. [5e-5]")
+        float | None,
+        typer.Option("--learning-rate", min=0.0, help="Of the training steps. [5e-5]", rich_help_panel=WHAT),
     ] = None,
     padding_side: options.PaddingSide = "left",
     attn_implementation: Annotated[
         str | None,
         typer.Option(
-            "--attn-implementation", help="An attention mode, such as sdpa, eager, safe_sdpa. [sdpa]"
+            "--attn-implementation",
+            help="An attention mode, such as sdpa, eager, safe_sdpa. [sdpa]",
+            rich_help_panel=WHAT,
+            autocompletion=MODES,
         ),
     ] = None,
     device: OptionalDevice = None,
     dtype: OptionalDtype = None,
     max_length: Annotated[
         int | None,
-        typer.Option("--max-length", min=2, help="Longest sequence, in tokens. [128; own data: 512]"),
+        typer.Option(
+            "--max-length",
+            min=2,
+            help="Longest sequence, in tokens. [128; own data: 512]",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in a batch.")] = 4,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Sequences in a batch.", rich_help_panel=WHAT)
+    ] = 4,
     eval_max_batches: Annotated[
-        int, typer.Option("--eval-max-batches", min=1, help="Batches to look at.")
+        int, typer.Option("--eval-max-batches", min=1, help="Batches to look at.", rich_help_panel=WHAT)
     ] = 4,
     pad_to_multiple_of: Annotated[
-        int | None, typer.Option("--pad-to-multiple-of", min=1, help="As for transformers' collators.")
+        int | None,
+        typer.Option(
+            "--pad-to-multiple-of", min=1, help="As for transformers' collators.", rich_help_panel=WHAT
+        ),
     ] = None,
     checkpoints: Annotated[
         list[Path] | None,
-        typer.Option("--checkpoints", metavar="FOLDER", help="Find out since which one weights are bad."),
+        typer.Option(
+            "--checkpoints",
+            metavar="FOLDER",
+            help="Find out since which one weights are bad.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     compare: Annotated[
         bool | None,
         typer.Option(
             "--compare/--no-compare",
             help="Compare finite results with float64 on the CPU. [unless on the plain CPU]",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     repro: Annotated[
         Path | None,
         typer.Option(
-            "--repro", metavar="FILE.py", help="Write a script that shows it alone, with torch only."
+            "--repro",
+            metavar="FILE.py",
+            help="Write a script that shows it alone, with torch only.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     seed: options.Seed = 0,
