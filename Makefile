@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo pictures test test-browser lint mutations fuzz bench clean
+.PHONY: demo docs pictures test test-browser lint mutations fuzz bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +37,11 @@ lint: $(READY)
 fuzz: $(READY)
 	MPSDIAG_FUZZ=4000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_fuzz.py
 
+## The site, in site/.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 ## Every picture of README, docs and reports, drawn from what the program says now.
 pictures: $(READY)
 	$(BIN)/python docs/pictures.py
@@ -55,4 +60,4 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace_overhead.py
 
 clean:
-	rm -rf $(VENV) reports/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site reports/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

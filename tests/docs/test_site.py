@@ -1,0 +1,88 @@
+"""The site is built strictly; its links lead somewhere; the commands in README and docs are understood."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(?:|bash|sh|text|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """Every line of a code block that runs mpsdiag, with the page it stands on."""
+    for page in PAGES:
+        for block in FENCE.findall(page.read_text(encoding="utf-8")):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = line.removeprefix("$ ").strip()
+                if words.startswith("mpsdiag ") and "..." not in words and "[" not in words:
+                    yield page.name, re.split(r"\s#\s|\s*[|;>&]", words)[0]
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(commands())))
+def test_every_command_is_understood(page, line):
+    """Parsed, not run: an option or a value that does not exist is an error."""
+    import typer.main
+
+    from mpsdiag.cli.main import app
+
+    _, name, *words = shlex.split(line)
+    command = typer.main.get_command(app).commands[name]
+    if name == "train":
+        from transformers import HfArgumentParser
+
+        from mpsdiag.training.help_text import kept_help
+
+        assert HfArgumentParser
+        assert all(word.partition("=")[0] in kept_help() for word in words if word.startswith("--"))
+        return
+    if "--help" not in words:
+        from mpsdiag.cli.notes import with_new_names
+
+        command.make_context(name, with_new_names(command, words))
+
+
+class Links(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.ids = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in {"href", "src"} and value:
+                self.found.append(value)
+            if name == "id":
+                self.ids.add(value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed")
+def test_the_site_is_built_and_every_link_leads_somewhere(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path: Links(path.read_text(encoding="utf-8")) for path in tmp_path.rglob("*.html")}
+    assert len(pages) > 40
+    broken = []
+    for path, links in pages.items():
+        for link in links.found:
+            if re.match(r"[a-z]+:|//", link) or path.name == "404.html":
+                continue
+            place, anchor = urldefrag(link)
+            target = (path.parent / unquote(place)).resolve() if place else path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.exists() or (anchor and target in pages and anchor not in pages[target].ids):
+                broken.append((str(path.relative_to(tmp_path)), link))
+    assert broken == []
