@@ -45,6 +45,7 @@ docs: $(READY)
 ## Every picture of README, docs and reports, drawn from what the program says now.
 pictures: $(READY)
 	$(BIN)/python docs/pictures.py
+	$(BIN)/python docs/notebook.py
 
 ## Changes single lines of a copy and reports those that no test notices; takes minutes.
 mutations: $(READY)
