@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention
     from mpsdiag.tracing.cases.recorder import BadBatchRecorder
     from mpsdiag.tracing.origin import Origin
+    from mpsdiag.tracing.process.session import watch
     from mpsdiag.tracing.trace_batch import trace
     from mpsdiag.trainers.callbacks import NonFiniteCallback
     from mpsdiag.trainers.mps_safe import MPSSafeTrainer
@@ -46,6 +47,7 @@ _HOME = {
     "MPSSafeTrainer": "mpsdiag.trainers.mps_safe",
     "NonFiniteCallback": "mpsdiag.trainers.callbacks",
     "trace": "mpsdiag.tracing.trace_batch",
+    "watch": "mpsdiag.tracing.process.session",
 }
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "report",
     "safe_scaled_dot_product_attention",
     "trace",
+    "watch",
 ]
 
 

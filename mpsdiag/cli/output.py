@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,10 +24,10 @@ def width() -> int:
     return max(LEAST_COLUMNS, shutil.get_terminal_size((PIPE_COLUMNS, 24)).columns)
 
 
-def colored() -> bool:
-    """Whether stdout is a terminal that shows colours, and whose user wants them."""
+def colored(stream: TextIO | None = None) -> bool:
+    """Whether a stream, stdout if None, is a terminal that shows colours, and whose user wants them."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return wanted and sys.stdout.isatty()
+    return wanted and (stream or sys.stdout).isatty()
 
 
 def show(text: str) -> None:

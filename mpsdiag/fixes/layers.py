@@ -32,12 +32,13 @@ class InForce:
 
     `instead` runs in the place of `F.scaled_dot_product_attention`; `repair` is done to masks, there and at
     the entry of transformers where that is not reached by name; `layer` is our layer on the function that was
-    made last.
+    made last; `saw` is called with the arguments, the options and the result of each call of it.
     """
 
     instead: Function | None = None
     repair: Repair | None = None
     layer: Function | None = None
+    saw: Callable[[tuple[Any, ...], dict[str, Any], Any], None] | None = None
 
 
 IN_FORCE: Final = InForce()
@@ -111,10 +112,14 @@ def _sdpa_layer(previous: Function) -> Function:
         if overriding(args, options):
             return answer(previous, scaled_dot_product_attention, args, options)
         if IN_FORCE.instead is not None:
-            return IN_FORCE.instead(*args, **options)
-        if IN_FORCE.repair is None:
-            return previous(*args, **options)
-        return repaired_sdpa(previous, where, IN_FORCE.repair, args, options)
+            result = IN_FORCE.instead(*args, **options)
+        elif IN_FORCE.repair is None:
+            result = previous(*args, **options)
+        else:
+            result = repaired_sdpa(previous, where, IN_FORCE.repair, args, options)
+        if IN_FORCE.saw is not None:
+            IN_FORCE.saw(args, options, result)
+        return result
 
     _LAYERS[scaled_dot_product_attention] = previous
     _compile_to_operator(scaled_dot_product_attention)

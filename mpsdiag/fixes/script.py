@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,8 @@ def prepare(
     emulate: str | None,
     macos: int,
     environ: Mapping[str, str],
+    then: str | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Launch:
     """Work out the process that runs a script or module with a mode in place."""
     mode = mode_named(fix, process_wide=True)
@@ -58,7 +61,7 @@ def prepare(
         note += f"; attention on the CPU is {emulation.describe()}"
     return Launch(
         command=(sys.executable, *where, *arguments),
-        environment=RunRequest(fix, emulate, macos).environment(environ),
+        environment=RunRequest(fix, emulate, macos, then, options or {}).environment(environ),
         note=f"{note}.",
     )
 
@@ -71,6 +74,35 @@ def become(launch: Launch) -> NoReturn:
         os.execve(launch.command[0], launch.command, launch.environment)  # noqa: S606 - no shell is wanted
     # Windows has no exec that keeps the caller waiting.
     sys.exit(subprocess.run(launch.command, env=dict(launch.environment), check=False).returncode)
+
+
+def supervise(launch: Launch) -> int:
+    """Run the launch as a process of its own, and wait for it; its signals are its own.
+
+    Returns:
+        Its exit code, negative for the signal that ended it.
+    """
+    with subprocess.Popen(launch.command, env=dict(launch.environment)) as process:
+        # Ctrl-C reaches the script by itself; other requests to end are handed on.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ends = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+        others = {one: signal.signal(one, lambda number, _: process.send_signal(number)) for one in ends}
+        try:
+            return process.wait()
+        finally:
+            for one, handler in {signal.SIGINT: before, **others}.items():
+                signal.signal(one, handler)
+
+
+def end_as(code: int) -> NoReturn:
+    """End this process as the script ended: with its exit code, or by its signal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code < 0 and os.name == "posix":
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
 
 
 def _script(target: str) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -12,20 +13,31 @@ FOLDER: Final = Path(__file__).resolve().parent / "on_startup"
 _FIX: Final = "MPSDIAG_RUN_FIX"
 _EMULATE: Final = "MPSDIAG_RUN_EMULATE"
 _MACOS: Final = "MPSDIAG_RUN_EMULATE_MACOS"
+_THEN: Final = "MPSDIAG_RUN_THEN"
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The mode, and if `emulate` is set the MPS kernels, that are in place as soon as torch is imported."""
+    """The mode, and if `emulate` is set the MPS kernels, that are in place as soon as torch is imported.
+
+    `then` is a function of a floor above that is called last, as `module:function`; it reads `options`, further entries
+    of the environment.
+    """
 
     fix: str
     emulate: str | None = None
     macos: int = 15
+    then: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment of a process with the request, and the start-up hook on PYTHONPATH."""
-        extended = {key: value for key, value in environ.items() if key not in {_FIX, _EMULATE, _MACOS}}
-        extended[_FIX] = self.fix
+        extended = {
+            key: value for key, value in environ.items() if key not in {_FIX, _EMULATE, _MACOS, _THEN}
+        }
+        extended |= {_FIX: self.fix, **self.options}
+        if self.then is not None:
+            extended[_THEN] = self.then
         if self.emulate is not None:
             extended[_EMULATE] = self.emulate
             extended[_MACOS] = str(self.macos)
@@ -40,7 +52,9 @@ def wish_of(environ: Mapping[str, str]) -> RunRequest | None:
     """The request in an environment; None if there is none."""
     if _FIX not in environ:
         return None
-    return RunRequest(environ[_FIX], environ.get(_EMULATE), int(environ.get(_MACOS, "15")))
+    return RunRequest(
+        environ[_FIX], environ.get(_EMULATE), int(environ.get(_MACOS, "15")), environ.get(_THEN)
+    )
 
 
 def begin() -> None:
@@ -60,3 +74,6 @@ def begin() -> None:
     from mpsdiag.fixes.process import install
 
     install(wish.fix)
+    if wish.then is not None:
+        module, _, function = wish.then.partition(":")
+        getattr(import_module(module), function)()

@@ -123,6 +123,11 @@ def _document(answer: Answer) -> Document:
         return trace.document(answer)
     if isinstance(answer, Origin):
         return trace.origin_document(answer)
+    from mpsdiag.reporting.script import script_document
+    from mpsdiag.tracing.process.watched import ScriptReport
+
+    if isinstance(answer, ScriptReport):
+        return script_document(answer)
     raise TypeError(f"a {type(answer).__name__} is not an answer")
 
 

@@ -29,9 +29,9 @@ def document(report: TraceReport) -> blocks.Document:
     origin = report.origin
     parts: list[tuple[str, str, Iterable[blocks.Block]]] = [("measured", "", _measured(report))]
     if origin is not None:
-        parts.append(("origin", "Where the first non-finite value appears", _origin(origin)))
+        parts.append(("origin", "Where the first non-finite value appears", origin_blocks(origin)))
         for count, other in enumerate(origin.also, 1):
-            parts.append((f"also-{count}", f"Also: {other.cause}", _origin(other)))
+            parts.append((f"also-{count}", f"Also: {other.cause}", origin_blocks(other)))
     environment = blocks.Facts("Environment (mpsdiag env)", tuple(facts(report.environment)))
     parts += [("notes", "Notes", _notes(report)), ("environment", "Environment", [environment])]
     sections = [blocks.Section(key, title, tuple(content)) for key, title, content in parts]
@@ -47,7 +47,7 @@ def origin_document(origin: Origin) -> blocks.Document:
     """Lay the Origin out that `mpsdiag.trace` returned."""
     parts = [("origin", "Where the first non-finite value appears", origin)]
     parts += [(f"also-{count}", f"Also: {one.cause}", one) for count, one in enumerate(origin.also, 1)]
-    sections = tuple(blocks.Section(key, title, tuple(_origin(one))) for key, title, one in parts)
+    sections = tuple(blocks.Section(key, title, tuple(origin_blocks(one))) for key, title, one in parts)
     return blocks.Document("mpsdiag trace", f"{_named(origin.cause)}: {origin.place}", "affected", sections)
 
 
@@ -88,7 +88,8 @@ def _measured(report: TraceReport) -> Iterable[blocks.Block]:
     yield blocks.pairs("measured", rows)
 
 
-def _origin(origin: Origin) -> Iterable[blocks.Block]:
+def origin_blocks(origin: Origin) -> Iterable[blocks.Block]:
+    """What is known of an Origin: a sentence, the place, what to do."""
     yield blocks.Prose(f"{origin.summary}.")
     yield blocks.pairs("where", list(_place(origin)))
     yield blocks.Points((f"What to do: {origin.remedy.text}",))

@@ -48,6 +48,16 @@ class About(BaseModel):
     versions: dict[str, str | None] = Field(default_factory=dict)
 
 
+def check_free(folder: Path) -> None:
+    """Make sure that a case may be written into a folder.
+
+    Raises:
+        BadInput: It is in use.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} exists already. Choose another folder for the bad batch, or remove it.")
+
+
 def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], about: About) -> None:
     """Write a case whole or not at all: beside the folder first, then renamed.
 

@@ -13,9 +13,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from mpsdiag import emulation, environment
-from mpsdiag.errors import BadInput
 from mpsdiag.inputs.outputs import embeddings_of, logits_of, loss_of
-from mpsdiag.tracing.cases.recorded_case import About, write_case
+from mpsdiag.tracing.cases.recorded_case import About, check_free, write_case
 from mpsdiag.trainers.forward_watch import watch_forward
 
 if TYPE_CHECKING:
@@ -46,10 +45,7 @@ class BadBatchRecorder(TrainerCallback):
 
     def __init__(self, folder: str | Path, *, save_weights: bool = True) -> None:
         self._folder = Path(folder)
-        if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
-            raise BadInput(
-                f"{self._folder} exists already. Choose another folder for the bad batch, or remove it."
-            )
+        check_free(self._folder)
         self.recorded: Path | None = None
         self._save_weights = save_weights
         self._arguments: TrainingArguments | None = None

@@ -66,16 +66,20 @@ class Trajectory:
 def or_divergence(
     model: nn.Module, origin: Origin, trajectory: Trajectory, initial: Mapping[str, Tensor]
 ) -> Origin:
-    """The origin as it is, or as the end of a divergence: losses, gradients or weights grew at least tenfold."""
+    """The origin as it is, or as the end of a divergence: losses, gradients or weights grew at least tenfold.
+
+    With the initial weights the caller has run the control; without them nothing is said of it.
+    """
     grown = _growth(model, trajectory, initial)
     if max(grown.values(), default=0.0) < GROWTH:
         return origin
     listed = ", ".join(f"{name} x {factor:.3g}" for name, factor in grown.items() if factor >= GROWTH)
+    control = "; the same batch is finite with the weights training began with" if initial else ""
     return origin.model_copy(
         update={
             "cause": "divergence",
             "summary": f"training diverged: finite up to step {trajectory.step - 1}, not in step {trajectory.step} "
-            f"({listed} since the first step); the same batch is finite with the weights training began with",
+            f"({listed} since the first step){control}",
             "evidence": {
                 **trajectory.evidence(),
                 "growth": grown,

@@ -6,7 +6,7 @@ made it while the forward runs, and tells what goes in and what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,8 +111,25 @@ class GraphWatch:
         return listen
 
 
-def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat) -> Origin | None:
+def backward_of(output: Any) -> bool:
+    """Run the backward of the loss in an output, as transformers' Trainer does; False if it has none."""
+    loss = loss_of(output)
+    if loss is None:
+        return False
+    torch.autograd.backward(loss.mean())
+    return True
+
+
+def explain_backward(
+    model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, backward: Callable[[Any], bool] = backward_of
+) -> Origin | None:
     """Run forward and backward in detail; the modes are those in effect, and gradients are wanted.
+
+    Args:
+        model: It is called with the batch.
+        batch: Its arguments by name.
+        repeat: The state to begin with.
+        backward: Runs the backward of an output; False if there is nothing to begin it with.
 
     Returns:
         The first non-finite gradient's origin; None if all gradients come out finite.
@@ -123,11 +140,10 @@ def explain_backward(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat)
     given = fresh(batch)
     tracer = Tracer(model, given, claim=graph.claim)
     with tracer.watching():
-        loss = loss_of(model(**given))
-    if loss is None:
-        return None
+        output = model(**given)
     graph.watch()
-    torch.autograd.backward(loss.mean())
+    if not backward(output):
+        return None
     graph.forget()
     bad = [name for name, p in model.named_parameters() if p.grad is not None and impurity(p.grad)]
     if not bad:

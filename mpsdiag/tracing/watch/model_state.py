@@ -11,6 +11,7 @@ from torch import nn
 
 from mpsdiag import emulation
 from mpsdiag.findings import Advice
+from mpsdiag.inputs.nonfinite import is_statistic
 from mpsdiag.tracing.origin import Origin, Phase
 
 
@@ -54,14 +55,33 @@ class Repeat:
 
     def __init__(self, model: nn.Module) -> None:
         self._kind = device_of(model).type
-        self._buffers = list(model.buffers())
+        named = list(model.named_buffers())
+        self._buffers = [buffer for _, buffer in named]
+        self._statistics = [is_statistic(name) for name, _ in named]
+        self._kept: list[tuple[torch.Tensor, int] | None] = [None] * len(named)
         self.take()
 
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the model still has the buffers, and is where it was."""
+        first = next(model.buffers(), None)
+        return first is next(iter(self._buffers), None) and device_of(model).type == self._kind
+
     def take(self) -> None:
-        """Take the state as it is now."""
+        """Take the state as it is now; a buffer that nobody wrote into since is not copied again."""
         self._random = torch.get_rng_state()
         self._device_random = None if self._kind == "cpu" else getattr(torch, self._kind).get_rng_state()
-        self._kept = [buffer.detach().clone() for buffer in self._buffers]
+        found = zip(self._buffers, self._statistics, self._kept, strict=True)
+        self._kept = [self._copy(buffer, known, statistic=statistic) for buffer, statistic, known in found]
+
+    @staticmethod
+    def _copy(
+        buffer: torch.Tensor, known: tuple[torch.Tensor, int] | None, *, statistic: bool
+    ) -> tuple[torch.Tensor, int]:
+        # Kernels write statistics without counting; tensors of inference mode do not count at all.
+        version = -1 if statistic or buffer.is_inference() else buffer._version  # noqa: SLF001
+        if known is not None and known[1] == version != -1:
+            return known
+        return buffer.detach().clone(), version
 
     def again(self) -> None:
         """Put random numbers and buffers back."""
@@ -70,8 +90,8 @@ class Repeat:
             getattr(torch, self._kind).set_rng_state(self._device_random)
         with torch.no_grad():
             for buffer, kept in zip(self._buffers, self._kept, strict=True):
-                if buffer.shape == kept.shape:
-                    buffer.copy_(kept)
+                if kept is not None and buffer.shape == kept[0].shape:
+                    buffer.copy_(kept[0])
 
 
 @contextmanager

@@ -1,0 +1,86 @@
+"""What `mpsdiag run --trace` and `mpsdiag.watch` saw, laid out as sections: the findings first, then the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mpsdiag.environment import facts
+from mpsdiag.reporting.layout import blocks
+from mpsdiag.reporting.trace import NAMES, origin_blocks
+from mpsdiag.tracing.process.watched import ScriptFinding, ScriptReport
+from mpsdiag.words import count
+
+
+def script_document(report: ScriptReport) -> blocks.Document:
+    """Lay a report out."""
+    parts: list[tuple[str, str, Iterable[blocks.Block]]] = [
+        (f"finding-{number}", f"Finding {number}: {finding.cause}", _finding(finding))
+        for number, finding in enumerate(report.findings, 1)
+    ]
+    parts.append(("watched", "What was watched", _watched(report)))
+    if report.environment is not None:
+        environment = blocks.Facts("Environment (mpsdiag env)", tuple(facts(report.environment)))
+        parts.append(("environment", "Environment", [environment]))
+    sections = tuple(blocks.Section(key, title, tuple(content)) for key, title, content in parts)
+    verdict = "affected" if report.findings else "not_affected" if report.watched.forwards else "undecided"
+    return blocks.Document("mpsdiag run --trace", headline(report), verdict, sections)
+
+
+def headline(report: ScriptReport) -> str:
+    """One line: what was found first, or that nothing was, where something was watched."""
+    where = ""
+    if report.emulated is not None:
+        where = f" (emulated MPS of torch {report.emulated.release} on macOS {report.emulated.macos})"
+    if report.findings:
+        first = report.findings[0]
+        return f"{_title(first)}{where}; {'stopped there' if report.stopped else 'the script went on'}"
+    if not report.watched.forwards:
+        return "nothing was watched: no torch module was called"
+    return f"nothing found in {count(report.watched.forwards, 'forward')}{where}"
+
+
+def _title(finding: ScriptFinding) -> str:
+    named = NAMES.get(finding.cause, finding.cause.replace("_", " "))
+    at = f" at {finding.file}:{finding.line}" if finding.file else ""
+    return f"{finding.cause}: {named}{at}"
+
+
+def _finding(finding: ScriptFinding) -> Iterable[blocks.Block]:
+    way = finding.evidence.get("user_code", [])
+    rows = [("line", f"{finding.file}:{finding.line}")] if finding.file else []
+    rows += [("called from", ", ".join(way[:-1]))] if way[1:] else []
+    rows += [("seen", count(finding.count, "time")), ("first after", count(finding.step, "optimizer step"))]
+    yield from origin_blocks(finding)
+    yield blocks.pairs("in your code", rows)
+    for also in finding.also:
+        yield blocks.Prose(f"Also {also.cause}: {also.summary}.")
+
+
+def _watched(report: ScriptReport) -> Iterable[blocks.Block]:
+    seen = report.watched
+    models = ", ".join(f"{name} {number}" for name, number in seen.models.items())
+    rows = [
+        ("forwards", f"{seen.forwards:,}" + (f" ({models})" if models else "")),
+        ("backwards", f"{seen.backwards:,}"),
+        ("optimizer steps", f"{seen.steps:,}"),
+    ]
+    if seen.masked_rows_nan is not None:
+        verb = "makes" if seen.masked_rows_nan else "does not make"
+        rows.append(("fully masked rows", f"{seen.masked_rows:,}; attention here {verb} them NaN"))
+    else:
+        rows.append(("fully masked rows", "0"))
+    rows.append(("labels that were all -100", f"{seen.unlabelled:,}"))
+    rows.append(("losses hidden by transformers' filter", f"{seen.hidden_losses:,}"))
+    if seen.skipped_steps:
+        rows.append(
+            ("steps that GradScaler skipped", f"{seen.skipped_steps:,}: its scale was too large; no finding")
+        )
+    if seen.not_repeated:
+        rows.append(("calls that could not be run again", f"{seen.not_repeated:,}"))
+    if seen.processes > 1:
+        rows.append(("processes", f"{seen.processes:,}"))
+    if report.script_exit is not None:
+        rows.append(("the script's exit code", str(report.script_exit)))
+    if report.recorded is not None:
+        rows.append(("the bad batch", f"{report.recorded}: mpsdiag trace {report.recorded}"))
+    yield blocks.pairs("watched", rows)

@@ -1,0 +1,161 @@
+"""A forward, backward or optimizer step of a watched process that came out non-finite: run again, and explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.errors import first_line
+from mpsdiag.findings import Advice
+from mpsdiag.tracing.origin import Cause, Origin, Phase
+from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the_optimizer, or_divergence
+from mpsdiag.tracing.passes.forward import explain_forward
+from mpsdiag.tracing.passes.gradients import backward_of, explain_backward
+from mpsdiag.tracing.passes.indices import Indices
+from mpsdiag.tracing.process.forwards import WatchedForward
+from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat
+from mpsdiag.tracing.watch.tensors import facts, impurity, judged_in
+
+
+def of_forward(
+    forward: WatchedForward, optimizers: Iterable[torch.optim.Optimizer], trajectory: Trajectory
+) -> Origin:
+    """Why a forward is not finite: the step before it, the batch, or an operation in it."""
+    if forward.step and (origin := of_step(forward.model, optimizers, trajectory)) is not None:
+        return origin
+    if not forward.unchanged:
+        return not_repeated(forward, "its inputs were written into after the call")
+    try:
+        with forward.again() as (model, batch):
+            if (outside := Indices(model).explain(batch)) is not None:
+                return outside
+            origin, _ = explain_forward(model, batch, forward.repeat)
+    except Exception as problem:  # noqa: BLE001 - whatever the model raises now, the script did not
+        return not_repeated(forward, first_line(problem))
+    if origin is None:
+        return did_not_repeat(forward.model, "a forward", operation="forward")
+    if forward.step and origin.cause in OF_TRAINING:
+        return or_divergence(model, origin, trajectory, {})
+    return origin
+
+
+def of_backward(
+    forwards: Sequence[WatchedForward], trajectory: Trajectory, *, bad_loss: bool, unlabelled: bool
+) -> Origin | None:
+    """Why gradients are not finite though all forwards are; None if they are finite when each is run again.
+
+    Args:
+        forwards: Those since the step before.
+        trajectory: The steps so far.
+        bad_loss: What the backward began with is not finite.
+        unlabelled: All labels of a cross entropy were ignored.
+    """
+    refused = None
+    with_gradients = [forward for forward in forwards if forward.grad]
+    if bad_loss and with_gradients and all(forward.loss is None for forward in with_gradients):
+        return _outside(with_gradients[-1], bad_loss=True, unlabelled=unlabelled)
+    for forward in with_gradients:
+        try:
+            with forward.again() as (model, batch):
+                if not forward.unchanged:
+                    refused = not_repeated(forward, "its inputs were written into after the call", "backward")
+                    continue
+                if any(impurity(gradient) for gradient in forward.gradients.values()):
+                    return _outside(forward, bad_loss=False, unlabelled=unlabelled)
+                origin = explain_backward(model, batch, forward.repeat, partial(_backward, forward))
+        except Exception as problem:  # noqa: BLE001 - whatever the model raises now, the script did not
+            refused = not_repeated(forward, first_line(problem), "backward")
+            continue
+        if origin is not None:
+            if len(trajectory.losses) > 1 and origin.cause in OF_TRAINING:
+                return or_divergence(model, origin, trajectory, {})
+            return origin
+    return refused
+
+
+def of_step(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], trajectory: Trajectory
+) -> Origin | None:
+    """The optimizer step that made weights of a model non-finite; None if they are finite."""
+    own = {id(weight) for weight in model.parameters()}
+    for optimizer in optimizers:
+        if any(id(weight) in own for group in optimizer.param_groups for weight in group["params"]):
+            trajectory.learning_rate = float(optimizer.param_groups[0].get("lr", 0.0))
+            stepped: Mapping[str, Tensor] = dict.fromkeys(dict(model.named_parameters()), torch.zeros(()))
+            if (origin := after_the_optimizer(model, optimizer, trajectory, stepped)) is not None:
+                return origin
+    return None
+
+
+def not_repeated(forward: WatchedForward, why: str, phase: Phase = "forward") -> Origin:
+    """A call that was not finite, and cannot be made once more."""
+    return _unknown(
+        forward.model,
+        f"a {phase} of {type(forward.model).__name__} was not finite, and cannot be run again to look into it: {why}",
+        Advice(
+            text="Call the model with new tensors each time, or trace a batch of it in Python.",
+            commands=["mpsdiag.trace(model, batch)"],
+        ),
+        phase,
+    )
+
+
+def _backward(forward: WatchedForward, output: Any) -> bool:
+    """The backward that followed: from the loss in the output, or with the gradients that reached the outputs."""
+    if backward_of(output):
+        return True
+    outputs = [tensor for _, tensor in judged_in(output)]
+    pairs = [(outputs[number], gradient) for number, gradient in sorted(forward.gradients.items())]
+    if pairs:
+        torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+    return bool(pairs)
+
+
+def _outside(forward: WatchedForward, *, bad_loss: bool, unlabelled: bool) -> Origin:
+    """The outputs are finite, and the loss that is computed from them, or the gradient it hands back, is not."""
+    model = forward.model
+    remedy = Advice(
+        text="Look at the loss between this call and backward(): logarithms, roots and quotients at zero.",
+        commands=["torch.autograd.set_detect_anomaly(True)"],
+    )
+    if unlabelled:
+        cause: Cause = "no_labels"
+        summary = "every label of the loss, which is computed outside of the model, is -100: it is 0/0"
+        remedy = Advice(text="Look at what truncation and the collator leave of the labels.")
+    elif bad_loss:
+        cause = "unknown"
+        summary = f"the outputs of {type(model).__name__} are finite, and the loss computed from them is not"
+    else:
+        cause = "derivative"
+        summary = (
+            f"the outputs of {type(model).__name__} and the loss computed from them are finite, and the gradient "
+            "that the loss hands back is not"
+        )
+    evidence = {"gradients": [facts(g, f"output {n}") for n, g in forward.gradients.items()]}
+    return Origin(
+        cause=cause,
+        layer=None,
+        module="",
+        operation="loss",
+        phase="data" if unlabelled else "backward",
+        summary=summary,
+        evidence={**evidence, "device": device_label(model)},
+        remedy=remedy,
+    )
+
+
+def _unknown(model: nn.Module, summary: str, remedy: Advice, phase: Phase) -> Origin:
+    return Origin(
+        cause="unknown",
+        layer=None,
+        module="",
+        operation=phase,
+        phase=phase,
+        summary=summary,
+        evidence={"device": device_label(model)},
+        remedy=remedy,
+    )

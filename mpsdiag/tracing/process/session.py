@@ -1,0 +1,174 @@
+"""`mpsdiag.watch` for a block of code, and what `mpsdiag run --trace` does in each Python process of a script."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import util
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from mpsdiag import emulation, environment
+from mpsdiag.errors import BadInput, MpsdiagError
+from mpsdiag.findings import Emulated
+from mpsdiag.serialization import dumps, write_atomically
+from mpsdiag.tracing.cases.recorded_case import About, write_case
+from mpsdiag.tracing.process.forwards import WatchedForward
+from mpsdiag.tracing.process.watched import ScriptFinding, ScriptReport
+from mpsdiag.tracing.process.watcher import ProcessWatch
+from mpsdiag.words import EXIT_FOUND
+
+OPTIONS = "MPSDIAG_RUN_WATCH"
+ENTRY = "mpsdiag.tracing.process.session:begin"
+
+
+class WatchOptions(BaseModel):
+    """What `mpsdiag run` asks of its processes; `parts`: the folder in which each leaves what it saw."""
+
+    parts: Path
+    keep_going: bool = False
+    record: Path | None = None
+
+
+class _Session:
+    """One process of a script."""
+
+    def __init__(self, options: WatchOptions) -> None:
+        self._options = options
+        self._recorded: Path | None = None
+        self.watch = ProcessWatch(found=self._found)
+        self.watch.start()
+
+    def end(self) -> None:
+        """The process ends: read what is left, and leave what was seen."""
+        self.watch.stop()
+        self._leave(stopped=False)
+
+    def _found(self, watch: ProcessWatch, finding: ScriptFinding, forward: WatchedForward) -> None:
+        del watch, finding
+        if self._options.record is not None and self._recorded is None:
+            self._recorded = _recorded(self._options.record, forward)
+        if self._options.keep_going:
+            return
+        self._leave(stopped=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not an exception: the script may catch all of them.
+        os._exit(EXIT_FOUND)
+
+    def _leave(self, *, stopped: bool) -> None:
+        report = _report(self.watch, stopped=stopped, recorded=self._recorded)
+        if report.watched.forwards or report.findings:
+            write_atomically(self._options.parts / f"{os.getpid()}.json", dumps(report.to_dict()))
+
+
+def begin() -> None:
+    """Watch this process until it ends, as the environment says."""
+    session = _Session(WatchOptions.model_validate_json(os.environ[OPTIONS]))
+    atexit.register(session.end)
+    os.register_at_fork(after_in_child=session.watch.forget)
+    # A process of multiprocessing that was forked ends without atexit.
+    util.register_after_fork(session, lambda one: util.Finalize(one, one.end, exitpriority=0))
+
+
+class NonFiniteFoundError(MpsdiagError):
+    """`watch(stop=True)` has found something; `finding` says what."""
+
+    exit_code = EXIT_FOUND
+
+    def __init__(self, finding: ScriptFinding) -> None:
+        super().__init__(f"{finding.cause}: {finding.summary} ({finding.place}).")
+        self.finding = finding
+
+
+class Watching:
+    """What `mpsdiag.watch` gives: what it has seen and found, so far or, after the block, in all."""
+
+    def __init__(self, watch: ProcessWatch) -> None:
+        self._watch = watch
+
+    @property
+    def findings(self) -> list[ScriptFinding]:
+        """Each cause and place once, in the order in which they came; reads the flags that are pending."""
+        self._watch.read()
+        return list(self._watch.findings.values())
+
+    @property
+    def report(self) -> ScriptReport:
+        """All of it: `print` it, or end a notebook's cell with it."""
+        self._watch.read()
+        return _report(self._watch)
+
+
+@contextmanager
+def watch(model: nn.Module | None = None, *, stop: bool = False) -> Iterator[Watching]:
+    """Watch all that runs in a block of code: forwards, backwards, optimizer steps, of any model.
+
+    The code runs as it is. At the first non-finite value the call is run again in detail, and judged as by `trace`.
+
+    Args:
+        model: Watch the calls of this model only.
+        stop: Raise at the first finding.
+
+    Returns:
+        A context manager that gives a `Watching`: its `findings` (each an `Origin` with `file`, `line`, `step` and
+        `count`), and its `report`, which says what was watched.
+
+    Raises:
+        BadInput: Not a module.
+        NonFiniteFoundError: Something was found, and `stop` is set.
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        raise BadInput(
+            f"model is a {type(model).__name__}, not a torch.nn.Module. Give the loaded model itself."
+        )
+
+    def found(_: ProcessWatch, finding: ScriptFinding, __: WatchedForward) -> None:
+        if stop:
+            raise NonFiniteFoundError(finding)
+
+    watching = ProcessWatch(model, found)
+    watching.start()
+    try:
+        yield Watching(watching)
+    finally:
+        watching.stop()
+
+
+def _report(watch: ProcessWatch, *, stopped: bool = False, recorded: Path | None = None) -> ScriptReport:
+    active = emulation.active()
+    return ScriptReport(
+        watched=watch.watched,
+        findings=list(watch.findings.values()),
+        stopped=stopped,
+        recorded=None if recorded is None else str(recorded),
+        emulated=None if active is None else Emulated(release=active.release, macos=active.macos),
+    )
+
+
+def _recorded(folder: Path, forward: WatchedForward) -> Path | None:
+    """Keep the batch of a forward in the form that `mpsdiag trace FOLDER` replays."""
+    if folder.exists() and any(folder.iterdir()):  # Another process of the script was first.
+        return None
+    with forward.again() as (model, batch):
+        weight = next(model.parameters(), torch.zeros(()))
+        about = About(
+            phase="training" if forward.training else "evaluation",
+            step=forward.step,
+            grad=forward.grad,
+            device=str(weight.device),
+            dtype=str(weight.dtype).removeprefix("torch."),
+            attention=getattr(getattr(model, "config", None), "_attn_implementation", None),
+            autocast=None if forward.autocast is None else str(forward.autocast[1]).removeprefix("torch."),
+            emulation=emulation.active(),
+            noticed="loss" if forward.loss is not None else "logits",
+            versions=dict(environment.versions()),
+        )
+        write_case(folder, model if hasattr(model, "save_pretrained") else None, batch, about)
+    return folder

@@ -1,0 +1,139 @@
+"""What was watched in a process, and what was found: the document of `mpsdiag run --trace`. Schema 1."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mpsdiag.environment import Environment
+from mpsdiag.findings import Answer, Emulated, Part
+from mpsdiag.tracing.origin import Origin
+
+SCHEMA = 1
+
+
+class ScriptFinding(Origin):
+    """An Origin in somebody's own code.
+
+    Attributes:
+        file: The file of the user's code that made the outermost call; empty where all of the code is a library's.
+        line: The line in it.
+        step: Optimizer steps that were done before, at the first time.
+        count: How often it was seen.
+    """
+
+    file: str = ""
+    line: int = 0
+    step: int = 0
+    count: int = 1
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Findings with the same cause and place are one."""
+        return self.cause, self.phase, self.module, self.operation, self.file, self.line
+
+    @property
+    def place(self) -> str:
+        """The line of the user's code, then layer, module and operation."""
+        return f"{self.file}:{self.line}, {super().place}" if self.file else super().place
+
+
+class Watched(Part):
+    """Counts of what was seen.
+
+    Attributes:
+        forwards: Outermost calls of modules, losses that are modules among them; `models`: by class.
+        masked_rows: Fully masked rows that attention saw: (sequence, query) pairs, each mask once a forward.
+        masked_rows_nan: Whether this device made them NaN; None if there were none.
+        unlabelled: Forwards or losses whose labels were all -100.
+        hidden_losses: Losses that are not finite, and that transformers' filter leaves out of what it logs.
+        skipped_steps: Steps that GradScaler skipped: it lowers its scale, and nothing is wrong.
+        processes: How many processes ran a model.
+        not_repeated: Non-finite forwards that could not be run again.
+    """
+
+    forwards: int = 0
+    backwards: int = 0
+    steps: int = 0
+    models: dict[str, int] = Field(default_factory=dict)
+    masked_rows: int = 0
+    masked_rows_nan: bool | None = None
+    unlabelled: int = 0
+    hidden_losses: int = 0
+    skipped_steps: int = 0
+    processes: int = 0
+    not_repeated: int = 0
+
+    def plus(self, other: Watched) -> Watched:
+        """The counts of two processes."""
+        added = {
+            name: getattr(self, name) + getattr(other, name)
+            for name, field in type(self).model_fields.items()
+            if field.annotation is int
+        }
+        answers = [one for one in (self.masked_rows_nan, other.masked_rows_nan) if one is not None]
+        models = Counter(self.models) + Counter(other.models)
+        return Watched(**added, models=dict(models), masked_rows_nan=any(answers) if answers else None)
+
+
+class ScriptReport(Answer, BaseModel):
+    """What watching a script, or a block of code, showed.
+
+    Attributes:
+        script: As it was called.
+        stopped: It was stopped at the first finding.
+        script_exit: Its own exit code, negative for a signal; None if it was stopped, or for a block of code.
+        recorded: The folder with the bad batch.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    script: list[str] = Field(default_factory=list)
+    watched: Watched = Field(default_factory=Watched)
+    findings: list[ScriptFinding] = Field(default_factory=list)
+    stopped: bool = False
+    script_exit: int | None = None
+    recorded: str | None = None
+    emulated: Emulated | None = None
+    environment: Environment | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document, as plain data."""
+        return self.model_dump(by_alias=True)
+
+    def plus(self, other: ScriptReport) -> ScriptReport:
+        """This report with what another process saw."""
+        return self.model_copy(
+            update={
+                "watched": self.watched.plus(other.watched),
+                "findings": distinct([*self.findings, *other.findings]),
+                "stopped": self.stopped or other.stopped,
+                "recorded": self.recorded or other.recorded,
+                "emulated": self.emulated or other.emulated,
+            }
+        )
+
+
+def distinct(findings: Iterable[ScriptFinding]) -> list[ScriptFinding]:
+    """Each finding once, with how often it was seen, in the order in which they came."""
+    kept: dict[tuple[Any, ...], ScriptFinding] = {}
+    for finding in findings:
+        known = kept.get(finding.key)
+        if known is None:
+            kept[finding.key] = finding
+        else:
+            kept[finding.key] = known.model_copy(update={"count": known.count + finding.count})
+    return list(kept.values())
+
+
+def gathered(folder: Path, report: ScriptReport) -> ScriptReport:
+    """The report with what each process left in a folder."""
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+        report = report.plus(ScriptReport.model_validate(json.loads(path.read_text(encoding="utf-8"))))
+    return report

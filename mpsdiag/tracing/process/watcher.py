@@ -1,0 +1,296 @@
+"""Watches all models of a process while they run: one flag a call, read once a step, late enough not to wait for it.
+
+The flags of evaluations are read when the next call begins; those of a training step right before the optimizer
+changes the weights, so that a bad step is looked into with the weights as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from mpsdiag.fixes.layers import IN_FORCE, hold
+from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.passes.divergence import Trajectory
+from mpsdiag.tracing.process import explained
+from mpsdiag.tracing.process.forwards import WatchedForward
+from mpsdiag.tracing.process.unread import Unread, Values
+from mpsdiag.tracing.process.watched import ScriptFinding, Watched
+from mpsdiag.tracing.watch.tensors import impurity
+
+WAITING = 16
+"""At most this many calls with gradients wait for an optimizer step before their flags are read."""
+IN_DETAIL = 20
+"""From one line of the user's code, this many bad calls are looked into; later ones count as the last of them."""
+KEPT_STEPS = 50
+
+Found = Callable[["ProcessWatch", ScriptFinding, WatchedForward], None]
+
+
+class ProcessWatch:
+    """The watch over a process, or over one model in it.
+
+    Attributes:
+        findings: What was found so far, each cause and place once.
+    """
+
+    def __init__(self, model: nn.Module | None = None, found: Found = lambda *_: None) -> None:
+        self.findings: dict[tuple[Any, ...], ScriptFinding] = {}
+        self._only = model
+        self._found = found
+        self._counts = Watched()
+        self._busy = False
+        self._unread = Unread()
+        self._last: WatchedForward | None = None
+        self._bad_before: nn.Module | None = None
+        self._scaled = self._inside = self._spoilt = False
+        self._optimizers: dict[int, torch.optim.Optimizer] = {}
+        self._trajectory = Trajectory(0.0)
+        self._detailed: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        self._undo: list[Callable[[], Any]] = []
+
+    # Being in place.
+
+    def start(self) -> None:
+        """Begin to watch."""
+        call, backward, watch = nn.Module.__call__, torch.autograd.backward, self
+        step, scale = torch.amp.GradScaler.step, torch.amp.GradScaler.scale
+
+        def watched_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if watch._busy or torch.compiler.is_compiling():
+                return call(self, *args, **kwargs)
+            return watch._forward(call, self, args, kwargs)
+
+        def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+            if not watch._busy:
+                watch._counts.backwards += 1
+                roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+                watch._unread.note_backward(roots, scaled=watch._scaled)
+            result = backward(tensors, *args, **kwargs)
+            watch._after_backward()
+            return result
+
+        def watched_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            before = watch._counts.steps
+            result = step(self, *args, **kwargs)
+            if watch._counts.steps == before:
+                watch._counts.skipped_steps += 1
+                watch.read()
+            return result
+
+        def watched_scale(self: Any, outputs: Any) -> Any:
+            watch._scaled = watch._scaled or self.is_enabled()
+            return scale(self, outputs)
+
+        self._replace(nn.Module, "__call__", watched_call)
+        self._replace(torch.autograd, "backward", watched_backward)
+        self._replace(torch.amp.GradScaler, "step", watched_step)
+        self._replace(torch.amp.GradScaler, "scale", watched_scale)
+        hooks: Any = (
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        )
+        self._undo += [hook.remove for hook in hooks]
+        self._undo.append(hold(function=True))
+        IN_FORCE.saw = self._saw_sdpa
+        self._undo.append(lambda: setattr(IN_FORCE, "saw", None))
+
+    def stop(self) -> None:
+        """Read what is left, the weights after the last step among it, and put everything back."""
+        self.read()
+        last = self._last
+        if last is not None and self._counts.steps > last.step and not self._busy:
+            self._look(last, lambda: explained.of_step(last.model, self._steppers, self._trajectory))
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+    def forget(self) -> None:
+        """Begin to count anew, as in a process that was forked from this one."""
+        undo, self._undo = self._undo, []
+        self.__init__(self._only, self._found)  # type: ignore[misc]  # the initial state is what is wanted
+        self._undo = undo
+
+    def _replace(self, owner: Any, name: str, new: Any) -> None:
+        old = getattr(owner, name)
+        setattr(owner, name, new)
+        self._undo.append(lambda: setattr(owner, name, old))
+
+    # What happens in the process.
+
+    def _forward(
+        self, call: Callable[..., Any], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        plain = _untraced() and (self._only is None or model is self._only)
+        if not plain:
+            return call(model, *args, **kwargs)
+        self._busy = True
+        try:
+            waiting = WAITING if torch.is_grad_enabled() else 1
+            if len(self._unread.forwards) >= waiting:
+                self._read()
+            forward = WatchedForward.of(model, args, kwargs, self._counts.steps)
+            self._unread.mask = None
+            self._inside = True
+            output = call(model, *args, **kwargs)
+            name = type(model).__name__
+            self._counts.forwards += 1
+            self._counts.models[name] = self._counts.models.get(name, 0) + 1
+            self._unread.note(forward, output)
+            self._last = forward if forward.grad else self._last
+        finally:
+            self._busy = self._inside = False
+        return output
+
+    def _saw_sdpa(self, args: tuple[Any, ...], options: dict[str, Any], result: Tensor) -> None:
+        if not torch.compiler.is_compiling() and self._inside and _untraced():
+            self._unread.note_attention(args, options, result)
+
+    def _after_backward(self) -> None:
+        # Weights may be changed by hand, without an optimizer that could be seen.
+        if not (self._busy or self._counts.steps or self._scaled):
+            models = {forward.model for forward in self._unread.forwards}
+            weights = [weight for model in models for weight in model.parameters()]
+            self.read([weight.grad for weight in weights if weight.grad is not None])
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._busy:
+            return None
+        closure = args[0] if args else kwargs.get("closure")
+        if callable(closure):
+
+            def watched_closure() -> Any:
+                loss = closure()
+                self._read_step(optimizer)
+                return loss
+
+            return ((watched_closure, *args[1:]), {k: v for k, v in kwargs.items() if k != "closure"})
+        self._read_step(optimizer)
+        return None
+
+    def _read_step(self, optimizer: torch.optim.Optimizer) -> None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        self.read(gradients, getattr(optimizer, "found_inf", None))
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        if not self._busy:
+            self._counts.steps += 1
+            self._optimizers[id(optimizer)] = optimizer
+
+    # Reading the flags.
+
+    def read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
+        """Read what is pending, and look into what is not finite. Waits for the device, once.
+
+        Args:
+            gradients: Those that an optimizer is about to use.
+            found_inf: The flag of GradScaler, where it leaves skipping to the optimizer.
+        """
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            self._read(gradients, found_inf)
+        finally:
+            self._busy = False
+
+    def _read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
+        unread, self._unread = self._unread, Unread(mask=self._unread.mask)
+        counts, forwards = self._counts, unread.forwards
+        values = unread.read(gradients or [], found_inf)
+        counts.unlabelled += int(sum(values.unlabelled))
+        counts.masked_rows += int(sum(values.rows))
+        if any(values.rows):
+            counts.masked_rows_nan = bool(counts.masked_rows_nan) or any(values.rows_nan)
+        if gradients:
+            own = values.losses or values.roots
+            self._trajectory.note(sum(own) / len(own) if own else math.nan, values.norms[0])
+            del self._trajectory.losses[:-KEPT_STEPS], self._trajectory.grad_norms[:-KEPT_STEPS]
+        flagged = [math.isnan(value) or value == math.inf for value in values.flags]
+        for forward, bad in zip(forwards, flagged, strict=True):
+            if bad:
+                self._look_at(forward)
+            self._bad_before = forward.model if bad else None
+        if any(values.skipped):  # GradScaler leaves it to the optimizer.
+            counts.skipped_steps += 1
+        elif forwards and _is_bad(values, gradients or []):
+            self._spoilt = True
+            if any(flagged):
+                return
+            last = next((forward for forward in forwards if forward.grad), forwards[-1])
+            why = {
+                "bad_loss": not all(map(math.isfinite, values.roots)),
+                "unlabelled": any(values.unlabelled),
+            }
+            self._look(last, lambda: explained.of_backward(forwards, self._trajectory, **why))
+
+    def _look_at(self, forward: WatchedForward) -> None:
+        self._counts.hidden_losses += forward.line.hides
+
+        def explain() -> Origin | None:
+            origin = explained.of_forward(forward, self._steppers, self._trajectory)
+            # What another model gave just before, such as logits to a loss: found there already.
+            handed_on = self._bad_before not in (None, forward.model)
+            return None if handed_on and origin.cause == "bad_inputs" else origin
+
+        self._look(forward, explain)
+
+    def _look(self, forward: WatchedForward, explain: Callable[[], Origin | None]) -> None:
+        line = forward.line
+        known = self._detailed.setdefault((line.file, line.number, type(forward.model)), [])
+        if len(known) >= IN_DETAIL:
+            self._again(known[-1])
+            return
+        origin = explain()
+        if origin is None:
+            return
+        finding = ScriptFinding(
+            **{name: getattr(origin, name) for name in Origin.model_fields},
+            file=line.file,
+            line=line.number,
+            step=forward.step,
+        )
+        finding.evidence["user_code"] = list(line.way)
+        self._counts.not_repeated += "cannot be run again" in origin.summary
+        known.append(finding.key)
+        if finding.key in self.findings:
+            self._again(finding.key)
+            return
+        self.findings[finding.key] = finding
+        self._found(self, finding, forward)
+
+    def _again(self, key: tuple[Any, ...]) -> None:
+        found = self.findings[key]
+        self.findings[key] = found.model_copy(update={"count": found.count + 1})
+
+    @property
+    def _steppers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that may be to blame for weights; none once one was given gradients that are not finite."""
+        return [] if self._spoilt else list(self._optimizers.values())
+
+    @property
+    def watched(self) -> Watched:
+        """What was seen so far."""
+        return self._counts.model_copy(update={"processes": int(self._counts.forwards > 0)})
+
+
+def _untraced() -> bool:
+    """Whether tensors hold values: nothing is being traced, exported or transformed."""
+    tracing = torch._C._get_tracing_state() is not None  # noqa: SLF001 - what torch.jit.is_tracing asks
+    transformed = torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public name for it
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)  # noqa: SLF001 - nor for this
+    return not tracing and not transformed and fake is None
+
+
+def _is_bad(values: Values, gradients: list[Tensor]) -> bool:
+    """Whether a loss or a gradient is not finite; the norm of finite gradients may overflow."""
+    if all(map(math.isfinite, (*values.roots, *values.norms))):
+        return False
+    return not all(map(math.isfinite, values.roots)) or any(map(impurity, gradients))

@@ -1,0 +1,266 @@
+"""The watch over a process, in this process: what it sees, what it finds, and what it leaves as it was."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import mpsdiag
+from mpsdiag.tracing.process.session import NonFiniteFoundError
+from mpsdiag.tracing.process.watched import ScriptReport
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 5))
+
+
+@pytest.fixture
+def inputs():
+    return torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+
+
+def line_of(word):
+    text = Path(__file__).read_text(encoding="utf-8").splitlines()
+    return next(number for number, line in enumerate(text, 1) if line.endswith(f"# {word}"))
+
+
+def test_a_clean_training_is_counted_and_comes_out_as_unwatched(inputs):
+    def train():
+        model = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(model(inputs), torch.arange(6) % 5)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return [weight.detach().clone() for weight in model.parameters()]
+
+    with mpsdiag.watch() as seen:
+        watched = train()
+    assert all(torch.equal(a, b) for a, b in zip(watched, train(), strict=True))
+    assert seen.findings == []
+    counts = seen.report.watched
+    assert (counts.forwards, counts.backwards, counts.steps) == (3, 3, 3)
+    assert counts.models == {"Sequential": 3}
+    assert "nothing found in 3 forwards" in str(seen.report)
+
+
+def test_everything_is_put_back():
+    before = nn.Module.__call__, torch.autograd.backward, torch.amp.GradScaler.step
+    function = nn.functional.scaled_dot_product_attention
+    with mpsdiag.watch():
+        assert nn.Module.__call__ is not before[0]
+    assert (nn.Module.__call__, torch.autograd.backward, torch.amp.GradScaler.step) == before
+    assert nn.functional.scaled_dot_product_attention is function
+
+
+def test_a_block_that_runs_nothing_is_not_called_clean():
+    with mpsdiag.watch() as seen:
+        pass
+    assert "nothing was watched" in str(seen.report)
+
+
+def test_a_finding_names_the_line_the_step_and_the_count(inputs):
+    model, bad = small(), inputs.clone()
+    bad[2, 3] = float("nan")
+    with mpsdiag.watch() as seen, torch.no_grad():
+        model(inputs)
+        for _ in range(3):
+            model(bad)  # the bad call
+    (finding,) = seen.findings
+    assert (finding.cause, finding.file, finding.line) == ("bad_inputs", __file__, line_of("the bad call"))
+    assert (finding.step, finding.count) == (0, 3)
+    assert f"{__file__}:{finding.line}" in finding._repr_markdown_()
+    assert ScriptReport.model_validate(json.loads(json.dumps(seen.report.to_dict()))).findings == [finding]
+
+
+def test_stop_raises_at_the_first(inputs):
+    model, done = small(), []
+
+    def run():
+        with mpsdiag.watch(stop=True), torch.no_grad():
+            for number, factor in enumerate((1.0, float("nan"), 1.0, 1.0)):
+                model(inputs * factor)
+                done.append(number)
+
+    with pytest.raises(NonFiniteFoundError, match="bad_inputs"):
+        run()
+    assert done == [0, 1]
+
+
+def test_only_one_model_is_watched(inputs):
+    model, other = small(), small(1)
+    with mpsdiag.watch(model) as seen, torch.no_grad():
+        other(inputs * float("nan"))
+        model(inputs)
+    assert seen.findings == []
+    assert seen.report.watched.forwards == 1
+    with pytest.raises(mpsdiag.BadInput, match=r"not a torch\.nn\.Module"), mpsdiag.watch("gpt2"):
+        pass
+
+
+def test_bad_weights_after_a_step_are_the_step(inputs):
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=3e38)
+    with mpsdiag.watch() as seen:
+        for _ in range(2):
+            optimizer.zero_grad()
+            (model(inputs).sum() * 10).backward()
+            optimizer.step()
+    assert (seen.findings[0].cause, seen.findings[0].phase) == ("divergence", "optimizer")
+
+
+def test_the_last_step_is_looked_at_too(inputs):
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=3e38)
+    with mpsdiag.watch() as seen:
+        (model(inputs).sum() * 10).backward()
+        optimizer.step()
+    assert [finding.phase for finding in seen.findings] == ["optimizer"]
+
+
+def test_a_bad_backward_is_traced_with_the_weights_as_they_were(inputs):
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, values):
+            hidden = self.inner(values)
+            return (hidden - hidden.detach()).abs().sqrt().sum() + hidden.sum()
+
+    model = Root()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with mpsdiag.watch() as seen:
+        model(inputs).backward()
+        before = copy.deepcopy([weight.grad for weight in model.parameters()])
+        optimizer.step()
+    (finding,) = seen.findings
+    assert (finding.cause, finding.phase, finding.operation) == ("derivative", "backward", "sqrt")
+    # The gradients that the optimizer got are those of the script, not of the run in detail.
+    pairs = zip(before, [weight.grad for weight in model.parameters()], strict=True)
+    assert all(torch.equal(a, b) or bool(torch.isnan(a).any()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("positional", [True, False])
+def test_the_loss_outside_of_the_model_has_no_labels(inputs, positional):
+    model, targets = small(), torch.full((6,), -100)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with mpsdiag.watch() as seen:
+        loss = nn.functional.cross_entropy(model(inputs) if positional else model(input=inputs), targets)
+        loss.backward()
+        optimizer.step()
+    assert [finding.cause for finding in seen.findings] == ["no_labels"]
+    assert seen.report.watched.unlabelled == 1
+
+
+def test_running_statistics_and_random_numbers_are_those_of_the_script(inputs):
+    def run(values):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+        with torch.no_grad():
+            model(values)
+            model(inputs)
+        return [buffer.clone() for buffer in model.buffers()], torch.rand(3)
+
+    bad = inputs.clone()
+    bad[0, 0] = float("inf")
+    with mpsdiag.watch() as seen:
+        buffers, numbers = run(bad)
+    expected, expected_numbers = run(bad)
+    assert seen.findings
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(buffers, expected, strict=True))
+    assert torch.equal(numbers, expected_numbers)
+
+
+def test_what_cannot_be_run_again_is_called_so(inputs):
+    model = small()
+    bad = inputs * float("nan")
+    with mpsdiag.watch() as seen, torch.no_grad():
+        model(bad)
+        bad.zero_()
+    assert "cannot be run again" in seen.findings[0].summary
+    assert seen.report.watched.not_repeated == 1
+
+
+def test_steps_that_gradscaler_skips_are_no_finding(inputs):
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    with mpsdiag.watch() as seen:
+        for _ in range(2):
+            optimizer.zero_grad()
+            scaler.scale(model(inputs).square().sum() * 1e3).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert seen.findings == []
+    assert seen.report.watched.skipped_steps == 2
+
+
+def test_a_forward_with_any_arguments_is_run_again(inputs):
+    class Any(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, *values, **named):
+            return self.inner(values[0] / named["by"])
+
+    with mpsdiag.watch() as seen, torch.no_grad():
+        Any()(inputs, by=torch.zeros(()))
+    assert [(f.cause, f.operation) for f in seen.findings] == [("division_by_zero", "div")]
+
+
+def test_a_closure_is_read_before_the_update(inputs):
+    model = small()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+    bad = inputs.clone()
+    bad[0, 0] = float("nan")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(bad).square().sum()
+        loss.backward()
+        return loss
+
+    with mpsdiag.watch() as seen:
+        optimizer.step(closure)
+    assert seen.findings[0].cause == "bad_inputs"
+    assert seen.findings[0].step == 0
+
+
+def test_the_flags_of_a_training_step_are_read_at_once(inputs, monkeypatch):
+    """One reading a step, whatever there is to read: on a device each waits for it."""
+    from mpsdiag.tracing.process.unread import Unread
+
+    readings, read = [], Unread.read
+
+    def counted(self, *args):
+        readings.append(1)
+        return read(self, *args)
+
+    monkeypatch.setattr(Unread, "read", counted)
+    model = small()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with mpsdiag.watch():
+        for step in range(6):
+            optimizer.zero_grad()
+            for _ in range(4):
+                (model(inputs).sum() * 10).backward()
+            optimizer.step()
+            if step == 0:  # Until an optimizer is seen, each backward is read.
+                readings.clear()
+    assert len(readings) == 5 + 1
+
+
+def test_compiled_models_are_watched_from_outside(inputs):
+    model = torch.compile(small(), backend="eager", fullgraph=True)
+    with mpsdiag.watch() as seen, torch.no_grad():
+        model(inputs)
+        model(inputs * float("inf"))
+    assert [finding.cause for finding in seen.findings] == ["bad_inputs"]
+    assert seen.report.watched.models == {"OptimizedModule": 2}
