@@ -47,9 +47,9 @@ def record(cell_number: int, round_number: int) -> dict:
         "round": round_number,
         "cell": {
             "model": "tiny-gpt2",
-            "attention": attention,
+            "attn_implementation": attention,
             "trainer": trainer,
-            "padding": side,
+            "padding_side": side,
             "seed": cell_number // 50,
             "emulate": "2.8",
             "emulate_macos": 15,
@@ -115,6 +115,8 @@ def measure(journal: Path, form: str, out: Path) -> tuple[float, float, int]:
     done = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=600
     )
+    if "not a record" in done.stderr:
+        raise SystemExit(f"the made-up records are not read: {done.stderr.splitlines()[0]}")
     seconds, size = done.stderr.split()[-2:]
     unit = 1 if sys.platform == "darwin" else 1024
     return time.perf_counter() - begin, float(seconds), int(size) * unit
