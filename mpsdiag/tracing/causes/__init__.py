@@ -15,11 +15,12 @@ from mpsdiag.tracing.causes.arithmetic import (
 from mpsdiag.tracing.causes.given_values import bad_inputs, bad_weights, index_out_of_range, no_labels
 from mpsdiag.tracing.causes.mask_values import mask_arithmetic
 from mpsdiag.tracing.causes.masked_attention import attention_over_nothing
-from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
+from mpsdiag.tracing.causes.root_cause import Candidate
+from mpsdiag.tracing.origin import Origin
 
-__all__ = ["Candidate", "Explanation", "explain"]
+__all__ = ["Candidate", "explain"]
 
-_RULES: Final[tuple[Callable[[Candidate], Explanation | list[Explanation] | None], ...]] = (
+_RULES: Final[tuple[Callable[[Candidate], Origin | list[Origin] | None], ...]] = (
     bad_weights,
     bad_inputs,
     index_out_of_range,
@@ -34,7 +35,7 @@ _RULES: Final[tuple[Callable[[Candidate], Explanation | list[Explanation] | None
 )
 
 
-def explain(first: Candidate) -> list[Explanation]:
-    """Find the cause of a first; more than one where several meet in the same operation."""
+def explain(first: Candidate) -> list[Origin]:
+    """Find the cause; more than one where several meet in the same operation."""
     found = next(found for rule in _RULES if (found := rule(first)))
     return found if isinstance(found, list) else [found]

@@ -12,30 +12,15 @@ from torch import Tensor
 
 from mpsdiag.findings import Advice
 from mpsdiag.sdpa.watch import SDPA
-from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
-from mpsdiag.tracing.watch.operations import LOSSES, TorchCall
+from mpsdiag.tracing.causes.root_cause import Candidate
+from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.watch.operations import LOSSES, POLES, TorchCall
 from mpsdiag.tracing.watch.replay import replay, scores_of
 from mpsdiag.tracing.watch.tensors import largest, listed
 
 _CASTS = ("to", "half", "type", "type_as", "copy_", "bfloat16", "float")
 _SPREADS = ("std", "var", "std_mean", "var_mean")
-_POLES = (
-    "div",
-    "reciprocal",
-    "rsqrt",
-    "log",
-    "log2",
-    "log10",
-    "sqrt",
-    "acos",
-    "asin",
-    "atanh",
-    "logit",
-    "log1p",
-    "erfinv",
-    "lgamma",
-    "tan",
-)
+_POLES = (*POLES, "atanh", "logit", "log1p", "erfinv", "lgamma", "tan")
 
 _REMEDIES = {
     torch.float16: Advice(
@@ -57,22 +42,18 @@ _OF_FLOAT32 = Advice(
 )
 
 _HINTS = {
-    "div": "a division by zero",
-    "reciprocal": "a division by zero",
+    **dict.fromkeys(("div", "reciprocal"), "a division by zero"),
     "rsqrt": "the root of zero or of a negative number",
     "sqrt": "the root of a negative number",
-    "log": "the logarithm of zero or of a negative number",
-    "log2": "the logarithm of zero or of a negative number",
-    "log10": "the logarithm of zero or of a negative number",
+    **dict.fromkeys(("log", "log2", "log10"), "the logarithm of zero or of a negative number"),
     "logit": "the logarithm of zero",
-    "acos": "an argument beyond 1",
-    "asin": "an argument beyond 1",
+    **dict.fromkeys(("acos", "asin"), "an argument beyond 1"),
     "atanh": "an argument of 1 or beyond",
     "pow": "a root of a negative number",
 }
 
 
-def overflow(first: Candidate) -> Explanation | None:
+def overflow(first: Candidate) -> Origin | None:
     """Finite inputs, and a result (or a score on the way to it) beyond the largest number of the dtype."""
     output = first.output
     if first.call is None or output is None:
@@ -90,7 +71,7 @@ def overflow(first: Candidate) -> Explanation | None:
     return _replayed_overflow(first, first.call, output)
 
 
-def _replayed_overflow(first: Candidate, call: TorchCall, output: Tensor) -> Explanation | None:
+def _replayed_overflow(first: Candidate, call: TorchCall, output: Tensor) -> Origin | None:
     """Decide by what float64 gives for the same inputs where the output is not finite."""
     bound = torch.finfo(output.dtype).max
     exact = replay(call, torch.float64)
@@ -111,7 +92,7 @@ def _replayed_overflow(first: Candidate, call: TorchCall, output: Tensor) -> Exp
     return None
 
 
-def division_by_zero(first: Candidate) -> Explanation | None:
+def division_by_zero(first: Candidate) -> Origin | None:
     """A divisor is zero where the result is not finite; written as a quotient, a mean, a spread or a norm."""
     output = first.output
     if first.call is None or output is None or first.event.operands or first.terminal.kind == "error":
@@ -120,7 +101,7 @@ def division_by_zero(first: Candidate) -> Explanation | None:
     if found is None:
         return None
     what, count = found
-    return Explanation(
+    return first.origin(
         "division_by_zero",
         f"{first.event.operation} divides by zero: {what}",
         Advice(
@@ -128,7 +109,7 @@ def division_by_zero(first: Candidate) -> Explanation | None:
             "of 0, the spread of a single value. Leave such rows out, or keep the divisor away from zero.",
             commands=["total / count.clamp(min=1)", "x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6)"],
         ),
-        {"zero_divisors": count, "device": first.device},
+        zero_divisors=count,
     )
 
 
@@ -173,44 +154,36 @@ def _zeros(first: Candidate, bad: Tensor) -> tuple[Tensor, str]:
     return torch.zeros_like(bad), ""
 
 
-def infinite_logits(first: Candidate) -> Explanation | None:
+def infinite_logits(first: Candidate) -> Origin | None:
     """A loss that minus infinity among its inputs makes infinite: a class that was ruled out counts after all."""
     negative = [operand for operand in first.event.operands if operand.impurity.negative]
     if first.terminal.kind != "inf" or not negative:
         return None
     operation, logits, target = first.event.operation, first.named.get("input"), first.named.get("target")
     if operation not in LOSSES or not isinstance(logits, Tensor) or not isinstance(target, Tensor):
-        return Explanation(
+        return first.origin(
             "unknown",
             f"{operation} turns minus infinity among its inputs into an infinite result",
             Advice(text="Look at what was ruled out by minus infinity, and why it counts here."),
-            {"device": first.device},
         )
     commands = ["logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)"]
     if target.shape == logits.shape[:1] and not target.is_floating_point():
         chosen = logits.gather(1, target.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         hit = (target >= 0) & (chosen == float("-inf"))
         if bool(hit.any()):
-            return Explanation(
-                "bad_inputs",
-                f"{int(hit.sum())} labels name a class whose logit is minus infinity, so their loss is infinite",
-                Advice(
-                    text="Set such labels to -100, or do not rule out a class that occurs.", commands=commands
-                ),
-                {"labels": listed(hit), "device": first.device},
-            )
-    return Explanation(
+            text = "Set such labels to -100, or do not rule out a class that occurs."
+            what = f"{int(hit.sum())} labels name a class whose logit is minus infinity, so their loss is infinite"
+            return first.origin("bad_inputs", what, Advice(text=text, commands=commands), labels=listed(hit))
+    text = "Leave label smoothing out, or rule classes out by a large finite number."
+    return first.origin(
         "unknown",
         f"{operation} counts every class (label smoothing, or probabilities as targets), and the logits of some are "
         "minus infinity: the loss is infinite",
-        Advice(
-            text="Leave label smoothing out, or rule classes out by a large finite number.", commands=commands
-        ),
-        {"device": first.device},
+        Advice(text=text, commands=commands),
     )
 
 
-def device_only(first: Candidate) -> Explanation | None:
+def device_only(first: Candidate) -> Origin | None:
     """The CPU gives finite values for the very same inputs in the same dtype: the device's kernel is to blame."""
     output = first.output
     if first.call is None or output is None or first.device == "cpu":
@@ -221,7 +194,7 @@ def device_only(first: Candidate) -> Explanation | None:
     bad = ~torch.isfinite(output.detach().cpu())
     if not bool(torch.isfinite(plain[bad]).all()):
         return None
-    return Explanation(
+    return first.origin(
         "wrong_device",
         f"{first.event.operation} gives {int(bad.sum())} non-finite values on {first.device}, and finite "
         "ones on the CPU with the same inputs",
@@ -230,7 +203,7 @@ def device_only(first: Candidate) -> Explanation | None:
             "with a script that stands alone.",
             commands=["mpsdiag check --level 3", "mpsdiag trace ... --repro repro.py"],
         ),
-        {"device": first.device, "cpu_largest": largest(plain)},
+        cpu_largest=largest(plain),
     )
 
 
@@ -238,33 +211,35 @@ def _largest_input(first: Candidate) -> float:
     return max((largest(tensor) for _, tensor in first.inputs), default=0.0)
 
 
-def _overflowed(first: Candidate, output: Tensor, value: float, what: str = "the result") -> Explanation:
+def _overflowed(first: Candidate, output: Tensor, value: float, what: str = "the result") -> Origin:
     dtype = str(output.dtype).removeprefix("torch.")
     bound = torch.finfo(output.dtype).max
     source = _largest_input(first)
     beyond = f"{what} reaches {value:.4g}" if value > bound else f"{what} is too large"
-    return Explanation(
+    return first.origin(
         "overflow",
         f"{first.event.operation} overflows {dtype}: {beyond}, the largest {dtype} is {bound:.5g}; its largest "
         f"finite input is {source:.5g}",
         _REMEDIES.get(output.dtype, _OF_FLOAT32),
-        {"largest_input": source, "largest_result": value, "largest_of_dtype": bound, "dtype": dtype},
+        largest_input=source,
+        largest_result=value,
+        largest_of_dtype=bound,
+        dtype=dtype,
     )
 
 
-def unknown(first: Candidate) -> Explanation:
+def unknown(first: Candidate) -> Origin:
     """The place is known, the reason is not."""
     event = first.event
     hint = _HINTS.get(event.operation)
     guess = f"; {hint}?" if hint else ""
     made = "NaN" if event.impurity.nan else "an infinity"
     where = "comes out of" if first.terminal.kind in ("nan", "inf") else "comes, from out of sight, into"
-    return Explanation(
+    return first.origin(
         "unknown",
         f"{made} {where} {event.operation}, and no known cause fits{guess}",
         Advice(
             text="Look at the inputs' ranges in the evidence. A script with this operation alone, to be reported:",
             commands=["mpsdiag trace ... --repro repro.py"],
         ),
-        {"device": first.device},
     )

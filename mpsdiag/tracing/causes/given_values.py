@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, is_statistic, no_label_counts
-from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
+from mpsdiag.tracing.causes.root_cause import Candidate
+from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, tensors_in
 
 WEIGHTS_REMEDY = Advice(
@@ -49,53 +50,50 @@ LABELS_REMEDY = Advice(
 )
 
 
-def bad_weights(first: Candidate) -> Explanation | None:
+def bad_weights(first: Candidate) -> Origin | None:
     """NaN or infinity is already in a weight that an operation read."""
     operand = first.terminal.operand
     if first.terminal.kind != "weight" or operand is None:
         return None
     bad = nonfinite_weights(first.model)
     others = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
-    return Explanation(
+    return first.origin(
         "bad_weights",
         f"the {operand.source.kind} {operand.source.name} is not finite before anything runs{others}",
         STATISTICS_REMEDY if operand.source.statistic else WEIGHTS_REMEDY,
-        {"weight": operand.source.name, "weights": bad[:LISTED], "bad_tensors": len(bad)},
+        weight=operand.source.name,
+        weights=bad[:LISTED],
+        bad_tensors=len(bad),
     )
 
 
 def nonfinite_weights(model: nn.Module) -> list[dict[str, Any]]:
     """Facts of the parameters and running statistics that are not finite, and of other buffers that hold NaN."""
     found = []
-    for name, weight in model.named_parameters():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
-            found.append(facts(weight, name))
-    for name, buffer in model.named_buffers():
-        if not buffer.is_floating_point():
-            continue
-        statistic = is_statistic(name)
-        bad = ~torch.isfinite(buffer) if statistic else torch.isnan(buffer)
-        if bool(bad.any()):
-            found.append(facts(buffer, name))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        state = impurity(tensor)
+        if state.nan or (state and (isinstance(tensor, nn.Parameter) or is_statistic(name))):
+            found.append(facts(tensor, name))
     return found
 
 
-def bad_inputs(first: Candidate) -> Explanation | None:
+def bad_inputs(first: Candidate) -> Origin | None:
     """A tensor of the batch is not finite; masks are judged elsewhere."""
     operand = first.terminal.operand
     if first.terminal.kind != "batch" or operand is None or "mask" in operand.source.name:
         return None
-    return Explanation(
+    name = operand.source.name
+    return first.origin(
         "bad_inputs",
-        f"'{operand.source.name}' of the batch is not finite before the model sees it",
+        f"'{name}' of the batch is not finite before the model sees it",
         Advice(
             text="Look at what made the batch: the features, images or embeddings that were computed before."
         ),
-        {"input": operand.source.name},
+        input=name,
     )
 
 
-def index_out_of_range(first: Candidate) -> Explanation | None:
+def index_out_of_range(first: Candidate) -> Origin | None:
     """An index of the batch points outside the table it is looked up in; the CPU refuses, a device may read garbage."""
     if not isinstance(first.event.error, IndexError):
         return None
@@ -105,7 +103,7 @@ def index_out_of_range(first: Candidate) -> Explanation | None:
     table, loss = named.get("weight" if operation == "embedding" else "input"), operation in TARGETED
     if not isinstance(table, Tensor) or not (loss or operation == "embedding"):
         what = f"an index points outside of what it is looked up in ({first.event.error})"
-        return Explanation("bad_inputs", what, INDICES_REMEDY, evidence)
+        return first.origin("bad_inputs", what, INDICES_REMEDY, **evidence)
     size = table.shape[1] if loss and table.dim() > 1 else table.shape[0]
     indices: Tensor = named["target" if loss else "input"]
     given = dict(tensors_in(first.batch))
@@ -116,12 +114,15 @@ def index_out_of_range(first: Candidate) -> Explanation | None:
     span = [int(indices.min()), int(indices.max())]
     classes = loss and not isinstance(output_matrix(first.model), Tensor)
     what = f"the classifier (num_labels {size})" if classes else f"the table of {operation}"
-    return Explanation(
+    return first.origin(
         "bad_inputs",
         f"'{key or 'an index'}' reaches from {span[0]} to {span[1]}, and {what} takes 0 to {size - 1} "
         f"({first.event.error})",
         CLASSES_REMEDY if classes else INDICES_REMEDY,
-        {**evidence, "input": key, "size": size, "range": span},
+        **evidence,
+        input=key,
+        size=size,
+        range=span,
     )
 
 
@@ -147,21 +148,21 @@ def ask(model: nn.Module, getter: str) -> Any:
         return None
 
 
-def no_labels(first: Candidate) -> Explanation | None:
+def no_labels(first: Candidate) -> Origin | None:
     """The loss is NaN and no target of it counts."""
     operation, named, labels = first.event.operation, first.named, first.batch.get("labels")
-    unlabelled = isinstance(labels, Tensor) and bool(no_label_counts({"labels": labels}))
+    unlabelled = bool(no_label_counts({"labels": labels}))
     if operation in TARGETED:
         target = named.get("target")
         ignored = int(named.get("ignore_index", IGNORED_LABEL))
         if not isinstance(target, Tensor) or target.is_floating_point() or bool(target.ne(ignored).any()):
             return None
         if target.numel():
-            return _no_labels(int(target.numel()))
+            return _no_labels(first, target)
     # A mean over what is left of the labels, written out.
     over_nothing = operation in ("mean", *TARGETED) and any(not tensor.numel() for _, tensor in first.inputs)
     if unlabelled and (over_nothing or (operation == "div" and _zero(named.get("other")))):
-        return _no_labels(labels.numel() if isinstance(labels, Tensor) else 0)
+        return _no_labels(first, first.batch["labels"])
     return None
 
 
@@ -171,10 +172,7 @@ def _zero(value: Any) -> bool:
     return bool(value == 0)
 
 
-def _no_labels(labels: int) -> Explanation:
-    return Explanation(
-        "no_labels",
-        "every label of the batch is -100, so its mean loss is 0/0",
-        LABELS_REMEDY,
-        {"labels": labels, "counted": 0, "ignored": IGNORED_LABEL},
-    )
+def _no_labels(first: Candidate, labels: Tensor) -> Origin:
+    what = "every label of the batch is -100, so its mean loss is 0/0"
+    found = {"labels": labels.numel(), "counted": 0, "ignored": IGNORED_LABEL}
+    return first.origin("no_labels", what, LABELS_REMEDY, **found)

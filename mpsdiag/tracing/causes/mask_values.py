@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mpsdiag.findings import Advice
 from mpsdiag.sdpa.watch import SDPA
-from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
+from mpsdiag.tracing.causes.root_cause import Candidate
+from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.operations import SOFTMAX
 from mpsdiag.tracing.watch.tensors import facts
 
@@ -16,71 +17,65 @@ REMEDY = Advice(
     "by torch.minimum or by logic, not by adding them.",
     commands=["mask = causal & padding[:, None, None, :].bool()"],
 )
+_ADDITIVE = 'mask = torch.where(allowed, 0.0, float("-inf"))'
 
 
-def mask_arithmetic(first: Candidate) -> Explanation | None:
+def mask_arithmetic(first: Candidate) -> Origin | None:
     """The first bad value comes from computing a mask."""
     return _given_nan(first) or _doubled(first) or _zero_times_infinity(first) or _plus_infinity(first)
 
 
-def _given_nan(first: Candidate) -> Explanation | None:
+def _given_nan(first: Candidate) -> Origin | None:
     operand = first.terminal.operand
     if first.terminal.kind != "batch" or operand is None or "mask" not in operand.source.name:
         return None
-    return Explanation(
-        "bad_mask", f"'{operand.source.name}' of the batch holds NaN", REMEDY, {"input": operand.source.name}
-    )
+    name = operand.source.name
+    return first.origin("bad_mask", f"'{name}' of the batch holds NaN", REMEDY, input=name)
 
 
-def _doubled(first: Candidate) -> Explanation | None:
+def _doubled(first: Candidate) -> Origin | None:
     """Minus infinity from adding to (about) the lowest finite number of the dtype."""
-    if (
-        first.terminal.kind != "inf"
-        or first.event.operation not in ("add", "sub")
-        or first.event.impurity.positive
-    ):
+    adds = first.terminal.kind == "inf" and first.event.operation in ("add", "sub")
+    if not adds or first.event.impurity.positive:
         return None
-    lows = [_depth(tensor) for _, tensor in first.inputs if tensor.is_floating_point()]
-    deep = [low for low in lows if low]
+    deep = sum(_looks_masked(tensor) for _, tensor in first.inputs if tensor.is_floating_point())
     if not deep:
         return None
     what = (
         "two masks of the lowest finite number are added, which is minus infinity: rows meant to be merely "
         "discouraged are fully masked"
-        if len(deep) > 1
+        if deep > 1
         else "a negative score added to a mask of the lowest finite number is minus infinity"
     )
-    return Explanation("bad_mask", what, REMEDY, {"masks_at_lowest": len(deep), "device": first.device})
+    return first.origin("bad_mask", what, REMEDY, masks_at_lowest=deep)
 
 
-def _depth(tensor: Tensor) -> float:
-    """How low a mask is, as a fraction of the lowest finite number of its dtype; 0 for what does not look like a mask.
+def _looks_masked(tensor: Tensor) -> bool:
+    """Whether a tensor looks like a mask that hides by about the lowest finite number of its dtype.
 
-    A mask is shallow where it lets through, and of one depth where it hides; activations that overflow are not.
+    A mask is near zero where it lets through, and of one depth where it hides; activations that overflow are not.
     """
     depth = tensor.detach().double() / torch.finfo(tensor.dtype).min
     deep, shallow = depth[depth >= 0.5], depth[depth < 0.5]
     if not deep.numel() or float(deep.max() - deep.min()) > 0.02 or bool((shallow.abs() > 0.05).any()):
-        return 0.0
-    lowest = float(deep.max())
-    return lowest if deep.numel() > 1 or lowest > 0.99 else 0.0
+        return False
+    return deep.numel() > 1 or float(deep.max()) > 0.99
 
 
-def _zero_times_infinity(first: Candidate) -> Explanation | None:
+def _zero_times_infinity(first: Candidate) -> Origin | None:
     if first.terminal.kind != "nan" or first.event.operation != "mul":
         return None
     flags = [tensor for _, tensor in first.inputs if bool(((tensor == 0) | (tensor == 1)).all())]
     if not first.event.infinite_scalar or not flags:
         return None
-    return Explanation(
+    return first.origin(
         "bad_mask",
         "0 times infinity is NaN: a mask is made by multiplying a 0/1 mask with minus infinity",
-        Advice(text=REMEDY.text, commands=['mask = torch.where(allowed, 0.0, float("-inf"))']),
-        {"device": first.device},
+        Advice(text=REMEDY.text, commands=[_ADDITIVE]),
     )
 
 
-def _plus_infinity(first: Candidate) -> Explanation | None:
+def _plus_infinity(first: Candidate) -> Origin | None:
     """Plus infinity in the mask of an attention, or put into the scores that a softmax reads: it gives NaN always."""
     if first.terminal.kind != "nan" or first.event.operation not in (SDPA, *SOFTMAX):
         return None
@@ -91,15 +86,16 @@ def _plus_infinity(first: Candidate) -> Explanation | None:
     if not count:
         return None
     holder = "the mask" if first.event.operation == SDPA else "the masked score"
-    return Explanation(
+    return first.origin(
         "bad_mask",
         f"{holder} is plus infinity in {count} of {mask.numel()} places, and a softmax over that is NaN: an additive "
         "mask has 0 where a query may attend, and minus infinity where it may not",
         Advice(
             text="Look at what makes the mask: a sign is the wrong way round, or an infinity was subtracted.",
-            commands=['mask = torch.where(allowed, 0.0, float("-inf"))'],
+            commands=[_ADDITIVE],
         ),
-        {"plus_infinities": count, "mask": facts(mask, "attn_mask"), "device": first.device},
+        plus_infinities=count,
+        mask=facts(mask, "attn_mask"),
     )
 
 

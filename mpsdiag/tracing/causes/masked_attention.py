@@ -1,16 +1,16 @@
-"""Attention over nothing: rows of the mask that let their query see no key, and masks that are not what they say."""
+"""Attention over nothing: fully masked rows, and masks that contradict the attention_mask."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mpsdiag.findings import Advice
 from mpsdiag.sdpa.watch import SDPA
-from mpsdiag.tracing.causes.root_cause import Candidate, Explanation
+from mpsdiag.tracing.causes.root_cause import Candidate
+from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.model_state import is_decoder_of_two, real_positions
 from mpsdiag.tracing.watch.operations import SOFTMAX
 from mpsdiag.tracing.watch.replay import fully_masked_rows, scores_of
@@ -22,7 +22,6 @@ DEAD_ROWS_REMEDY = Advice(
     "does so (on MPS 2.9 and later). Padding on the right helps only where there is no sliding window.",
     commands=['mpsdiag.install("safe_sdpa")', "mpsdiag run --fix safe_sdpa your_script.py"],
 )
-
 
 BY_HAND_REMEDY = Advice(
     text="This attention computes its softmax itself, on any device, and safe_sdpa does not reach it. Use "
@@ -37,6 +36,16 @@ FUSED_REMEDY = Advice(
     text="The fused path of torch's transformer layers gives NaN for such rows, the slow path of training does not. "
     "Switch it off, or leave no sequence without a token.",
     commands=["torch.backends.mha.set_fastpath_enabled(False)"],
+)
+
+EMPTY_REMEDY = Advice(
+    text="Drop empty texts before they are batched: their attention_mask is all zeros. safe_sdpa makes them harmless.",
+    commands=['dataset.filter(lambda row: any(row["attention_mask"]))', 'mpsdiag.install("safe_sdpa")'],
+)
+
+CONTRADICTION_REMEDY = Advice(
+    text="Look at what turns the attention_mask into the mask of this layer: it has to be (sequences, 1 or heads, "
+    "queries, keys), and broadcasting must not put another sequence's padding, or keys for queries, in its place.",
 )
 
 
@@ -69,24 +78,55 @@ class MaskedRows:
         return {name: int(rows.sum()) for name, rows in kinds.items() if bool(rows.any())}
 
 
-def attention_over_nothing(first: Candidate) -> list[Explanation]:
+def attention_over_nothing(first: Candidate) -> list[Origin]:
     """NaN came out of a softmax exactly where the mask hides every key; with a second one where two reasons meet."""
     rows = _dead_and_bad(first)
     if rows is None:
         return []
-    evidence = _evidence(first, rows)
+    mask, query = first.named.get("attn_mask"), first.named.get("query")
+    evidence = {
+        "dead_rows": int(rows.bad.sum()),
+        "where": rows.counts(),
+        "sequences": listed(rows.bad.any(1)),
+        "positions": listed(rows.bad.any(0)),
+        "mask": facts(mask, "attn_mask") if isinstance(mask, Tensor) else None,
+        "grad_mode": first.grad,
+    }
     found = []
-    if bool(rows.real.any()):
-        found.append(_contradicting(first, rows, evidence))
-    if bool((rows.bad & ~rows.real & ~rows.alone).any()):
-        found.append(_dead(first, rows, evidence))
-    if bool(rows.alone.any()):
-        found.append(_only_padding(rows, evidence))
+    if real := int(rows.real.sum()):
+        shapes = ""
+        if isinstance(mask, Tensor) and isinstance(query, Tensor):
+            shapes = f" (mask {tuple(mask.shape)}, query {tuple(query.shape)})"
+        what = (
+            f"{count(real, 'real token')} may attend to nothing, not even to themselves: the mask that reaches "
+            f"attention{shapes} contradicts the attention_mask of the batch"
+        )
+        found.append(first.origin("bad_mask", what, CONTRADICTION_REMEDY, **evidence))
+    if dead := int((rows.bad & ~rows.real & ~rows.alone).sum()):
+        reasons = {
+            "padding on the left": rows.before,
+            "a sliding window that padding on the right outlasts": rows.after,
+        }
+        present = " and ".join(reason for reason, where in reasons.items() if bool(where.any()))
+        what = (
+            f"{count(dead, 'fully masked attention row')}{present and f', from {present}'}: their softmax over nothing "
+            f"is NaN on {first.device}, and the next layer spreads it over the whole sequence"
+        )
+        found.append(first.origin("dead_rows", what, _remedy(first), **evidence))
+    if empty := int(rows.alone.any(1).sum()):
+        what = f"{count(empty, 'sequence')} of padding only: its queries may attend to nothing"
+        found.append(first.origin("bad_mask", what, EMPTY_REMEDY, **evidence))
     return found
 
 
+def _remedy(first: Candidate) -> Advice:
+    if first.event.operation == SDPA:
+        return DEAD_ROWS_REMEDY
+    return BY_HAND_REMEDY if first.event.operation in (*SOFTMAX, "sub") else FUSED_REMEDY
+
+
 def _dead_and_bad(first: Candidate) -> MaskedRows | None:
-    """MaskedRows of (sequences, queries) that are NaN and whose mask hides every key, in some head."""
+    """The rows, (sequences, queries), that are NaN and whose mask hides every key, in some head."""
     call, result = first.call, first.output
     if first.terminal.kind != "nan" or call is None or result is None:
         return None
@@ -102,29 +142,21 @@ def _dead_and_bad(first: Candidate) -> MaskedRows | None:
             dead = dead & (scores.amax(-1) <= torch.finfo(first.named["query"].dtype).max).to(dead.device)
     if not bool(dead.any()):
         return None
-    module = first.event.module
-    padding = real_positions(first.model, module, first.batch)
-    found = _per_sequence(dead, padding)
-    rows = _sort_rows(found, padding)
-    source = first.batch.get("attention_mask")
-    if not is_decoder_of_two(first.model, module) or not isinstance(source, Tensor) or source.dim() != 2:
-        return rows
-    # Attention to an encoder that has no token to attend to.
-    empty = ~source.bool().cpu().any(-1)
-    if empty.shape[0] != found.shape[0] or not bool((found & empty[:, None]).any()):
-        return rows
-    alone = found & empty[:, None]
-    return replace(
-        rows,
-        real=rows.real & ~alone,
-        alone=rows.alone | alone,
-        before=rows.before & ~alone,
-        after=rows.after & ~alone,
-    )
+    padding = real_positions(first.model, first.event.module, first.batch)
+    bad = _per_sequence(dead, padding)
+    return _sort_rows(bad, padding, _without_source(first, bad.shape[0]))
+
+
+def _without_source(first: Candidate, sequences: int) -> Tensor:
+    """(sequences, 1) bool: the sequence attends to an encoder, and that has no token to attend to."""
+    source, attends = first.batch.get("attention_mask"), is_decoder_of_two(first.model, first.event.module)
+    if attends and isinstance(source, Tensor) and source.dim() == 2 and source.shape[0] == sequences:
+        return ~source.bool().cpu().any(-1, keepdim=True)
+    return torch.zeros(sequences, 1, dtype=torch.bool)
 
 
 def _per_sequence(dead: Tensor, padding: Tensor | None) -> Tensor:
-    """MaskedRows as (sequences, queries): heads joined, be they a dimension of their own or one with the sequences."""
+    """Rows as (sequences, queries): heads joined, be they a dimension of their own or one with the sequences."""
     if dead.dim() >= 3:
         return dead.flatten(1, -2).any(1).cpu()
     if dead.dim() < 2:
@@ -135,82 +167,12 @@ def _per_sequence(dead: Tensor, padding: Tensor | None) -> Tensor:
     return dead.cpu()
 
 
-def _sort_rows(bad: Tensor, padding: Tensor | None) -> MaskedRows:
+def _sort_rows(bad: Tensor, padding: Tensor | None, empty: Tensor) -> MaskedRows:
     """Tell by the padding, (sequences, positions) bool, what stands at each bad position."""
-    none = torch.zeros_like(bad)
     if padding is None or padding.shape != bad.shape:
-        return MaskedRows(bad, none, none, none, none, known=False)
-    alone = ~padding.any(-1, keepdim=True).expand_as(padding)
+        none = torch.zeros_like(bad)
+        return MaskedRows(bad, none, bad & empty, none, none, known=False)
+    alone = empty | ~padding.any(-1, keepdim=True)
     so_far = padding.cumsum(-1)
     before, after = (so_far == 0) & ~alone, (so_far == so_far[:, -1:]) & ~padding & ~alone
-    return MaskedRows(bad, bad & padding, bad & alone, bad & before, bad & after, known=True)
-
-
-def _evidence(first: Candidate, rows: MaskedRows) -> dict[str, Any]:
-    mask = first.named.get("attn_mask")
-    return {
-        "dead_rows": int(rows.bad.sum()),
-        "where": rows.counts(),
-        "sequences": listed(rows.bad.any(1)),
-        "positions": listed(rows.bad.any(0)),
-        "mask": facts(mask, "attn_mask") if isinstance(mask, Tensor) else None,
-        "grad_mode": first.grad,
-        "device": first.device,
-    }
-
-
-def _dead(first: Candidate, rows: MaskedRows, evidence: dict[str, Any]) -> Explanation:
-    reasons = []
-    if bool(rows.before.any()):
-        reasons.append("padding on the left")
-    if bool(rows.after.any()):
-        reasons.append("a sliding window that padding on the right outlasts")
-    because = f", from {' and '.join(reasons)}" if reasons else ""
-    return Explanation(
-        "dead_rows",
-        f"{count(int((rows.bad & ~rows.real & ~rows.alone).sum()), 'fully masked attention row')}{because}: "
-        f"their softmax over nothing is NaN on {first.device}, and the next layer spreads it over the whole "
-        "sequence",
-        _remedy(first),
-        evidence,
-    )
-
-
-def _remedy(first: Candidate) -> Advice:
-    if first.event.operation == SDPA:
-        return DEAD_ROWS_REMEDY
-    return BY_HAND_REMEDY if first.event.operation in (*SOFTMAX, "sub") else FUSED_REMEDY
-
-
-def _only_padding(rows: MaskedRows, evidence: dict[str, Any]) -> Explanation:
-    return Explanation(
-        "bad_mask",
-        f"{count(int(rows.alone.any(1).sum()), 'sequence')} of padding only: its queries may attend to nothing",
-        Advice(
-            text="Drop empty texts before they are batched: their attention_mask is all zeros. safe_sdpa makes them "
-            "harmless.",
-            commands=[
-                'dataset.filter(lambda row: any(row["attention_mask"]))',
-                'mpsdiag.install("safe_sdpa")',
-            ],
-        ),
-        evidence,
-    )
-
-
-def _contradicting(first: Candidate, rows: MaskedRows, evidence: dict[str, Any]) -> Explanation:
-    mask, query = first.named.get("attn_mask"), first.named.get("query")
-    shapes = ""
-    if isinstance(mask, Tensor) and isinstance(query, Tensor):
-        shapes = f" (mask {tuple(mask.shape)}, query {tuple(query.shape)})"
-    return Explanation(
-        "bad_mask",
-        f"{count(int(rows.real.sum()), 'real token')} may attend to nothing, not even to themselves: the mask that "
-        f"reaches attention{shapes} contradicts the attention_mask of the batch",
-        Advice(
-            text="Look at what turns the attention_mask into the mask of this layer: it has to be (sequences, 1 or "
-            "heads, queries, keys), and broadcasting must not put another sequence's padding, or keys for queries, in "
-            "its place.",
-        ),
-        evidence,
-    )
+    return MaskedRows(bad, bad & padding & ~alone, bad & alone, bad & before, bad & after, known=True)

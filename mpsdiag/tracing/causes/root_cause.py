@@ -1,25 +1,25 @@
-"""What a rule is given: one beginning of non-finite values with all that is known about it; and what it gives back."""
+"""What a rule judges: one place where non-finite values begin, with all that is known about it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
-from mpsdiag.tracing.origin import Cause
+from mpsdiag.tracing.origin import Cause, Origin
 from mpsdiag.tracing.watch.model_state import device_label
 from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.tracing.watch.origin_search import PassEvent, Terminal
-from mpsdiag.tracing.watch.tensors import tensors_in
+from mpsdiag.tracing.watch.tensors import bad_rows, facts, tensors_in
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One beginning of non-finite values: where, and the run it happened in; `grad`: gradients were wanted."""
+    """Where non-finite values begin, and the run it happened in; `grad`: gradients were wanted."""
 
     terminal: Terminal
     batch: Mapping[str, Any]
@@ -61,12 +61,21 @@ class Candidate:
         """Where it ran, in words: an emulation is called one."""
         return device_label(self.model)
 
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a rule makes of a first. `summary` is one sentence without a full stop."""
-
-    cause: Cause
-    summary: str
-    remedy: Advice
-    evidence: dict[str, Any] = field(default_factory=dict)
+    def origin(self, cause: Cause, summary: str, remedy: Advice, **evidence: Any) -> Origin:
+        """What a rule makes of it. `summary` is one sentence without a full stop."""
+        event, output, inputs = self.event, self.output, self.inputs
+        evidence["device"] = self.device
+        if output is not None:
+            evidence["output"] = facts(output, event.operation) | {"non_finite": bad_rows(output)}
+        if inputs:
+            evidence["inputs"] = [facts(tensor, name) for name, tensor in inputs]
+        return Origin(
+            cause=cause,
+            layer=event.layer,
+            module=event.module,
+            operation=event.operation,
+            phase="data" if cause in ("bad_inputs", "no_labels") else "forward",
+            summary=summary,
+            evidence=evidence,
+            remedy=remedy,
+        )

@@ -14,8 +14,8 @@ from torch import nn
 
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.outputs import loss_of
-from mpsdiag.tracing.causes import Candidate, Explanation, explain
-from mpsdiag.tracing.origin import Origin, Phase
+from mpsdiag.tracing.causes import Candidate, explain
+from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.device_difference import find_difference
 from mpsdiag.tracing.passes.indices import Indices
 from mpsdiag.tracing.passes.model_inputs import own_sentence, refusal
@@ -24,7 +24,7 @@ from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat,
 from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.tracing.watch.origin_search import Pass, first_terminal
 from mpsdiag.tracing.watch.patched_rerun import Patches
-from mpsdiag.tracing.watch.tensors import bad_rows, facts, flat, fresh
+from mpsdiag.tracing.watch.tensors import flat, fresh
 from mpsdiag.tracing.watch.tracer import Tracer
 
 ROUNDS = 8
@@ -118,15 +118,17 @@ def explain_forward(
         if terminal is None:
             break
         candidate = Candidate(terminal, flat(batch), model, grad=torch.is_grad_enabled())
-        first_call = first_call if origins else candidate.call
-        spread = [] if origins else seen.spread
-        explanations = explain(candidate)
-        for explanation in explanations:
-            if explanation.cause not in {origin.cause for origin in origins}:
-                origins.append(_origin(candidate, explanation, spread))
+        found = explain(candidate)
+        if not origins:
+            first_call = candidate.call
+            for origin in found if seen.spread else ():
+                origin.evidence["spread"] = seen.spread
+        for origin in found:
+            if origin.cause not in {other.cause for other in origins}:
+                origins.append(origin)
         if terminal.kind == "error":
             break
-        patches = patches.behind(terminal, {explanation.cause for explanation in explanations})
+        patches = patches.behind(terminal, {origin.cause for origin in found})
     if not origins:
         return None, None
     return origins[0].model_copy(update={"also": origins[1:]}), first_call
@@ -144,26 +146,3 @@ def _detailed_pass(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, p
         if not tracer.seen.events or tracer.seen.events[-1].error is None:
             raise BadInput(refusal(model, batch, problem)) from problem
     return tracer.seen
-
-
-def _origin(candidate: Candidate, explanation: Explanation, spread: list[dict[str, Any]]) -> Origin:
-    event = candidate.event
-    phase: Phase = "data" if explanation.cause in ("bad_inputs", "no_labels") else "forward"
-    evidence = dict(explanation.evidence)
-    output = candidate.output
-    if output is not None:
-        evidence["output"] = facts(output, event.operation) | {"non_finite": bad_rows(output)}
-    if candidate.inputs:
-        evidence["inputs"] = [facts(tensor, name) for name, tensor in candidate.inputs]
-    if spread:
-        evidence["spread"] = spread
-    return Origin(
-        cause=explanation.cause,
-        layer=event.layer,
-        module=event.module,
-        operation=event.operation,
-        phase=phase,
-        summary=explanation.summary,
-        evidence=evidence,
-        remedy=explanation.remedy,
-    )

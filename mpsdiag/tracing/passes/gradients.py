@@ -17,31 +17,13 @@ from mpsdiag.findings import Advice
 from mpsdiag.inputs.outputs import loss_of
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.model_state import Repeat, device_label
+from mpsdiag.tracing.watch.operations import POLES
 from mpsdiag.tracing.watch.tensors import LISTED, PURE, Impurity, facts, fresh, impurity, largest, tensors_in
 from mpsdiag.tracing.watch.tracer import Tracer
 
 _LARGE = 1e9
 # Their derivatives are infinite somewhere: an infinite gradient of theirs is not an overflow.
-_POLES = (
-    "div",
-    "reciprocal",
-    "rsqrt",
-    "sqrt",
-    "log",
-    "log2",
-    "log10",
-    "pow",
-    "norm",
-    "vector_norm",
-    "acos",
-    "asin",
-    "std",
-    "var",
-    "prod",
-    "where",
-    "hypot",
-    "cdist",
-)
+_POLES = (*POLES, "pow", "norm", "vector_norm", "std", "var", "prod", "where", "hypot", "cdist")
 
 
 @dataclass(frozen=True)

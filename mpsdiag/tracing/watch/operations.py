@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,35 +12,17 @@ from mpsdiag.sdpa.watch import SDPA
 SOFTMAX: Final = ("softmax", "log_softmax")
 LOSSES: Final = ("cross_entropy", "nll_loss", "ctc_loss", "kl_div", "binary_cross_entropy")
 
+POLES: Final = ("div", "reciprocal", "rsqrt", "sqrt", "log", "log2", "log10", "acos", "asin")
+"""Infinite or undefined somewhere, and so are their derivatives."""
+
+_OPERATORS: Final = ("add", "sub", "mul", "truediv", "div", "matmul", "pow")
 _ALIASES: Final = {
-    "radd": "add",
-    "iadd": "add",
-    "rsub": "sub",
-    "isub": "sub",
-    "rmul": "mul",
-    "imul": "mul",
+    **{prefix + name: name for prefix in ("r", "i") for name in _OPERATORS},
+    **dict.fromkeys(("truediv", "rtruediv", "itruediv", "true_divide", "divide"), "div"),
     "multiply": "mul",
-    "truediv": "div",
-    "rtruediv": "div",
-    "rdiv": "div",
-    "itruediv": "div",
-    "true_divide": "div",
-    "divide": "div",
-    "rmatmul": "matmul",
-    "imatmul": "matmul",
-    "rpow": "pow",
-    "ipow": "pow",
     "scaled_dot_product_attention_math_for_mps": SDPA,
 }
-_WRITING_DUNDERS: Final = (
-    "__setitem__",
-    "__iadd__",
-    "__isub__",
-    "__imul__",
-    "__itruediv__",
-    "__ipow__",
-    "__imatmul__",
-)
+_WRITING_DUNDERS: Final = ("__setitem__", *(f"__i{name}__" for name in _OPERATORS))
 
 # The arguments of operations that C code parses, and inspect cannot read.
 _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -50,16 +32,14 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
     "addmm": ("bias", "input", "weight"),
-    "cross_entropy": ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"),
-    "nll_loss": ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"),
-    **dict.fromkeys(("softmax", "log_softmax"), ("input", "dim")),
-    **dict.fromkeys(("std", "var", "std_mean", "var_mean", "mean", "sum", "log", "sqrt"), ("input", "dim")),
-    "matmul": ("input", "other"),
-    "bmm": ("input", "other"),
-    "add": ("input", "other"),
-    "sub": ("input", "other"),
-    "mul": ("input", "other"),
-    "div": ("input", "other"),
+    **dict.fromkeys(
+        ("cross_entropy", "nll_loss"),
+        ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"),
+    ),
+    **dict.fromkeys(
+        (*SOFTMAX, "std", "var", "std_mean", "var_mean", "mean", "sum", "log", "sqrt"), ("input", "dim")
+    ),
+    **dict.fromkeys(("matmul", "bmm", "add", "sub", "mul", "div"), ("input", "other")),
 }
 
 
@@ -87,18 +67,11 @@ def arguments(operation: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 def has_infinite_scalar(value: Any) -> bool:
     """Whether a plain infinite number is among the arguments, as in `masked_fill(mask, float("-inf"))`."""
-    return any(math.isinf(number) for number in _floats(value))
-
-
-def _floats(value: Any, depth: int = 3) -> Iterator[float]:
-    if isinstance(value, float):
-        yield value
-    elif depth and isinstance(value, tuple | list):
-        for item in value:
-            yield from _floats(item, depth - 1)
-    elif depth and isinstance(value, Mapping):
-        for item in value.values():
-            yield from _floats(item, depth - 1)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return any(map(has_infinite_scalar, value))
+    return isinstance(value, float) and math.isinf(value)
 
 
 @dataclass(frozen=True)
