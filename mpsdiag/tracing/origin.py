@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,8 +46,8 @@ class Origin(Answer, BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     cause: Cause
-    layer: int | None
-    module: str
+    layer: int | None = None
+    module: str = ""
     operation: str
     phase: Phase = "forward"
     summary: str
@@ -63,3 +64,14 @@ class Origin(Answer, BaseModel):
         """Layer, module and operation in one phrase."""
         layer = "" if self.layer is None else f"layer {self.layer}, "
         return f"{layer}{self.module or 'the model'}, {self.operation}"
+
+
+def joined(origins: Iterable[Origin]) -> Origin | None:
+    """The first origin, with those that have other causes in its `also`; None if there is none."""
+    kept: dict[Cause, Origin] = {}
+    for origin in origins:
+        kept.setdefault(origin.cause, origin)
+    if not kept:
+        return None
+    first, *others = kept.values()
+    return first.model_copy(update={"also": others})

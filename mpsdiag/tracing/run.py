@@ -19,9 +19,9 @@ from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
 from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, load_case
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.evaluation import trace_batches
+from mpsdiag.tracing.passes.forward import TracedRun
 from mpsdiag.tracing.passes.training import LEARNING_RATE, Recipe, trace_training
 from mpsdiag.tracing.repro.repro_script import check_target, write_repro
-from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 SCHEMA = 1
@@ -82,59 +82,45 @@ def investigate(
     # What the libraries would warn of is what is being found out here.
     quiet = errors_only("mpsdiag"), errors_only("transformers")
     with quiet[0], quiet[1], no_bars(), load_case(request, progress) as case:
-        report, call = _train(request, case, progress) if case.train else _evaluate(request, case, progress)
+        found = _traced(request, case, progress)
+        report = _report(case, found)
     if checkpoints and report.origin is not None:
         report.origin = _with_history(report.origin, checkpoints)
     if repro is not None:
         progress("reducing it to a script")
         grad = case.train or case.grad
         written, report.repro_note = write_repro(
-            repro, report.origin, call, report.environment, grad=grad, emulation=case.emulation
+            repro, report.origin, found.call, report.environment, grad=grad, emulation=case.emulation
         )
         report.repro = str(repro) if written else None
     return report
 
 
-def _evaluate(
-    request: TraceRequest, case: TracedCase, progress: Callable[[str], None]
-) -> tuple[TraceReport, TorchCall | None]:
-    found = trace_batches(
-        case.model, case.batches, compare=request.compare, grad=case.grad, progress=progress
-    )
-    report = _report(
-        case,
-        "evaluation",
-        losses=found.losses if found.eval_loss is not None else [],
-        bad_batches=found.bad,
-        eval_loss=found.eval_loss,
-        stock_eval_loss=found.stock_eval_loss,
-        origin=found.origin,
-    )
-    return report, found.call
-
-
-def _train(
-    request: TraceRequest, case: TracedCase, progress: Callable[[str], None]
-) -> tuple[TraceReport, TorchCall | None]:
+def _traced(request: TraceRequest, case: TracedCase, progress: Callable[[str], None]) -> TracedRun:
+    if not case.train:
+        compare, grad = request.compare, case.grad
+        return trace_batches(case.model, case.batches, compare=compare, grad=grad, progress=progress)
     rate = LEARNING_RATE if case.learning_rate is None else case.learning_rate
     steps = request.steps or (1 if request.folder is not None else TRAINING_STEPS)
-    found = trace_training(case.model, case.batches, Recipe(rate), steps=steps, progress=progress)
     case.case_info |= {"learning_rate": rate, "steps": steps}
-    report = _report(case, "training", losses=found.losses, grad_norms=found.grad_norms, origin=found.origin)
-    return report, found.call
+    return trace_training(case.model, case.batches, Recipe(rate), steps=steps, progress=progress)
 
 
-def _report(case: TracedCase, mode: Literal["evaluation", "training"], **found: Any) -> TraceReport:
-    emulation = case.emulation
-    missing = missing_note(case.model)
+def _report(case: TracedCase, found: TracedRun) -> TraceReport:
+    emulation, missing = case.emulation, missing_note(case.model)
     return TraceReport(
-        mode=mode,
+        mode="training" if case.train else "evaluation",
         device=case.device,
         emulated=None if emulation is None else Emulated(release=emulation.release, macos=emulation.macos),
         environment=environment.gather(devices.accelerators(probe=False)),
         case=case.case_info,
+        losses=found.losses if case.train or found.eval_loss is not None else [],
+        grad_norms=found.grad_norms,
+        bad_batches=found.bad,
+        eval_loss=found.eval_loss,
+        stock_eval_loss=found.stock_eval_loss,
+        origin=found.origin,
         notes=[*([missing] if missing else []), *model_notes(case.model)],
-        **found,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,29 +11,12 @@ from torch import Tensor, nn
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.installed import stock_mean
 from mpsdiag.inputs.outputs import mean
-from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.passes.forward import ForwardTrace
+from mpsdiag.tracing.origin import Origin, joined
+from mpsdiag.tracing.passes.forward import ForwardTrace, TracedRun
 from mpsdiag.tracing.watch.model_state import in_mode
-from mpsdiag.tracing.watch.operations import TorchCall
 
 EXPLAINED = 4
 """At most this many bad batches are looked at in detail: another batch may be bad for another reason."""
-
-
-@dataclass
-class TracedBatches:
-    """What an evaluation gave: the loss of each batch (nats; NaN where there is none), the batches with a finding.
-
-    `eval_loss` is their mean over sequences, as a Trainer that leaves nothing out would print it; None without labels,
-    and where a forward raised or gave no loss. `stock_eval_loss` is what this transformers prints by default.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    bad: list[int] = field(default_factory=list)
-    eval_loss: float | None = None
-    stock_eval_loss: float | None = None
-    origin: Origin | None = None
-    call: TorchCall | None = None
 
 
 def trace_batches(
@@ -44,13 +26,13 @@ def trace_batches(
     compare: bool | None = None,
     grad: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-) -> TracedBatches:
+) -> TracedRun:
     """Trace an evaluation. The origin of the first bad batch comes first, others with other causes are in its `also`.
 
     Raises:
         CannotDecide: A forward itself fails.
     """
-    found, origins = TracedBatches(), list[Origin]()
+    found, origins = TracedRun(), list[Origin]()
     forward, came_to_loss = ForwardTrace(model, compare=compare), True
     with in_mode(model, training=False, grad=grad):
         for number, batch in enumerate(batches):
@@ -62,37 +44,26 @@ def trace_batches(
                 found.bad.append(number)
             if traced.origin is not None:
                 found.call = found.call if origins else traced.call
-                _add(origins, traced.origin, number)
+                for origin in (traced.origin, *traced.origin.also):
+                    alone = {"also": [], "evidence": {"batch": number, **origin.evidence}}
+                    origins.append(origin.model_copy(update=alone))
     # Where a forward raises no Trainer comes to a mean, and leaves nothing out of one.
     if came_to_loss and any("labels" in batch for batch in batches):
         sizes = [_sequences(batch) for batch in batches]
         found.eval_loss = mean(found.losses, sizes)
         found.stock_eval_loss = stock_mean(found.losses, sizes)
-        hidden = _hidden_by_filter(found)
-        if hidden is not None:
-            origins.append(hidden)
-    if origins:
-        found.origin = origins[0].model_copy(update={"also": origins[1:]})
+        origins += _hidden_by_filter(found)
+    found.origin = joined(origins)
     return found
 
 
-def _add(origins: list[Origin], found: Origin, batch: int) -> None:
-    """Add an origin and those behind it, if their causes are new."""
-    for origin in (found, *found.also):
-        if origin.cause not in {other.cause for other in origins}:
-            alone = {"also": [], "evidence": {"batch": batch, **origin.evidence}}
-            origins.append(origin.model_copy(update=alone))
-
-
-def _hidden_by_filter(found: TracedBatches) -> Origin | None:
+def _hidden_by_filter(found: TracedRun) -> list[Origin]:
     """The eval_loss that is printed is finite only because batches are left out of it."""
     dropped = [number for number, loss in enumerate(found.losses) if not math.isfinite(loss)]
     if not dropped or found.stock_eval_loss is None or not math.isfinite(found.stock_eval_loss):
-        return None
-    return Origin(
+        return []
+    hidden = Origin(
         cause="hidden_by_filter",
-        layer=None,
-        module="",
         operation="evaluation_loop",
         phase="evaluation",
         summary=f"transformers prints eval_loss {found.stock_eval_loss:.4f} here: {len(dropped)} of "
@@ -108,10 +79,10 @@ def _hidden_by_filter(found: TracedBatches) -> Origin | None:
             commands=["TrainingArguments(logging_nan_inf_filter=False)"],
         ),
     )
+    return [hidden]
 
 
 def _sequences(batch: Mapping[str, Any]) -> int:
     """How many sequences a batch has."""
-    return next(
-        (int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor) and value.dim()), 1
-    )
+    sizes = (int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor) and value.dim())
+    return next(sizes, 1)

@@ -6,7 +6,7 @@ In detail means again and again: each time with the faults found so far made fin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.outputs import loss_of
 from mpsdiag.tracing.causes import Candidate, explain
-from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.origin import Origin, joined
 from mpsdiag.tracing.passes.device_difference import find_difference
 from mpsdiag.tracing.passes.indices import Indices
 from mpsdiag.tracing.passes.model_inputs import own_sentence, refusal
@@ -42,6 +42,24 @@ class Traced:
     origin: Origin | None = None
     call: TorchCall | None = None
     bad: bool = False
+
+
+@dataclass
+class TracedRun:
+    """What several batches or training steps gave: their losses (nats; NaN where there is none), and what was found.
+
+    Of training: `grad_norms`. Of an evaluation: `bad`, the numbers of the batches with a finding; `eval_loss`, the mean
+    over sequences, as a Trainer that leaves nothing out would print it; None without labels, and where a forward raised
+    or gave no loss; `stock_eval_loss`, what this transformers prints by default.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)
+    eval_loss: float | None = None
+    stock_eval_loss: float | None = None
+    origin: Origin | None = None
+    call: TorchCall | None = None
 
 
 class ForwardTrace:
@@ -75,11 +93,8 @@ class ForwardTrace:
             if origin is None and reading.certain:
                 self._repeat.again()
                 _, second = self._cheaply(batch)
-                origin = (
-                    only_unwatched(self._model)
-                    if second.certain
-                    else did_not_repeat(self._model, "a forward", operation="forward")
-                )
+                once = did_not_repeat(self._model, "a forward", operation="forward")
+                origin = only_unwatched(self._model) if second.certain else once
         if origin is None and self._compare:
             origin, call = find_difference(self._model, batch)
         return Traced(loss, origin, call, bad=origin is not None)
@@ -104,11 +119,7 @@ class ForwardTrace:
 def explain_forward(
     model: nn.Module, batch: Mapping[str, Any], repeat: Repeat
 ) -> tuple[Origin | None, TorchCall | None]:
-    """Run a batch in detail, as often as faults come to light; the modes are those in effect.
-
-    Returns:
-        The first origin with the others in `also`, and the call that gave it; None if all came out finite.
-    """
+    """Run a batch in detail, as often as faults come to light: what was found, and the call that gave the first."""
     origins: list[Origin] = []
     first_call: TorchCall | None = None
     patches = Patches()
@@ -123,15 +134,11 @@ def explain_forward(
             first_call = candidate.call
             for origin in found if seen.spread else ():
                 origin.evidence["spread"] = seen.spread
-        for origin in found:
-            if origin.cause not in {other.cause for other in origins}:
-                origins.append(origin)
+        origins += found
         if terminal.kind == "error":
             break
         patches = patches.behind(terminal, {origin.cause for origin in found})
-    if not origins:
-        return None, None
-    return origins[0].model_copy(update={"also": origins[1:]}), first_call
+    return joined(origins), first_call
 
 
 def _detailed_pass(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, patches: Patches) -> Pass:

@@ -95,7 +95,6 @@ def _origin(table: _Table, indices: Tensor, wrong: Tensor) -> Origin:
     least, greatest = int(indices.min()), int(indices.max())
     return Origin(
         cause="bad_inputs",
-        layer=None,
         module=table.module,
         operation=table.operation,
         phase="data",

@@ -109,11 +109,13 @@ def in_mode(model: nn.Module, *, training: bool, grad: bool) -> Iterator[None]:
 
 def only_unwatched(model: nn.Module) -> Origin:
     """The origin of what is not finite each time the model runs as it is, and finite operation by operation."""
-    return _unknown(
-        model,
-        "the forward is not finite each time it runs as it is, and finite operation by operation: a compiled or fused "
-        "kernel gives other values than the operations it stands for",
-        Advice(
+    return Origin(
+        cause="unknown",
+        operation="forward",
+        summary="the forward is not finite each time it runs as it is, and finite operation by operation: a compiled "
+        "or fused kernel gives other values than the operations it stands for",
+        evidence={"device": device_label(model)},
+        remedy=Advice(
             text="Compile with another backend, layer by layer, to find the kernel, or leave torch.compile out.",
             commands=['torch.compile(model, backend="eager")', 'torch.compile(model, backend="aot_eager")'],
         ),
@@ -121,43 +123,18 @@ def only_unwatched(model: nn.Module) -> Origin:
 
 
 def did_not_repeat(
-    model: nn.Module,
-    what: str,
-    *,
-    operation: str,
-    phase: Phase = "forward",
-    evidence: Mapping[str, Any] | None = None,
+    model: nn.Module, what: str, *, operation: str, phase: Phase = "forward", **evidence: Any
 ) -> Origin:
     """The origin of what was not finite, and is finite when it is run again."""
-    return _unknown(
-        model,
-        f"{what} was not finite, and is finite when it is run again: something here does not repeat "
+    return Origin(
+        cause="unknown",
+        operation=operation,
+        phase=phase,
+        summary=f"{what} was not finite, and is finite when it is run again: something here does not repeat "
         "(uninitialized memory, or a kernel that is not deterministic)",
-        Advice(
+        evidence={**evidence, "device": device_label(model)},
+        remedy=Advice(
             text="Run it several times, and on the CPU; a device that gives other values each time has a defect.",
             commands=["mpsdiag check --level 3", "mpsdiag trace ... --device cpu"],
         ),
-        operation=operation,
-        phase=phase,
-        evidence=evidence,
-    )
-
-
-def _unknown(
-    model: nn.Module,
-    summary: str,
-    remedy: Advice,
-    operation: str = "forward",
-    phase: Phase = "forward",
-    evidence: Mapping[str, Any] | None = None,
-) -> Origin:
-    return Origin(
-        cause="unknown",
-        layer=None,
-        module="",
-        operation=operation,
-        phase=phase,
-        summary=summary,
-        evidence={**(evidence or {}), "device": device_label(model)},
-        remedy=remedy,
     )

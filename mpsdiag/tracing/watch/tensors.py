@@ -110,19 +110,13 @@ def _copy(value: Any) -> Any:
 
 def _copy_tensors(value: Any, memo: dict[int, Any]) -> None:
     """Copy the tensors an object holds, such as a cache: those with a history cannot be copied along with it."""
-    for _, tensor in tensors_in(vars(value) if hasattr(value, "__dict__") else value):
+    parts = vars(value) if hasattr(value, "__dict__") else value
+    for _, tensor in tensors_in(parts):
         memo[id(tensor)] = tensor.detach().clone()
-    inner = (
-        vars(value).values()
-        if hasattr(value, "__dict__")
-        else value
-        if isinstance(value, list | tuple)
-        else ()
-    )
+    inner = parts.values() if hasattr(value, "__dict__") else parts if isinstance(parts, list | tuple) else ()
     for item in inner:
-        if (not isinstance(item, Tensor | type) and hasattr(item, "__dict__")) or isinstance(
-            item, list | tuple
-        ):
+        nested = isinstance(item, list | tuple) or hasattr(item, "__dict__")
+        if nested and not isinstance(item, Tensor | type):
             _copy_tensors(item, memo)
 
 
@@ -143,14 +137,8 @@ def facts(tensor: Tensor, name: str = "") -> dict[str, Any]:
     finite = values[torch.isfinite(values)]
     if finite.numel():
         found |= {"min": float(finite.min()), "max": float(finite.max())}
-    for key, count in (
-        ("nan", torch.isnan(values).sum()),
-        ("inf", torch.isposinf(values).sum()),
-        ("-inf", torch.isneginf(values).sum()),
-    ):
-        if int(count):
-            found[key] = int(count)
-    return found
+    bad = {"nan": torch.isnan(values), "inf": torch.isposinf(values), "-inf": torch.isneginf(values)}
+    return found | {key: count for key, where in bad.items() if (count := int(where.sum()))}
 
 
 def largest(tensor: Tensor) -> float:
@@ -164,21 +152,11 @@ def bad_rows(tensor: Tensor) -> dict[str, Any]:
     """Which rows of an output are non-finite, by what the dimensions of a language model mean."""
     bad = ~torch.isfinite(tensor.detach())
     counts: dict[str, Any] = {"values": int(bad.sum()), "of": tensor.numel()}
-    if tensor.dim() == 4:
+    names = {3: ("sequences", "positions"), 4: ("sequences", "heads", "positions")}.get(tensor.dim(), ())
+    if names:
         rows = bad.any(-1)
-        counts |= {
-            "rows": int(rows.sum()),
-            "sequences": listed(rows.any(2).any(1)),
-            "heads": listed(rows.any(2).any(0)),
-            "positions": listed(rows.any(1).any(0)),
-        }
-    elif tensor.dim() == 3:
-        rows = bad.any(-1)
-        counts |= {
-            "rows": int(rows.sum()),
-            "sequences": listed(rows.any(1)),
-            "positions": listed(rows.any(0)),
-        }
+        counts["rows"] = int(rows.sum())
+        counts |= {name: listed(rows.movedim(d, 0).flatten(1).any(1)) for d, name in enumerate(names)}
     return counts
 
 
