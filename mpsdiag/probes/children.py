@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -97,11 +99,9 @@ def _watch(child: subprocess.Popen[bytes], spec: bytes, results: Path, seconds: 
     """Wait for the child; None if it wrote nothing for too long and was stopped, its own children with it."""
     try:
         if child.stdin is not None:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it died before it read its jobs
                 child.stdin.write(spec)
                 child.stdin.close()
-            except BrokenPipeError:
-                pass  # it died before it read its jobs: the exit code says so
         size, deadline = 0, time.monotonic() + seconds
         while child.poll() is None:
             grown = results.stat().st_size
@@ -113,18 +113,9 @@ def _watch(child: subprocess.Popen[bytes], spec: bytes, results: Path, seconds: 
         return child.returncode
     finally:
         if child.poll() is None:
-            _stop(child)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    try:
-        if hasattr(os, "killpg"):
-            os.killpg(child.pid, signal.SIGKILL)
-        else:
-            child.kill()
-    except ProcessLookupError:
-        pass
-    child.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 def _environment() -> dict[str, str]:
@@ -149,55 +140,29 @@ def _read(results: Path) -> dict[Job, tuple[ModeResult, float]]:
 
 
 def _mode_result(given: dict[str, Any]) -> ModeResult:
-    checks = tuple(
-        Check(
-            check["name"],
-            check["ok"],
-            check["seen"],
-            check["mode"],
-            None if check["error"] is None else number(check["error"]),
-            None if check["bound"] is None else number(check["bound"]),
-            check["at"],
-        )
-        for check in given["checks"]
-    )
-    return ModeResult(given["status"], checks, given["reason"])
+    return ModeResult(given["status"], tuple(map(_check, given["checks"])), given["reason"])
+
+
+def _check(given: dict[str, Any]) -> Check:
+    floats = {name: None if given[name] is None else number(given[name]) for name in ("error", "bound")}
+    return Check(**given | floats)
 
 
 def main() -> None:
     """Run the jobs of the document on stdin."""
-    spec = json.load(sys.stdin)
-    _no_core_dump()
-    with Path(spec["results"]).open("a", encoding="utf-8") as results:
-
-        def write(line: dict[str, Any]) -> None:
-            results.write(dumps(line) + "\n")
-            results.flush()
-
-        _run(spec, write)
-
-
-def _run(spec: dict[str, Any], write: Any) -> None:
     from mpsdiag.emulation import Emulation
     from mpsdiag.probes.run import run_mode, runnable
 
-    given = spec["emulation"]
-    defects = None if given is None or given["defects"] is None else tuple(given["defects"])
-    emulation = None if given is None else Emulation(given["release"], given["macos"], defects)
-    for name, mode in spec["jobs"]:
-        write({"started": [name, mode]})
-        begin = time.perf_counter()
-        result = run_mode(runnable(name), mode, spec["device"], emulation, on_abort="process")
-        write({"finished": [name, mode], "result": result, "seconds": time.perf_counter() - begin})
-
-
-def _no_core_dump() -> None:
-    """An abort is expected here; nobody wants a core file of it."""
-    try:
-        import resource
-    except ImportError:  # no such module on Windows, and no core files either
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    spec = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected here; nobody wants its core file
+    emulation = None if spec["emulation"] is None else Emulation(**spec["emulation"])
+    with Path(spec["results"]).open("a", encoding="utf-8", buffering=1) as results:
+        for name, mode in spec["jobs"]:
+            results.write(dumps({"started": [name, mode]}) + "\n")
+            begin = time.perf_counter()
+            result = run_mode(runnable(name), mode, spec["device"], emulation, on_abort="process")
+            done = {"finished": [name, mode], "result": result, "seconds": time.perf_counter() - begin}
+            results.write(dumps(done) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mpsdiag.emulation.defects import KNOWN, Defect, Remedy
@@ -93,6 +93,16 @@ class Probe(Defect):
     note: Callable[[Sequence[Check]], str] | None = None
 
 
-def probe(name: str, trigger: Callable[[Lab], Iterable[Check]] | None = None, **more: Any) -> Probe:
-    """The defect of that id as a probe; `more` are `explains` and `note`."""
-    return Probe(**vars(KNOWN[name]), trigger=trigger, **more)
+PROBES: Final = {name: Probe(**vars(defect)) for name, defect in KNOWN.items()}
+"""By id; those with a trigger get it from `shows`."""
+Trigger = Callable[["Lab"], Iterable[Check]]
+
+
+def shows(name: str, **more: Any) -> Callable[[Trigger], Trigger]:
+    """Make a function the trigger of the defect of that id; `more` are `explains` and `note`."""
+
+    def take(trigger: Trigger) -> Trigger:
+        PROBES[name] = replace(PROBES[name], trigger=trigger, **more)
+        return trigger
+
+    return take

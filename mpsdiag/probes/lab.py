@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -18,12 +18,6 @@ from mpsdiag.probes.judge import Yardstick, plain_errors
 from mpsdiag.sdpa import reference_attention
 
 DIRECT: Final = "_scaled_dot_product_attention_math_for_mps"
-
-
-def release_of(version: str) -> tuple[int, int]:
-    """Read the minor release of a torch version: `2.13.0+cpu` is (2, 13)."""
-    major, minor, *_ = version.split(".")
-    return int(major), int(minor)
 
 
 @contextmanager
@@ -64,7 +58,8 @@ class Lab:
     @property
     def release(self) -> tuple[int, int]:
         """The torch release whose kernels are at work."""
-        return release_of(self.emulation.release if self.emulation else torch.__version__)
+        major, minor, *_ = (self.emulation.release if self.emulation else torch.__version__).split(".")
+        return int(major), int(minor)
 
     def require_real_mps(self, why: str) -> None:
         """Skip, with this reason, everywhere but on a real Apple GPU."""
@@ -75,6 +70,22 @@ class Lab:
         """Skip, with this reason, everywhere but on MPS, real or emulated."""
         if not self.on_mps:
             raise Skip(why)
+
+    def require_evaluation(self) -> None:
+        """Skip in training what is too long for it."""
+        if self.training:
+            raise Skip("the gradients of so long a sequence need more memory than most machines have")
+
+    def require_memory(self, size: int) -> None:
+        """Skip if the Apple GPU offers less memory, in bytes; an emulation needs none."""
+        if self.emulation is None and (offered := torch.mps.recommended_max_memory()) < size:
+            raise Skip(f"needs {size >> 30} GiB of GPU memory, this machine offers {offered / 2**30:.0f}")
+
+    def each_dtype(self, *names: str) -> Iterator[str]:
+        """Give one dtype after the other; skip at the first in which the device does not compute."""
+        for name in names:
+            self.require_dtype(name)
+            yield name
 
     def require_dtype(self, dtype: str) -> None:
         """Skip if the device does not compute in this dtype."""
@@ -166,11 +177,28 @@ class Lab:
         """Attend and judge: the output, and in training that the gradients are finite."""
         output = (call or self.attend)(query, key, value, mask, **rest)
         yardstick = self.yardstick(query, key, value, mask, rows=rows, **rest)
-        with suspended():
+        made = self.judged(name, output, yardstick, rows)
+        return self.with_gradients(made, query, key, value) if call is None else made
+
+    def judged(
+        self,
+        name: str,
+        output: Tensor,
+        yardstick: Yardstick,
+        rows: Tensor | None = None,
+        at: Mapping[str, Any] | None = None,
+    ) -> Check:
+        """Judge an output of this mode; with `rows`, a boolean (..., L), only those."""
+        with self.control():
             ok, seen, error = yardstick.judge(output, rows)
-            if ok and self.training and call is None:
-                ok, seen = _gradients(query, key, value)
-        return Check(name, ok, seen, self.mode, error, yardstick.bound)
+        return Check(name, ok, seen, self.mode, error, yardstick.bound, at)
+
+    def with_gradients(self, made: Check, *leaves: Tensor) -> Check:
+        """The check, failed where this is training and a gradient is missing or not finite."""
+        with self.control():
+            if made.ok and self.training and not all(map(_finite_gradient, leaves)):
+                return replace(made, ok=False, seen="NaN gradients")
+        return made
 
     @contextmanager
     def control(self) -> Iterator[None]:
@@ -179,8 +207,5 @@ class Lab:
             yield
 
 
-def _gradients(*leaves: Tensor) -> tuple[bool, str]:
-    for leaf in leaves:
-        if leaf.grad is None or not bool(torch.isfinite(leaf.grad).all()):
-            return False, "NaN gradients"
-    return True, "right"
+def _finite_gradient(leaf: Tensor) -> bool:
+    return leaf.grad is not None and bool(torch.isfinite(leaf.grad).all())

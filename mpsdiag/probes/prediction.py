@@ -40,11 +40,9 @@ def surprises(findings: Iterable[Finding], release: str, macos: int = 15, *, whe
         if probe is None:
             continue
         for mode in MODES:
-            status = finding.training if mode == "training" else finding.evaluation
-            if status not in {"pass", "fail"}:
-                continue
+            status = getattr(finding, mode)
             expected = strikes(probe, release, macos, mode)
-            if expected == (status == "fail"):
+            if status not in {"pass", "fail"} or expected == (status == "fail"):
                 continue
             should = probe.bad if expected else probe.good
             seen = finding.seen if status == "fail" else probe.good

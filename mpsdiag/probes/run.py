@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from mpsdiag.device import kind_of
 from mpsdiag.emulation import EmulatedAbort, Emulation, emulated
 from mpsdiag.emulation.refusals import OnAbort
+from mpsdiag.errors import first_line
 from mpsdiag.probes.backends import BACKENDS
 from mpsdiag.probes.children import Job, run_isolated
 from mpsdiag.probes.declaration import ABORTS, MODES, Check, Finding, Mode, ModeResult, Probe, Skip
@@ -41,9 +42,9 @@ def run_mode(
     except Skip as reason:
         return ModeResult(_status(checks), tuple(checks), str(reason))
     except EmulatedAbort as abort:
-        checks.append(Check(_one_line(abort), ok=False, seen=ABORTS, mode=mode))
+        checks.append(Check(first_line(abort, 300), ok=False, seen=ABORTS, mode=mode))
     except Exception as problem:  # noqa: BLE001 - a probe that breaks is a status, never a crash of the tool
-        return ModeResult("error", tuple(checks), f"{type(problem).__name__}: {_one_line(problem)}")
+        return ModeResult("error", tuple(checks), f"{type(problem).__name__}: {first_line(problem, 300)}")
     return ModeResult(_status(checks), tuple(checks))
 
 
@@ -113,10 +114,12 @@ def _run_all(
     backend: str | None = None,
 ) -> list[Finding]:
     """Run probes; those that want a child share one as long as it lives."""
+    real = kind_of(device) == "mps"
     apart = [
         probe
         for probe in probes
-        if probe.trigger and (_needs_child(probe, device) if isolate is None else isolate)
+        # On a real Apple GPU whatever is more than the everyday call may take the process down.
+        if probe.trigger and (probe.isolated or (real and probe.level >= 3) if isolate is None else isolate)
     ]
     jobs: list[Job] = [(probe.id, mode) for probe in apart for mode in MODES]
     answers = run_isolated(jobs, device, emulation) if jobs else {}
@@ -131,11 +134,6 @@ def _run_all(
             seconds = time.perf_counter() - begin
         findings.append(conclude(probe, results, seconds, backend=backend))
     return findings
-
-
-def _needs_child(probe: Probe, device: str) -> bool:
-    """Whether it may take the process down: on a real Apple GPU whatever is more than the everyday call."""
-    return probe.isolated or (kind_of(device) == "mps" and probe.level >= 3)
 
 
 def runnable(probe_id: str) -> Probe:
@@ -159,22 +157,10 @@ def _detail(
     reasons = list(dict.fromkeys(result.reason for result in results.values() if result.reason))
     if status in {"skip", "error"}:
         return "; ".join(reasons)
-    parts = []
+    detail = f"{len(checks)} of {len(checks)} outputs right"
     if failed:
         modes = " and ".join(dict.fromkeys(check.mode for check in failed))
-        example = failed[0]
-        worst = (
-            f" (error {example.error:.3g}, allowed {example.bound:.3g})" if example.error is not None else ""
-        )
-        parts.append(
-            f"{len(failed)} of {len(checks)} outputs wrong, in {modes}; {example.name}: {example.seen}{worst}"
-        )
-    else:
-        parts.append(f"{len(checks)} of {len(checks)} outputs right")
-    if probe.note:
-        parts.append(probe.note(checks))
-    return "; ".join(parts)
-
-
-def _one_line(problem: BaseException) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300]
+        one = failed[0]
+        worst = f" (error {one.error:.3g}, allowed {one.bound:.3g})" if one.error is not None else ""
+        detail = f"{len(failed)} of {len(checks)} outputs wrong, in {modes}; {one.name}: {one.seen}{worst}"
+    return f"{detail}; {probe.note(checks)}" if probe.note else detail

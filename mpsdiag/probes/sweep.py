@@ -115,10 +115,8 @@ def _one_shape(lab: Lab, shape: Shape, dtypes: list[str]) -> Iterator[Check]:
                     output = lab.attend(q, k, v, given[mask], is_causal=mask == "causal")
                 except Refused:
                     continue
-                yardstick = yardsticks[_kind(mask)]
-                with lab.control():
-                    ok, seen, error = yardstick.judge(output, live if mask == "finfo.min" else None)
-                yield Check(_name(at), ok, seen, lab.mode, error, yardstick.bound, at)
+                rows = live if mask == "finfo.min" else None
+                yield lab.judged(_name(at), output, yardsticks[_kind(mask)], rows, at)
 
 
 def _kind(mask: str) -> str:
@@ -176,13 +174,8 @@ def explanation(check: Check, findings: Sequence[Finding]) -> tuple[str, ...]:
     """List the ids of the probes that failed in the same grad mode and whose defect accounts for this failure."""
     if check.at is None:
         return ()
-    found = []
-    for finding in findings:
-        explains = CATALOGUE[finding.id].explains if finding.id in CATALOGUE else None
-        status = finding.training if check.mode == "training" else finding.evaluation
-        if explains is not None and status == "fail" and explains(check.at):
-            found.append(finding.id)
-    return tuple(found)
+    failed = [CATALOGUE.get(one.id) for one in findings if getattr(one, check.mode) == "fail"]
+    return tuple(one.id for one in failed if one and one.explains and one.explains(check.at))
 
 
 def attribute(sweep: Finding, findings: Sequence[Finding]) -> list[Finding]:
@@ -194,14 +187,11 @@ def attribute(sweep: Finding, findings: Sequence[Finding]) -> list[Finding]:
         explained.update(ids)
         if not ids:
             left.append(check)
-    enriched = [
-        replace(
-            finding, detail=f"{finding.detail}; the sweep shows it in {explained[finding.id]} combinations"
-        )
-        if explained[finding.id]
-        else finding
-        for finding in findings
-    ]
+    enriched = list(findings)
+    for index, finding in enumerate(findings):
+        if count := explained[finding.id]:
+            detail = f"{finding.detail}; the sweep shows it in {count} combinations"
+            enriched[index] = replace(finding, detail=detail)
     return [*enriched, _what_is_left(sweep, left, explained)]
 
 
@@ -235,7 +225,5 @@ def _what_is_left(sweep: Finding, left: Sequence[Check], explained: Counter[str]
 
 
 def _left_in(mode: str, sweep: Finding, left: Sequence[Check]) -> ProbeStatus:
-    before = sweep.training if mode == "training" else sweep.evaluation
-    if before != "fail":
-        return before
-    return "fail" if any(check.mode == mode for check in left) else "pass"
+    before: ProbeStatus = getattr(sweep, mode)
+    return "pass" if before == "fail" and not any(check.mode == mode for check in left) else before

@@ -12,7 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.probes import CATALOGUE
-from mpsdiag.probes.known import numbers, sizes
+from mpsdiag.probes.known import sizes
 from mpsdiag.probes.lab import Lab
 from mpsdiag.probes.run import run_mode
 
@@ -119,7 +119,7 @@ def test_too_little_memory_is_a_skip_that_says_how_much(monkeypatch, name):
 
 @pytest.mark.usefixtures("pretend_mps")
 def test_the_error_of_long_sequences_is_seen(monkeypatch):
-    monkeypatch.setattr(numbers, "LONG", 256)
+    monkeypatch.setattr(sizes, "LONG", 256)
 
     def half_precision_softmax(func, args, kwargs):
         query, key, value = (tensor.float() for tensor in args[:3])

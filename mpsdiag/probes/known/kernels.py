@@ -1,4 +1,4 @@
-"""The hand-written kernels: buffers too small (up to 8 queries), NaN swallowed (any number of queries)."""
+"""Kernels: buffers too small, NaN swallowed, offsets too short; and below attention the products of matrices."""
 
 from __future__ import annotations
 
@@ -6,20 +6,33 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Check, Skip, probe
-from mpsdiag.probes.known.strides import VECTOR_HEAD_DIMS
+from mpsdiag.probes.declaration import Check, Skip, shows
+from mpsdiag.probes.known.strides import in_vector_kernel
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mpsdiag.probes.lab import Lab
 
+FAR: Final = 2**31 + 128
+FAR_MEMORY: Final = 16 * 2**30
+DEEP: Final = 32_769
+"""Beyond 32,767 terms the kernels of the first Apple GPUs add what lies behind the operands (pytorch#195163)."""
 
+
+def _explains_buffers(at: Mapping[str, Any]) -> bool:
+    half, long = at["dtype"] in {"bfloat16", "float16"}, at["keys"] >= 1024
+    return half and long and in_vector_kernel(at)
+
+
+@shows("SDPA004", explains=_explains_buffers)
 def _two_pass_buffers(lab: Lab) -> Iterator[Check]:
-    for dtype in ("bfloat16", "float16"):
-        lab.require_dtype(dtype)
+    for dtype in lab.each_dtype("bfloat16", "float16"):
         q, k, v = lab.qkv((1, 32, 1, 128), (1, 32, 1024, 128), dtype=dtype)
         yield lab.check(f"{dtype}, 1 query, 1024 keys", q, k, v)
 
 
+@shows("SDPA020")
 def _swallowed_nan(lab: Lab) -> Iterator[Check]:
     """A NaN in the query or in all keys must come out: attention that hides it hides a broken model."""
     import torch
@@ -38,6 +51,7 @@ def _swallowed_nan(lab: Lab) -> Iterator[Check]:
         yield Check(f"NaN in {poisoned}, {length} queries", shown and others, seen, lab.mode)
 
 
+@shows("SDPA030")
 def _far_batch(lab: Lab) -> Iterator[Check]:
     """The second sequence begins 2**31 elements behind the first; of the memory between nothing is touched."""
     import torch
@@ -45,8 +59,7 @@ def _far_batch(lab: Lab) -> Iterator[Check]:
     lab.require_mps("the offsets are those of its kernels")
     if lab.training:
         raise Skip("the gradient of such a key takes 4 GiB more")
-    if lab.emulation is None and torch.mps.recommended_max_memory() < FAR_MEMORY:
-        raise Skip("needs 16 GiB of GPU memory")
+    lab.require_memory(FAR_MEMORY)
     q, near, v = lab.qkv((2, 1, 16, 64), dtype="float16")
     try:
         memory = torch.empty(FAR + near.numel(), dtype=near.dtype, device=near.device)
@@ -56,30 +69,51 @@ def _far_batch(lab: Lab) -> Iterator[Check]:
     yield lab.check("a batch stride of 2**31 + 128, 16 queries", q, far, v)
 
 
+@shows("SDPA031")
 def _matrix_hardware(lab: Lab) -> Iterator[Check]:
     """The kernels on Metal Performance Primitives: half types, more than 8 queries, these head dims."""
     lab.require_real_mps("the order of elements is that of Apple's matrix hardware")
-    for dtype, head_dim in itertools.product(("bfloat16", "float16"), (64, 96, 128, 256)):
-        lab.require_dtype(dtype)
-        q, k, v = lab.qkv((1, 2, 100, head_dim), dtype=dtype)
-        yield lab.check(f"100 queries, {dtype}, head dim {head_dim}", q, k, v)
+    for dtype in lab.each_dtype("bfloat16", "float16"):
+        for head_dim in (64, 96, 128, 256):
+            q, k, v = lab.qkv((1, 2, 100, head_dim), dtype=dtype)
+            yield lab.check(f"100 queries, {dtype}, head dim {head_dim}", q, k, v)
 
 
-def _explains_buffers(at: Mapping[str, Any]) -> bool:
-    return bool(
-        at["queries"] <= 8
-        and at["keys"] >= 1024
-        and at["mask"] == "none"
-        and at["head_dim"] in VECTOR_HEAD_DIMS
-        and at["dtype"] in {"bfloat16", "float16"}
-    )
+@shows("SDPA025")
+def _products(lab: Lab) -> Iterator[Check]:
+    if lab.emulation is not None:
+        raise Skip("the emulation is of attention; its products are the CPU's")
+    for dtype in lab.each_dtype("float32", "bfloat16", "float16"):
+        q, k, _ = lab.qkv((8, 20, 3, 64), dtype=dtype)
+        yield _product(lab, f"permuted views, {dtype}", q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1))
+    # What lies behind the operands is not zero, so that adding it shows.
+    long = lab.randn(4, 16, DEEP, stream=1)[:2], lab.randn(4, DEEP, 16, stream=2)[:2]
+    yield _product(lab, f"{DEEP} terms", *long)
 
 
-FAR: Final = 2**31 + 128
-FAR_MEMORY: Final = 16 * 2**30
-PROBES: Final = (
-    probe("SDPA004", _two_pass_buffers, explains=_explains_buffers),
-    probe("SDPA020", _swallowed_nan),
-    probe("SDPA030", _far_batch),
-    probe("SDPA031", _matrix_hardware),
-)
+def _product(lab: Lab, name: str, left: Tensor, right: Tensor) -> Check:
+    """Judge by the contract's rule, with the CPU's product in the same dtype as the yardstick."""
+    import torch
+
+    from mpsdiag.probes.judge import Yardstick
+    from mpsdiag.sdpa.bound import largest_error
+
+    with torch.set_grad_enabled(lab.training):
+        output = (left @ right).detach().cpu()
+    with lab.control():
+        a, b = left.cpu(), right.cpu()
+        exact = a.double() @ b.double()
+        yardstick = Yardstick.of(exact, a.dtype, [largest_error(a.contiguous() @ b.contiguous(), exact)])
+    return lab.judged(name, output, yardstick)
+
+
+@shows("SDPA026")
+def _ignored_input(lab: Lab) -> Iterator[Check]:
+    import torch
+
+    nothing = torch.full((1, 1, 1), torch.nan, device=lab.device)
+    one = torch.ones(1, 1, 1, device=lab.device)
+    with torch.set_grad_enabled(lab.training):
+        output = torch.baddbmm(nothing, one, one, beta=0).detach().cpu()
+    ok = bool((output == 1).all())
+    yield Check("NaN input, beta 0", ok, "right" if ok else "NaN", lab.mode)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-from mpsdiag.probes.declaration import Check, Skip, probe
+from mpsdiag.probes.declaration import Check, Skip, shows
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,20 @@ def additive(mask: Tensor, dtype: torch.dtype, fill: float) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, fill)
 
 
+def dead_row_note(checks: Sequence[Check]) -> str:
+    """Say in one sentence what rows without any key hold, by mask kind; values under finfo.min are no defect.
+
+    A finfo.min mask only shifts all scores of such a row by one constant, so its value is left open: float32 and
+    bfloat16 round it to the mean of V, float16 keeps the softmax of the raw scores, some kernels give zeros.
+    """
+    groups: dict[str, dict[str, None]] = {}
+    for check in checks:
+        kind = check.name.partition(",")[0]
+        groups.setdefault(kind, {}).setdefault(check.seen)
+    return "rows without a key: " + "; ".join(f"{kind}: {', '.join(seen)}" for kind, seen in groups.items())
+
+
+@shows("SDPA001", explains=lambda at: at["mask"] in {"bool", "-inf"}, note=dead_row_note)
 def _fully_masked_rows(lab: Lab) -> Iterator[Check]:
     import torch
 
@@ -84,23 +99,14 @@ def _judge(
     """Judge real rows by the bound; fully masked rows must be zeros under bool and -inf, and finite under finfo.min."""
     import torch
 
+    made = lab.judged(name, output, yardstick, live if lenient else None)
     with lab.control():
-        rows = live if lenient else None
-        ok, seen, error = yardstick.judge(output, rows)
         dead = output.masked_select(~live.unsqueeze(-1)).reshape(-1, output.shape[-1])
         if not bool(torch.isfinite(dead).all()):
-            ok, seen = False, "NaN" if bool(dead.isnan().any()) else "inf"
-        elif ok:
-            seen = _dead_row_value(output, live, inputs)
-        if ok and lab.training and not all(_finite_gradient(tensor) for tensor in inputs):
-            ok, seen = False, "NaN gradients"
-    return Check(name, ok, seen, lab.mode, error, yardstick.bound)
-
-
-def _finite_gradient(tensor: Tensor) -> bool:
-    import torch
-
-    return tensor.grad is not None and bool(torch.isfinite(tensor.grad).all())
+            return replace(made, ok=False, seen="NaN" if bool(dead.isnan().any()) else "inf")
+        if made.ok:
+            made = replace(made, seen=_dead_row_value(output, live, inputs))
+    return lab.with_gradients(made, *inputs)
 
 
 def _dead_row_value(output: Tensor, live: Tensor, inputs: tuple[Tensor, Tensor, Tensor]) -> str:
@@ -122,23 +128,7 @@ def _dead_row_value(output: Tensor, live: Tensor, inputs: tuple[Tensor, Tensor, 
     return min(distances, key=lambda name: distances[name])
 
 
-def dead_row_note(checks: Sequence[Check]) -> str:
-    """Say in one sentence what rows without any key hold, by mask kind; values under finfo.min are no defect.
-
-    A finfo.min mask only shifts all scores of such a row by one constant, so its value is left open: float32 and
-    bfloat16 round it to the mean of V, float16 keeps the softmax of the raw scores, some kernels give zeros.
-    """
-    groups: dict[str, dict[str, None]] = {}
-    for check in checks:
-        kind = check.name.partition(",")[0]
-        groups.setdefault(kind, {}).setdefault(check.seen)
-    return "rows without a key: " + "; ".join(f"{kind}: {', '.join(seen)}" for kind, seen in groups.items())
-
-
-def _explains_dead_rows(combination: Mapping[str, Any]) -> bool:
-    return combination["mask"] in {"bool", "-inf"}
-
-
+@shows("SDPA024")
 def _multihead(lab: Lab) -> Iterator[Check]:
     lab.require_real_mps(
         "nn.MultiheadAttention's own softmax gives NaN for such rows on every device when weights are asked for; "
@@ -157,9 +147,3 @@ def _multihead(lab: Lab) -> Iterator[Check]:
         )
     finite = bool(torch.isfinite(output).all())
     yield Check("causal mask, dropout 0.1", finite, "right" if finite else "NaN", lab.mode)
-
-
-PROBES: Final = (
-    probe("SDPA001", _fully_masked_rows, explains=_explains_dead_rows, note=dead_row_note),
-    probe("SDPA024", _multihead),
-)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Check, Skip, probe
+from mpsdiag.probes.declaration import Check, Skip, shows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,7 @@ ENOUGH_BYTES: Final = 2 * 2**30
 """What an emulated run of it may take: an abort comes before the first score is computed."""
 
 
+@shows("SDPA010")
 def _grouped_heads(lab: Lab) -> Iterator[Check]:
     if lab.release < (2, 5):
         raise Skip("torch below 2.5 has no enable_gqa")
@@ -30,6 +31,7 @@ def _grouped_heads(lab: Lab) -> Iterator[Check]:
     yield lab.check("4 query heads, 2 key heads", q, k, v, enable_gqa=True)
 
 
+@shows("SDPA011")
 def _other_ranks(lab: Lab) -> Iterator[Check]:
     import torch
 
@@ -52,16 +54,13 @@ def _tolerant(lab: Lab, name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
         return Check(name, ok=False, seen=f"raises: {line}", mode=lab.mode)
 
 
+@shows("SDPA019")
 def _huge_scores(lab: Lab) -> Iterator[Check]:
     import torch
 
     lab.require_mps("the limit is MPSGraph's; other devices have none such")
-    if lab.training:
-        raise Skip("the gradients of so long a sequence need more memory than most machines have")
-    if lab.emulation is None:
-        available = torch.mps.recommended_max_memory()
-        if available < HUGE_MEMORY:
-            raise Skip(f"needs 24 GiB of GPU memory, this machine offers {available / 2**30:.0f}")
+    lab.require_evaluation()
+    lab.require_memory(HUGE_MEMORY)
     q = torch.zeros(1, 1, HUGE_LENGTH, 80, device=lab.device)
     with spared_machine() if lab.emulation else nullcontext():
         output = lab.attend(q, q, q)
@@ -81,7 +80,7 @@ def spared_machine() -> Iterator[None]:
     from mpsdiag.emulation import EmulatedAbort
 
     without_abort = (
-        "no abort; to compute it on a CPU would take minutes and 4 GiB, so nothing is said of its values"
+        "no abort; to compute it on a CPU would take minutes and 4 GiB, so nothing is known of its values"
     )
     end = time.monotonic() + ENOUGH_SECONDS
 
@@ -105,10 +104,3 @@ def spared_machine() -> Iterator[None]:
         raise Skip(without_abort) from problem
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
-PROBES: Final = (
-    probe("SDPA010", _grouped_heads),
-    probe("SDPA011", _other_ranks),
-    probe("SDPA019", _huge_scores),
-)

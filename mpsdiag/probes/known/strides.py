@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.probes.declaration import Check, Skip, probe
+from mpsdiag.probes.declaration import Check, Skip, shows
 
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
@@ -15,29 +15,40 @@ VECTOR_HEAD_DIMS: Final = frozenset({64, 96, 128})
 """Head dims of the vector kernels up to torch 2.12 (table 1 of the facts)."""
 
 
+def in_vector_kernel(at: Mapping[str, Any]) -> bool:
+    """Whether a combination of the sweep reaches the vector kernels up to torch 2.12."""
+    return bool(at["queries"] <= 8 and at["mask"] == "none" and at["head_dim"] in VECTOR_HEAD_DIMS)
+
+
+def _explains_batch_strides(at: Mapping[str, Any]) -> bool:
+    return in_vector_kernel(at) and at["layout"] == "transposed"
+
+
 def _transposed(lab: Lab, batch: int, length: int, keys: int) -> tuple[Any, Any, Any]:
     """Make query, key and value as models do: projected to (B, L, H, D), then seen as (B, H, L, D)."""
     q, k, v = lab.qkv((batch, length, HEADS, HEAD_DIM), (batch, keys, HEADS, HEAD_DIM))
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
+@shows("SDPA002", explains=lambda at: _explains_batch_strides(at) and at["queries"] > 1)
 def _query_strides(lab: Lab) -> Iterator[Check]:
     for length in (2, 8):
         yield lab.check(f"transposed, {length} queries", *_transposed(lab, 1, length, 16))
 
 
+@shows("SDPA003", explains=_explains_batch_strides)
 def _batch_strides(lab: Lab) -> Iterator[Check]:
     yield lab.check("permuted, batch of 4, 3 queries", *_transposed(lab, 4, 3, 3))
 
 
+@shows("SDPA032")
 def _batch_and_alone(lab: Lab) -> Iterator[Check]:
     """Each sequence gives the same alone and in a batch; both may be off by the bound."""
     import torch
 
     from mpsdiag.probes.judge import Yardstick
 
-    for dtype in ("float32", "bfloat16"):
-        lab.require_dtype(dtype)
+    for dtype in lab.each_dtype("float32", "bfloat16"):
         for length in (7, 12):
             q, k, v = (x.to(dtype=getattr(torch, dtype)) for x in _transposed(lab, 3, length, length))
             with lab.control():
@@ -46,8 +57,8 @@ def _batch_and_alone(lab: Lab) -> Iterator[Check]:
             alone = [lab.attend(*one) for one in one_by_one]
             bound = 2 * lab.yardstick(q, k, v).bound
             with lab.control():
-                ok, seen, error = Yardstick(torch.cat(alone).double(), bound).judge(together)
-            yield Check(f"3 sequences of {length} tokens, {dtype}", ok, seen, lab.mode, error, bound)
+                yardstick = Yardstick(torch.cat(alone).double(), bound)
+            yield lab.judged(f"3 sequences of {length} tokens, {dtype}", together, yardstick)
 
 
 def _require_operator(lab: Lab) -> None:
@@ -57,6 +68,7 @@ def _require_operator(lab: Lab) -> None:
         raise Skip("the operation that takes such a mask has no gradient")
 
 
+@shows("SDPA005")
 def _mask_strides(lab: Lab) -> Iterator[Check]:
     import torch
 
@@ -68,6 +80,7 @@ def _mask_strides(lab: Lab) -> Iterator[Check]:
     yield lab.check("mask that hides every third key (8, 512)", q, k, v, striped, call=lab.direct)
 
 
+@shows("SDPA006")
 def _mask_batch_offset(lab: Lab) -> Iterator[Check]:
     import torch
 
@@ -78,8 +91,9 @@ def _mask_batch_offset(lab: Lab) -> Iterator[Check]:
     yield lab.check("mask (2, 1, 8, 8) that differs within the batch", q, k, v, mask, call=lab.direct)
 
 
+@shows("SDPA029")
 def _dead_boolean_rows(lab: Lab) -> Iterator[Check]:
-    """Every row of the mask is dead, and it is square, so that no other misreading of it makes a difference."""
+    """Every row is fully masked, and the mask is square, so that no other misreading of it makes a difference."""
     import torch
 
     _require_operator(lab)
@@ -88,25 +102,3 @@ def _dead_boolean_rows(lab: Lab) -> Iterator[Check]:
     q, k, v = lab.qkv((1, 2, 8, HEAD_DIM))
     mask = torch.zeros(8, 8, dtype=torch.bool, device=lab.device)
     yield lab.check("mask of zeros (8, 8)", q, k, v, mask, call=lab.direct)
-
-
-def _explains_query_strides(at: Mapping[str, Any]) -> bool:
-    return _vector(at) and at["layout"] == "transposed" and at["queries"] > 1
-
-
-def _explains_batch_strides(at: Mapping[str, Any]) -> bool:
-    return _vector(at) and at["layout"] == "transposed"
-
-
-def _vector(at: Mapping[str, Any]) -> bool:
-    return bool(at["queries"] <= 8 and at["mask"] == "none" and at["head_dim"] in VECTOR_HEAD_DIMS)
-
-
-PROBES: Final = (
-    probe("SDPA002", _query_strides, explains=_explains_query_strides),
-    probe("SDPA003", _batch_strides, explains=_explains_batch_strides),
-    probe("SDPA005", _mask_strides),
-    probe("SDPA006", _mask_batch_offset),
-    probe("SDPA032", _batch_and_alone),
-    probe("SDPA029", _dead_boolean_rows),
-)
