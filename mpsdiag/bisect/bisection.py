@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import shlex
 import sys
@@ -17,7 +16,7 @@ from mpsdiag.benching.journal.record import utc_now
 from mpsdiag.benching.journal.writer import JournalWriter, set_aside
 from mpsdiag.bisect.environments import Environments
 from mpsdiag.bisect.found import Found, conclude, tries_left
-from mpsdiag.bisect.installer import Impossible, Installer
+from mpsdiag.bisect.installer import Impossible, Installer, digits
 from mpsdiag.bisect.ranges import parse_pins, parse_range
 from mpsdiag.bisect.search import Ask, Find, ahead
 from mpsdiag.bisect.trial import Rules, attempt, check_command
@@ -64,7 +63,7 @@ class Bisection:
         command = list(self.predicate) or ["python", "-I", str(PREDICATE), "--device", device]
         journal = None if self.fresh else read_tries(self.out)
         installer = Installer(self.python, kind_of(device), self.nightly)
-        listing = _digits([self.axis, str(low), str(high), installer.python_version, installer.index])
+        listing = digits([self.axis, str(low), str(high), installer.python_version, installer.index])
         if journal is not None and journal.search.listing == listing:
             releases = journal.search.releases
         else:
@@ -74,7 +73,7 @@ class Bisection:
         predicate = shlex.join(self.predicate) or "kernel and scenario of mpsdiag"
         basis = [predicate, _files(command), pins, installer.python_version, installer.index, device, rules]
         search = Search(
-            basis=_digits(basis),
+            basis=digits(basis),
             listing=listing,
             mpsdiag=installed(["mpsdiag"])["mpsdiag"],
             command=redact(shlex.join(["mpsdiag", *sys.argv[1:]])),
@@ -138,7 +137,7 @@ class PlannedSearch:
             note(f"the older journal is now {kept}")
         tries = {} if self.journal is None else dict(self.journal.tries)
         with JournalWriter(path, self.search) as writer, Environments(self.installer) as environments:
-            if self.journal is not None and not _same(self.journal.search, self.search):
+            if self.journal is not None and not self.search.same_as(self.journal.search):
                 writer.append(self.search)
             found = conclude(self.search, tries)
             if tries and isinstance(found.decision, Ask):
@@ -178,18 +177,9 @@ class PlannedSearch:
         return Try(**made, environment=built.name, overridden=built.overridden, freeze=built.freeze)
 
     def _ahead(self, step: Ask, found: Found) -> list[int]:
-        numbers = {release: number for number, release in enumerate(self.search.releases)}
-        known = {numbers[one.release]: one.outcome for one in found.tries}
-        return ahead(len(numbers), known, step.number, self.search.find)
-
-
-def _same(old: Search, new: Search) -> bool:
-    passing = {"command", "created", "mpsdiag"}
-    return old.model_dump(exclude=passing) == new.model_dump(exclude=passing)
-
-
-def _digits(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+        releases = self.search.releases
+        known = {releases.index(one.release): one.outcome for one in found.tries}
+        return ahead(len(releases), known, step.number, self.search.find)
 
 
 def _files(command: Sequence[str]) -> list[str]:

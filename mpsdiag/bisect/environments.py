@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpsdiag.bisect.installer import Impossible, Installer
+from mpsdiag.bisect.installer import Impossible, Installer, digits
 from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
 from mpsdiag.release_environment import MARKER, Built, cache_folder, find, read
 from mpsdiag.serialization import dumps, write_atomically
@@ -101,15 +99,10 @@ class Environments:
 
     def name(self, requirements: Sequence[str]) -> str:
         """Name of the environment with these requirements, such as `torch-2.9.0-py3.12-1a2b3c4d`."""
-        basis = [
-            sorted(requirements),
-            self.installer.python_version,
-            platform.platform(),
-            self.installer.index,
-        ]
-        digits = hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:8]
+        python = self.installer.python_version
+        basis = [sorted(requirements), python, platform.platform(), self.installer.index]
         words = requirements[0].replace("==", "-").replace("+", "-")
-        return f"{words}-py{'.'.join(self.installer.python_version.split('.')[:2])}-{digits}"
+        return f"{words}-py{'.'.join(python.split('.')[:2])}-{digits(basis)[:8]}"
 
     @contextlib.contextmanager
     def using(self, requirements: Sequence[str]) -> Iterator[Built]:
@@ -179,18 +172,16 @@ class Environments:
 
     def _make_room(self, kept: str) -> None:
         """Remove the least recently used environments until the rest is below the limit."""
-        names = [path.parent.name for path in self.folder.glob(f"*/{MARKER}")]
-        used = {name: (self.folder / name / MARKER).stat().st_mtime for name in names}
-        for name in sorted(used, key=used.__getitem__):
+        for marker in sorted(self.folder.glob(f"*/{MARKER}"), key=lambda path: path.stat().st_mtime):
             if _bytes(self.folder) <= self.limit:
                 return
-            if name == kept:
+            if marker.parent.name == kept:
                 continue
-            lock = self._open_lock(name)
+            lock = self._open_lock(marker.parent.name)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                (self.folder / name / MARKER).unlink()  # first: what is half removed is not there
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+                marker.unlink()  # first: what is half removed is not there
+                shutil.rmtree(marker.parent, ignore_errors=True)
             except BlockingIOError:
                 continue  # in use
             finally:
@@ -211,13 +202,10 @@ class Environments:
 
 def _bytes(folder: Path) -> int:
     """Bytes below a folder; files that environments share by hard links count once."""
-    seen: set[int] = set()
-    total = 0
+    sizes: dict[int, int] = {}
     for parent, _, files in os.walk(folder):
         for file in files:
             with contextlib.suppress(OSError):
                 status = os.lstat(os.path.join(parent, file))  # noqa: PTH118 - a hundred thousand of them
-                if status.st_ino not in seen:
-                    seen.add(status.st_ino)
-                    total += status.st_size
-    return total
+                sizes[status.st_ino] = status.st_size
+    return sum(sizes.values())

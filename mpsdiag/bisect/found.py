@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from mpsdiag.bisect.ranges import compare_link, in_words, pip_line
+from packaging.version import Version
+
+from mpsdiag.bisect.installer import NIGHTLY_INDEX
 from mpsdiag.bisect.search import (
     Ask,
     Bracket,
@@ -18,6 +20,11 @@ from mpsdiag.bisect.search import (
 )
 from mpsdiag.bisect.tries import Search, Try
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED
+
+UPSTREAM: Final = {
+    "torch": "https://github.com/pytorch/pytorch",
+    "transformers": "https://github.com/huggingface/transformers",
+}
 
 
 @dataclass(frozen=True)
@@ -44,16 +51,21 @@ class Found:
 
     @property
     def pip(self) -> str | None:
-        """The line that cures: the last good release before a break, the first good one after a cure."""
-        if not isinstance(self.decision, Bracket):
+        """The line that installs the last good release before a break, or the first good one after a fix."""
+        if not isinstance(self.decision, Bracket) or self.bracket is None:
             return None
-        number = self.decision.before if self.decision.find == "break" else self.decision.after
-        return pip_line(self.search.axis, self.search.releases[number])
+        release = self.bracket[self.decision.find == "fix"]
+        if Version(release).is_devrelease:
+            return f"pip install --pre {self.search.axis}=={release} --extra-index-url {NIGHTLY_INDEX}cpu"
+        return f"pip install {self.search.axis}=={release}"
 
     @property
     def compare(self) -> str | None:
-        """What changed upstream inside the bracket."""
-        return None if self.bracket is None else compare_link(self.search.axis, *self.bracket)
+        """What changed upstream inside the bracket; None for nightly builds, which have no tag."""
+        if self.bracket is None or any(Version(side).is_devrelease for side in self.bracket):
+            return None
+        before, after = self.bracket
+        return f"{UPSTREAM[self.search.axis]}/compare/v{before}...v{after}"
 
     @property
     def sentence(self) -> str:
@@ -65,7 +77,10 @@ class Found:
                 f"{axis}: last {before} {releases[decision.before]}, first {after} {releases[decision.after]}"
             )
             between = [releases[number] for number in untestable(decision)]
-            return f"{made}; {in_words(between)} could not be tested." if between else f"{made}."
+            if not between:
+                return f"{made}."
+            span = f"{between[0]} to {between[-1]} ({len(between)} releases)"
+            return f"{made}; {span if len(between) > 2 else ' and '.join(between)} could not be tested."
         ends = f"{axis} {releases[0]} and {releases[-1]}"
         if isinstance(decision, SameEnds) and decision.outcome == "bad":
             end = next(one for one in self.tries if one.release == releases[-1])
@@ -86,17 +101,15 @@ class Found:
 
     def document(self) -> dict[str, Any]:
         """The JSON document: releases as texts, durations in seconds."""
-        made: dict[str, Any] = dict.fromkeys(("last_good", "first_bad", "last_bad", "first_good"))
-        if isinstance(self.decision, Bracket) and self.bracket is not None:
-            names = (
-                ("last_good", "first_bad") if self.decision.find == "break" else ("last_bad", "first_good")
-            )
-            made.update(zip(names, self.bracket, strict=True))
         search = self.search
+        find = self.decision.find if isinstance(self.decision, Bracket) else search.find
+        made: dict[str, Any] = dict.fromkeys(("last_good", "first_bad", "last_bad", "first_good"))
+        names = ("last_good", "first_bad") if find == "break" else ("last_bad", "first_good")
+        made.update(zip(names, self.bracket or (), strict=False))
         return {
             "schema": search.schema_,
             "axis": search.axis,
-            "find": self.decision.find if isinstance(self.decision, Bracket) else search.find,
+            "find": find,
             "sentence": self.sentence,
             **made,
             "untestable": [

@@ -25,15 +25,16 @@ from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
 NIGHTLY_INDEX = "https://download.pytorch.org/whl/nightly/"
 SETTINGS = (Path("/etc/uv/uv.toml"), Path("~/.config/uv/uv.toml"))
 # Variables that decide what is installed. Those that name an index keep ours from being added.
-_INDEX_VARIABLES = (
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX",
-    "UV_INDEX_URL",
-    "UV_EXTRA_INDEX_URL",
-    "UV_FIND_LINKS",
-    "UV_NO_INDEX",
-    "UV_TORCH_BACKEND",
+_INDEX_NAMES = (
+    "DEFAULT_INDEX",
+    "INDEX",
+    "INDEX_URL",
+    "EXTRA_INDEX_URL",
+    "FIND_LINKS",
+    "NO_INDEX",
+    "TORCH_BACKEND",
 )
+_INDEX_VARIABLES = tuple(f"UV_{name}" for name in _INDEX_NAMES)
 _OTHER_VARIABLES = ("UV_CONSTRAINT", "UV_OVERRIDE", "UV_EXCLUDE_NEWER", "UV_INDEX_STRATEGY", "UV_RESOLUTION")
 _INDEX_SETTING = re.compile(
     r"^\s*(\[\[index\]\]|((extra-)?index(-url)?|find-links|no-index|torch-backend)\s*=)", re.MULTILINE
@@ -56,6 +57,11 @@ class Impossible(MpsdiagError):  # noqa: N818 - an outcome of the resolver
         self.conflict = conflict
 
 
+def digits(value: object) -> str:
+    """Sixteen hex digits that stand for a value of JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
 def user_settings() -> tuple[dict[str, str], bool]:
     """The user's settings of uv about indexes by name, and whether they name an index.
 
@@ -75,13 +81,11 @@ def user_settings() -> tuple[dict[str, str], bool]:
 
 def find_uv() -> str:
     """Path of uv: the one of the extra `bisect`, or the one on PATH."""
-    try:
+    with contextlib.suppress(ImportError, FileNotFoundError):
         from uv import find_uv_bin
 
         return str(find_uv_bin())
-    except (ImportError, FileNotFoundError):
-        found = shutil.which("uv")
-    if found is None:
+    if (found := shutil.which("uv")) is None:
         raise BadInput(
             "bisect installs the releases with uv, which is not here: pip install 'mpsdiag[bisect]', "
             "or put uv on PATH."
@@ -102,7 +106,7 @@ class Installer:
     device: str = "cpu"
     nightly: bool = False
     uv: str = field(default_factory=find_uv)
-    interpreter: str = field(init=False)
+    interpreter: str = field(default="", init=False)
     python_version: str = field(init=False)
     options: list[str] = field(init=False)
     """What every resolution gets, besides the user's settings."""
@@ -122,22 +126,21 @@ class Installer:
                 self.options += ["--index", NIGHTLY_INDEX + kind, "--index-strategy", "unsafe-best-match"]
         elif backend and not named:
             self.options += ["--torch-backend", backend]
-        self.index = hashlib.sha256(json.dumps([settings, self.options]).encode()).hexdigest()[:16]
+        self.index = digits([settings, self.options])
         self._find_python()
 
     def _find_python(self) -> None:
         asked = self.python or sys.executable
         try:
-            found = self.call("python", "find", asked)
-        except Impossible:  # not on this machine: uv may fetch it
-            try:
+            with contextlib.suppress(Impossible):
+                self.interpreter = self.call("python", "find", asked).strip()
+            if not self.interpreter:  # not on this machine: uv may fetch it
                 self.call("python", "install", asked)
-                found = self.call("python", "find", asked)
-            except Impossible as problem:
-                raise BadInput(
-                    f"uv finds no Python '{asked}' ({problem}). Give a version such as --python 3.12, or a path."
-                ) from problem
-        self.interpreter = found.strip()
+                self.interpreter = self.call("python", "find", asked).strip()
+        except Impossible as problem:
+            raise BadInput(
+                f"uv finds no Python '{asked}' ({problem}). Give a version such as --python 3.12, or a path."
+            ) from problem
         words = ("-I", "-c", "import platform; print(platform.python_version())")
         self.python_version = subprocess.check_output([self.interpreter, *words], text=True).strip()
 
@@ -197,9 +200,7 @@ class Installer:
         Raises Impossible with its sentence where it refuses, CannotDecide without a network or on a full
         disk.
         """
-        variables = {
-            name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "UV_PYTHON"}
-        }
+        variables = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "UV_PYTHON"}}
         with subprocess.Popen(
             [self.uv, "--no-progress", "--color", "never", *words],
             stdin=subprocess.PIPE,
@@ -222,7 +223,7 @@ class Installer:
             return answer
         if any(sign in complaint for sign in _FULL_DISK):
             raise CannotDecide(
-                "The disk is full: uv could not write the environment. Free some space and repeat."
+                "The disk is full: uv cannot write the environment. Free some space and repeat."
             )
         if any(sign in complaint for sign in _NO_NETWORK):
             raise CannotDecide(

@@ -1,4 +1,4 @@
-"""What the command line says about releases: the range of the axis, the pins, and the lines that name a release."""
+"""What the command line says about releases: the range of the axis, and the pins."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from mpsdiag.bisect.installer import NIGHTLY_INDEX
 from mpsdiag.errors import BadInput
 
-UPSTREAM: Final[dict[str, str]] = {
-    "torch": "https://github.com/pytorch/pytorch",
-    "transformers": "https://github.com/huggingface/transformers",
-}
 PINNED: Final = ("torch", "transformers", "accelerate")
 """Pinned to what is installed here, unless --pin says otherwise. Their extras are never asked for."""
 
@@ -61,27 +56,6 @@ def parse_pins(axis: str, texts: Iterable[str]) -> list[str]:
             except metadata.PackageNotFoundError:
                 continue
     return sorted(pins.values())
-
-
-def pip_line(axis: str, release: str) -> str:
-    """The command that installs a release."""
-    if Version(release).is_devrelease:
-        return f"pip install --pre {axis}=={release} --extra-index-url {NIGHTLY_INDEX}cpu"
-    return f"pip install {axis}=={release}"
-
-
-def compare_link(axis: str, before: str, after: str) -> str | None:
-    """What changed upstream between two releases; None for nightly builds, which have no tag."""
-    if Version(before).is_devrelease or Version(after).is_devrelease:
-        return None
-    return f"{UPSTREAM[axis]}/compare/v{before}...v{after}"
-
-
-def in_words(releases: list[str]) -> str:
-    """Name some neighbouring releases: `2.8.0`, `2.8.0 and 2.8.1`, `2.8.0 to 2.8.4 (5 releases)`."""
-    if len(releases) > 2:
-        return f"{releases[0]} to {releases[-1]} ({len(releases)} releases)"
-    return " and ".join(releases)
 
 
 def _version(axis: str, text: str) -> Version:

@@ -81,8 +81,8 @@ def _logs(found: Found) -> tuple[Fold, ...]:
     """The end of the output on either side of the bracket, or of the last try."""
     sides = found.bracket or tuple(one.release for one in found.tries[-1:])
     shown = [one for one in found.tries if one.release in sides and one.log_tail.strip()]
-    titles = (f"{found.search.axis} {one.release}, end of the output" for one in shown)
-    return tuple(Fold(title, (Log("", one.log_tail),)) for title, one in zip(titles, shown, strict=True))
+    axis = found.search.axis
+    return tuple(Fold(f"{axis} {one.release}, end of the output", (Log("", one.log_tail),)) for one in shown)
 
 
 def _facts(found: Found) -> Facts:

@@ -11,8 +11,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -23,14 +23,7 @@ from mpsdiag.redaction import redact
 from mpsdiag.release_environment import variables_in
 
 SKIP: Final = 125
-_COMPARE: Final[dict[str, Callable[[int, int], bool]]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+_COMPARE: Final = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
 
 
 @dataclass(frozen=True)
@@ -44,14 +37,23 @@ class Rules:
     bad_if: str | None = None
     crash_is: Literal["bad", "skip"] = "skip"
     timeout: float = 600.0
-    _bad: Callable[[int], bool] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_bad", _condition(self.bad_if))
+        self._bad(0)  # refuses what is not a condition
         if not 0 < self.timeout < 1e7:
             raise BadInput(
                 f"--timeout is {self.timeout:g}. Give the seconds that a try may take, such as 600."
             )
+
+    def _bad(self, code: int) -> bool:
+        if self.bad_if is None:
+            return code != 0
+        found = re.fullmatch(r"\s*exit\s*(==|!=|<=|>=|<|>)\s*(\d{1,3})\s*", self.bad_if)
+        if found is None:
+            raise BadInput(
+                f"--bad-if '{self.bad_if}' is not a condition. Write it as 'exit==1' (==, !=, <, <=, >, >=)."
+            )
+        return bool(getattr(operator, _COMPARE[found[1]])(code, int(found[2])))
 
     def outcome(self, code: int) -> Outcome | None:
         """What an exit code means; None: it aborts the search.
@@ -120,14 +122,16 @@ def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Tr
             code: int | None = process.wait(rules.timeout)
         except subprocess.TimeoutExpired:
             code = None
-        finally:
-            _end(process)
+        finally:  # the command, and whatever it started
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     seconds = time.perf_counter() - started
     tail = redact(log_tail(log))
     if code is None:
         return Trial(rules.crash_is, f"did not finish within {rules.timeout:g} s", None, None, seconds, tail)
     if code < 0:
-        name = _signal(-code)
+        name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
         return Trial(rules.crash_is, f"ended by {name}", code, name, seconds, tail)
     outcome = rules.outcome(code)
     if outcome is None:
@@ -138,30 +142,5 @@ def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Tr
     return Trial(outcome, f"exit code {code}", code, None, seconds, tail)
 
 
-def _condition(text: str | None) -> Callable[[int], bool]:
-    """Parse `exit==1`."""
-    if text is None:
-        return bool
-    found = re.fullmatch(r"\s*exit\s*(==|!=|<=|>=|<|>)\s*(\d{1,3})\s*", text)
-    if found is None:
-        raise BadInput(f"--bad-if '{text}' is not a condition. Write it as 'exit==1' (==, !=, <, <=, >, >=).")
-    compare, number = _COMPARE[found.group(1)], int(found.group(2))
-    return lambda code: compare(code, number)
-
-
 def _is_python(program: str) -> bool:
     return re.fullmatch(r"python(3(\.\d+)?)?", program) is not None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Make sure that the command is gone, and whatever it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -41,6 +41,11 @@ class Search(BaseModel):
     python: str
     system: str
 
+    def same_as(self, other: Search) -> bool:
+        """Whether two headers differ in nothing but when and by which command they were written."""
+        passing = {"command", "created", "mpsdiag"}
+        return self.model_dump(exclude=passing) == other.model_dump(exclude=passing)
+
     def key(self, release: str) -> str:
         """Sixteen hex digits that name the try of a release."""
         return hashlib.sha256(f"{self.basis} {self.axis} {release}".encode()).hexdigest()[:16]
@@ -119,8 +124,7 @@ def read_tries(path: Path) -> Tries | None:
         except (ValueError, RecursionError):
             if search is None:
                 break
-            torn = number > len(lines)
-            warnings.append(f"{where} is {'torn' if torn else 'not a try'} and was left out.")
+            warnings.append(f"{where} is {'torn' if number > len(lines) else 'not a try'} and was left out.")
             continue
         if isinstance(one, Search):
             search = one

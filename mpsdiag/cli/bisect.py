@@ -76,8 +76,8 @@ def bisect(
     from mpsdiag.bisect.trial import Rules
 
     axis: Any = "torch" if torch is not None else "transformers"
-    given = torch if torch is not None else transformers
-    if given is None or (torch is not None and transformers is not None):
+    given = transformers if torch is None else torch
+    if given is None or None not in {torch, transformers}:
         raise BadInput("One package moves: give --torch A..B or --transformers A..B, and --pin the others.")
     wanted: Any = None if find is None else one_of("change", find, ("break", "fix"))
     crash: Any = one_of("outcome of a crash", crash_is, ("bad", "skip"))
