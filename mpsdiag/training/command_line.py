@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, NoReturn
@@ -52,7 +51,6 @@ _DEFAULTS: Final = {
     "logging_steps": 10,
     "logging_nan_inf_filter": False,
 }
-_DEVICE: Final = {"help": "auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu."}
 
 
 def _option(default: Any, help_text: str) -> Any:
@@ -75,7 +73,7 @@ class ModelArguments:
     )
     dtype: str = _option("float32", f"Of the weights: {', '.join(DTYPES)}.")
     disable_mps_fix: bool = _option(False, "On MPS: the standard Trainer, and SDPA left alone.")
-    device: str = field(default="auto", metadata=_DEVICE)
+    device: str = _option("auto", "auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu.")
     emulate: str | None = _option(
         None, "CPU model of the MPS kernels of that torch release, 2.0 to 2.15. Emulated, not measured."
     )
@@ -130,9 +128,7 @@ class _Parser(HfArgumentParser):
 
     def format_help(self) -> str:
         """As it is kept in a file, so that asking for it loads nothing."""
-        return render(
-            self, frozenset(part.name for part in (*fields(ModelArguments), *fields(DataArguments)))
-        )
+        return render(self, {part.name for part in (*fields(ModelArguments), *fields(DataArguments))})
 
 
 def make_parser() -> HfArgumentParser:
@@ -158,14 +154,20 @@ def parse(arguments: Sequence[str]) -> RunArguments:
         raise BadInput(f"Unknown argument '{word}'. {_suggestion(word, parser)}")
     given = vars(namespace)
     model, data = _take(ModelArguments, given), _take(DataArguments, given)
-    _check(model, data)
+    one_of("mode", model.mode, RUN_MODES)
+    one_of("task", model.task, (AUTO_TASK, *TASKS))
+    one_of("attention mode", model.attn_implementation, (AUTO, *MODES))
+    one_of("dtype", model.dtype, DTYPES)
+    one_of("padding side", data.padding_side, PADDING_SIDES)
+    if not 0 < data.validation_fraction < 1:
+        raise BadInput(f"--validation_fraction is {data.validation_fraction}; give a number between 0 and 1.")
     _check_ranges(given)
     if not (given.get("output_dir") or "").strip():
         raise BadInput("--output_dir is empty. Give a folder to write into, such as runs/train.")
     emulation = Emulation(model.emulate, model.emulate_macos) if model.emulate is not None else None
     if emulation is not None:
         emulation.require_dtype(model.dtype)
-    elif {"--emulate_macos", "--emulate-macos"} & {word.partition("=")[0] for word in arguments}:
+    elif any(word.replace("-", "_").partition("=")[0] == "__emulate_macos" for word in arguments):
         logger.warning("--emulate_macos has no effect without --emulate.")
     device = _device(model, emulation, use_cpu=bool(given.get("use_cpu")))
     given["use_cpu"] = device == "cpu"
@@ -183,13 +185,10 @@ def parse(arguments: Sequence[str]) -> RunArguments:
 
 def with_latest(arguments: Sequence[str]) -> list[str]:
     """A bare `--resume_from_checkpoint` means `latest`."""
-    names = ("--resume_from_checkpoint", "--resume-from-checkpoint")
     found: list[str] = []
-    for index, word in enumerate(arguments):
-        found.append(word)
-        following = arguments[index + 1] if index + 1 < len(arguments) else "-"
-        if word in names and following.startswith("-"):
-            found.append(LATEST)
+    for word, following in zip(arguments, (*arguments[1:], "-"), strict=False):
+        bare = word.replace("-", "_") == "__resume_from_checkpoint" and following.startswith("-")
+        found += [word, LATEST] if bare else [word]
     return found
 
 
@@ -198,24 +197,12 @@ def _take(kind: type[Any], given: dict[str, Any]) -> Any:
     return kind(**{name: value for name, value in given.items() if name in names})
 
 
-def _check(model: ModelArguments, data: DataArguments) -> None:
-    one_of("mode", model.mode, RUN_MODES)
-    one_of("task", model.task, (AUTO_TASK, *TASKS))
-    one_of("attention mode", model.attn_implementation, (AUTO, *MODES))
-    one_of("dtype", model.dtype, DTYPES)
-    one_of("padding side", data.padding_side, PADDING_SIDES)
-    if not 0 < data.validation_fraction < 1:
-        raise BadInput(f"--validation_fraction is {data.validation_fraction}; give a number between 0 and 1.")
-
-
 def _device(model: ModelArguments, emulation: Emulation | None, *, use_cpu: bool) -> str:
     """The device of the run; the Trainer takes the first accelerator unless `use_cpu` is set."""
     if emulation is not None:
-        if model.device not in ("auto", "cpu"):
-            raise BadInput(
-                f"--emulate runs on the CPU, not on --device {model.device}. Leave one of them out."
-            )
-        return "cpu"
+        if model.device in {"auto", "cpu"}:
+            return "cpu"
+        raise BadInput(f"--emulate runs on the CPU, not on --device {model.device}. Leave one of them out.")
     device = "cpu" if use_cpu else devices.resolve(model.device)
     state = devices.usable(device)
     if not state.ok:
@@ -259,14 +246,9 @@ def _suggestion(word: str, parser: HfArgumentParser) -> str:
     return f"Did you mean '--{close}'?" if close else "See mpsdiag train --help."
 
 
-def command_line() -> str:
-    """The command this process was started with, for the summary."""
-    return " ".join(sys.argv)
-
-
 def choose_attention(asked: str, *, on_mps: bool, fix_disabled: bool) -> str:
     """Resolve `auto`, and turn `sdpa` into `eager` on MPS unless the fix is disabled."""
-    if asked in (AUTO, "sdpa"):
+    if asked in {AUTO, "sdpa"}:
         return "eager" if on_mps and not fix_disabled else "sdpa"
     return asked
 

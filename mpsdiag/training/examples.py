@@ -39,10 +39,8 @@ class Examples(Dataset[dict[str, list[int]]]):
         index = range(len(self))[index]
         part = slice(self._bounds[index], self._bounds[index + 1])
         ids = self._ids[part].tolist()
-        labels = [
-            token if counts else IGNORED_LABEL
-            for token, counts in zip(ids, self._labelled[part], strict=True)
-        ]
+        counted = zip(ids, self._labelled[part], strict=True)
+        labels = [token if counts else IGNORED_LABEL for token, counts in counted]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
     @property
@@ -62,9 +60,8 @@ class Examples(Dataset[dict[str, list[int]]]):
 
     def without_label(self) -> int:
         """Number of examples with no label that counts; the first token of an example is never predicted."""
-        return sum(
-            1 not in self._labelled[start + 1 : end] for start, end in itertools.pairwise(self._bounds)
-        )
+        bounds = itertools.pairwise(self._bounds)
+        return sum(1 not in self._labelled[start + 1 : end] for start, end in bounds)
 
     def part(self, start: int, stop: int) -> Examples:
         """The examples from `start` up to `stop`, sharing the tokens."""
@@ -140,7 +137,5 @@ def _tokenized(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool = True) -> list[list[int]]:
-    found = tokenizer(
-        texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False
-    )
-    return list(found["input_ids"])
+    options = {"return_attention_mask": False, "return_token_type_ids": False}
+    return list(tokenizer(texts, add_special_tokens=special, **options)["input_ids"])

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 FILE: Final = Path(__file__).with_name("help.txt")
 _WIDTH: Final = 100
+_INDENT: Final = " " * 6
 _THEIRS: Final = "Options of transformers.TrainingArguments, with their defaults, as of transformers "
 
 
@@ -30,44 +31,32 @@ def kept_help() -> str:
     )
 
 
-def render(parser: argparse.ArgumentParser, own: frozenset[str]) -> str:
+def render(parser: argparse.ArgumentParser, own: set[str]) -> str:
     """Every option of the parser, with its help and its default."""
     actions = [action for action in parser._actions if action.option_strings]  # noqa: SLF001 - no public list
+    ours = [action for action in actions if action.dest in {*own, "help"}]
     lines = [
-        f"usage: {parser.prog} [OPTIONS]",
-        "",
-        str(parser.description),
-        "Of an option's name, underscores may be written as dashes.",
+        f"usage: {parser.prog} [OPTIONS]\n\n{parser.description}",
+        "Of an option's name, underscores may be written as dashes.\n\nOptions:",
     ]
-    lines += ["", "Options:"]
-    for action in actions:
-        if action.dest in {*own, "help"}:
-            lines += [_named(action), *_explained(action)]
-    lines += ["", f"{_THEIRS}{metadata.version('transformers')}:"]
-    lines += [_named(action) for action in actions if action.dest not in {*own, "help"}]
+    for action in ours:
+        words = " ".join(str(action.help or "").replace("%%", "%").split())
+        lines += [
+            _named(action),
+            *textwrap.wrap(words, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT),
+        ]
+    lines += [f"\n{_THEIRS}{metadata.version('transformers')}:"]
+    lines += [_named(action) for action in actions if action not in ours]
     return "\n".join(lines) + "\n"
 
 
 def _named(action: argparse.Action) -> str:
-    return f"  {', '.join(_spellings(action))}{_value(action)}"
-
-
-def _explained(action: argparse.Action) -> list[str]:
-    words = " ".join(str(action.help or "").replace("%%", "%").split())
-    return textwrap.wrap(words, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-
-
-def _spellings(action: argparse.Action) -> list[str]:
-    """The names of an option, without those that differ by dashes only."""
-    return [word for word in action.option_strings if "-" not in word.lstrip("-")]
-
-
-def _value(action: argparse.Action) -> str:
-    """What follows the name: ` VALUE [default]`."""
+    """The names of an option, without those that differ by dashes only, and ` VALUE [default]`."""
+    names = "  " + ", ".join(word for word in action.option_strings if "-" not in word.lstrip("-"))
     if action.nargs == 0:
-        return ""
+        return names
     value = "true|false" if action.nargs == "?" else "VALUE"
-    return f" {value}" if action.default is None else f" {value} [{_shown(action.default)}]"
+    return f"{names} {value}" + ("" if action.default is None else f" [{_shown(action.default)}]")
 
 
 def _shown(default: Any) -> str:

@@ -24,13 +24,7 @@ from mpsdiag.inputs.tokenizer import load_processor
 from mpsdiag.serialization import dumps, readable
 from mpsdiag.trainers.callbacks import NonFiniteCallback
 from mpsdiag.trainers.mps_safe import MPSSafeTrainer, first_examples
-from mpsdiag.training.command_line import (
-    RunArguments,
-    choose_attention,
-    command_line,
-    parse,
-    require_available,
-)
+from mpsdiag.training.command_line import RunArguments, choose_attention, parse, require_available
 from mpsdiag.training.console import (
     emulation_announcement,
     messages_on_stderr,
@@ -174,7 +168,9 @@ class Run:
         save_undisturbed(self.trainer)
 
     def _work(self, checkpoint: Path | None) -> None:
-        trainer = self._trainer()
+        trainer = self.trainer
+        if trainer is None:
+            raise RuntimeError("the Trainer has not been built")
         # The Trainer prints its log to stdout, which is for data.
         with contextlib.redirect_stdout(sys.stderr):
             if self.arguments.model.mode != "evaluate":
@@ -184,29 +180,19 @@ class Run:
                 trainer.save_state()
             self.metrics.update(trainer.evaluate())
 
-    def _trainer(self) -> Trainer:
-        if self.trainer is None:
-            raise RuntimeError("the Trainer has not been built")
-        return self.trainer
-
     def _device_in_words(self) -> str:
         emulation = self.arguments.emulation
         return emulation.describe() if emulation is not None else self.arguments.device.upper()
 
     def _describe(self, model: Any, mode: str, examples: Prepared, length: int) -> None:
+        parts = {"train": examples.train, "evaluation": examples.evaluation}
         self.facts = {
             "model": self.arguments.model.model,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "attention": mode,
             "max_length": length,
-            "examples": {
-                "train": None if examples.train is None else len(examples.train),
-                "evaluation": len(examples.evaluation),
-            },
-            "tokens": {
-                "train": None if examples.train is None else examples.train.tokens,
-                "evaluation": examples.evaluation.tokens,
-            },
+            "examples": {name: None if part is None else len(part) for name, part in parts.items()},
+            "tokens": {name: None if part is None else part.tokens for name, part in parts.items()},
         }
 
     def _say_interrupted(self) -> None:
@@ -230,12 +216,10 @@ class Run:
     def _sum_up(self, status: str) -> None:
         summary = self.summary(status)
         path = write_summary(self.output_dir, summary)
-        if self.arguments.model.json:
-            sys.stdout.write(dumps(summary) + "\n")
-        else:
-            sys.stdout.write(
-                "".join(f"{line}\n" for line in [*lines_for_people(summary), f"summary = {path}"])
-            )
+        lines = [dumps(summary)]
+        if not self.arguments.model.json:
+            lines = [*lines_for_people(summary), f"summary = {path}"]
+        sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
 
     def summary(self, status: str) -> dict[str, Any]:
@@ -244,7 +228,7 @@ class Run:
         history = [] if trainer is None else trainer.state.log_history
         return {
             "status": status,
-            "command": command_line(),
+            "command": " ".join(sys.argv),
             "device": self.arguments.device,
             "emulated": None if emulation is None else emulation.describe(),
             "trainer": None if trainer is None else type(trainer).__name__,

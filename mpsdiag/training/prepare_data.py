@@ -56,11 +56,14 @@ def prepare_examples(
         return found.packed(max_length) if data.use_packing else found
 
     splits = open_splits(data.dataset, config=data.dataset_config, seed=seed)
-    train = (
-        None
-        if mode == "evaluate"
-        else examples(_training_split(splits, data.dataset), data.dataset, data.max_samples)
-    )
+    train = None
+    if mode != "evaluate":
+        if "train" not in splits:
+            raise BadInput(
+                f"The dataset '{data.dataset}' has no split 'train', only {', '.join(splits)}. "
+                "Use --mode evaluate, or another dataset."
+            )
+        train = examples(splits["train"], data.dataset, data.max_samples)
     if data.eval_dataset is not None:
         others = open_splits(data.eval_dataset, config=data.dataset_config, seed=seed)
         evaluation = examples(others[_validation_name(others) or _only(others)], data.eval_dataset)
@@ -150,15 +153,6 @@ def _checked_label(label: Any, config: Any, dataset: str) -> Any:
     raise BadInput(
         f"The label {label!r} of the dataset '{dataset}' is not one of the model's: give {wanted}."
     )
-
-
-def _training_split(splits: Splits, dataset: str) -> Rows:
-    if "train" not in splits:
-        raise BadInput(
-            f"The dataset '{dataset}' has no split 'train', only {', '.join(splits)}. "
-            "Use --mode evaluate, or another dataset."
-        )
-    return splits["train"]
 
 
 def _validation_name(splits: Splits) -> str | None:

@@ -55,11 +55,10 @@ def what_is_missing(folder: Path) -> str | None:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.is_file():
-        try:
+        with contextlib.suppress(ValueError, KeyError, AttributeError):
             named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, AttributeError):
-            return []
-        return [folder / name for name in sorted(set(named))]
+            return [folder / name for name in sorted(set(named))]
+        return []
     return [folder / name for name in _WEIGHTS if (folder / name).is_file()]
 
 
@@ -76,17 +75,14 @@ def _is_whole(file: Path) -> bool:
 
 def last_whole(output_dir: Path) -> Path | None:
     """The whole checkpoint of the highest step in a folder; torn ones are named and passed over."""
-    found = [(int(match[1]), path) for path in _folders(output_dir) if (match := _NAME.fullmatch(path.name))]
+    folders = (path for path in output_dir.glob("checkpoint-*") if path.is_dir())
+    found = [(int(match[1]), path) for path in folders if (match := _NAME.fullmatch(path.name))]
     for _, path in sorted(found, reverse=True):
         missing = what_is_missing(path)
         if missing is None:
             return path
         logger.warning("Checkpoint '%s' is passed over: %s.", path, missing)
     return None
-
-
-def _folders(output_dir: Path) -> list[Path]:
-    return [path for path in output_dir.iterdir() if path.is_dir()] if output_dir.is_dir() else []
 
 
 def to_resume_from(wanted: str | None, output_dir: Path) -> Path | None:

@@ -22,11 +22,6 @@ _PACKAGES: Final = ("mpsdiag", "torch", "transformers", "accelerate", "datasets"
 _TIMINGS: Final = ("_runtime", "_per_second", "_time")
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of Python, mpsdiag and the libraries that make the numbers."""
-    return {"python": platform.python_version(), **versions(_PACKAGES)}
-
-
 def losses_of(history: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Training and evaluation losses of a Trainer's log, by step."""
     train = [
@@ -45,21 +40,17 @@ def losses_of(history: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Write the summary into a folder, whole or not at all, and return its path. NaN is written as "nan"."""
     path = folder / FILE_NAME
-    write_atomically(
-        path, dumps({"schema": SCHEMA, "versions": library_versions(), **summary}, indent=2) + "\n"
-    )
+    known = {"python": platform.python_version(), **versions(_PACKAGES)}
+    write_atomically(path, dumps({"schema": SCHEMA, "versions": known, **summary}, indent=2) + "\n")
     return path
 
 
 def lines_for_people(summary: Mapping[str, Any]) -> list[str]:
     """The end of a run in a few `name = value` lines."""
-    found = []
     mark = " (emulated)" if summary.get("emulated") else ""
-    for name in ("train_loss", "eval_loss"):
-        value = summary.get(name)
-        if value is not None:
-            found.append(f"{name} = {value:.4f}{mark}")
-    loss = summary.get("eval_loss")
+    losses = {name: summary.get(name) for name in ("train_loss", "eval_loss")}
+    found = [f"{name} = {value:.4f}{mark}" for name, value in losses.items() if value is not None]
+    loss = losses["eval_loss"]
     if loss is not None and math.isfinite(loss):
         found.append(f"eval_perplexity = {math.exp(min(loss, 700.0)):.4f}{mark}")
     bad = summary["nonfinite"]
@@ -69,7 +60,7 @@ def lines_for_people(summary: Mapping[str, Any]) -> list[str]:
     if bad["eval_batches_seen"]:
         on_cpu = f" ({bad['eval_on_cpu']} evaluated on the CPU instead)" if bad["eval_on_cpu"] else ""
         counts.append(f"{bad['eval_batches']} in evaluation{on_cpu}")
-    if counts:  # Of what did not run nothing is said.
+    if counts:  # A part that did not run is not mentioned.
         found.append(f"nonfinite_batches = {', '.join(counts)}")
     return found
 
