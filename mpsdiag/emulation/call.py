@@ -69,26 +69,15 @@ class AttentionCall:
 
 def public_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
     """Read the arguments of `F.scaled_dot_product_attention`."""
-    named = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
-    return _call({**named, **kwargs})
+    return _call(args, kwargs)
 
 
 def operator_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
     """Read the arguments of `aten::_scaled_dot_product_attention_math_for_mps`; its dropout mask is not modelled."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "dropout_mask")
+    return _call(args[:6], {name: value for name, value in kwargs.items() if name != "dropout_mask"})
+
+
+def _call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     named = {**dict(zip(names, args, strict=False)), **kwargs}
-    named.pop("dropout_mask", None)
-    return _call(named)
-
-
-def _call(named: dict[str, Any]) -> AttentionCall:
-    return AttentionCall(
-        named["query"],
-        named["key"],
-        named["value"],
-        named.get("attn_mask"),
-        named.get("dropout_p", 0.0),
-        named.get("is_causal", False),
-        named.get("scale"),
-        named.get("enable_gqa", False),
-    )
+    return AttentionCall(mask=named.pop("attn_mask", None), **named)

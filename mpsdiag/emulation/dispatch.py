@@ -32,21 +32,11 @@ def choose_path(call: AttentionCall, release: Release, macos: int, *, prefill_di
     queries, keys, dim = q.size(2), k.size(2), q.size(3)
     if k.size(3) != dim or v.size(3) != dim or not _heads_match(call, release):
         return "general"
-    if (
-        queries <= VECTOR_QUERIES
-        and queries <= keys
-        and dim in release.vector_dims
-        and _vector_mask(call, release)
-    ):
+    few = queries <= VECTOR_QUERIES
+    if few and queries <= keys and dim in release.vector_dims and _vector_mask(call, release):
         # The host code also asks for 4096 keys with shared heads, which 1024 keys already cover.
         return "vector_two_pass" if keys >= TWO_PASS_KEYS else "vector_one_pass"
-    if (
-        queries > VECTOR_QUERIES
-        and keys > 0
-        and dim in release.prefill_dims
-        and not prefill_disabled
-        and _kernel_mask(call)
-    ):
+    if not few and keys > 0 and dim in release.prefill_dims and not prefill_disabled and _kernel_mask(call):
         mpp = macos >= 26 and q.dtype in _HALF and dim in release.mpp_dims
         return "prefill_mpp" if mpp else "prefill"
     return "general"

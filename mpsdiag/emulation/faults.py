@@ -85,11 +85,7 @@ def _through_placeholder(
     return memory[:wanted].clone().view(dtype).view(shape)
 
 
-BADDBMM: tuple[Callable[..., Any], ...] = (
-    torch.baddbmm,
-    torch.Tensor.baddbmm,
-    torch.Tensor.baddbmm_,
-)
+BADDBMM: tuple[Callable[..., Any], ...] = (torch.baddbmm, torch.Tensor.baddbmm, torch.Tensor.baddbmm_)
 
 
 def baddbmm_reading_its_input(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

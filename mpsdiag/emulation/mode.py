@@ -55,11 +55,7 @@ class EmulatedMPS(TorchFunctionMode):
         _thread.stack.pop()
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Answer the intercepted functions, if this is the innermost emulation; pass on everything else."""
         kwargs = kwargs or {}
@@ -79,9 +75,7 @@ class EmulatedMPS(TorchFunctionMode):
         with suspended():
             return answer(self.machine, func, args, kwargs)
 
-    def _as_stock(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _as_stock(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let the arguments decide that override torch's functions; what they call in turn is emulated again."""
         for argument in (*args, *kwargs.values()):
             if type(argument) in types and not _by_default(argument):
@@ -101,7 +95,7 @@ def _by_default(argument: Any) -> bool:
     return override is torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]  # in torch
 
 
-def _public(machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _public(machine: Machine, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = public_call(args, kwargs)
     if torch.is_autocast_enabled("cpu"):
         call = call.as_autocast(torch.get_autocast_dtype("cpu"))
@@ -112,9 +106,7 @@ def _public(machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], k
         return attention(call, machine)
 
 
-def _operator(
-    machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _operator(machine: Machine, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = operator_call(args, kwargs)
     if not call.on_cpu or machine.release.general == "none":
         return func(*args, **kwargs)
@@ -122,9 +114,7 @@ def _operator(
         return run_operator(call, machine, want_weights=True)
 
 
-def _baddbmm(
-    machine: Machine, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _baddbmm(machine: Machine, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     before = args[0] if args else kwargs.get("input")
     if not (isinstance(before, torch.Tensor) and before.device.type == "cpu" and machine.has("SDPA026")):
         return func(*args, **kwargs)
@@ -178,11 +168,7 @@ def emulated(
 
 
 def emulate_mps(
-    release: str,
-    macos: int = 15,
-    defects: Sequence[str] | None = None,
-    *,
-    on_abort: OnAbort = "raise",
+    release: str, macos: int = 15, defects: Sequence[str] | None = None, *, on_abort: OnAbort = "raise"
 ) -> EmulatedMPS:
     """Let CPU tensors meet the attention kernels that a torch release has on MPS.
 

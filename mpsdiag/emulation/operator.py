@@ -35,9 +35,7 @@ def _composite(call: AttentionCall, machine: Machine) -> Tensor:
         raise RuntimeError(BOTH_MASKS)
     old = machine.release.general == "none"
     return composite_attention(
-        call.query,
-        call.key,
-        call.value,
+        *call.tensors,
         call.mask,
         call.is_causal,
         call.scale,
@@ -58,7 +56,8 @@ def run_operator(
     if release.empty_is_zeros and (call.value.numel() == 0 or call.query.size(-2) == 0):
         return call.query.new_zeros(*call.query.shape[:-1], call.value.size(-1)), None
     flat = _with_heads(_to_4d(call), machine)
-    path = choose_path(flat, release, machine.macos, prefill_disabled=_prefill_disabled())
+    disabled = os.environ.get("PYTORCH_MPS_DISABLE_PREFILL_ATTENTION", "0") != "0"
+    path = choose_path(flat, release, machine.macos, prefill_disabled=disabled)
     weights: Tensor | None = None
     if path == "general":
         output, weights = general(flat, machine, want_weights=want_weights)
@@ -67,10 +66,6 @@ def run_operator(
     else:
         output = vector_kernel(flat, machine, two_pass=path == "vector_two_pass")
     return _in_shape_of(call.query, output), None if weights is None else _in_shape_of(call.query, weights)
-
-
-def _prefill_disabled() -> bool:
-    return os.environ.get("PYTORCH_MPS_DISABLE_PREFILL_ATTENTION", "0") != "0"
 
 
 def _to_4d(call: AttentionCall) -> AttentionCall:

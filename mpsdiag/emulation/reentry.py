@@ -38,9 +38,8 @@ _inside: ContextVar[tuple[FunctionType, ...]] = ContextVar("_inside", default=()
 
 def calls_attention(func: Callable[..., Any]) -> bool:
     """Whether a torch function is Python code that names `scaled_dot_product_attention`, and is not running yet."""
-    return (
-        isinstance(func, FunctionType) and _ATTENTION in func.__code__.co_names and func not in _inside.get()
-    )
+    named = isinstance(func, FunctionType) and _ATTENTION in func.__code__.co_names
+    return named and func not in _inside.get()
 
 
 def with_mode(mode: TorchFunctionMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -56,9 +56,8 @@ class Emulation:
         if not isinstance(self.macos, int) or self.macos not in MACOS:
             raise BadInput("T" + no_such_macos(self.macos)[1:])
         if self.defects is not None:
-            object.__setattr__(
-                self, "defects", tuple(one_of("defect", name, DEFECTS) for name in self.defects)
-            )
+            named = tuple(one_of("defect", name, DEFECTS) for name in self.defects)
+            object.__setattr__(self, "defects", named)
 
     @property
     def shown(self) -> tuple[str, ...]:

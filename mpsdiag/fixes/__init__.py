@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODES", "Handle", "Mode", "apply", "install"]
 
-_HOME = {
-    "MODES": "modes",
-    "Mode": "modes",
-    "Handle": "handle",
-    "apply": "model",
-    "install": "process",
-}
+_HOME = {"MODES": "modes", "Mode": "modes", "Handle": "handle", "apply": "model", "install": "process"}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
-def _runs_anywhere(device: str, dtype: str, training: bool) -> str | None:
-    del device, dtype, training
-    return None
-
-
 @dataclass(frozen=True)
 class Mode:
     """One way to compute attention.
@@ -37,11 +32,11 @@ class Mode:
     exact: bool
     summary: str
     process_wide: bool = True
-    _reason: Callable[[str, str, bool], str | None] = field(default=_runs_anywhere, repr=False, compare=False)
+    _reason: Callable[[str, str, bool], str | None] | None = field(default=None, repr=False, compare=False)
 
     def unavailable(self, device: str, dtype: str, *, training: bool = True) -> str | None:
         """Why the mode cannot run on a device and dtype, with gradients if `training`; None if it can."""
-        return self._reason(device.split(":", maxsplit=1)[0], dtype, training)
+        return self._reason(device.partition(":")[0], dtype, training) if self._reason else None
 
     def repair(self) -> Repair | None:
         """What the mode does to the mask before SDPA, or None if it does something else."""
@@ -114,25 +109,17 @@ _ALL = (
         "SDPA with fully masked rows opened, as transformers did it up to 4.52: pads see all tokens.",
     ),
     Mode("min_mask_sdpa", False, "SDPA with a float mask of finfo.min instead of minus infinity."),
-    Mode("flex_attention", False, "The compiled flex_attention of torch.", process_wide=False, _reason=_flex),
-    Mode(
-        "flash_attention_2",
-        False,
-        "The flash-attn package; pads are cut out.",
-        process_wide=False,
-        _reason=_flash,
-    ),
+    Mode("flex_attention", False, "The compiled flex_attention of torch.", False, _flex),
+    Mode("flash_attention_2", False, "The flash-attn package; pads are cut out.", False, _flash),
 )
-_BY_NAME = {mode.name: mode for mode in _ALL}
-MODES: Final[Mapping[str, Mode]] = MappingProxyType({name: _BY_NAME[name] for name in ATTENTION_MODES})
+MODES: Final[Mapping[str, Mode]] = MappingProxyType(
+    {mode.name: mode for mode in sorted(_ALL, key=lambda mode: ATTENTION_MODES.index(mode.name))}
+)
 
 
 def mode_named(name: str, *, process_wide: bool = False) -> Mode:
     """Look a mode up; the refusal of an unknown name suggests the nearest."""
     if name not in MODES:
-        one_of(
-            "attention mode",
-            name,
-            (word for word, mode in MODES.items() if mode.process_wide or not process_wide),
-        )
+        fitting = (word for word, mode in MODES.items() if mode.process_wide or not process_wide)
+        one_of("attention mode", name, fitting)
     return MODES[name]
