@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpsdiag.errors import BadInput, CannotDecide, one_of
+from mpsdiag.errors import BadInput, CannotDecide, first_line, one_of
 from mpsdiag.words import DTYPES
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _CHILD = (
 
 @dataclass(frozen=True)
 class Usability:
-    """Whether a device does real work here; `reason` says why not (empty when it does)."""
+    """Whether a device does real work here; if not, `reason` is why."""
 
     ok: bool
     reason: str = ""
@@ -51,7 +51,7 @@ def kind_of(device: str | torch.device) -> str:
 
 
 def available(kind: str) -> bool:
-    """Whether torch says that such a device is there, which is not yet to say that it works."""
+    """Whether torch sees such a device; it may still refuse to work."""
     import torch
 
     if kind == "cpu":
@@ -80,7 +80,7 @@ def usable(device: str) -> Usability:
         if total.item() != 16.0:
             return Usability(ok=False, reason=f"{device} adds wrongly: got {total.item()}, expected 16.0")
     except (RuntimeError, AssertionError) as problem:
-        return Usability(ok=False, reason=f"{device} refuses work: {_first_line(problem)}")
+        return Usability(ok=False, reason=f"{device} refuses work: {first_line(problem, 300)}")
     return Usability(ok=True)
 
 
@@ -114,23 +114,20 @@ def synchronize(device: str | torch.device) -> None:
 
 
 def current_memory(device: str | torch.device) -> int | None:
-    """Bytes of device memory in use by this process; None where the device does not say."""
-    module = _module(device)
-    if module is None:
-        return None
-    if kind_of(device) == "mps":
-        return int(module.driver_allocated_memory())
-    return int(module.memory_allocated())
+    """Bytes of device memory in use by this process; None on the CPU."""
+    return _memory(device, "memory_allocated")
 
 
 def peak_memory(device: str | torch.device) -> int | None:
     """Highest number of bytes of device memory since `reset_peak_memory`; MPS: its current use."""
+    return _memory(device, "max_memory_allocated")
+
+
+def _memory(device: str | torch.device, name: str) -> int | None:
     module = _module(device)
     if module is None:
         return None
-    if kind_of(device) == "mps":
-        return int(module.driver_allocated_memory())
-    return int(module.max_memory_allocated())
+    return int(getattr(module, "driver_allocated_memory" if kind_of(device) == "mps" else name)())
 
 
 def reset_peak_memory(device: str | torch.device) -> None:
@@ -144,9 +141,11 @@ def process_peak_memory() -> int:
     """Highest resident size of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():  # On Linux ru_maxrss begins with the size of the parent that started this process.
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        found = re.search(
+            r"^VmHWM:\s*(\d+)", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE
+        )
+        if found:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
@@ -180,7 +179,7 @@ def supports_dtype(device: str, name: str) -> str | None:
         square = torch.ones(2, 2, dtype=dtype, device=device)
         (square @ square).sum().item()
     except (RuntimeError, TypeError, AssertionError) as problem:
-        return f"{device} does not compute in {name}: {_first_line(problem)}"
+        return f"{device} does not compute in {name}: {first_line(problem, 300)}"
     return None
 
 
@@ -215,7 +214,3 @@ def _usable_in_child() -> Usability:
         ok=False,
         reason=f"mps is visible but refuses work (a virtual machine or a sandbox?): {last[:300]}",
     )
-
-
-def _first_line(problem: BaseException) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300]

@@ -5,6 +5,7 @@ Redacted by construction: home folder, user name, host name and tokens never get
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -19,16 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mpsdiag.errors import BadInput
 from mpsdiag.redaction import SHOWN_VARIABLES, redact
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "pandas",
-)
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pandas")
 TORCH_FLOOR = "2.5"
 VARIABLE_PREFIXES = ("PYTORCH_", "HF_", "TRANSFORMERS_", "ACCELERATE_", "MPSDIAG_")
 
@@ -70,7 +62,7 @@ def gather(
     return Environment(
         mpsdiag=_version("mpsdiag") or "not installed",
         python=platform.python_version(),
-        system=_system(),
+        system=f"macOS {platform.mac_ver()[0]}" if _is_mac() else f"{platform.system()} {platform.release()}",
         system_build=_ask("sw_vers", "-buildVersion") if _is_mac() else platform.release(),
         machine=platform.machine(),
         chip=_chip(),
@@ -115,19 +107,19 @@ def facts(environment: Environment) -> list[tuple[str, str]]:
     pairs: list[tuple[str, object]] = [
         ("mpsdiag", environment.mpsdiag),
         ("Python", environment.python),
-        *((name, version) for name, version in environment.versions.items()),
+        *environment.versions.items(),
         ("System", _join(environment.system, environment.system_build)),
         ("Machine", environment.machine),
         ("Chip", environment.chip),
         ("CPU cores", environment.cpu_cores),
         ("GPU cores", environment.gpu_cores),
         ("Memory", None if environment.memory is None else f"{environment.memory / 2**30:.1f} GiB"),
-        ("MPS built", _yes_no(environment.mps_built)),
-        ("MPS available", _yes_no(environment.mps_available)),
-        ("MPS usable", _join(_yes_no(environment.mps_usable), environment.mps_note)),
+        ("MPS built", _YES_NO[environment.mps_built]),
+        ("MPS available", _YES_NO[environment.mps_available]),
+        ("MPS usable", _join(_YES_NO[environment.mps_usable], environment.mps_note)),
         ("CUDA", environment.cuda),
         ("Default attention", environment.default_attention),
-        *((name, text) for name, text in environment.variables.items()),
+        *environment.variables.items(),
         *((f"{name} fails", what) for name, what in (environment.broken or {}).items()),
     ]
     return [(name, str(value)) for name, value in pairs if value is not None]
@@ -137,8 +129,7 @@ def _is_mac() -> bool:
     return platform.system() == "Darwin"
 
 
-def _yes_no(value: bool | None) -> str | None:
-    return None if value is None else ("yes" if value else "no")
+_YES_NO = {True: "yes", False: "no", None: None}
 
 
 def _join(text: str | None, note: str | None) -> str | None:
@@ -152,21 +143,13 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _system() -> str:
-    if _is_mac():
-        return f"macOS {platform.mac_ver()[0]}"
-    return f"{platform.system()} {platform.release()}"
-
-
 def _chip() -> str | None:
     if _is_mac():
         return _ask("sysctl", "-n", "machdep.cpu.brand_string")
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if found := re.search(r"^model name.*?:(.*)$", text, re.MULTILINE):
+            return found[1].strip()
     return platform.processor() or None
 
 

@@ -46,8 +46,7 @@ class Built(BaseModel):
 
 def cache_folder() -> Path:
     """Folder of the environments: below MPSDIAG_CACHE, or where this system keeps caches."""
-    own = os.environ.get("MPSDIAG_CACHE")
-    if own:
+    if own := os.environ.get("MPSDIAG_CACHE"):
         return Path(own) / "environments"
     system = (
         "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -88,11 +87,8 @@ def facts_in(name: str | None, here: Mapping[str, Any]) -> dict[str, Any]:
         return dict(here)
     built = find(name)
     inside = built.versions()
-    return {
-        **here,
-        "python": built.python,
-        "versions": {one: inside[one] for one in PACKAGES if one in inside},
-    }
+    versions = {one: inside[one] for one in PACKAGES if one in inside}
+    return {**here, "python": built.python, "versions": versions}
 
 
 def variables_in(folder: Path) -> dict[str, str]:

@@ -91,12 +91,9 @@ def ratio_interval_of_rounds(
     if len(rounds) == 1:
         return ratio_interval(rounds[0], baseline[0], confidence=confidence, seed=seed)
     generator = np.random.default_rng(seed)
-    ratios = np.stack(
-        [
-            _resampled_medians(ours, generator) / _resampled_medians(theirs, generator)
-            for ours, theirs in zip(rounds, baseline, strict=True)
-        ]
-    )
+    pairs = zip(rounds, baseline, strict=True)
+    drawn_medians = ([_resampled_medians(side, generator) for side in pair] for pair in pairs)
+    ratios = np.stack([ours / theirs for ours, theirs in drawn_medians])
     chosen = generator.integers(0, len(rounds), size=(len(rounds), RESAMPLES))
     drawn = np.median(np.take_along_axis(ratios, chosen, axis=0), axis=0)
     tail = (1 - confidence) / 2
@@ -136,15 +133,9 @@ def _bootstrap(
 
     # scipy 1.15 renamed the argument; the old name works there for now, the new one not before.
     seeding = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
-    options: dict[str, Any] = {
-        "n_resamples": RESAMPLES,
-        "confidence_level": confidence,
-        "method": "percentile",
-        "vectorized": True,
-        seeding: np.random.default_rng(seed),
-    }
-    result = bootstrap(data, statistic, **options)
-    return _ordered(result.confidence_interval.low, result.confidence_interval.high)
+    options: Any = {"method": "percentile", "vectorized": True, seeding: np.random.default_rng(seed)}
+    result = bootstrap(data, statistic, n_resamples=RESAMPLES, confidence_level=confidence, **options)
+    return _ordered(*result.confidence_interval)
 
 
 def _ordered(low: Any, high: Any) -> Interval:
