@@ -211,6 +211,5 @@ def _usable_in_child() -> Usability:
         return Usability(ok=True)
     last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
     return Usability(
-        ok=False,
-        reason=f"mps is visible but refuses work (a virtual machine or a sandbox?): {last[:300]}",
+        ok=False, reason=f"mps is visible but refuses work (a virtual machine or a sandbox?): {last[:300]}"
     )

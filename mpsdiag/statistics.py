@@ -13,7 +13,7 @@ import numpy as np
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 NOISY = 0.10
-"""Interquartile range over median above which a sample says more about the machine than about the work."""
+"""Interquartile range over median above which a sample shows the machine rather than the work."""
 
 
 @dataclass(frozen=True)

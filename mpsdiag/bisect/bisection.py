@@ -102,7 +102,7 @@ class PlannedSearch:
 
     @property
     def so_far(self) -> Found:
-        """What the journal says already."""
+        """The result of what is in the journal already."""
         return conclude(self.search, {} if self.journal is None else self.journal.tries)
 
     def requirements(self, release: str) -> list[str]:

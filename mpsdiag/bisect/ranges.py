@@ -1,4 +1,4 @@
-"""What the command line says about releases: the range of the axis, and the pins."""
+"""The releases on the command line: the range of the axis, and the pins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from packaging.version import InvalidVersion, Version
 from mpsdiag.errors import BadInput
 
 PINNED: Final = ("torch", "transformers", "accelerate")
-"""Pinned to what is installed here, unless --pin says otherwise. Their extras are never asked for."""
+"""Pinned to what is installed here, unless --pin names another release. Their extras are never asked for."""
 
 
 def parse_range(axis: str, text: str, *, nightly: bool = False) -> tuple[Version, Version]:

@@ -80,7 +80,7 @@ class Try(BaseModel):
 
 @dataclass
 class Tries:
-    """What a journal says: its last search, and the newest try of each key."""
+    """The content of a journal: its last search, and the newest try of each key."""
 
     search: Search
     tries: dict[str, Try]

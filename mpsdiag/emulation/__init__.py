@@ -1,6 +1,6 @@
 """CPU models of the MPS attention kernels of torch 2.0 to 2.15, with their known defects.
 
-Everything here is emulated: it says what a release is known to do, not what a Mac was seen doing. What computes is
+Everything here is emulated: it shows what a release is known to do, not what a Mac was seen doing. What computes is
 loaded on first use: naming an emulation, and refusing one that there is not, needs no torch.
 """
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mpsdiag.emulation.generations.rounding import additive
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -61,10 +63,7 @@ class AttentionCall:
 
     def with_additive_mask(self) -> AttentionCall:
         """The call with a bool mask turned into 0 and -inf in the query's dtype, as the public function does first."""
-        if self.mask is None or self.mask.dtype != torch.bool:
-            return self
-        mask = torch.zeros(self.mask.shape, dtype=self.query.dtype).masked_fill_(~self.mask, float("-inf"))
-        return replace(self, mask=mask)
+        return self if self.mask is None else replace(self, mask=additive(self.mask, self.query.dtype))
 
 
 def public_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:

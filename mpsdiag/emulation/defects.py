@@ -34,7 +34,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Defect:
-    """One known defect; `defects.toml` says what each field is.
+    """One known defect; `defects.toml` explains each field.
 
     `releases` are minor torch releases such as `2.8`, `where` the same in words; `mechanism` is None where the
     emulation cannot show the defect.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Path = Literal["general", "vector_one_pass", "vector_two_pass", "prefill", "prefill_mpp"]
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def takes_operator(call: AttentionCall, release: Release, macos: int, *, dropout_ignored: bool) -> bool:
@@ -37,7 +37,7 @@ def choose_path(call: AttentionCall, release: Release, macos: int, *, prefill_di
         # The host code also asks for 4096 keys with shared heads, which 1024 keys already cover.
         return "vector_two_pass" if keys >= TWO_PASS_KEYS else "vector_one_pass"
     if not few and keys > 0 and dim in release.prefill_dims and not prefill_disabled and _kernel_mask(call):
-        mpp = macos >= 26 and q.dtype in _HALF and dim in release.mpp_dims
+        mpp = macos >= 26 and q.dtype in HALF and dim in release.mpp_dims
         return "prefill_mpp" if mpp else "prefill"
     return "general"
 

@@ -38,23 +38,19 @@ def as_vector_kernel_reads(call: AttentionCall, machine: Machine, *, two_pass: b
     if machine.has("SDPA003"):
         key, value = (_read(x, _by_heads(x), machine.garbage) for x in (key.contiguous(), value.contiguous()))
     mask = expanded_mask(call)
-    if mask is not None and mask.dtype == torch.bool:
-        permuted = machine.has("SDPA005") and not two_pass
-        if permuted or machine.has("SDPA006"):
-            mask = _read(
-                mask, _of_mask(mask, permuted=permuted, lost=machine.has("SDPA006")), machine.garbage
-            )
+    permuted, lost = machine.has("SDPA005") and not two_pass, machine.has("SDPA006")
+    if mask is not None and mask.dtype == torch.bool and (permuted or lost):
+        mask = _read(mask, _of_mask(mask, permuted=permuted, lost=lost), machine.garbage)
     return replace(call, query=query, key=key, value=value, mask=mask)
 
 
 def as_prefill_kernel_reads(call: AttentionCall, machine: Machine) -> AttentionCall:
     """The call with its tensors as a prefill kernel reads them, the mask expanded to `(B, H, L, S)`."""
-    mask = expanded_mask(call)
+    call = replace(call, mask=expanded_mask(call))
     if not machine.has("SDPA030"):
-        return replace(call, mask=mask)
+        return call
     query, key, value = (_within_32_bits(x, machine.garbage) for x in call.tensors)
-    if mask is not None:
-        mask = _within_32_bits(mask, machine.garbage)
+    mask = None if call.mask is None else _within_32_bits(call.mask, machine.garbage)
     return replace(call, query=query, key=key, value=value, mask=mask)
 
 

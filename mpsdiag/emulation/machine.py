@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +17,21 @@ if TYPE_CHECKING:
     from mpsdiag.emulation.selection import Emulation
 
 
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0x6D7073)  # one that nobody draws inputs from
-
-
 @dataclass
 class Machine:
     """An Apple device with a torch release, as far as attention can see it.
 
-    `garbage` is the source of what lies in memory that nobody wrote: seeded, so runs repeat and calls differ.
-    `narrow_calls` counts the calls of SDPA004, which differ in where the allocator puts their buffers.
-    `graphs` is the cache of compiled graphs: what is kept of the first call for later ones of the same key.
+    `garbage` is the source of what lies in memory that was never written: seeded, so runs repeat and calls differ.
+    `gaps` are the numbers between sums and maxima in the calls of SDPA004: the allocator puts the maxima right behind,
+    then elsewhere. `graphs` is the cache of compiled graphs: what is kept of the first call of a key.
     """
 
     release: Release
     macos: int
     defects: frozenset[str]
     on_abort: OnAbort
-    garbage: torch.Generator = field(default_factory=_seeded)
-    narrow_calls: int = 0
+    garbage: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0x6D7073))
+    gaps: Iterator[int] = field(default_factory=lambda: itertools.cycle(range(16)))
     graphs: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
     @classmethod
@@ -44,8 +42,3 @@ class Machine:
     def has(self, defect: str) -> bool:
         """Whether it has a defect, by id."""
         return defect in self.defects
-
-    def next_gap(self) -> int:
-        """How many numbers behind the sums the maxima lie in the next call of SDPA004: right behind, then others."""
-        self.narrow_calls += 1
-        return (self.narrow_calls - 1) % 16

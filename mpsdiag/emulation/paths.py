@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mpsdiag.emulation.dispatch import HALF
 from mpsdiag.emulation.faults import (
     as_the_cached_graph_runs_it,
     corrupt_far_heads,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from mpsdiag.emulation.call import AttentionCall
     from mpsdiag.emulation.machine import Machine
 
-_HALF = (torch.float16, torch.bfloat16)
-
 
 def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tuple[Tensor, Tensor | None]:
     """Run the graph (G1, G2, G3), or refuse the call as it does."""
@@ -43,7 +42,7 @@ def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tup
     shared = call.key.size(1) != call.query.size(1) and (call.enable_gqa or machine.release.shares_heads)
     arguments = (call.query, call.key, call.value, call.mask, call.is_causal, call.scale, shared)
     if machine.release.general == "G3":
-        leak = machine.has("SDPA014") and call.query.dtype in _HALF
+        leak = machine.has("SDPA014") and call.query.dtype in HALF
         output, weights = graph_attention_f32(
             *arguments, causal_group=4 if leak else 1, want_weights=want_weights
         )
@@ -67,8 +66,8 @@ def vector_kernel(call: AttentionCall, machine: Machine, *, two_pass: bool) -> T
     call = as_vector_kernel_reads(call, machine, two_pass=two_pass)
     kernel: Callable[..., Tensor] = vector_one_pass
     if two_pass:
-        narrow = machine.has("SDPA004") and call.query.dtype in _HALF
-        kernel = partial(vector_two_pass, maxima_behind=machine.next_gap() if narrow else None)
+        narrow = machine.has("SDPA004") and call.query.dtype in HALF
+        kernel = partial(vector_two_pass, maxima_behind=next(machine.gaps) if narrow else None)
     return kernel(
         *call.tensors,
         call.mask,

@@ -1,7 +1,7 @@
 """Which torch release takes which path to which kernel generation on MPS: the table, as data.
 
 Source: the dispatch table that was read from PyTorch's sources and from the released macOS wheels. Each
-release says only what differs from the one before.
+release has only what differs from the one before.
 """
 
 from __future__ import annotations

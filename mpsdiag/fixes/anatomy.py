@@ -84,11 +84,8 @@ def among(config: Any, configs: Iterable[Any]) -> bool:
 
 def without_sdpa(model: nn.Module) -> list[Any]:
     """The configs of a model and its sub-models whose class says that it cannot use SDPA."""
-    return [
-        module.config
-        for module in model.modules()
-        if is_transformers(module) and getattr(module, "_supports_sdpa", True) is False
-    ]
+    parts: Any = filter(is_transformers, model.modules())
+    return [part.config for part in parts if getattr(part, "_supports_sdpa", True) is False]
 
 
 def looks_attention_up(model: nn.Module) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from mpsdiag.quiet import errors_only
 
 @dataclass
 class _Applied:
-    """A mode on a model: what was set, and what every config and the mark said before."""
+    """A mode on a model: what was set, and what every config and the mark were before."""
 
     key: str
     before: list[tuple[Any, str | None]]
@@ -53,22 +55,14 @@ def apply(model: nn.Module, name: str) -> Handle:
             f"For the whole process: {_install_hint(mode)}."
         )
     _require_available(mode, model)
-    handles: list[Handle] = []
-
-    def remove() -> None:
-        for handle in reversed(handles):
-            handle.remove()
-
-    try:
+    with contextlib.ExitStack() as done:  # what was done is undone if the next fails
         for root in roots:
-            handles.append(_apply(root, mode))  # noqa: PERF401 - what was done is undone if the next fails
-    except BaseException:
-        remove()
-        raise
-    return Handle(name, remove)
+            done.callback(_apply(root, mode))
+        return Handle(name, done.pop_all().close)
 
 
-def _apply(model: Any, mode: Mode) -> Handle:
+def _apply(model: Any, mode: Mode) -> Callable[[], None]:
+    """Put a mode on one transformers model; the returned function takes it away."""
     repair = mode.repair()
     spared = anatomy.without_sdpa(model) if mode.name == "sdpa" or repair is not None else []
     if among(model.config, spared):
@@ -108,7 +102,7 @@ def _apply(model: Any, mode: Mode) -> Handle:
         if release is not None:
             release()
 
-    return Handle(mode.name, remove)
+    return remove
 
 
 def _set(model: Any, name: str, spared: list[Any]) -> None:

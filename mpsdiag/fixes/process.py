@@ -46,9 +46,9 @@ def install(name: str) -> Handle:
             f"Attention mode '{name}' cannot be installed process-wide: it takes masks of another kind than "
             f'F.scaled_dot_product_attention. For one model: mpsdiag.apply(model, "{name}").'
         )
-    installation = object()
+    installation = (object(), mode)
     with layers.LOCK:
-        _INSTALLED.append((installation, mode))
+        _INSTALLED.append(installation)
         release = layers.hold(function=True)
         _update()
     unreached = () if name == "sdpa" else _bound_before()
@@ -63,7 +63,7 @@ def install(name: str) -> Handle:
 
     def remove() -> None:
         with layers.LOCK:
-            _INSTALLED[:] = [entry for entry in _INSTALLED if entry[0] is not installation]
+            _INSTALLED.remove(installation)
             _update()
             release()
 

@@ -89,7 +89,7 @@ def register(name: str, repair: Repair) -> None:
 def register_all() -> None:
     """Make every mode known that repairs masks, so that `from_pretrained(attn_implementation="safe_sdpa")` works.
 
-    Where transformers has no registry of mask functions it says itself that it does not know the name.
+    Where transformers has no registry of mask functions, its own error names the unknown mode.
     """
     for name, repair in REPAIRS.items():
         with contextlib.suppress(BadInput):

@@ -103,7 +103,7 @@ def query_of(args: tuple[Any, ...], options: Mapping[str, Any], mask: Tensor) ->
 def repaired_sdpa(
     sdpa: Function, where: MaskArgument, repair: Repair, args: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
-    """Call SDPA once, with a repaired mask, and zero what the repair says."""
+    """Call SDPA once, with a repaired mask, and zero the rows that the repair names."""
     mask = where.find(args, options)
     if mask is None:
         return sdpa(*args, **options)

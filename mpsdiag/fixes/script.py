@@ -120,12 +120,11 @@ def _script(target: str) -> tuple[str, ...]:
             f"No script {target} here. If you mean the command of that name, and it is written in Python, "
             f"run it by its file: mpsdiag run {command} ..."
         )
-    is_module = all(part.isidentifier() for part in target.split("."))
-    if is_module and not target.endswith(".py"):
-        raise BadInput(
-            f"No script {target}: there is no such file. For a module: mpsdiag run -m {target} ..."
-        )
-    raise BadInput(f"No script {target}: there is no such file. Look at the path, from {Path.cwd()}.")
+    is_module = all(part.isidentifier() for part in target.split(".")) and not target.endswith(".py")
+    hint = (
+        f"For a module: mpsdiag run -m {target} ..." if is_module else f"Look at the path, from {Path.cwd()}."
+    )
+    raise BadInput(f"No script {target}: there is no such file. {hint}")
 
 
 def _module(target: str) -> tuple[str, ...]:

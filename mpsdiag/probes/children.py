@@ -68,9 +68,8 @@ def run_isolated(
         left = [job for job in left if job not in done]
         if left:
             # What was running when the child died; had it not begun, the first job stands for the failed start.
-            culprit = left[0]
+            culprit = left.pop(0)
             done[culprit] = (death.result(culprit[1], seconds), time.monotonic() - begin)
-            left = left[1:]
     return done
 
 

@@ -18,7 +18,6 @@ from mpsdiag.words import ProbeStatus
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mpsdiag.probes.judge import Yardstick
     from mpsdiag.probes.lab import Lab
 
 SWEEP: Final = "SWEEP"
@@ -31,7 +30,7 @@ LAYOUTS: Final = ("contiguous", "transposed")
 MASKS: Final = ("none", "causal", "bool", "-inf", "finfo.min")
 TRAINED_MASKS: Final = ("none", "bool")
 TRAINED_KEYS: Final = (None, 64)
-"""With gradients every call takes one composite path, so a thin slice says as much as all of them."""
+"""With gradients every call takes one composite path, so a thin slice shows as much as all of them."""
 BATCH: Final = 2
 SMALL: Final = 2**13
 """Up to so many scores a head there are two heads; beyond there is one, whose layouts are all alike, so one is run."""
@@ -58,13 +57,12 @@ class Shape:
     def mask(self) -> Tensor:
         """A left-padded batch, (BATCH, 1, queries, keys), True = may attend.
 
-        A quarter of the keys is padding; in the first sample a quarter of the queries, one at least, is dead.
+        A quarter of the keys is padding; in the first sample a quarter of the queries, one at least, is fully masked.
         """
         import torch
 
-        visible = (
-            (torch.arange(self.keys) >= self.keys // 4).expand(BATCH, 1, self.queries, self.keys).clone()
-        )
+        real = torch.arange(self.keys) >= self.keys // 4
+        visible = real.expand(BATCH, 1, self.queries, self.keys).clone()
         visible[0, :, : max(1, self.queries // 4)] = False
         return visible
 
@@ -104,8 +102,11 @@ def _one_shape(lab: Lab, shape: Shape, dtypes: list[str]) -> Iterator[Check]:
         (BATCH, shape.heads, shape.queries, shape.head_dim), (BATCH, shape.heads, shape.keys, shape.head_dim)
     )
     for dtype in dtypes:
-        contiguous = tuple(tensor.detach().to(torch_dtype(dtype)) for tensor in drawn)
-        yardsticks = {kind: _yardstick(lab, kind, contiguous, visible) for kind in {_kind(m) for m in masks}}
+        q, k, v = contiguous = tuple(tensor.detach().to(torch_dtype(dtype)) for tensor in drawn)
+        yardsticks = {
+            kind: lab.yardstick(q, k, v, visible if kind == "masked" else None, is_causal=kind == "causal")
+            for kind in {_kind(mask) for mask in masks}
+        }
         given = {mask: _given(lab, mask, dtype, visible) for mask in masks}
         for layout in layouts:
             q, k, v = contiguous if layout == "contiguous" else (transposed(tensor) for tensor in contiguous)
@@ -120,13 +121,8 @@ def _one_shape(lab: Lab, shape: Shape, dtypes: list[str]) -> Iterator[Check]:
 
 
 def _kind(mask: str) -> str:
-    """Masks with one float64 result: bool, -inf and, in rows that are not dead, finfo.min."""
+    """Masks with one float64 result: bool, -inf and, in rows that are not fully masked, finfo.min."""
     return mask if mask in {"none", "causal"} else "masked"
-
-
-def _yardstick(lab: Lab, kind: str, inputs: tuple[Tensor, ...], visible: Tensor) -> Yardstick:
-    q, k, v = inputs
-    return lab.yardstick(q, k, v, visible if kind == "masked" else None, is_causal=kind == "causal")
 
 
 def _given(lab: Lab, mask: str, dtype: str, visible: Tensor) -> Tensor | None:

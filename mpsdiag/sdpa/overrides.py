@@ -48,9 +48,8 @@ def answer(
         result = NotImplemented
     if result is NotImplemented:
         result = _ask(owners, replacement, kinds, args, options)
-    return (
-        original(*args, **options) if result is NotImplemented else result
-    )  # where all refuse, torch says it
+    # Where all refuse, torch raises its own error.
+    return original(*args, **options) if result is NotImplemented else result
 
 
 def _owners(values: tuple[Any, ...]) -> list[Any]:

@@ -214,10 +214,9 @@ def _check_ranges(given: Mapping[str, Any]) -> None:
     """Refuse numbers that no training can have, NaN and infinity among them, before they fail in the training."""
     for name, (least, most) in _RANGES.items():
         value = given.get(name)
-        if value is None or (math.isfinite(value) and least <= value <= most):
-            continue
-        reach = f"from {least} upward" if most == math.inf else f"from {least} to {most}"
-        raise BadInput(f"--{name} is {value}; give a number {reach}.")
+        if value is not None and not (math.isfinite(value) and least <= value <= most):
+            reach = f"from {least} upward" if most == math.inf else f"from {least} to {most}"
+            raise BadInput(f"--{name} is {value}; give a number {reach}.")
     for name in _BELOW_ONE:
         value = given.get(name)
         if value is not None and not 0 <= value < 1:

@@ -1,4 +1,4 @@
-"""What a run says on stderr, and the folder it writes into, which is tried before the work begins."""
+"""The messages of a run on stderr, and the folder it writes into, which is tried before the work begins."""
 
 from __future__ import annotations
 

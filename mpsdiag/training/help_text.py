@@ -1,6 +1,6 @@
 """The help of the pipeline: rendered from its parser, and kept in a file that is shown without loading torch.
 
-Options of transformers' own are named with their values and defaults; what they mean, its documentation says.
+Options of transformers are listed with their values and defaults; its documentation explains them.
 
 After a change of the options: `MPSDIAG_UPDATE_GOLDEN=1 pytest tests/training/test_help_text.py`.
 """

@@ -223,7 +223,7 @@ class Run:
         sys.stdout.flush()
 
     def summary(self, status: str) -> dict[str, Any]:
-        """What `summary.json` says, but for the versions."""
+        """The content of `summary.json`, without the versions."""
         trainer, emulation = self.trainer, self.arguments.emulation
         history = [] if trainer is None else trainer.state.log_history
         return {

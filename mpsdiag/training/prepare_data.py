@@ -1,4 +1,4 @@
-"""The training and validation examples of a run: which split they come from, and what is said about them."""
+"""The training and validation examples of a run: which split they come from, and warnings about them."""
 
 from __future__ import annotations
 

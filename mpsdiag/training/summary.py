@@ -14,7 +14,7 @@ from mpsdiag.environment import versions
 from mpsdiag.serialization import dumps, write_atomically
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerState
 
 SCHEMA: Final = 1
 FILE_NAME: Final = "summary.json"
@@ -92,9 +92,7 @@ def _marking(on_log: Any) -> Any:
 class _MarkHistory(TrainerCallback):
     """The last of the callbacks: the others have read what they need from the row."""
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         del args, control, kwargs
         if state.log_history:
             state.log_history[-1] = emulated_row(state.log_history[-1])

@@ -220,7 +220,7 @@ def test_the_cut_into_blocks_changes_nothing(function, monkeypatch):
     mask = torch.randn(3, 1, 6, 6)
     whole = function(q, k, v, mask, False, None, False, want_weights=True)
     for size in (1, 40, 100, 400):
-        monkeypatch.setattr("mpsdiag.emulation.generations.head_blocks.SCORES_IN_A_BLOCK", size)
+        monkeypatch.setattr("mpsdiag.emulation.generations.graph.SCORES_IN_A_BLOCK", size)
         parts = function(q, k, v, mask, False, None, False, want_weights=True)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)

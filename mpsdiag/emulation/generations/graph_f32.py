@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpsdiag.emulation.generations.graph import CAUSAL_FILL
-from mpsdiag.emulation.generations.head_blocks import in_blocks
+from mpsdiag.emulation.generations.graph import CAUSAL_FILL, in_blocks
 from mpsdiag.emulation.generations.rounding import (
     additive,
     all_minus_infinity,
