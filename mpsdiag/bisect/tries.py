@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag.bisect.search import Find, Outcome
 from mpsdiag.errors import BadInput
@@ -18,12 +18,15 @@ SCHEMA = 1
 JOURNAL = "journal.jsonl"
 
 
-class Search(BaseModel):
-    """The header: what is searched, in which releases. `basis` and `listing` decide what a later run may reuse."""
-
+class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     schema_: Literal[1] = Field(default=1, alias="schema")
+
+
+class Search(_Line):
+    """The header: what is searched, in which releases. `basis` and `listing` decide what a later run may reuse."""
+
     kind: Literal["bisect"] = "bisect"
     basis: str
     """Stands for the predicate with its files, the pins, Python, the indexes and the device."""
@@ -51,12 +54,9 @@ class Search(BaseModel):
         return hashlib.sha256(f"{self.basis} {self.axis} {release}".encode()).hexdigest()[:16]
 
 
-class Try(BaseModel):
+class Try(_Line):
     """One release, tested; durations in seconds."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
     kind: Literal["try"] = "try"
     key: str
     release: str
@@ -139,14 +139,9 @@ def read_tries(path: Path) -> Tries | None:
 def _parse(line: bytes, where: str) -> Search | Try:
     """One line; BadInput where a newer mpsdiag wrote it, ValueError where it is neither of the two."""
     parsed: Any = json.loads(line.decode("utf-8"))
-    if not isinstance(parsed, dict):
-        raise ValueError("not an object")  # noqa: TRY004 - callers catch one kind
-    schema = parsed.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA and parsed.get("kind") in {"bisect", "try"}:
+    kind, schema = (parsed.get("kind"), parsed.get("schema")) if isinstance(parsed, dict) else (None, None)
+    if isinstance(schema, int) and schema > SCHEMA and kind in {"bisect", "try"}:
         raise BadInput(
             f"{where} was written by a newer mpsdiag (schema {schema}; this one reads {SCHEMA}). Upgrade mpsdiag."
         )
-    try:
-        return (Search if parsed.get("kind") == "bisect" else Try).model_validate(parsed)
-    except ValidationError as problem:
-        raise ValueError(str(problem)) from problem
+    return (Search if kind == "bisect" else Try).model_validate(parsed)

@@ -68,15 +68,11 @@ class AttentionCall:
 
 def public_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
     """Read the arguments of `F.scaled_dot_product_attention`."""
-    return _call(args, kwargs)
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    return AttentionCall(mask=named.pop("attn_mask", None), **named)
 
 
 def operator_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
     """Read the arguments of `aten::_scaled_dot_product_attention_math_for_mps`; its dropout mask is not modelled."""
-    return _call(args[:6], {name: value for name, value in kwargs.items() if name != "dropout_mask"})
-
-
-def _call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    named = {**dict(zip(names, args, strict=False)), **kwargs}
-    return AttentionCall(mask=named.pop("attn_mask", None), **named)
+    return public_call(args[:6], {name: value for name, value in kwargs.items() if name != "dropout_mask"})

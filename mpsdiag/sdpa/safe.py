@@ -81,7 +81,9 @@ def open_dead_rows(attn_mask: Tensor, dtype: torch.dtype | None = None) -> tuple
     The opened mask has the shape of the mask. With a `dtype`, that of the query, a boolean mask may come back
     as 0 and -inf in it.
     """
-    opened, dead = _open(attn_mask, dtype if plain_on_cpu(attn_mask) and not _modes() else None)
+    # A function mode is to see the mask as it came.
+    as_given = not plain_on_cpu(attn_mask) or torch._C._is_torch_function_mode_enabled()  # noqa: SLF001
+    opened, dead = _open(attn_mask, None if as_given else dtype)
     if attn_mask.requires_grad and not opened.requires_grad and not torch.compiler.is_compiling():
         opened.requires_grad_()  # without gradients too, torch chooses its kernel by this flag of the mask
     return opened, dead
@@ -109,16 +111,9 @@ def _open(attn_mask: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]
     return attn_mask | dead, dead
 
 
-def _modes() -> bool:
-    return bool(torch._C._is_torch_function_mode_enabled())  # noqa: SLF001 - a mode is to see the mask as it came
-
-
 def _expanded(tensor: Tensor) -> list[int]:
-    return [
-        dim
-        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
-        if size > 1 and not stride
-    ]
+    steps = enumerate(zip(tensor.shape, tensor.stride(), strict=True))
+    return [dim for dim, (size, stride) in steps if size > 1 and not stride]
 
 
 def _has_tangent(tensor: Tensor) -> bool:
