@@ -80,50 +80,44 @@ class NonFiniteCallback(TrainerCallback):
 
     # What happens in the Trainer.
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, *_: Any, model: Any = None, **__: Any) -> None:
         """Begin to watch the model, so that an evaluation without training is seen from its first batch on."""
-        del args, state, control
-        self._hook(kwargs.get("model"))
+        self._hook(model)
 
     on_train_begin = on_init_end  # It may be another model than at the beginning (`model_init`).
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
         """Look at the weights that gave the first bad loss, before the optimizer changes them."""
-        del args, state, control
-        model = kwargs.get("model")
         unknown = "training" not in self._warned and self._weights_were_finite is None
         if unknown and model is not None and self._train.read().bad:
             self._weights_were_finite = weights_are_finite(model)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
     ) -> None:
         """Stop here, if asked to, when a loss of this step was not finite."""
         if self.stop_training and self._train.read().bad:
-            self._settle_training(args, state, kwargs.get("model"))
+            self._settle_training(args, state, model)
             control.should_training_stop = True
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any = None, **__: Any
     ) -> None:
         """Count the steps after the last log; with fewer steps than `logging_steps` these are all there were."""
-        del control
-        self._settle_training(args, state, kwargs.get("model"))
+        self._settle_training(args, state, model)
 
     def count_rest(self) -> None:
         """Count the batches after the last log of a training that was ended from outside. Waits for the device."""
         self.train += self._train.take()
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, *_: Any, model: Any = None, **__: Any) -> None:
         """End of an evaluation batch; with `generate` it may have been many forwards."""
-        del args, state, control
-        self._hook(kwargs.get("model"))
+        self._hook(model)
         if self._pending is not None:
             self._evaluation.note(*self._pending)
             self._pending = None
@@ -134,7 +128,8 @@ class NonFiniteCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        model: Any = None,
+        **_: Any,
     ) -> None:
         """Add the counts to what is logged."""
         if logs is None:
@@ -142,11 +137,11 @@ class NonFiniteCallback(TrainerCallback):
         prefix = evaluation_prefix(logs)
         added: dict[str, Any] = {}
         if prefix is not None:
-            self._settle_evaluation(args, logs, prefix, kwargs.get("model"))
+            self._settle_evaluation(args, logs, prefix, model)
             added = self._counted(logs, prefix)
         elif "loss" in logs:
             self.grad_norms += not math.isfinite(float(logs.get("grad_norm") or 0.0))
-            self._settle_training(args, state, kwargs.get("model"))
+            self._settle_training(args, state, model)
             counts = {"nonfinite_train_batches": self.train.bad, "nonfinite_grad_norms": self.grad_norms}
             added = {name: count for name, count in counts.items() if count}
             if added and self.stop_training:
@@ -161,10 +156,10 @@ class NonFiniteCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         metrics: dict[str, Any] | None = None,
-        **kwargs: Any,
+        **_: Any,
     ) -> None:
         """Add the count to the metrics that the caller of `evaluate` gets, and stop if asked to."""
-        del args, state, kwargs
+        del args, state
         prefix = evaluation_prefix(metrics or {})
         if metrics is not None and prefix is not None:
             metrics.update(self._counted(metrics, prefix))
@@ -177,23 +172,23 @@ class NonFiniteCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         metrics: dict[str, Any],
-        **kwargs: Any,
+        model: Any = None,
+        **_: Any,
     ) -> None:
         """Add the count to the metrics of a prediction."""
         del state, control
         prefix = evaluation_prefix(metrics)
         if prefix is not None:
-            self._settle_evaluation(args, metrics, prefix, kwargs.get("model"))
+            self._settle_evaluation(args, metrics, prefix, model)
             metrics.update(self._counted(metrics, prefix))
 
     def _counted(self, metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
         """The count of an evaluation, that of the Trainer if it has one; none where no batch was judged."""
         name = f"{prefix}_nonfinite_batches"
-        if name not in metrics and self._loss_unseen(metrics, prefix):
-            return {}
-        if name in metrics or self.evaluation.batches:
-            return {name: metrics.get(name, self.evaluation.bad)}
-        return {}
+        if name in metrics:
+            return {name: metrics[name]}
+        judged = self.evaluation.batches and not self._loss_unseen(metrics, prefix)
+        return {name: self.evaluation.bad} if judged else {}
 
     def _loss_unseen(self, metrics: dict[str, Any], prefix: str) -> bool:
         """The loss is not finite, and no batch that was judged is to blame: it is made outside the model."""
@@ -245,14 +240,11 @@ class NonFiniteCallback(TrainerCallback):
                 f"finite; transformers logs such a loss as the mean of the others, or 0.0: {SENTENCES[cause]}.",
             )
         elif self.grad_norms and new.batches:
-            scaled = (
-                " With fp16 the first steps may overflow until the loss scale fits; they are skipped."
-                * args.fp16
-            )
+            scaled = " With fp16 the first steps may overflow until the loss scale fits; they are skipped."
             self._warn(
                 "training",
                 f"The gradient norm up to step {state.global_step} is not finite, and the losses are: the derivative "
-                f"of an operation is to blame, `mpsdiag trace --train` finds which.{scaled}",
+                f"of an operation is to blame, `mpsdiag trace --train` finds which.{scaled * args.fp16}",
             )
 
     def _settle_evaluation(
@@ -260,9 +252,8 @@ class NonFiniteCallback(TrainerCallback):
     ) -> None:
         new = self._evaluation.take()
         own = metrics.get(f"{prefix}_nonfinite_batches")
-        if (
-            own is not None
-        ):  # The Trainer counts final losses; the forward that was seen may have been repeated.
+        # The Trainer counts final losses; the forward that was seen may have been repeated.
+        if own is not None:
             new = BatchCount(new.batches, int(own), min(new.unlabelled, int(own)))
         self.evaluation = new
         self.evaluations += new

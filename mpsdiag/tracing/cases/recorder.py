@@ -19,7 +19,7 @@ from mpsdiag.trainers.forward_watch import watch_forward
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -56,43 +56,29 @@ class BadBatchRecorder(TrainerCallback):
         self._handle: RemovableHandle | None = None
 
     def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any = None, **__: Any
     ) -> None:
         """Begin to watch the model."""
-        del control
-        self._hook(args, state, kwargs.get("model"))
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Watch the model that is trained."""
-        del control
-        self._hook(args, state, kwargs.get("model"))
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Look at the gradients before they spoil the weights."""
-        del args, control
-        model = kwargs.get("model")
-        if self.recorded is not None or model is None or self._last is None:
-            return
-        self._state = state
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        # The sum is cheap, and may itself overflow; only then every value is looked at.
-        sums = [gradient.sum(dtype=torch.float32).to(gradients[0].device) for gradient in gradients]
-        if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
-            return
-        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            self._record(model, *self._last, noticed="gradients", training=True, grad=True)
-
-    def _hook(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         self._arguments, self._state = args, state
         if model is None or (self._watched is not None and self._watched() is model):
             return
         if self._handle is not None:
             self._handle.remove()
         self._handle, self._watched = watch_forward(model, self.look), weakref.ref(model)
+
+    on_train_begin = on_init_end  # The model that is trained may be another one (`model_init`).
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+        """Look at the gradients before they spoil the weights."""
+        if self.recorded is not None or model is None or self._last is None:
+            return
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        # The sum is cheap, and may itself overflow; only then every value is looked at.
+        sums = [gradient.sum(dtype=torch.float32).to(gradients[0].device) for gradient in gradients]
+        if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
+            return
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            self._record(model, *self._last, noticed="gradients", training=True)
 
     def look(self, model: nn.Module, inputs: dict[str, Any], output: Any) -> None:
         """Judge one forward, and record it if it is bad. Called by the hook on the model."""
@@ -103,48 +89,33 @@ class BadBatchRecorder(TrainerCallback):
         if logits is None and loss is None:
             logits, noticed = embeddings_of(output), "embeddings"
         judged = loss
-        if loss is None and logits is not None and logits.is_floating_point() and logits.numel():
+        if judged is None:
+            if logits is None or not logits.is_floating_point() or not logits.numel():
+                return
             judged = logits.amax()
-        value = None if judged is None else float(judged.detach())
-        if value is None:
-            return
+        value = float(judged.detach())
         # References only: nothing is copied unless it turns out bad.
         self._last = dict(inputs), value if loss is not None else None
         if math.isfinite(value):
             if loss is not None and model.training:
                 self._losses = [*self._losses[-KEPT_LOSSES + 1 :], value]
             return
-        self._record(
-            model,
-            *self._last,
-            noticed=noticed,
-            training=model.training,
-            grad=torch.is_grad_enabled(),
-        )
+        self._record(model, *self._last, noticed=noticed, training=model.training)
 
     def _record(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        loss: float | None,
-        *,
-        noticed: str,
-        training: bool,
-        grad: bool,
+        self, model: nn.Module, inputs: dict[str, Any], loss: float | None, *, noticed: str, training: bool
     ) -> None:
-        weight = next(model.parameters())
-        config: Any = getattr(model, "config", None)
-        arguments = self._arguments
+        weight, arguments = next(model.parameters()), self._arguments
         autocast = None
         if arguments is not None:
             autocast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None
         about = About(
             phase="training" if training else "evaluation",
             step=0 if self._state is None else self._state.global_step,
-            grad=grad,
+            grad=noticed == "gradients" or torch.is_grad_enabled(),
             device=str(weight.device),
             dtype=str(weight.dtype).removeprefix("torch."),
-            attention=getattr(config, "_attn_implementation", None),
+            attention=getattr(getattr(model, "config", None), "_attn_implementation", None),
             autocast=autocast,
             emulation=emulation.active(),
             learning_rate=None if arguments is None else arguments.learning_rate,
@@ -153,12 +124,11 @@ class BadBatchRecorder(TrainerCallback):
             noticed=noticed,
             versions=dict(environment.versions()),
         )
-        if (
-            self._handle is not None
-        ):  # Saving may run the model, as sentence-transformers does for its model card.
+        # Saving may run the model, as sentence-transformers does for its model card.
+        if self._handle is not None:
             self._handle.remove()
-        saver = getattr(model, "save_pretrained", None)
-        write_case(self._folder, model if self._save_weights and saver is not None else None, inputs, about)
+        saved = self._save_weights and hasattr(model, "save_pretrained")
+        write_case(self._folder, model if saved else None, inputs, about)
         self.recorded = self._folder
         self._last = None
         logger.warning(

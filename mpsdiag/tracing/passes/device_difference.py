@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.fast_path import FUSED, uncompiled
 from mpsdiag.tracing.watch.model_state import device_label, real_positions
 from mpsdiag.tracing.watch.operations import TorchCall, writes_in_place
-from mpsdiag.tracing.watch.replay import fully_masked_rows, in_float64, replay
+from mpsdiag.tracing.watch.replay import fully_masked_rows, in_float64, moved, replay
 from mpsdiag.tracing.watch.tensors import facts, flat, fresh, judged_in, mapped, tensors_in
 
 logger = logging.getLogger(__name__)
@@ -50,11 +51,7 @@ class TensorDifference:
 
 
 def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin | None, TorchCall | None]:
-    """Compare an evaluation of a batch with the CPU; the modes are those in effect.
-
-    Returns:
-        Where it leaves the reference, and the call that does; None if the logits are right.
-    """
+    """Compare an evaluation of a batch with the CPU: where it leaves the reference, and the call that does."""
     try:
         differences = _differences(model, batch)
     except (RuntimeError, NotImplementedError, TypeError) as problem:
@@ -68,19 +65,12 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin 
     if not differences or not differences[-1].wrong:
         return None, None
     first = next(difference for difference in differences if difference.wrong)
-    worst = _worst_operation(model, batch, first)
-    return _origin(model, differences, first, worst), None if worst is None else worst.call
-
-
-def _worst_operation(
-    model: nn.Module, batch: Mapping[str, Any], first: TensorDifference
-) -> WrongOperation | None:
-    """The operation that is most off in the first wrong layer, or in what follows the layers."""
     inside, leave_out = (first.module, []) if first.module else (model, list(numbered_layers(model)))
     judge = PerOperation(model, inside, leave_out)
     with judge.watching():
         model(**fresh(batch))
-    return judge.worst
+    call = None if judge.worst is None else judge.worst.call
+    return _origin(model, differences, first, judge.worst), call
 
 
 def _origin(
@@ -92,7 +82,7 @@ def _origin(
     device = device_label(model)
     inside = first.module or model
     module = worst.module if worst else next(name for name, m in model.named_modules() if m is inside)
-    operation = worst.operation if worst else type(inside).__name__
+    operation = worst.call.operation if worst else type(inside).__name__
     where = "no layer, but what follows them," if first.layer is None else f"layer {first.layer}"
     return Origin(
         cause="wrong_device",
@@ -124,9 +114,8 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDiffe
     numbers = numbered_layers(model)
     with suspended(), torch.no_grad():
         twin = copy_to_cpu(model)
-        given = {name: mapped(value, _on_cpu) for name, value in batch.items()}
-        eager = _with_attention(twin, "eager", given)
-        wide = {name: mapped(value, _in_float64) for name, value in given.items()}
+        eager = _with_attention(twin, "eager", mapped(dict(batch), moved))
+        wide = mapped(dict(batch), partial(moved, dtype=torch.float64))
         exact = _with_attention(twin.double(), "sdpa", wide)
     found = []
     for (name, device), (_, rounded), (_, right) in zip(mine, eager, exact, strict=False):
@@ -138,14 +127,6 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDiffe
         number = None if module is None else numbers[module]
         found.append(TensorDifference(module, number, largest_error(device, right, rows), bound))
     return found
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
-
-
-def _in_float64(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _with_attention(
@@ -182,29 +163,22 @@ def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str | None
 
 @dataclass(frozen=True)
 class WrongOperation:
-    """An operation that is off: `distance` from float64, and how far the CPU is in the same dtype."""
+    """An operation that is off: `distance` from float64, the CPU's in the same dtype; `excess`: distance / allowed."""
 
     module: str
     call: TorchCall
     distance: float
     cpu_distance: float
-    allowed: float
-
-    @property
-    def operation(self) -> str:
-        """Its name."""
-        return self.call.operation
-
-    @property
-    def excess(self) -> float:
-        """How many times further than it may be."""
-        return self.distance / self.allowed if self.allowed else float("inf")
+    excess: float
 
     def evidence(self) -> dict[str, Any]:
-        """What the origin says about it."""
-        inputs = [facts(tensor, name) for name, tensor in tensors_in(self.call.named)]
-        found = {"name": self.operation, "difference": self.distance, "cpu_difference": self.cpu_distance}
-        return {**found, "inputs": inputs}
+        """Its part of the origin."""
+        return {
+            "name": self.call.operation,
+            "difference": self.distance,
+            "cpu_difference": self.cpu_distance,
+            "inputs": [facts(tensor, name) for name, tensor in tensors_in(self.call.named)],
+        }
 
 
 class PerOperation(TorchFunctionMode):
@@ -228,13 +202,10 @@ class PerOperation(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        inside = self._inside in self._path and not any(module in self._path for module in self._leave_out)
         # What writes in place has lost its inputs.
-        looked_at = (
-            self._inside in self._path
-            and not any(module in self._path for module in self._leave_out)
-            and not writes_in_place(func, kwargs)
-        )
-        if looked_at and isinstance(result, Tensor) and result.is_floating_point():
+        looked_at = inside and isinstance(result, Tensor) and result.is_floating_point()
+        if looked_at and not writes_in_place(func, kwargs):
             self._judge(TorchCall(func, args, kwargs, result), result)
         return result
 
@@ -250,6 +221,6 @@ class PerOperation(TorchFunctionMode):
             return
         distance, cpu_distance = largest_error(mine, exact), largest_error(plain, exact)
         allowed = allowed_error(exact, result.dtype, [cpu_distance])
-        verdict = WrongOperation(self._path.module, call, distance, cpu_distance, allowed)
-        if distance > allowed and (self.worst is None or verdict.excess > self.worst.excess):
-            self.worst = verdict
+        excess = distance / allowed if allowed else math.inf
+        if distance > allowed and (self.worst is None or excess > self.worst.excess):
+            self.worst = WrongOperation(self._path.module, call, distance, cpu_distance, excess)

@@ -47,18 +47,9 @@ class Operand:
 
 @dataclass(frozen=True)
 class PassEvent:
-    """One operation whose output was not finite, or that raised.
+    """One operation whose output was not finite, or that raised; `index` counts all operations of the pass.
 
-    Attributes:
-        index: Running number of the operation in the pass, finite ones counted too.
-        operation: Its public name.
-        module: Dotted path of the innermost module it ran in.
-        layer: Decoder layer, None outside.
-        impurity: What its output holds.
-        operands: Its inputs that were not finite already.
-        infinite_scalar: A plain infinite number was among its arguments.
-        call: The call itself, if finite inputs gave a non-finite value here.
-        error: The exception, if it raised one.
+    `operands` are its inputs that were not finite already; `call` is kept where finite inputs gave the value.
     """
 
     index: int
@@ -77,8 +68,7 @@ class Pass:
     """One detailed pass over a batch: the operations with non-finite outputs, in order, and how many ran in all.
 
     `watched`: sources of the outputs of layers and of the model that were not finite; `outputs`: those of the model
-    that may not be infinite either. `spread`: per decoder layer, in
-    how many sequences and at how many positions its output is not finite.
+    that may not be infinite either. `spread`: in how many sequences and positions the output of a layer is not finite.
     """
 
     events: list[PassEvent] = field(default_factory=list)
@@ -134,15 +124,13 @@ class Provenance:
 
 
 def _given(model: nn.Module, batch: Mapping[str, Any]) -> dict[int, tuple[Tensor, Source]]:
-    found: dict[int, tuple[Tensor, Source]] = {}
-    for name, weight in model.named_parameters():
-        found[id(weight)] = weight, Source("weight", name)
-    for name, buffer in model.named_buffers():
-        statistic = is_statistic(name)
-        found.setdefault(id(buffer), (buffer, Source("buffer", name, statistic=statistic)))
-    for name, tensor in tensors_in(batch):
-        found[id(tensor)] = tensor, Source("batch", name)
-    return found
+    sources = [
+        (buffer, Source("buffer", name, statistic=is_statistic(name)))
+        for name, buffer in model.named_buffers()
+    ]
+    sources += [(weight, Source("weight", name)) for name, weight in model.named_parameters()]
+    sources += [(tensor, Source("batch", name)) for name, tensor in tensors_in(batch)]
+    return {id(tensor): (tensor, source) for tensor, source in sources}
 
 
 def _storage(tensor: Tensor) -> int:
@@ -200,9 +188,7 @@ def _follow(operand: Operand, event: PassEvent, ends: Mapping[int, Terminal | No
     source = operand.source
     if source.kind == "event":
         return ends.get(source.event)
-    if source.kind == "weight":
-        return Terminal("weight", event, operand)
-    if source.kind == "buffer" and source.statistic:
+    if source.kind == "weight" or source.statistic:
         return Terminal("weight", event, operand)
     if operand.impurity.nan:
         kind = {"batch": "batch", "buffer": "weight"}.get(source.kind, "unseen")

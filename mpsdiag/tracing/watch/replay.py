@@ -31,9 +31,9 @@ def run(call: TorchCall) -> Tensor | None:
 
 def replay(call: TorchCall, dtype: torch.dtype | None = None) -> Tensor | None:
     """The first floating tensor of the operation's result on the plain CPU; None if it cannot be run there."""
-    moved = partial(_moved, dtype=dtype)
+    change = partial(moved, dtype=dtype)
     with suspended(), torch.no_grad():
-        return run(TorchCall(call.func, mapped(call.args, moved), mapped(dict(call.kwargs), moved)))
+        return run(TorchCall(call.func, mapped(call.args, change), mapped(dict(call.kwargs), change)))
 
 
 def in_float64(call: TorchCall) -> Tensor | None:
@@ -52,11 +52,11 @@ def in_float64(call: TorchCall) -> Tensor | None:
     )
 
 
-def _moved(value: Any, dtype: torch.dtype | None) -> Any:
+def moved(value: Any, dtype: torch.dtype | None = None) -> Any:
+    """A copy of a tensor on the CPU, of this dtype if it is floating; a device or dtype to match; the rest as it is."""
     if isinstance(value, Tensor):
-        # A clone: the operation may write into its argument.
-        moved = value.detach().to("cpu", copy=True)
-        return moved.to(dtype) if dtype is not None and moved.is_floating_point() else moved
+        copied = value.detach().to("cpu", copy=True)  # The operation may write into its argument.
+        return copied.to(dtype) if dtype is not None and copied.is_floating_point() else copied
     if isinstance(value, torch.device):
         return torch.device("cpu")
     if isinstance(value, torch.dtype) and dtype is not None and value.is_floating_point:

@@ -185,29 +185,21 @@ def _unseen() -> Any:
 def _spread(layer: int, hidden: Tensor) -> dict[str, Any]:
     """In how many sequences, and at how many positions, a hidden state (sequences, positions, channels) is bad."""
     bad = (~torch.isfinite(hidden)).any(-1)
-    return {
-        "layer": layer,
-        "sequences": int(bad.any(-1).sum()),
-        "positions": int(bad.sum()),
-        "of": bad.numel(),
-    }
+    counts = {"sequences": int(bad.any(-1).sum()), "positions": int(bad.sum()), "of": bad.numel()}
+    return {"layer": layer, **counts}
 
 
 def _of_all(value: Any) -> Impurity:
     """What the tensors of an output hold between them."""
-    states = [state for _, tensor in tensors_in(value) if (state := impurity(tensor))]
-    if not states:
-        return PURE
-    return Impurity(
-        any(s.nan for s in states), any(s.positive for s in states), any(s.negative for s in states)
-    )
+    states = [impurity(tensor) for _, tensor in tensors_in(value)]
+    nan, positive = any(s.nan for s in states), any(s.positive for s in states)
+    return Impurity(nan, positive, any(s.negative for s in states))
 
 
 def _copied(call: TorchCall) -> TorchCall:
     """A call with its tensors as they are now, for they may be written into later."""
-    return TorchCall(
-        call.func, mapped(call.args, _frozen), mapped(call.kwargs, _frozen), mapped(call.result, _frozen)
-    )
+    args, kwargs, result = mapped((call.args, call.kwargs, call.result), _frozen)
+    return TorchCall(call.func, args, kwargs, result)
 
 
 def _frozen(value: Any) -> Any:
