@@ -39,23 +39,15 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
 
 
 def bad_since(checkpoints: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
-    """The first checkpoint in which one of the tensors is not finite, and the last one before it.
-
-    Returns:
-        `bad_since` (None if all are finite), `last_finite` (None if the first is bad already), `tensor`, `checkpoints`.
-    """
-    last: str | None = None
+    """The first checkpoint in which one of the tensors is not finite (None: all are), and the last one before it."""
+    found: dict[str, Any] = {"bad_since": None, "last_finite": None, "tensor": None}
+    found["checkpoints"] = len(checkpoints)
     for folder in checkpoints:
         bad = _first_bad(folder, set(names))
         if bad is not None:
-            return {
-                "bad_since": folder.name,
-                "last_finite": last,
-                "tensor": bad,
-                "checkpoints": len(checkpoints),
-            }
-        last = folder.name
-    return {"bad_since": None, "last_finite": last, "tensor": None, "checkpoints": len(checkpoints)}
+            return {**found, "bad_since": folder.name, "tensor": bad}
+        found["last_finite"] = folder.name
+    return found
 
 
 def _first_bad(folder: Path, names: set[str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -54,13 +54,8 @@ class Trajectory:
         return len(self.losses) - 1
 
     def evidence(self) -> dict[str, Any]:
-        """What the origin says about it."""
-        return {
-            "step": self.step,
-            "learning_rate": self.learning_rate,
-            "losses": list(self.losses),
-            "grad_norms": list(self.grad_norms),
-        }
+        """Its part of an origin."""
+        return {"step": self.step, **asdict(self)}
 
 
 def or_divergence(
@@ -80,29 +75,18 @@ def or_divergence(
             "cause": "divergence",
             "summary": f"training diverged: finite up to step {trajectory.step - 1}, not in step {trajectory.step} "
             f"({listed} since the first step){control}",
-            "evidence": {
-                **trajectory.evidence(),
-                "growth": grown,
-                "born_as": origin.cause,
-                **origin.evidence,
-            },
+            "evidence": trajectory.evidence() | {"growth": grown, "born_as": origin.cause} | origin.evidence,
             "remedy": REMEDY,
         }
     )
 
 
 def after_the_optimizer(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    trajectory: Trajectory,
-    initial: Mapping[str, Tensor],
+    model: nn.Module, optimizer: torch.optim.Optimizer, trajectory: Trajectory, initial: Mapping[str, Tensor]
 ) -> Origin | None:
     """The weights that an optimizer step made non-finite; None if there is none that was finite at the beginning."""
-    bad = [
-        weight
-        for weight in nonfinite_weights(model)
-        if weight["name"] in initial and not impurity(initial[weight["name"]])
-    ]
+    finite = {name for name, weight in initial.items() if not impurity(weight)}
+    bad = [weight for weight in nonfinite_weights(model) if weight["name"] in finite]
     if not bad:
         return None
     name = bad[0]["name"]
@@ -117,11 +101,8 @@ def after_the_optimizer(
         "device": device_label(model),
     }
     cause: Cause = "divergence"
-    summary = (
-        f"the {kind} step made {name} non-finite from finite gradients (learning rate "
-        f"{trajectory.learning_rate:.3g})"
-    )
-    remedy = REMEDY
+    rate, remedy = trajectory.learning_rate, REMEDY
+    summary = f"the {kind} step made {name} non-finite from finite gradients (learning rate {rate:.3g})"
     if weight is not None and _eps_vanishes(optimizer, weight):
         cause, remedy = "overflow", EPS_REMEDY
         summary = (
@@ -143,11 +124,7 @@ def after_the_optimizer(
 def exploded_norm(model: nn.Module, trajectory: Trajectory) -> Origin | None:
     """Gradients that are all finite, and so large that their norm is not; None if one is not finite itself."""
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    if (
-        math.isfinite(trajectory.grad_norms[-1])
-        or any(impurity(g) for g in gradients.values())
-        or not gradients
-    ):
+    if math.isfinite(trajectory.grad_norms[-1]) or any(map(impurity, gradients.values())) or not gradients:
         return None
     name = max(gradients, key=lambda key: largest(gradients[key]))
     return Origin(
@@ -179,16 +156,9 @@ def _growth(model: nn.Module, trajectory: Trajectory, initial: Mapping[str, Tens
 
 def _eps_vanishes(optimizer: torch.optim.Optimizer, weight: Tensor) -> bool:
     eps = optimizer.defaults.get("eps")
-    return (
-        weight.dtype == torch.float16
-        and eps is not None
-        and float(torch.tensor(eps, dtype=weight.dtype)) == 0.0
-    )
+    return weight.dtype == torch.float16 and eps is not None and not torch.tensor(eps, dtype=weight.dtype)
 
 
 def _layer_of(model: nn.Module, weight: str) -> int | None:
-    names = {module: name for name, module in model.named_modules()}
-    for layer, index in numbered_layers(model).items():
-        if weight.startswith(f"{names[layer]}."):
-            return index
-    return None
+    names, layers = {module: name for name, module in model.named_modules()}, numbered_layers(model)
+    return next((n for layer, n in layers.items() if weight.startswith(f"{names[layer]}.")), None)

@@ -1,7 +1,7 @@
 """The backward in detail: which operation's derivative gives the first non-finite gradient.
 
 No torch function runs in a backward; autograd walks its own graph. So every node of it is claimed by the operation that
-made it while the forward runs, and tells what goes in and what comes out.
+made it while the forward runs, and a hook on it sees what goes in and what comes out.
 """
 
 from __future__ import annotations
@@ -18,12 +18,25 @@ from mpsdiag.inputs.outputs import loss_of
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.model_state import Repeat, device_label
 from mpsdiag.tracing.watch.operations import POLES
-from mpsdiag.tracing.watch.tensors import LISTED, PURE, Impurity, facts, fresh, impurity, largest, tensors_in
+from mpsdiag.tracing.watch.tensors import LISTED, Impurity, facts, fresh, impurity, largest, tensors_in
 from mpsdiag.tracing.watch.tracer import Tracer
 
 _LARGE = 1e9
 # Their derivatives are infinite somewhere: an infinite gradient of theirs is not an overflow.
 _POLES = (*POLES, "pow", "norm", "vector_norm", "std", "var", "prod", "where", "hypot", "cdist")
+
+OVERFLOW_REMEDY = Advice(
+    text="Use bfloat16, or float16 with loss scaling (fp16=True with float32 weights); and clip gradients.",
+    commands=["TrainingArguments(bf16=True, max_grad_norm=1.0)"],
+)
+DERIVATIVE_REMEDY = Advice(
+    text="Roots, norms, logarithms and quotients have infinite derivatives at zero, and torch.where does not keep out "
+    "the branch that was not chosen: 0 times infinity is NaN. Make the input harmless before it.",
+    commands=[
+        "torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)",
+        "(x.square().sum() + eps).sqrt()",
+    ],
+)
 
 
 @dataclass(frozen=True)
@@ -35,23 +48,11 @@ class Claim:
     operation: str
 
 
-@dataclass(frozen=True)
-class FirstBadGradient:
-    """A derivative that gave non-finite gradients from finite ones."""
-
-    claim: Claim
-    node: str
-    state: Impurity
-    incoming: list[dict[str, Any]]
-    outgoing: list[dict[str, Any]]
-    largest: float
-
-
 class GraphWatch:
     """Claims nodes in the forward, and watches them in the backward."""
 
     def __init__(self) -> None:
-        self.first: FirstBadGradient | None = None
+        self.first: Origin | None = None
         self._claims: dict[Any, Claim] = {}
 
     def claim(self, module: str, layer: int | None, operation: str | None, result: Any) -> None:
@@ -75,20 +76,13 @@ class GraphWatch:
 
     def _listener(self, name: str, claim: Claim) -> Any:
         def listen(outgoing: tuple[Tensor | None, ...], incoming: tuple[Tensor | None, ...]) -> None:
-            if self.first is not None or any(impurity(g) for g in incoming if g is not None):
+            came = [gradient for gradient in incoming if gradient is not None]
+            if self.first is not None or any(map(impurity, came)):
                 return
-            states = [impurity(g) for g in outgoing if g is not None]
-            state = next((state for state in states if state), PURE)
-            if state:
-                came = [g for g in incoming if g is not None]
-                self.first = FirstBadGradient(
-                    claim,
-                    name,
-                    state,
-                    [facts(g, f"gradient {i}") for i, g in enumerate(came)],
-                    [facts(g, f"result {i}") for i, g in enumerate(outgoing) if g is not None],
-                    max((largest(g) for g in came), default=0.0),
-                )
+            gave = {f"result {i}": gradient for i, gradient in enumerate(outgoing) if gradient is not None}
+            state = next(filter(None, map(impurity, gave.values())), None)
+            if state is not None:
+                self.first = _broken_derivative(claim, name, state, came, gave)
 
         return listen
 
@@ -107,14 +101,7 @@ def explain_backward(
 ) -> Origin | None:
     """Run forward and backward in detail; the modes are those in effect, and gradients are wanted.
 
-    Args:
-        model: It is called with the batch.
-        batch: Its arguments by name.
-        repeat: The state to begin with.
-        backward: Runs the backward of an output; False if there is nothing to begin it with.
-
-    Returns:
-        The first non-finite gradient's origin; None if all gradients come out finite.
+    `backward` runs the backward of an output; False if there is nothing to begin it with.
     """
     repeat.again()
     model.zero_grad(set_to_none=True)
@@ -130,63 +117,50 @@ def explain_backward(
     bad = [name for name, p in model.named_parameters() if p.grad is not None and impurity(p.grad)]
     if not bad:
         return None
-    return _origin(model, graph.first, bad)
+    evidence = {"bad_gradients": bad[:LISTED], "of": len(bad), "device": device_label(model)}
+    if graph.first is not None:
+        return graph.first.model_copy(update={"evidence": evidence | graph.first.evidence})
+    return Origin(
+        cause="unknown",
+        module=bad[-1].rpartition(".")[0],
+        operation="backward",
+        phase="backward",
+        summary=f"gradients of {len(bad)} weights are not finite, and no derivative was seen that makes them so",
+        evidence=evidence,
+        remedy=Advice(
+            text="A hook or a custom kernel may write them. Look for hooks on tensors.",
+            commands=["torch.autograd.set_detect_anomaly(True)"],
+        ),
+    )
 
 
-def _origin(model: nn.Module, candidate: FirstBadGradient | None, bad: list[str]) -> Origin:
-    evidence: dict[str, Any] = {
-        "bad_gradients": bad[:LISTED],
-        "of": len(bad),
-        "device": device_label(model),
-    }
-    if candidate is None:
-        return Origin(
-            cause="unknown",
-            layer=None,
-            module=bad[-1].rpartition(".")[0],
-            operation="backward",
-            phase="backward",
-            summary=f"gradients of {len(bad)} weights are not finite, and no derivative was seen that makes them so",
-            evidence=evidence,
-            remedy=Advice(
-                text="A hook or a custom kernel may write them. Look for hooks on tensors.",
-                commands=["torch.autograd.set_detect_anomaly(True)"],
-            ),
-        )
-    evidence |= {"derivative": candidate.node, "incoming": candidate.incoming, "outgoing": candidate.outgoing}
-    dtype = candidate.outgoing[0]["dtype"] if candidate.outgoing else ""
-    pole = candidate.claim.operation in _POLES
+def _broken_derivative(
+    claim: Claim, node: str, state: Impurity, incoming: list[Tensor], outgoing: Mapping[str, Tensor]
+) -> Origin:
+    """The origin of non-finite gradients, the `outgoing`, that come of finite ones."""
+    gave = [facts(gradient, name) for name, gradient in outgoing.items()]
+    dtype, greatest = gave[0]["dtype"], max(map(largest, incoming), default=0.0)
     # In float32 a product overflows where a large gradient meets it; a small one has met a pole.
-    reached = dtype == "float16" or (candidate.state.infinite and candidate.largest > _LARGE)
-    overflowed = not pole and reached
-    made = "an infinity" if candidate.state.infinite else "NaN"
+    reached = dtype == "float16" or (state.infinite and greatest > _LARGE)
+    overflowed = reached and claim.operation not in _POLES
+    made = "an infinity" if state.infinite else "NaN"
+    summary = f"the derivative of {claim.operation} gives {made} from finite gradients; the forward is finite"
     if overflowed:
         summary = (
-            f"the gradient of {candidate.claim.operation} overflows {dtype}: the largest gradient that reaches it is "
-            f"{candidate.largest:.4g}"
-        )
-        remedy = Advice(
-            text="Use bfloat16, or float16 with loss scaling (fp16=True with float32 weights); and clip gradients.",
-            commands=["TrainingArguments(bf16=True, max_grad_norm=1.0)"],
-        )
-    else:
-        operation = candidate.claim.operation
-        summary = f"the derivative of {operation} gives {made} from finite gradients; the forward is finite"
-        remedy = Advice(
-            text="Roots, norms, logarithms and quotients have infinite derivatives at zero, and torch.where does not "
-            "keep out the branch that was not chosen: 0 times infinity is NaN. Make the input harmless before it.",
-            commands=[
-                "torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)",
-                "(x.square().sum() + eps).sqrt()",
-            ],
+            f"the gradient of {claim.operation} overflows {dtype}: the largest gradient that reaches it is "
+            f"{greatest:.4g}"
         )
     return Origin(
         cause="overflow" if overflowed else "derivative",
-        layer=candidate.claim.layer,
-        module=candidate.claim.module,
-        operation=candidate.claim.operation,
+        layer=claim.layer,
+        module=claim.module,
+        operation=claim.operation,
         phase="backward",
         summary=summary,
-        evidence=evidence,
-        remedy=remedy,
+        evidence={
+            "derivative": node,
+            "incoming": [facts(gradient, f"gradient {i}") for i, gradient in enumerate(incoming)],
+            "outgoing": gave,
+        },
+        remedy=OVERFLOW_REMEDY if overflowed else DERIVATIVE_REMEDY,
     )

@@ -45,10 +45,8 @@ def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
         return value.to(device) if isinstance(value, Tensor) else value
 
     prepared = {str(name): mapped(_tensor(str(name), value), moved) for name, value in batch.items()}
-    if (
-        short := _short_mask(flat(prepared))
-    ) is not None:  # Models may take it, and leave tokens without a mask.
-        raise BadInput(f"{short} The batch has {_shapes(prepared)}.")
+    if _has_short_mask(flat(prepared)):  # Models may take it, and leave tokens without a mask.
+        raise BadInput(f"'attention_mask' does not cover 'input_ids'. The batch has {_shapes(prepared)}.")
     return prepared
 
 
@@ -104,11 +102,7 @@ def _hints(model: nn.Module, batch: Mapping[str, Any]) -> list[str]:
     """What looks wrong about a batch that its model has refused; the model has judged, these are only hints."""
     found, ids, labels = [_typo(model, batch)], batch.get("input_ids"), batch.get("labels")
     main = getattr(model, "main_input_name", None)
-    if (
-        isinstance(main, str)
-        and main in _parameters(model)
-        and not batch.keys() & {main, "inputs_embeds", "encoder_outputs"}
-    ):
+    if main in _parameters(model) and not batch.keys() & {main, "inputs_embeds", "encoder_outputs"}:
         found.append(f"The batch lacks '{main}'.")
     if isinstance(ids, Tensor):
         if ids.is_floating_point() or ids.dtype == torch.bool:
@@ -120,13 +114,11 @@ def _hints(model: nn.Module, batch: Mapping[str, Any]) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _short_mask(batch: Mapping[str, Any]) -> str | None:
+def _has_short_mask(batch: Mapping[str, Any]) -> bool:
     ids, mask = batch.get("input_ids"), batch.get("attention_mask")
     if not (isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.dim() == mask.dim() == 2):
-        return None
-    if mask.shape[0] in (1, ids.shape[0]) and mask.shape[1] >= ids.shape[1]:
-        return None
-    return "'attention_mask' does not cover 'input_ids'."
+        return False
+    return mask.shape[0] not in (1, ids.shape[0]) or mask.shape[1] < ids.shape[1]
 
 
 def _typo(model: nn.Module, batch: Mapping[str, Any]) -> str | None:

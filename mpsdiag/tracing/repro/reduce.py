@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mpsdiag.emulation import Emulation, emulated
-from mpsdiag.tracing.watch.operations import TorchCall, operation_name
+from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.tracing.watch.replay import in_float64, replay, run
 from mpsdiag.tracing.watch.tensors import impurity, mapped, tensors_in
 
@@ -37,14 +37,12 @@ class Placeholder:
 
 @dataclass(frozen=True)
 class IsolatedCall:
-    """A call by itself: the function, its arguments with placeholders for tensors, under what it runs, what it shows.
+    """A call by itself, with placeholders for its tensors: under what it runs, what it shows.
 
     `names` are those of the tensors, `wants` says which of them want a gradient, `grad` that grad mode is on.
     """
 
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    call: TorchCall
     names: tuple[str, ...]
     wants: tuple[bool, ...]
     grad: bool
@@ -52,28 +50,19 @@ class IsolatedCall:
     emulation: Emulation | None
     fault: Fault
 
-    @property
-    def operation(self) -> str:
-        """The name of the operation."""
-        return operation_name(self.func)
-
     def filled(self, tensors: tuple[Tensor, ...]) -> TorchCall:
         """The call with tensors in the places of the placeholders."""
 
         def fill(value: Any) -> Any:
             return tensors[value.index] if isinstance(value, Placeholder) else value
 
-        return TorchCall(self.func, mapped(self.args, fill), mapped(dict(self.kwargs), fill))
+        return TorchCall(self.call.func, mapped(self.call.args, fill), mapped(dict(self.call.kwargs), fill))
 
 
 def alone(
     call: TorchCall, *, grad: bool, emulation: Emulation | None, fault: Fault
 ) -> tuple[IsolatedCall, tuple[Tensor, ...]]:
-    """Take a call apart into its shape and its tensors.
-
-    Returns:
-        The call without tensors, and the tensors, detached.
-    """
+    """Take a call apart into the call without tensors, and its tensors, detached."""
     tensors: list[Tensor] = []
     names: list[str] = []
     labels = {id(tensor): name for name, tensor in tensors_in(call.named)}
@@ -88,7 +77,8 @@ def alone(
     args, kwargs = mapped(tuple(call.args), take), mapped(dict(call.kwargs), take)
     device = tensors[0].device if tensors else torch.device("cpu")
     wants = tuple(grad and tensor.requires_grad for tensor in tensors)
-    lone = IsolatedCall(call.func, args, kwargs, tuple(names), wants, grad, device, emulation, fault)
+    empty = TorchCall(call.func, args, kwargs)
+    lone = IsolatedCall(empty, tuple(names), wants, grad, device, emulation, fault)
     return lone, tuple(tensor.detach() for tensor in tensors)
 
 
@@ -134,21 +124,13 @@ class Made:
 
 def smallest(tensors: tuple[Tensor, ...], shows: Shows) -> tuple[Tensor, ...]:
     """Cut dimensions down, those of equal size together and each by itself, until nothing smaller shows the fault."""
-    left = TRIES
+    tries = iter(range(TRIES))
 
     def check(candidate: tuple[Tensor, ...]) -> bool:
-        nonlocal left
-        left -= 1
-        return left >= 0 and shows(candidate)
+        return next(tries, None) is not None and shows(candidate)
 
-    progress = True
-    while progress:
-        progress = False
-        for group in list(_groups(tensors)):
-            smaller = _shrink(tensors, group, check)
-            if smaller is not None:
-                tensors, progress = smaller, True
-                break
+    while smaller := next(filter(None, (_shrink(tensors, group, check) for group in _groups(tensors))), None):
+        tensors = smaller
     dense = tuple(tensor.contiguous() for tensor in tensors)
     return dense if shows(dense) else tuple(_laid_out(tensor) for tensor in tensors)
 
@@ -156,8 +138,7 @@ def smallest(tensors: tuple[Tensor, ...], shows: Shows) -> tuple[Tensor, ...]:
 def plainest(tensors: tuple[Tensor, ...], shows: Shows) -> list[Made] | None:
     """Replace numbers by ones, by seeded random ones, or by rounded ones, where the fault still shows.
 
-    Returns:
-        Tensors with the expressions that make them; None if one is too large to be written out.
+    None if a tensor is too large to be written out.
     """
     made: list[Made] = []
     for index, tensor in enumerate(tensors):
@@ -173,10 +154,9 @@ def plainest(tensors: tuple[Tensor, ...], shows: Shows) -> list[Made] | None:
     return made
 
 
-def _groups(tensors: tuple[Tensor, ...]) -> Iterator[list[tuple[int, int]]]:
+def _groups(tensors: tuple[Tensor, ...]) -> Iterable[tuple[tuple[int, int], ...]]:
     """Dimensions to cut together: all of one size, those of one size at the same place, each alone."""
     places = [(t, d) for t, tensor in enumerate(tensors) for d in range(tensor.dim()) if tensor.shape[d] > 1]
-    seen: set[tuple[tuple[int, int], ...]] = set()
     sizes = sorted({tensors[t].shape[d] for t, d in places}, reverse=True)
     same = [[(t, d) for t, d in places if tensors[t].shape[d] == size] for size in sizes]
     aligned = [
@@ -184,18 +164,14 @@ def _groups(tensors: tuple[Tensor, ...]) -> Iterator[list[tuple[int, int]]]:
         for group in same
         for place in sorted({d - tensors[t].dim() for t, d in group})
     ]
-    for group in (*same, *aligned, *([place] for place in places)):
-        key = tuple(group)
-        if group and key not in seen:
-            seen.add(key)
-            yield group
+    return dict.fromkeys(map(tuple, (*same, *aligned, *([place] for place in places))))
 
 
 def _shrink(
-    tensors: tuple[Tensor, ...], group: list[tuple[int, int]], check: Shows
+    tensors: tuple[Tensor, ...], group: tuple[tuple[int, int], ...], check: Shows
 ) -> tuple[Tensor, ...] | None:
-    first = group[0]
-    size = tensors[first[0]].shape[first[1]]
+    (t, d), *_ = group
+    size = tensors[t].shape[d]
     for length in dict.fromkeys((1, 2, size // 4, size // 2, size - 1)):
         if not 0 < length < size:
             continue

@@ -146,7 +146,7 @@ def _run(text: str, emulation: Emulation | None) -> str | None:
 
 def function_name(lone: IsolatedCall) -> str | None:
     """What the script calls the operation, such as `torch.nn.functional.linear`; None if torch has no name for it."""
-    func: Any = lone.func
+    func: Any = lone.call.func
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):  # noqa: SLF001 - torch's only name for it
         return f"torch.ops.{func}"
     name = resolve_name(func)
@@ -175,7 +175,7 @@ def render(lone: IsolatedCall, made: Sequence[Made], origin: Origin, environment
     lines.append(f"device = sys.argv[1] if len(sys.argv) > 1 else ({default})")
     lines += [f"{name} = {item.expression}" for name, item in zip(names, made, strict=True)]
     lines += ["", "", "def run(device, dtype=None):", *_body(lone, names), "", ""]
-    if lone.operation == SDPA:
+    if lone.call.operation == SDPA:
         lines += [*REFERENCE.strip().splitlines(), "", ""]
     lines += _judgement(lone, names)
     return "\n".join(lines) + "\n"
@@ -201,7 +201,7 @@ def _judgement(lone: IsolatedCall, names: Sequence[str]) -> list[str]:
     shown = [
         "result = run(device).detach().cpu()",
         f"exact = reference({_arguments(lone, names)})"
-        if lone.operation == SDPA
+        if lone.call.operation == SDPA
         else 'exact = run("cpu", torch.float64).detach()',
         'print("torch", torch.__version__, "on", device)',
         'print("result:", result)',
@@ -225,8 +225,8 @@ def _judgement(lone: IsolatedCall, names: Sequence[str]) -> list[str]:
 
 def _arguments(lone: IsolatedCall, names: Sequence[str]) -> str:
     """What stands between the parentheses of a call, with these names for the tensors."""
-    named = [f"{key}={_argument(value, names)}" for key, value in lone.kwargs.items()]
-    return ", ".join([*(_argument(value, names) for value in lone.args), *named])
+    named = [f"{key}={_argument(value, names)}" for key, value in lone.call.kwargs.items()]
+    return ", ".join([*(_argument(value, names) for value in lone.call.args), *named])
 
 
 def _argument(value: Any, names: Sequence[str]) -> str:

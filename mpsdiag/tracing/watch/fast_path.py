@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +31,13 @@ def is_compiled(module: nn.Module) -> bool:
     )
 
 
-def uncompiled() -> AbstractContextManager[Any]:
+def uncompiled() -> Any:
     """Run what was compiled operation by operation; nothing to do where nothing can have been compiled."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     stance: Any = getattr(torch.compiler, "set_stance", None)  # torch 2.6 and later
     older: Any = sys.modules["torch._dynamo"]
-    return cast(
-        "AbstractContextManager[Any]", stance("force_eager") if stance else older.config.patch(disable=True)
-    )
+    return stance("force_eager") if stance else older.config.patch(disable=True)
 
 
 Seen = Callable[[nn.Module, dict[str, Any], Any], None]

@@ -54,11 +54,9 @@ class Flags:
 
     def note(self, tensor: Tensor) -> None:
         """Add one more tensor to those of this step, such as a gradient norm."""
-        if tensor.is_floating_point() and not tensor.is_nested and tensor.numel():
-            with torch.no_grad():
-                self._sums.append(
-                    tensor.detach().sum(dtype=torch.float32 if tensor.dtype in _HALF else None).reshape(())
-                )
+        if _is_judged(tensor):
+            dtype = torch.float32 if tensor.dtype in _HALF else None
+            self._sums.append(tensor.detach().sum(dtype=dtype).reshape(()))
 
     def read(self, *extra: Tensor) -> Reading:
         """End the step and wait for the device, once."""
@@ -83,8 +81,10 @@ class Flags:
             self.note(hidden)
 
     def _note_output(self, output: Any) -> None:
-        for _, tensor in judged_in(output):
-            if tensor.is_floating_point() and not tensor.is_nested and tensor.numel():
-                # The greatest value passes NaN on, and leaves out the minus infinities that rule tokens out.
-                with torch.no_grad():
-                    self._surely.append(tensor.detach().amax().reshape(()))
+        # The greatest value passes NaN on, and leaves out the minus infinities that rule tokens out.
+        judged = [tensor.detach() for _, tensor in judged_in(output) if _is_judged(tensor)]
+        self._surely += [tensor.amax().reshape(()) for tensor in judged]
+
+
+def _is_judged(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_nested and tensor.numel() > 0
