@@ -68,12 +68,7 @@ class TraceReport(Answer, BaseModel):
 def investigate(
     request: TraceRequest, *, repro: Path | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> TraceReport:
-    """Trace what was asked for.
-
-    Raises:
-        BadInput: Something cannot be used as given.
-        CannotDecide: The device cannot be used, or the forward itself fails.
-    """
+    """Trace what was asked for."""
     if repro is not None:
         check_target(repro)
     checkpoints = find_checkpoints(request.checkpoints)

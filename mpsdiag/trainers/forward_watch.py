@@ -40,12 +40,7 @@ class Counter:
         self._unlabelled: Tensor | int = 0
 
     def note(self, bad: Tensor, unlabelled: Tensor | None) -> None:
-        """Count one batch.
-
-        Args:
-            bad: Scalar bool, whether it was not finite.
-            unlabelled: Scalar bool, whether no label of it counted; None if that is not known.
-        """
+        """Count one batch, by scalar bools: it was not finite; no label of it counted (None if not known)."""
         self._batches += 1
         self._bad = self._bad + bad.long()
         if unlabelled is not None:

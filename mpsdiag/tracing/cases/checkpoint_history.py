@@ -15,11 +15,7 @@ _NUMBER = re.compile(r"(\d+)$")
 
 
 def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
-    """Folders with safetensors weights, the oldest first; a folder of `checkpoint-N` stands for those in it.
-
-    Raises:
-        BadInput: A path does not exist, or holds no safetensors weights.
-    """
+    """Folders with safetensors weights, the oldest first; a folder of `checkpoint-N` stands for those in it."""
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():

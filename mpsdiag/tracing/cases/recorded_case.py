@@ -49,23 +49,16 @@ class About(BaseModel):
 
 
 def check_free(folder: Path) -> None:
-    """Make sure that a case may be written into a folder.
-
-    Raises:
-        BadInput: It is in use.
-    """
+    """Refuse a folder that is in use."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} exists already. Choose another folder for the bad batch, or remove it.")
 
 
 def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], about: About) -> None:
-    """Write a case whole or not at all: beside the folder first, then renamed.
-
-    Raises:
-        BadInput: The folder cannot be written.
-    """
+    """Write a case whole or not at all: beside the folder first, then renamed."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in batch.items() if isinstance(value, int | float | bool)}
+    document = about.model_copy(update={"arguments": plain}).model_dump(by_alias=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -74,7 +67,6 @@ def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], 
             if model is not None:
                 saver: Any = model
                 saver.save_pretrained(temporary / MODEL)
-            document = about.model_copy(update={"arguments": plain}).model_dump(by_alias=True)
             (temporary / ABOUT).write_text(readable(dumps(document, indent=2)) + "\n", encoding="utf-8")
             if folder.is_dir():
                 folder.rmdir()
@@ -89,14 +81,7 @@ def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], 
 
 
 def read_case(folder: Path) -> tuple[About, dict[str, Any], Path | None]:
-    """Read a recorded case.
-
-    Returns:
-        How it was run, the batch, and the folder of the weights (None if they were left out).
-
-    Raises:
-        BadInput: The folder is missing, incomplete, or of a newer version.
-    """
+    """A recorded case: how it was run, the batch, and the folder of the weights (None if they were left out)."""
     if not folder.exists():
         raise BadInput(
             f"There is no folder {folder}. Give one that the recording callback wrote, or --model and --dataset."
@@ -128,11 +113,7 @@ def _first(problem: BaseException) -> str:
 
 
 def load_batch(path: Path) -> dict[str, Tensor]:
-    """Read a batch that `safetensors.torch.save_file` wrote: argument names to tensors.
-
-    Raises:
-        BadInput: The file is missing, a pickle, cut short, or of another format.
-    """
+    """Read a batch that `safetensors.torch.save_file` wrote: argument names to tensors."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -71,12 +71,7 @@ class TracedCase:
 
 @contextmanager
 def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterator[TracedCase]:
-    """Load what is to be traced; inside the block its attention, emulation and autocast are in effect.
-
-    Raises:
-        BadInput: Something cannot be used as given.
-        CannotDecide: The device, or the dtype on it, cannot be used here.
-    """
+    """Load what is to be traced; inside the block its attention, emulation and autocast are in effect."""
     one_of("padding side", request.padding_side, PADDING_SIDES)
     if request.attention is not None:
         one_of("attention mode", request.attention, ATTENTION_MODES)
@@ -98,7 +93,10 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
     _require(device, dtype, emulation)
     progress("loading the model")
     with ExitStack() as stack:
-        model = _model(name, request, dtype).to(device)
+        devices.seed_everything(request.seed)
+        task, seed = request.task, request.seed
+        model: nn.Module = build_model(name, seed=seed, dtype=dtype, from_config=False, task=task)
+        model.to(device)
         if attention in ATTENTION_MODES:  # A recorded one may be another, such as a kernel of the hub.
             stack.enter_context(apply(model, attention_for(model, attention)))
         stack.enter_context(as_on_mps(emulation))
@@ -118,11 +116,6 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
             case_info=_case_info(request, about, name, dtype, attention, len(given))
             | ({"max_length": longest} if batch is None else {}),
         )
-
-
-def _model(name: str, request: TraceRequest, dtype: str) -> nn.Module:
-    devices.seed_everything(request.seed)
-    return build_model(name, seed=request.seed, dtype=dtype, from_config=False, task=request.task)
 
 
 def _longest(request: TraceRequest, model: nn.Module) -> int:
@@ -159,9 +152,7 @@ def _emulation(request: TraceRequest, about: About | None) -> Emulation | None:
                 f"--emulate runs on the CPU, not on '{request.device}'. Leave out --device, or --emulate."
             )
         return Emulation(request.emulate, request.emulate_macos)
-    if about is None or about.emulation is None or request.device is not None:
-        return None
-    return about.emulation
+    return about.emulation if about is not None and request.device is None else None
 
 
 def _require(device: str, dtype: str, emulation: Emulation | None) -> None:
@@ -179,12 +170,8 @@ def _case_info(
 ) -> dict[str, Any]:
     info: dict[str, Any] = {"model": model, "dtype": dtype, "batches": batches}
     if request.folder is not None and about is not None:
-        info |= {
-            "recorded": str(request.folder),
-            "recorded_on": about.device,
-            "recorded_step": about.step,
-            "recorded_versions": about.versions,
-        }
+        info |= {"recorded": str(request.folder), "recorded_on": about.device, "recorded_step": about.step}
+        info["recorded_versions"] = about.versions
         if request.model is None:
             info["model"] = f"the weights recorded in {request.folder}"
     elif request.batch_file is not None:

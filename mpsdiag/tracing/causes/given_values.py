@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, is_statistic, no_label_counts
+from mpsdiag.tracing.causes.mask_values import MASK_REMEDY
 from mpsdiag.tracing.causes.root_cause import Candidate
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, tensors_in
@@ -78,11 +79,13 @@ def nonfinite_weights(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def bad_inputs(first: Candidate) -> Origin | None:
-    """A tensor of the batch is not finite; masks are judged elsewhere."""
+    """A tensor of the batch is not finite, or a mask of it holds NaN."""
     operand = first.terminal.operand
-    if first.terminal.kind != "batch" or operand is None or "mask" in operand.source.name:
+    if first.terminal.kind != "batch" or operand is None:
         return None
     name = operand.source.name
+    if "mask" in name:
+        return first.origin("bad_mask", f"'{name}' of the batch holds NaN", MASK_REMEDY, input=name)
     return first.origin(
         "bad_inputs",
         f"'{name}' of the batch is not finite before the model sees it",

@@ -1,4 +1,4 @@
-"""Mask arithmetic that gives infinities or NaN: finfo.min added twice, 0 times infinity, NaN or plus infinity in it."""
+"""Mask arithmetic that gives infinities or NaN: finfo.min added twice, 0 times infinity, plus infinity in a mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.operations import SOFTMAX
 from mpsdiag.tracing.watch.tensors import facts
 
-REMEDY = Advice(
+MASK_REMEDY = Advice(
     text="Hand attention a bool mask (True: may attend): it cannot overflow. For a float mask, combine masks "
     "by torch.minimum or by logic, not by adding them.",
     commands=["mask = causal & padding[:, None, None, :].bool()"],
@@ -22,15 +22,7 @@ _ADDITIVE = 'mask = torch.where(allowed, 0.0, float("-inf"))'
 
 def mask_arithmetic(first: Candidate) -> Origin | None:
     """The first bad value comes from computing a mask."""
-    return _given_nan(first) or _doubled(first) or _zero_times_infinity(first) or _plus_infinity(first)
-
-
-def _given_nan(first: Candidate) -> Origin | None:
-    operand = first.terminal.operand
-    if first.terminal.kind != "batch" or operand is None or "mask" not in operand.source.name:
-        return None
-    name = operand.source.name
-    return first.origin("bad_mask", f"'{name}' of the batch holds NaN", REMEDY, input=name)
+    return _doubled(first) or _zero_times_infinity(first) or _plus_infinity(first)
 
 
 def _doubled(first: Candidate) -> Origin | None:
@@ -47,7 +39,7 @@ def _doubled(first: Candidate) -> Origin | None:
         if deep > 1
         else "a negative score added to a mask of the lowest finite number is minus infinity"
     )
-    return first.origin("bad_mask", what, REMEDY, masks_at_lowest=deep)
+    return first.origin("bad_mask", what, MASK_REMEDY, masks_at_lowest=deep)
 
 
 def _looks_masked(tensor: Tensor) -> bool:
@@ -71,7 +63,7 @@ def _zero_times_infinity(first: Candidate) -> Origin | None:
     return first.origin(
         "bad_mask",
         "0 times infinity is NaN: a mask is made by multiplying a 0/1 mask with minus infinity",
-        Advice(text=REMEDY.text, commands=[_ADDITIVE]),
+        Advice(text=MASK_REMEDY.text, commands=[_ADDITIVE]),
     )
 
 

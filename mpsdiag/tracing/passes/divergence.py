@@ -63,7 +63,7 @@ def or_divergence(
 ) -> Origin:
     """The origin as it is, or as the end of a divergence: losses, gradients or weights grew at least tenfold.
 
-    With the initial weights the caller has run the control; without them nothing is said of it.
+    With the initial weights the caller has run the control; without them the summary leaves it out.
     """
     grown = _growth(model, trajectory, initial)
     if max(grown.values(), default=0.0) < GROWTH:

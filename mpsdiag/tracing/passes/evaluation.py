@@ -27,11 +27,7 @@ def trace_batches(
     grad: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TracedRun:
-    """Trace an evaluation. The origin of the first bad batch comes first, others with other causes are in its `also`.
-
-    Raises:
-        CannotDecide: A forward itself fails.
-    """
+    """Trace an evaluation. The origin is that of the first bad batch; those with other causes are in its `also`."""
     found, origins = TracedRun(), list[Origin]()
     forward, came_to_loss = ForwardTrace(model, compare=compare), True
     with in_mode(model, training=False, grad=grad):

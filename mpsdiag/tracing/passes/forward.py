@@ -73,12 +73,7 @@ class ForwardTrace:
         self._check_first = device_of(model).type == "cuda"
 
     def run(self, batch: Mapping[str, Any], *, in_detail: bool = True) -> Traced:
-        """Run a batch, and find where its first non-finite value comes from, or where finite ones go wrong.
-
-        Raises:
-            BadInput: The model does not take such a batch.
-            CannotDecide: The forward itself fails.
-        """
+        """Run a batch, and find where its first non-finite value comes from, or where finite ones go wrong."""
         if self._check_first and (outside := self._indices.explain(batch)) is not None:
             return Traced(None, outside, bad=True)
         self._repeat.take()

@@ -22,11 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn lists of numbers into tensors, and move everything to the model's device.
-
-    Raises:
-        BadInput: It is not a mapping, is empty, has a list that is not a tensor, or a mask that is too short.
-    """
+    """Turn lists of numbers into tensors, and move everything to the model's device."""
     if not isinstance(batch, Mapping):
         raise BadInput(
             f"A batch is a mapping from argument names to tensors, not a {type(batch).__name__}. "
@@ -69,23 +65,15 @@ def _tensor(name: str, value: Any) -> Any:
 
 @contextmanager
 def own_sentence(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
-    """Pass on what a forward raises, with the keys and shapes it was given; an index out of range goes through.
-
-    Raises:
-        BadInput: The model does not take such a batch.
-        CannotDecide: The forward itself fails.
-    """
+    """Pass on what a forward raises, with the keys and shapes it was given; an index out of range goes through."""
     try:
         yield
-    except IndexError as problem:
-        if not _hints(model, batch):
-            raise
-        raise BadInput(refusal(model, batch, problem)) from problem
-    except _REFUSALS as problem:
-        raise BadInput(refusal(model, batch, problem)) from problem
-    except RuntimeError as problem:
-        if type(problem) is RuntimeError and _hints(model, batch):
+    except (*_REFUSALS, IndexError, RuntimeError) as problem:
+        general = isinstance(problem, IndexError) or type(problem) is RuntimeError
+        if isinstance(problem, _REFUSALS) or (general and _hints(model, batch)):
             raise BadInput(refusal(model, batch, problem)) from problem
+        if isinstance(problem, IndexError):
+            raise
         raise CannotDecide(
             f"The forward itself fails, so nothing can be traced: {first_line(problem, 300)}. It was given "
             f"{_shapes(batch)}."

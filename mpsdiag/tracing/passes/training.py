@@ -57,12 +57,7 @@ def trace_training(
     steps: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TracedRun:
-    """Train, and stop at the first step with a non-finite value; the weights are put back at the end.
-
-    Raises:
-        BadInput: A batch without labels; nothing to train.
-        CannotDecide: A step itself fails.
-    """
+    """Train, and stop at the first step with a non-finite value; the weights are put back at the end."""
     if not any(weight.requires_grad for weight in model.parameters()):
         raise BadInput(
             "No weight of the model wants a gradient, so there is nothing to train. Unfreeze some."

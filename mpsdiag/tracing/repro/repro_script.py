@@ -64,11 +64,7 @@ MARK = '"""Written by mpsdiag trace'
 
 
 def check_target(path: Path) -> None:
-    """Refuse to overwrite what mpsdiag has not written.
-
-    Raises:
-        BadInput: The file was written by someone else, or is not a Python file.
-    """
+    """Refuse to overwrite what mpsdiag has not written."""
     if path.suffix != ".py":
         raise BadInput(f"--repro writes a Python script, and {path} does not end in .py.")
     if path.is_dir():
@@ -86,11 +82,7 @@ def write_repro(
     grad: bool,
     emulation: Emulation | None,
 ) -> tuple[bool, str]:
-    """Write the script, if the fault can be shown by its operation alone: whether it was written, and what it showed.
-
-    Raises:
-        BadInput: The file cannot be written.
-    """
+    """Write the script, if the operation alone shows the fault: whether it was written, and what it showed."""
     if origin is None:
         return _none("there is nothing to show, everything is finite")
     if origin.cause in _NOTHING:

@@ -172,10 +172,8 @@ def _infinite_output(seen: Pass) -> Terminal | None:
 
 def _begin(event: PassEvent, ends: Mapping[int, Terminal | None]) -> Terminal | None:
     with_nan = [operand for operand in event.operands if operand.impurity.nan]
-    if with_nan:
-        return _earliest(_follow(operand, event, ends) for operand in with_nan)
-    upstream = _earliest(_follow(operand, event, ends) for operand in event.operands)
-    if upstream is not None:
+    upstream = _earliest(_follow(operand, event, ends) for operand in with_nan or event.operands)
+    if with_nan or upstream is not None:
         return upstream
     if event.impurity.nan:
         return Terminal("nan", event)
