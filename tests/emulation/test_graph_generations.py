@@ -1,6 +1,7 @@
 """G0, G0', G1, G2 and G3 against float64 and on the edge cases; the other generations have tests of their own."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,10 +10,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsdiag.emulation import emulate_mps
+from mpsdiag.emulation import Emulation, emulate_mps
+from mpsdiag.emulation.call import AttentionCall
+from mpsdiag.emulation.faults import as_the_cached_graph_runs_it
 from mpsdiag.emulation.generations.composite import composite_attention
 from mpsdiag.emulation.generations.graph import graph_attention
 from mpsdiag.emulation.generations.graph_f32 import graph_attention_f32
+from mpsdiag.emulation.machine import Machine
 
 NEVER = float("-inf")
 safe_composite_attention = partial(composite_attention, zero_dead_rows=True, wide_scores=True)
@@ -281,3 +285,16 @@ def test_each_scale_has_its_own_graph_where_it_is_part_of_the_key():
     stock = F.scaled_dot_product_attention(query, query, query, mask, scale=0.02)
     torch.testing.assert_close(second, stock, atol=2e-3, rtol=2e-3)
     assert not torch.allclose(same_key, F.scaled_dot_product_attention(query, query, query, mask, scale=0.05))
+
+
+def test_the_graph_cache_keeps_causal_masked_and_plain_calls_apart():
+    machine = Machine.of(Emulation("2.8", defects=("SDPA015",)), "raise")
+    q = torch.randn(1, 1, 4, 40)
+    calls = [
+        AttentionCall(q, q, q, is_causal=True, scale=1.0),
+        AttentionCall(q, q, q, scale=0.5),
+        AttentionCall(q, q, q, torch.zeros(4, 4), scale=0.25),
+    ]
+    assert [as_the_cached_graph_runs_it(call, machine).scale for call in calls] == [1.0, 0.5, 0.25]
+    again = [replace(call, scale=2.0) for call in calls]
+    assert [as_the_cached_graph_runs_it(call, machine).scale for call in again] == [1.0, 0.5, 0.25]
