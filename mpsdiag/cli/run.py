@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from mpsdiag.cli import options, output
 from mpsdiag.cli.notes import note_without_effect
+from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_FOUND
 
 if TYPE_CHECKING:
@@ -32,12 +33,22 @@ Fix = Annotated[
     typer.Option(
         "--fix",
         metavar="MODE",
-        help="sdpa (none), eager, safe_sdpa, unmask_sdpa or min_mask_sdpa. [safe_sdpa; with --trace: sdpa]",
+        help="sdpa (none), eager, safe_sdpa, unmask_sdpa or min_mask_sdpa. [safe_sdpa; watched: sdpa]",
     ),
 ]
 Trace = Annotated[
     bool,
     typer.Option("--trace", help="Watch all models in it; stop at the first non-finite value and say why."),
+]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Stop after the first evaluation and say what check says, for this script."),
+]
+Steps = Annotated[
+    int,
+    typer.Option(
+        "--steps", min=0, help="With --check: take the first forward if none came in so many steps."
+    ),
 ]
 KeepGoing = Annotated[
     bool, typer.Option("--keep-going", help="With --trace: finish the script, then tell all that was found.")
@@ -62,6 +73,8 @@ def run(
     as_module: AsModule = False,
     fix: Fix = None,
     trace: Trace = False,
+    check: Check = False,
+    steps: Steps = 100,
     keep_going: KeepGoing = False,
     record: Record = None,
     json: JsonFile = None,
@@ -73,13 +86,20 @@ def run(
 
     With --trace no fix is in place unless one is named, and everything that the script runs is watched.
 
-    The exit code is the script's own; with --trace 1 if it was stopped. Options go before SCRIPT: what follows it
-    belongs to the script.
+    The exit code is the script's own; with --trace 1 if it was stopped; with --check 1 affected, 0 not, 3 undecided.
+    Options go before SCRIPT: what follows it belongs to the script.
     """
     from mpsdiag.fixes.script import become, prepare
 
+    if trace and check:
+        raise BadInput("--trace and --check exclude each other: choose one.")
+    watched = trace or check
     if not trace:
-        note_without_effect(context, ["keep_going", "record", "json", "html"], "without --trace")
+        note_without_effect(context, ["keep_going", "record"], "without --trace")
+    if not watched:
+        note_without_effect(context, ["json", "html"], "without --trace or --check")
+    if not check:
+        note_without_effect(context, ["steps"], "without --check")
     if emulate is None:
         note_without_effect(context, ["emulate_macos"], "without --emulate")
     make = partial(
@@ -87,24 +107,24 @@ def run(
         target,
         arguments or (),
         as_module=as_module,
-        fix=fix or ("sdpa" if trace else "safe_sdpa"),
+        fix=fix or ("sdpa" if watched else "safe_sdpa"),
         emulate=emulate,
         macos=emulate_macos,
         environ=os.environ,
     )
-    if trace:
-        _trace(make, [target, *(arguments or ())], record, keep_going=keep_going, json=json, html=html)
+    if watched:
+        wish = {"keep_going": keep_going, "record": record, "check_steps": steps if check else None}
+        _watch(make, [target, *(arguments or ())], wish, json=json, html=html)
     launch = make()
     sys.stderr.write(f"mpsdiag: {launch.note}\n")
     become(launch)
 
 
-def _trace(
+def _watch(
     make: Callable[..., Launch],
     script: list[str],
-    record: Path | None,
+    wish: dict[str, Any],
     *,
-    keep_going: bool,
     json: Path | None,
     html: Path | None,
 ) -> NoReturn:
@@ -118,15 +138,15 @@ def _trace(
     from mpsdiag.serialization import dumps, write_atomically
     from mpsdiag.tracing.cases.recorded_case import check_free
     from mpsdiag.tracing.process.session import ENTRY, OPTIONS, WatchOptions
-    from mpsdiag.tracing.process.watched import ScriptReport, gathered
+    from mpsdiag.tracing.process.watched import ScriptReport, check_code, gathered
 
+    record = wish["record"]
     if record is not None:
         check_free(record)
+        wish["record"] = record.absolute()
     with tempfile.TemporaryDirectory(prefix="mpsdiag-run-") as parts:
-        wish = WatchOptions(
-            parts=Path(parts), keep_going=keep_going, record=None if record is None else record.absolute()
-        )
-        launch = make(then=ENTRY, options={OPTIONS: wish.model_dump_json()})
+        wanted = WatchOptions(parts=Path(parts), **wish)
+        launch = make(then=ENTRY, options={OPTIONS: wanted.model_dump_json()})
         sys.stderr.write(f"mpsdiag: {launch.note}\n")
         sys.stderr.flush()
         code = supervise(launch)
@@ -141,6 +161,8 @@ def _trace(
         write_atomically(html, page(made))
     sys.stderr.write(terminal.write(made, width=output.width(), color=output.colored(sys.stderr)))
     sys.stderr.flush()
+    if wanted.check_steps is not None:
+        end_as(check_code(report))
     end_as(EXIT_FOUND if report.stopped else code)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from mpsdiag.environment import facts
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.trace import NAMES, origin_blocks
-from mpsdiag.tracing.process.watched import ScriptFinding, ScriptReport
+from mpsdiag.tracing.process.watched import ScriptCheck, ScriptFinding, ScriptReport
 from mpsdiag.words import count
 
 
@@ -17,12 +17,15 @@ def script_document(report: ScriptReport) -> blocks.Document:
         (f"finding-{number}", f"Finding {number}: {finding.cause}", _finding(finding))
         for number, finding in enumerate(report.findings, 1)
     ]
+    if report.check is not None:
+        parts.insert(0, ("check", "The script's model and first batches", _check(report.check)))
     parts.append(("watched", "What was watched", _watched(report)))
     if report.environment is not None:
         environment = blocks.Facts("Environment (mpsdiag env)", tuple(facts(report.environment)))
         parts.append(("environment", "Environment", [environment]))
     sections = tuple(blocks.Section(key, title, tuple(content)) for key, title, content in parts)
-    verdict = "affected" if report.findings else "not_affected" if report.watched.forwards else "undecided"
+    bad = report.findings or (report.check is not None and report.check.affected)
+    verdict = "affected" if bad else "not_affected" if report.watched.forwards else "undecided"
     return blocks.Document("mpsdiag run --trace", headline(report), verdict, sections)
 
 
@@ -31,6 +34,9 @@ def headline(report: ScriptReport) -> str:
     where = ""
     if report.emulated is not None:
         where = f" (emulated MPS of torch {report.emulated.release} on macOS {report.emulated.macos})"
+    if report.check is not None:
+        answer = "affected" if report.check.affected else "not affected"
+        return f"{answer}: {report.check.model} on {report.check.device}, with this script's own batches"
     if report.findings:
         first = report.findings[0]
         return f"{_title(first)}{where}; {'stopped there' if report.stopped else 'the script went on'}"
@@ -54,6 +60,24 @@ def _finding(finding: ScriptFinding) -> Iterable[blocks.Block]:
     yield blocks.pairs("in your code", rows)
     for also in finding.also:
         yield blocks.Prose(f"Also {also.cause}: {also.summary}.")
+
+
+def _check(found: ScriptCheck) -> Iterable[blocks.Block]:
+    rows = [
+        ("batches", f"{found.batches} of {'its first evaluation' if found.evaluation else 'its training'}"),
+        ("outputs", "finite" if found.finite else "not finite"),
+    ]
+    if found.exposure is not None:
+        where = ", ".join(f"{count} at {name}" for name, count in found.exposure.reasons.items())
+        rows.append(("fully masked rows, predicted", f"{found.exposure.rows}{f': {where}' if where else ''}"))
+    if found.padding_error is not None:
+        rows.append(("padded against alone", f"{found.padding_error:.3g}; allowed {found.padding_bound:.3g}"))
+    rows += [(f"with {name}", "right" if right else "not right") for name, right in found.fixes.items()]
+    yield blocks.pairs("check", rows)
+    if found.affected and found.resolved_by:
+        yield blocks.Log("", f"mpsdiag run --fix {found.resolved_by[-1]} your_script.py")
+    if found.notes:
+        yield blocks.Points(tuple(f"{note}." for note in found.notes))
 
 
 def _watched(report: ScriptReport) -> Iterable[blocks.Block]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.tracing.watch.model_state import Repeat, device_of, in_mode
-from mpsdiag.tracing.watch.tensors import fresh, tensors_in
+from mpsdiag.tracing.watch.tensors import copied, fresh, tensors_in
 
 _LIBRARIES: Final = tuple(
     {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -101,8 +101,8 @@ class WatchedForward:
         casts = torch.is_autocast_enabled(kind)
         return cls(
             model=model,
-            args=args,
-            kwargs=kwargs,
+            args=tuple(map(_kept, args)),
+            kwargs={name: _kept(value) for name, value in kwargs.items()},
             line=calling_line(),
             step=step,
             training=model.training,
@@ -149,6 +149,11 @@ class WatchedForward:
                 now.again()
                 for weight, gradient in kept:
                     weight.grad = gradient
+
+
+def _kept(value: Any) -> Any:
+    """A value as it is now: a cache that the call appends to is copied, its tensors are not."""
+    return copied(value, lambda tensor: tensor) if "Cache" in type(value).__name__ else value
 
 
 def _versions(value: Any) -> list[int]:

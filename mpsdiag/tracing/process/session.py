@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import util
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from pydantic import BaseModel
@@ -17,10 +18,12 @@ from torch import nn
 from mpsdiag import emulation, environment
 from mpsdiag.errors import BadInput, MpsdiagError
 from mpsdiag.findings import Emulated
+from mpsdiag.quiet import no_bars
 from mpsdiag.serialization import dumps, write_atomically
 from mpsdiag.tracing.cases.recorded_case import About, write_case
+from mpsdiag.tracing.process.checked import BATCHES, check_forwards
 from mpsdiag.tracing.process.forwards import WatchedForward
-from mpsdiag.tracing.process.watched import ScriptFinding, ScriptReport
+from mpsdiag.tracing.process.watched import ScriptCheck, ScriptFinding, ScriptReport
 from mpsdiag.tracing.process.watcher import ProcessWatch
 from mpsdiag.words import EXIT_FOUND
 
@@ -29,11 +32,15 @@ ENTRY = "mpsdiag.tracing.process.session:begin"
 
 
 class WatchOptions(BaseModel):
-    """What `mpsdiag run` asks of its processes; `parts`: the folder in which each leaves what it saw."""
+    """What `mpsdiag run` asks of its processes; `parts`: the folder in which each leaves what it saw.
+
+    `check_steps`: check the first evaluation instead, or the first forward if none came in so many optimizer steps.
+    """
 
     parts: Path
     keep_going: bool = False
     record: Path | None = None
+    check_steps: int | None = None
 
 
 class _Session:
@@ -42,20 +49,46 @@ class _Session:
     def __init__(self, options: WatchOptions) -> None:
         self._options = options
         self._recorded: Path | None = None
-        self.watch = ProcessWatch(found=self._found)
+        self._checked: ScriptCheck | None = None
+        self._first: WatchedForward | None = None
+        self._evaluation: list[WatchedForward] = []
+        checks = options.check_steps is not None
+        self.watch = ProcessWatch(found=self._found, saw=self._saw if checks else lambda _: None)
         self.watch.start()
 
     def end(self) -> None:
         """The process ends: read what is left, and leave what was seen."""
+        self._check()
         self.watch.stop()
         self._leave(stopped=False)
+
+    def _saw(self, forward: WatchedForward) -> None:
+        """Gather the first batches of the first evaluation; stop the script once they are there."""
+        if not any(True for _ in forward.model.parameters()):  # a loss
+            return
+        self._first = self._first or forward
+        evaluates = not forward.grad and not forward.training
+        if evaluates:
+            self._evaluation.append(forward)
+        late = forward.step >= (self._options.check_steps or 0) and not self._evaluation
+        if len(self._evaluation) >= BATCHES or late or (self._evaluation and not evaluates):
+            self._check()
+            self._stop()
+
+    def _check(self) -> None:
+        if self._options.check_steps is not None and self._first is not None and self._checked is None:
+            evaluation = self._evaluation
+            with self.watch.aside():
+                self._checked = check_forwards(evaluation or [self._first], evaluation=bool(evaluation))
 
     def _found(self, watch: ProcessWatch, finding: ScriptFinding, forward: WatchedForward) -> None:
         del watch, finding
         if self._options.record is not None and self._recorded is None:
             self._recorded = _recorded(self._options.record, forward)
-        if self._options.keep_going:
-            return
+        if not self._options.keep_going and self._options.check_steps is None:
+            self._stop()
+
+    def _stop(self) -> NoReturn:
         self._leave(stopped=True)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -64,6 +97,7 @@ class _Session:
 
     def _leave(self, *, stopped: bool) -> None:
         report = _report(self.watch, stopped=stopped, recorded=self._recorded)
+        report.check = self._checked
         if report.watched.forwards or report.findings:
             write_atomically(self._options.parts / f"{os.getpid()}.json", dumps(report.to_dict()))
 
@@ -170,5 +204,9 @@ def _recorded(folder: Path, forward: WatchedForward) -> Path | None:
             noticed="loss" if forward.loss is not None else "logits",
             versions=dict(environment.versions()),
         )
-        write_case(folder, model if hasattr(model, "save_pretrained") else None, batch, about)
+        if not hasattr(model, "save_pretrained"):
+            write_case(folder, None, batch, about)
+            return folder
+        with no_bars():  # A model that is saved so has imported transformers.
+            write_case(folder, model, batch, about)
     return folder

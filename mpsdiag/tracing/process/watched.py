@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag.environment import Environment
-from mpsdiag.findings import Answer, Emulated, Part
+from mpsdiag.findings import Answer, Emulated, Exposure, Part
 from mpsdiag.tracing.origin import Origin
+from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED
 
 SCHEMA = 1
 
@@ -81,6 +82,43 @@ class Watched(Part):
         return Watched(**added, models=dict(models), masked_rows_nan=any(answers) if answers else None)
 
 
+class ScriptCheck(Part):
+    """What `mpsdiag run --check` found about a script's model and first batches.
+
+    Attributes:
+        model: Its class.
+        batches: How many of the script's batches were looked at; `evaluation`: those of its first evaluation.
+        exposure: The rows predicted from config and padding; None for a model without a config.
+        finite: Whether all outputs are.
+        padding_error: The largest difference of a sequence in its batch from the same sequence alone, at real
+            positions; None where a batch does not allow it. `padding_bound`: what is allowed.
+        fixes: By attention mode, whether the outputs are finite, and the same as alone, with it in place.
+        notes: What could not be looked at, and why.
+    """
+
+    model: str
+    device: str
+    batches: int = 0
+    evaluation: bool = True
+    exposure: Exposure | None = None
+    finite: bool = True
+    padding_error: float | None = None
+    padding_bound: float | None = None
+    fixes: dict[str, bool] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def affected(self) -> bool:
+        """Whether something is wrong with the outputs."""
+        moved = self.padding_error is not None and not self.padding_error <= (self.padding_bound or 0.0)
+        return not self.finite or moved
+
+    @property
+    def resolved_by(self) -> list[str]:
+        """The fixes that make it right."""
+        return [name for name, right in self.fixes.items() if right]
+
+
 class ScriptReport(Answer, BaseModel):
     """What watching a script, or a block of code, showed.
 
@@ -89,6 +127,7 @@ class ScriptReport(Answer, BaseModel):
         stopped: It was stopped at the first finding.
         script_exit: Its own exit code, negative for a signal; None if it was stopped, or for a block of code.
         recorded: The folder with the bad batch.
+        check: What `--check` found.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -100,6 +139,7 @@ class ScriptReport(Answer, BaseModel):
     stopped: bool = False
     script_exit: int | None = None
     recorded: str | None = None
+    check: ScriptCheck | None = None
     emulated: Emulated | None = None
     environment: Environment | None = None
 
@@ -115,6 +155,7 @@ class ScriptReport(Answer, BaseModel):
                 "findings": distinct([*self.findings, *other.findings]),
                 "stopped": self.stopped or other.stopped,
                 "recorded": self.recorded or other.recorded,
+                "check": self.check or other.check,
                 "emulated": self.emulated or other.emulated,
             }
         )
@@ -137,3 +178,12 @@ def gathered(folder: Path, report: ScriptReport) -> ScriptReport:
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         report = report.plus(ScriptReport.model_validate(json.loads(path.read_text(encoding="utf-8"))))
     return report
+
+
+def check_code(report: ScriptReport) -> int:
+    """What `mpsdiag run --check` ends with."""
+    if report.check is None:
+        return EXIT_UNDECIDED
+    if report.check.affected:
+        return EXIT_FOUND
+    return EXIT_UNDECIDED if report.check.notes and report.check.padding_error is None else EXIT_OK

@@ -7,7 +7,8 @@ changes the weights, so that a bad step is looked into with the weights as they 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,10 +40,16 @@ class ProcessWatch:
         findings: What was found so far, each cause and place once.
     """
 
-    def __init__(self, model: nn.Module | None = None, found: Found = lambda *_: None) -> None:
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        found: Found = lambda *_: None,
+        saw: Callable[[WatchedForward], None] = lambda _: None,
+    ) -> None:
         self.findings: dict[tuple[Any, ...], ScriptFinding] = {}
         self._only = model
         self._found = found
+        self._saw = saw
         self._counts = Watched()
         self._busy = False
         self._unread = Unread()
@@ -53,8 +60,6 @@ class ProcessWatch:
         self._trajectory = Trajectory(0.0)
         self._detailed: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
         self._undo: list[Callable[[], Any]] = []
-
-    # Being in place.
 
     def start(self) -> None:
         """Begin to watch."""
@@ -113,26 +118,31 @@ class ProcessWatch:
     def forget(self) -> None:
         """Begin to count anew, as in a process that was forked from this one."""
         undo, self._undo = self._undo, []
-        self.__init__(self._only, self._found)  # type: ignore[misc]  # the initial state is what is wanted
+        self.__init__(self._only, self._found, self._saw)  # type: ignore[misc]  # the initial state is what is wanted
         self._undo = undo
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What runs in the block is not the script's: it is not watched."""
+        before, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = before
 
     def _replace(self, owner: Any, name: str, new: Any) -> None:
         old = getattr(owner, name)
         setattr(owner, name, new)
         self._undo.append(lambda: setattr(owner, name, old))
 
-    # What happens in the process.
-
     def _forward(
         self, call: Callable[..., Any], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        plain = _untraced() and (self._only is None or model is self._only)
-        if not plain:
+        if not _untraced() or self._only not in (None, model):
             return call(model, *args, **kwargs)
         self._busy = True
         try:
-            waiting = WAITING if torch.is_grad_enabled() else 1
-            if len(self._unread.forwards) >= waiting:
+            if len(self._unread.forwards) >= (WAITING if torch.is_grad_enabled() else 1):
                 self._read()
             forward = WatchedForward.of(model, args, kwargs, self._counts.steps)
             self._unread.mask = None
@@ -143,12 +153,13 @@ class ProcessWatch:
             self._counts.models[name] = self._counts.models.get(name, 0) + 1
             self._unread.note(forward, output)
             self._last = forward if forward.grad else self._last
+            self._saw(forward)
         finally:
             self._busy = self._inside = False
         return output
 
     def _saw_sdpa(self, args: tuple[Any, ...], options: dict[str, Any], result: Tensor) -> None:
-        if not torch.compiler.is_compiling() and self._inside and _untraced():
+        if not torch.compiler.is_compiling() and self._inside:
             self._unread.note_attention(args, options, result)
 
     def _after_backward(self) -> None:
@@ -184,22 +195,14 @@ class ProcessWatch:
             self._counts.steps += 1
             self._optimizers[id(optimizer)] = optimizer
 
-    # Reading the flags.
-
     def read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
         """Read what is pending, and look into what is not finite. Waits for the device, once.
 
-        Args:
-            gradients: Those that an optimizer is about to use.
-            found_inf: The flag of GradScaler, where it leaves skipping to the optimizer.
+        `gradients` are about to be used; `found_inf` is GradScaler's, where it leaves skipping to the optimizer.
         """
-        if self._busy:
-            return
-        self._busy = True
-        try:
-            self._read(gradients, found_inf)
-        finally:
-            self._busy = False
+        if not self._busy:
+            with self.aside():
+                self._read(gradients, found_inf)
 
     def _read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
         unread, self._unread = self._unread, Unread(mask=self._unread.mask)

@@ -50,11 +50,17 @@ def is_decoder_of_two(model: nn.Module, module: str) -> bool:
     return both and "decoder" in module.split(".")
 
 
+def _place_of(model: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    weight = next(model.parameters(), None)
+    return None if weight is None else (weight.device, weight.dtype)
+
+
 class Repeat:
     """The state of the generators and of a model's buffers, taken when made and by `take`; `again` puts it back."""
 
     def __init__(self, model: nn.Module) -> None:
         self._kind = device_of(model).type
+        self._place = _place_of(model)
         named = list(model.named_buffers())
         self._buffers = [buffer for _, buffer in named]
         self._statistics = [is_statistic(name) for name, _ in named]
@@ -62,9 +68,8 @@ class Repeat:
         self.take()
 
     def fits(self, model: nn.Module) -> bool:
-        """Whether the model still has the buffers, and is where it was."""
-        first = next(model.buffers(), None)
-        return first is next(iter(self._buffers), None) and device_of(model).type == self._kind
+        """Whether the model is where it was, in the same dtype, and so has the same buffers."""
+        return self._place == _place_of(model)
 
     def take(self) -> None:
         """Take the state as it is now; a buffer that nobody wrote into since is not copied again."""

@@ -103,21 +103,25 @@ def flat(batch: Mapping[str, Any]) -> dict[str, Any]:
 def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone().requires_grad_(value.requires_grad)
+    return copied(value, lambda tensor: tensor.detach().clone())
+
+
+def copied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of an object such as a cache, with each tensor in it changed: those with a history cannot be copied."""
     memo: dict[int, Any] = {}
-    _copy_tensors(value, memo)
+    _fill(memo, value, change)
     return copy.deepcopy(value, memo)
 
 
-def _copy_tensors(value: Any, memo: dict[int, Any]) -> None:
-    """Copy the tensors an object holds, such as a cache: those with a history cannot be copied along with it."""
+def _fill(memo: dict[int, Any], value: Any, change: Callable[[Tensor], Tensor]) -> None:
     parts = vars(value) if hasattr(value, "__dict__") else value
     for _, tensor in tensors_in(parts):
-        memo[id(tensor)] = tensor.detach().clone()
+        memo[id(tensor)] = change(tensor)
     inner = parts.values() if hasattr(value, "__dict__") else parts if isinstance(parts, list | tuple) else ()
     for item in inner:
         nested = isinstance(item, list | tuple) or hasattr(item, "__dict__")
         if nested and not isinstance(item, Tensor | type):
-            _copy_tensors(item, memo)
+            _fill(memo, item, change)
 
 
 def facts(tensor: Tensor, name: str = "") -> dict[str, Any]:

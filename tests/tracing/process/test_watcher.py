@@ -264,3 +264,37 @@ def test_compiled_models_are_watched_from_outside(inputs):
         model(inputs * float("inf"))
     assert [finding.cause for finding in seen.findings] == ["bad_inputs"]
     assert seen.report.watched.models == {"OptimizedModule": 2}
+
+
+def test_a_cache_that_the_call_appends_to_is_put_back():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(config).eval()
+    ids, mask = torch.randint(3, 64, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    with mpsdiag.emulate_mps("2.8"), mpsdiag.watch() as seen:
+        model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        first = seen.findings[0]
+    assert (first.cause, first.layer, first.operation) == ("dead_rows", 0, "scaled_dot_product_attention")
+    assert first.file == __file__
+
+
+def test_a_recorded_batch_is_replayed_by_trace(tmp_path):
+    from mpsdiag.tracing.cases.recorded_case import read_case
+    from mpsdiag.tracing.process.session import _recorded
+
+    calls = []
+    with mpsdiag.watch() as seen:
+        seen._watch._found = lambda watch, finding, forward: calls.append(
+            _recorded(tmp_path / "case", forward)
+        )
+        with torch.no_grad():
+            small()(torch.full((2, 8), float("nan")))
+        seen.findings  # noqa: B018 - reads the flags
+    about, batch, weights = read_case(tmp_path / "case")
+    assert calls == [tmp_path / "case"]
+    assert (about.phase, about.grad, list(batch), weights) == ("training", False, ["input"], None)
