@@ -44,7 +44,7 @@ class About(BaseModel):
     losses: list[float | str] = Field(default_factory=list)
     noticed: str = "loss"
     arguments: dict[str, int | float | bool | None] = Field(default_factory=dict)
-    """Arguments of the forward that are no tensors."""
+    """Arguments of the forward that are not tensors."""
     versions: dict[str, str | None] = Field(default_factory=dict)
 
 

@@ -27,12 +27,16 @@ from mpsdiag.sdpa.bound import allowed_error, largest_error
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.fast_path import FUSED, uncompiled
+from mpsdiag.tracing.watch.flags import forward_hooked
 from mpsdiag.tracing.watch.model_state import device_label, real_positions
 from mpsdiag.tracing.watch.operations import TorchCall, writes_in_place
 from mpsdiag.tracing.watch.replay import fully_masked_rows, in_float64, moved, replay
 from mpsdiag.tracing.watch.tensors import facts, flat, fresh, judged_in, mapped, tensors_in
 
 logger = logging.getLogger(__name__)
+
+Hidden = tuple[nn.Module | None, Tensor]
+"""What a layer gives, or (None) the logits."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _origin(
 def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDifference]:
     """Of every layer, in the order they ran, and last of the logits."""
     mine, given_to_all = _hidden(model, batch), flat(batch)
-    names = dict(model.named_modules())
+    names = {module: name for name, module in model.named_modules()}
     numbers = numbered_layers(model)
     with suspended(), torch.no_grad():
         twin = copy_to_cpu(model)
@@ -118,20 +122,17 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDiffe
         wide = mapped(dict(batch), partial(moved, dtype=torch.float64))
         exact = _with_attention(twin.double(), "sdpa", wide)
     found = []
-    for (name, device), (_, rounded), (_, right) in zip(mine, eager, exact, strict=False):
-        rows = real_positions(model, "decoder" if name is None else name, given_to_all)
+    for (module, device), (_, rounded), (_, right) in zip(mine, eager, exact, strict=False):
+        rows = real_positions(model, "decoder" if module is None else names[module], given_to_all)
         rows = None if rows is None or rows.shape != right.shape[:-1] else rows
         error = largest_error(rounded, right, rows)
         bound = allowed_error(right if rows is None else right[rows], rounded.dtype, [error])
-        module = None if name is None else names[name]
         number = None if module is None else numbers[module]
         found.append(TensorDifference(module, number, largest_error(device, right, rows), bound))
     return found
 
 
-def _with_attention(
-    model: nn.Module, attention: str, batch: Mapping[str, Any]
-) -> list[tuple[str | None, Tensor]]:
+def _with_attention(model: nn.Module, attention: str, batch: Mapping[str, Any]) -> list[Hidden]:
     try:
         with apply(model, attention):
             return _hidden(model, batch)
@@ -139,26 +140,19 @@ def _with_attention(
         return _hidden(model, batch)
 
 
-def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str | None, Tensor]]:
-    """What the layers give, in the order they run and by name, and last the logits, on the CPU."""
-    found: list[tuple[str | None, Tensor]] = []
-    names = {module: name for name, module in model.named_modules()}
+def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Hidden]:
+    """What the layers give, in the order they run, and last the logits, on the CPU."""
+    found: list[Hidden] = []
 
     def keep(module: nn.Module, _args: Any, output: Any) -> None:
         hidden = first_tensor(output)
         if hidden is not None:
-            found.append((names[module], hidden.detach().cpu()))
+            found.append((module, hidden.detach().cpu()))
 
-    handles = [
-        layer.register_forward_hook(keep) for layer in numbered_layers(model) if not isinstance(layer, FUSED)
-    ]
-    try:
-        output = model(**fresh(batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    logits = next((tensor for name, tensor in judged_in(output) if name != "loss"), None)
-    return [*found, *([(None, logits.detach().cpu())] if logits is not None else [])]
+    layers = [layer for layer in numbered_layers(model) if not isinstance(layer, FUSED)]
+    output = forward_hooked(model, batch, layers, keep)
+    logits = [tensor.detach().cpu() for name, tensor in judged_in(output) if name != "loss"]
+    return [*found, *((None, tensor) for tensor in logits[:1])]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ nothing, and nothing is reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,16 @@ from mpsdiag.tracing.watch.fast_path import FUSED, is_compiled
 from mpsdiag.tracing.watch.tensors import fresh, judged_in
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def forward_hooked(model: nn.Module, batch: Mapping[str, Any], layers: Iterable[nn.Module], hook: Any) -> Any:
+    """Run the model on a copy of the batch, with a forward hook on these layers while it runs."""
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        return model(**fresh(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -42,13 +52,8 @@ class Flags:
         self._surely: list[Tensor] = []
 
     def forward(self, batch: Mapping[str, Any]) -> Any:
-        """Run the model on a copy of the batch; the hooks are removed whatever happens."""
-        handles = [module.register_forward_hook(self._leave) for module in self._layers]
-        try:
-            output = self._model(**fresh(batch))
-        finally:
-            for handle in handles:
-                handle.remove()
+        """Run the model on a copy of the batch."""
+        output = forward_hooked(self._model, batch, self._layers, self._leave)
         self._note_output(output)
         return output
 

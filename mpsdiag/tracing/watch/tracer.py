@@ -65,7 +65,7 @@ class Tracer(TorchFunctionMode):
         if self._patches.given:
             args, kwargs = mapped(args, self._patch_given), mapped(kwargs, self._patch_given)
         call, in_place = TorchCall(func, args, kwargs), writes_in_place(func, kwargs)
-        operands: tuple[Operand, ...] | None = None
+        operands: tuple[Operand, ...] = ()
         if in_place:  # Its inputs are gone afterwards.
             call, operands = _copied(call), self._operands(call)
         try:
@@ -79,7 +79,7 @@ class Tracer(TorchFunctionMode):
             result = None if result is None else written
         state = _of_all(written)
         if state:
-            if operands is None:
+            if not in_place:
                 operands = self._operands(call)
             source = self._note(TorchCall(func, call.args, call.kwargs, written), state, operands)
             self._provenance.remember(written, source, in_place=in_place)
@@ -140,27 +140,21 @@ class Tracer(TorchFunctionMode):
         hidden = first_tensor(output)
         layer = self._path.layer_of(module)
         if layer is not None and hidden is not None and hidden.is_floating_point():
-            self._watch_layer(module, layer, hidden)
+            with _unseen():
+                state = impurity(hidden)
+                if hidden.dim() == 3 and not hidden.is_nested:
+                    self.seen.spread.append(_spread(layer, hidden))
+            if state:
+                self._watch(hidden, state, module)
         if module is self._model and output is not None:
-            self._watch_output(output)
+            with _unseen():
+                found = [(tensor, impurity(tensor)) for _, tensor in judged_in(output)]
+            for tensor, state in found:
+                # Minus infinity is a fault in a scalar only: models write it into logits they rule out.
+                if state.nan or state.positive or (state.negative and tensor.numel() == 1):
+                    self.seen.outputs.append(self._watch(tensor, state, module))
         if self._claim is not None:  # What no torch function made, such as an autograd.Function.
             self._claim(self._path.module, self._path.layer, None, output)
-
-    def _watch_layer(self, module: nn.Module, layer: int, hidden: Tensor) -> None:
-        with _unseen():
-            state = impurity(hidden)
-            if hidden.dim() == 3 and not hidden.is_nested:
-                self.seen.spread.append(_spread(layer, hidden))
-        if state:
-            self._watch(hidden, state, module)
-
-    def _watch_output(self, output: Any) -> None:
-        """Minus infinity is a fault in a scalar only: models write it into logits they rule out."""
-        with _unseen():
-            found = [(tensor, impurity(tensor)) for _, tensor in judged_in(output)]
-        for tensor, state in found:
-            if state.nan or state.positive or (state.negative and tensor.numel() == 1):
-                self.seen.outputs.append(self._watch(tensor, state, self._model))
 
     def _watch(self, tensor: Tensor, state: Impurity, module: nn.Module) -> Source:
         source = self._provenance.of(tensor)
@@ -178,7 +172,7 @@ class Tracer(TorchFunctionMode):
 
 
 def _unseen() -> Any:
-    """Our own look at tensors is none of the model's operations."""
+    """Keep our own look at tensors apart from the model's operations."""
     return torch._C.DisableTorchFunction()  # noqa: SLF001 - no public name for it
 
 
