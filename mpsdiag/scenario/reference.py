@@ -11,7 +11,6 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from mpsdiag.emulation import suspended
@@ -21,6 +20,7 @@ from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.models import attention_for
 from mpsdiag.inputs.tasks import ALL_TASKS, Task
 from mpsdiag.sdpa.bound import allowed_error, largest_error
+from mpsdiag.sdpa.float64 import WideSoftmax
 
 Batch = dict[str, Tensor]
 CAUSAL = ALL_TASKS["text-generation"]
@@ -146,25 +146,6 @@ def require_output(found: Tensor | None, model: Any) -> Tensor:
     if found is None:
         raise BadInput(f"{type(model).__name__} returns neither logits nor hidden states to compare.")
     return found
-
-
-class WideSoftmax(TorchFunctionMode):
-    """Inside this block a softmax of float64 scores stays in float64.
-
-    Eager attention of transformers takes the softmax in float32. There the mask's `finfo(float64).min` is minus
-    infinity, and a fully masked row is NaN, so the reference of a left-padded batch would be.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        del types
-        kwargs = dict(kwargs or {})
-        if getattr(func, "__name__", "") == "softmax" and kwargs.get("dtype") == torch.float32:
-            scores = args[0] if args else kwargs["input"]
-            if scores.dtype == torch.float64:
-                del kwargs["dtype"]
-        return func(*args, **kwargs)
 
 
 def _distance(mine: Tensor, right: Tensor, positions: Tensor | None = None) -> float:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 def reference_attention(
@@ -55,3 +54,25 @@ def reference_attention(
         # Weight times NaN only where the key is visible: 0 * NaN must not reach the rows it is hidden from.
         output[(visible.double() @ (~finite).double()) > 0] = float("nan")
     return output
+
+
+class WideSoftmax(TorchFunctionMode):
+    """Inside this block a softmax of float64 scores stays in float64; a row of minus infinities has equal weights.
+
+    Eager attention of transformers takes the softmax in float32. There the mask's `finfo(float64).min` is minus
+    infinity, and a fully masked row is NaN, so the reference of a left-padded batch would be. Some models add such a
+    mask twice, which float64 does not hold either.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") == "softmax":
+            scores = args[0] if args else kwargs.pop("input")
+            if scores.dtype == torch.float64:
+                scores = scores.clamp(min=torch.finfo(torch.float64).min)
+                kwargs |= {"dtype": torch.float64} if kwargs.get("dtype") == torch.float32 else {}
+            args = (scores, *args[1:])
+        return func(*args, **kwargs)

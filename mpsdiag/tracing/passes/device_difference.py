@@ -24,6 +24,7 @@ from mpsdiag.fixes import apply
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers
 from mpsdiag.sdpa.bound import allowed_error, largest_error
+from mpsdiag.sdpa.float64 import WideSoftmax
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.fast_path import FUSED, uncompiled
@@ -116,7 +117,7 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDiffe
     mine, given_to_all = _hidden(model, batch), flat(batch)
     names = {module: name for name, module in model.named_modules()}
     numbers = numbered_layers(model)
-    with suspended(), torch.no_grad():
+    with suspended(), torch.no_grad(), WideSoftmax():
         twin = copy_to_cpu(model)
         eager = _with_attention(twin, "eager", mapped(dict(batch), moved))
         wide = mapped(dict(batch), partial(moved, dtype=torch.float64))

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import transformers
 
 from mpsdiag import emulate_mps, trace
 from mpsdiag.emulation import EmulatedMPS, Emulation, active
+from mpsdiag.inputs.models import build_model
 from mpsdiag.tracing.passes import device_difference
 from mpsdiag.tracing.passes.device_difference import PerOperation
 
@@ -87,11 +89,46 @@ def test_the_judge_finds_nothing_in_a_layer_that_is_right(build, batch_of):
     assert judge.worst is None
 
 
-def test_a_model_whose_reference_is_not_finite_is_not_compared(batch_of, caplog):
-    """Bloom in float64 adds its mask to itself: what the CPU gives cannot judge a device then."""
-    from transformers import AutoModelForCausalLM, BloomConfig
+def bloom():
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(vocab_size=259, hidden_size=16, n_head=2, n_layer=2)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
-    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=259, hidden_size=16, n_head=2, n_layer=2))
-    with emulate_mps("2.8"):
-        assert trace(model, batch_of((3, 0), labels=False)) is None
+
+@pytest.mark.parametrize("make", [bloom, lambda: build_model("tiny-llama", dtype="float64")])
+def test_a_left_padded_model_is_compared_where_float64_eager_has_fully_masked_rows(make, batch_of, caplog):
+    """Without SDPA the reference is eager in float64, whose softmax in float32 makes such rows NaN."""
+    model, batch = make(), batch_of((3, 0), labels=False)
+    with torch.no_grad():
+        assert bool(device_difference._differences(model, batch)[-1].bound > 0)
+    assert trace(model, batch, compare=True) is None
+    assert "Not compared" not in caplog.text
+
+
+def test_a_wrong_operation_of_a_left_padded_model_without_sdpa_is_found(batch_of):
+    class Off(EmulatedMPS):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = super().__torch_function__(func, types, args, kwargs)
+            if active() is not None and getattr(func, "__name__", "") == "softmax":
+                return result * 1.25
+            return result
+
+    with Off(Emulation("2.9")):
+        origin = trace(bloom(), batch_of((3, 0), labels=False))
+    assert (origin.cause, origin.layer, origin.operation) == ("wrong_device", 0, "softmax")
+
+
+def test_a_model_whose_reference_is_not_finite_is_not_compared(batch_of, caplog):
+    """What the CPU gives cannot judge a device then."""
+
+    class NoFloat64(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Embedding(259, 4)
+
+        def forward(self, input_ids, attention_mask):
+            hidden = self.layer(input_ids)
+            return {"logits": hidden * (torch.nan if hidden.dtype == torch.float64 else 1.0)}
+
+    assert trace(NoFloat64(), batch_of((3, 0), labels=False), compare=True) is None
     assert "Not compared with the CPU" in caplog.text
