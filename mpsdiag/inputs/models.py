@@ -235,18 +235,23 @@ def model_notes(model: Any) -> list[str]:
     unread = getattr(model, _KEPT_AS, ((), ()))[1]
     if unread:
         notes.append(f"{type(model).__name__} does not read the checkpoint's weights of {_places(unread)}")
-    bad = getattr(model, _NOT_FINITE_AS, ())
-    if bad:
-        notes.append(
-            f"the checkpoint holds NaN or infinity in weights that are not read: {', '.join(bad[:_LISTED])}; it was "
-            "saved after a training that had diverged, or is damaged"
-        )
     if not uses_sdpa(model):
         notes.append(
             f"{type(model).__name__} has eager attention only: it does not use scaled_dot_product_attention, so the "
             "defects of its kernels cannot reach it"
         )
     return notes
+
+
+def unread_nonfinite(model: Any) -> tuple[tuple[str, ...], str]:
+    """The checkpoint's weights that are neither read nor finite, and a sentence without a full stop; empty if none."""
+    bad = getattr(model, _NOT_FINITE_AS, ())
+    if not bad:
+        return (), ""
+    return bad, (
+        f"the checkpoint holds NaN or infinity in weights that {type(model).__name__} does not read: "
+        f"{', '.join(bad[:_LISTED])}; it was saved after a training that had diverged, or is damaged"
+    )
 
 
 def _not_finite(name: str, unread: Iterable[str]) -> tuple[str, ...]:

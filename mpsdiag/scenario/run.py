@@ -16,7 +16,7 @@ from transformers import __version__ as transformers_version
 from mpsdiag.emulation import suspended
 from mpsdiag.findings import Exposure
 from mpsdiag.inputs.installed import as_on_mps, stock_mean
-from mpsdiag.inputs.models import attention_for, missing_note, model_notes
+from mpsdiag.inputs.models import attention_for, missing_note, model_notes, unread_nonfinite
 from mpsdiag.inputs.outputs import mean
 from mpsdiag.scenario.exposure import predict
 from mpsdiag.scenario.gradient_paths import training_notes
@@ -65,6 +65,7 @@ def run_scenario(scenario: Scenario) -> Measured:
     sizes = [len(batch["input_ids"]) for batch in prepared.eval_batches]
     real = [int(real_positions(batch).sum()) for batch in prepared.eval_batches]
     first, rows = _first_place(sightings)
+    weights = missing_note(prepared.model), unread_nonfinite(prepared.model)[1]
     if train_losses and not math.isfinite(train_losses[0]):
         # The weights are spoilt by now: what matters is where the first training step went wrong.
         first, rows = first_nonfinite_in_training(scenario)
@@ -95,7 +96,7 @@ def run_scenario(scenario: Scenario) -> Measured:
         exact=difference.everywhere <= truth.bound_all,
         real_tokens=sum(real),
         pad_tokens=sum(batch["input_ids"].numel() for batch in prepared.eval_batches) - sum(real),
-        missing_weights=missing_note(prepared.model),
+        missing_weights="; ".join(filter(None, weights)) or None,
     )
 
 

@@ -17,7 +17,8 @@ from mpsdiag.inputs.models import missing_note, model_notes
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
 from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, load_case
-from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.causes.given_values import unread_weights
+from mpsdiag.tracing.origin import Origin, joined
 from mpsdiag.tracing.passes.evaluation import trace_batches
 from mpsdiag.tracing.passes.forward import TracedRun
 from mpsdiag.tracing.passes.training import LEARNING_RATE, Recipe, trace_training
@@ -103,6 +104,7 @@ def _traced(request: TraceRequest, case: TracedCase, progress: Callable[[str], N
 
 def _report(case: TracedCase, found: TracedRun) -> TraceReport:
     emulation, missing = case.emulation, missing_note(case.model)
+    seen = [] if found.origin is None else [found.origin, *found.origin.also]
     return TraceReport(
         mode="training" if case.train else "evaluation",
         device=case.device,
@@ -114,7 +116,7 @@ def _report(case: TracedCase, found: TracedRun) -> TraceReport:
         bad_batches=found.bad,
         eval_loss=found.eval_loss,
         stock_eval_loss=found.stock_eval_loss,
-        origin=found.origin,
+        origin=joined([*seen, *unread_weights(case.model)]),
         notes=[*([missing] if missing else []), *model_notes(case.model)],
     )
 

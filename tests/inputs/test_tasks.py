@@ -11,7 +11,7 @@ from mpsdiag import emulate_mps
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.batches import pooled, sees_both_ways
 from mpsdiag.inputs.builtin import byte_tokenizer
-from mpsdiag.inputs.models import build_model, model_notes, transformer_folder, uses_sdpa
+from mpsdiag.inputs.models import build_model, model_notes, transformer_folder, unread_nonfinite, uses_sdpa
 from mpsdiag.inputs.tasks import ALL_TASKS, task_of
 from mpsdiag.words import TASKS
 
@@ -216,8 +216,12 @@ def test_a_weight_that_is_not_read_and_not_finite_is_named(tmp_path):
     with torch.no_grad():
         model.lm_head.weight[3, 0] = torch.inf
     model.save_pretrained(tmp_path)
-    found = model_notes(build_model(str(tmp_path), from_config=False, task="feature-extraction"))
-    assert "holds NaN or infinity in weights that are not read: lm_head.weight" in found[1]
+    names, sentence = unread_nonfinite(
+        build_model(str(tmp_path), from_config=False, task="feature-extraction")
+    )
+    assert names == ("lm_head.weight",)
+    assert "holds NaN or infinity in weights that LlamaModel does not read: lm_head.weight" in sentence
+    assert unread_nonfinite(model) == ((), "")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

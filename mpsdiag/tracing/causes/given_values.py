@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
+from mpsdiag.inputs.models import unread_nonfinite
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, is_statistic, no_label_counts
 from mpsdiag.tracing.causes.mask_values import MASK_REMEDY
 from mpsdiag.tracing.causes.root_cause import Candidate
@@ -66,6 +67,25 @@ def bad_weights(first: Candidate) -> Origin | None:
         weights=bad[:LISTED],
         bad_tensors=len(bad),
     )
+
+
+def unread_weights(model: nn.Module) -> list[Origin]:
+    """The checkpoint has NaN or infinity in weights that the class it was loaded as does not read."""
+    bad, sentence = unread_nonfinite(model)
+    if not bad:
+        return []
+    return [
+        Origin(
+            cause="bad_weights",
+            layer=None,
+            module=bad[0].rpartition(".")[0],
+            operation="from_pretrained",
+            phase="data",
+            summary=sentence,
+            evidence={"weights": [{"name": name} for name in bad[:LISTED]], "bad_tensors": len(bad)},
+            remedy=WEIGHTS_REMEDY,
+        )
+    ]
 
 
 def nonfinite_weights(model: nn.Module) -> list[dict[str, Any]]:

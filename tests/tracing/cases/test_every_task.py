@@ -2,6 +2,7 @@
 
 import os
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.inputs.models import build_model
 from mpsdiag.inputs.tasks import task_of
 from mpsdiag.quiet import no_bars
+from mpsdiag.scenario.run import run_scenario
+from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.tracing.cases.traced_case import TraceRequest
 from mpsdiag.tracing.run import investigate
 from mpsdiag.words import BUILTIN_MODELS
@@ -119,6 +122,27 @@ def test_a_recorded_folder_given_as_another_task_is_one_sentence(tmp_path):
     ) as caught:
         investigate(TraceRequest(model=str(tmp_path), task="token-classification"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_a_broken_weight_that_the_class_does_not_read_is_a_finding(tmp_path, also):
+    model = build_model("tiny-llama", max_positions=128)
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = torch.inf
+    model.save_pretrained(tmp_path)
+    byte_tokenizer("left").save_pretrained(tmp_path)
+    release = "2.8" if also else None
+    asked = TraceRequest(model=str(tmp_path), task="feature-extraction", batches=1, device="cpu")
+    report = investigate(replace(asked, emulate=release))
+    assert report.exit_code == 1
+    found = report.origin.also[0] if also else report.origin
+    assert (found.cause, found.module, found.operation) == ("bad_weights", "lm_head", "from_pretrained")
+    assert (report.origin.cause == "dead_rows") is also
+    assert "in weights that LlamaModel does not read: lm_head.weight" in found.summary
+    outcome = run_scenario(
+        Scenario(model=str(tmp_path), task="feature-extraction", max_length=32, max_steps=0)
+    )
+    assert (outcome.status, outcome.missing_weights) == ("ok", found.summary)
 
 
 def test_a_model_without_sdpa_is_traced_and_said_to_have_none(tmp_path):
