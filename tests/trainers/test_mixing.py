@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
-from mpsdiag import emulate_mps
+from mpsdiag import emulate_mps, install
 from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.inputs.models import build_model
 from mpsdiag.inputs.tasks import ALL_TASKS
@@ -199,8 +200,6 @@ def test_with_trl(tmp_path, name):
     def make(chosen):
         model = build_model("tiny-llama", max_positions=128)
         if name == "Reward":
-            import transformers
-
             torch.manual_seed(0)
             config = model.config
             config.num_labels = 1
@@ -221,3 +220,68 @@ def test_with_trl(tmp_path, name):
         return trainer
 
     assert compare(make, kind)["eval_nonfinite_batches"] == 0
+
+
+def test_with_torch_compile(trainer_of):
+    """Under emulation the model runs uncompiled: dynamo would trace through the Python of the kernels."""
+    options = {"torch_compile": True, "torch_compile_backend": "eager"}
+    found = compare(lambda kind: trainer_of(kind, "tiny-llama", options=options), Trainer)
+    assert found["eval_cpu_forward_batches"] == 3
+
+
+def test_with_grpo(tmp_path):
+    """Generation is broken under emulation, and needs safe_sdpa; the evaluation around it is the stock one's."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list([{"prompt": text} for text in TEXTS])
+
+    def evaluated(kind, **more):
+        transformers.set_seed(0)
+        arguments = trl.GRPOConfig(
+            output_dir=str(tmp_path),
+            **{**QUIET, "per_device_eval_batch_size": 4},
+            num_generations=2,
+            max_completion_length=4,
+            bf16=False,
+            gradient_checkpointing=False,
+        )
+        trainer = kind(
+            model=build_model("tiny-llama", max_positions=128),
+            reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+            args=arguments,
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=byte_tokenizer("left"),
+            **more,
+        )
+        return measured(trainer.evaluate())
+
+    mixed = type("Mixed", (MPSSafeTrainer, trl.GRPOTrainer), {})
+    stock = evaluated(trl.GRPOTrainer)
+    assert any("reward" in name for name in stock)
+    assert evaluated(mixed, always=True) == pytest.approx(stock, nan_ok=True)
+    with emulate_mps("2.8"), install("safe_sdpa"):
+        assert evaluated(mixed) == pytest.approx(stock, rel=1e-4, nan_ok=True)
+
+
+def test_with_sentence_transformers(tmp_path):
+    st = pytest.importorskip("sentence_transformers")
+    datasets = pytest.importorskip("datasets")
+    modules, losses = (
+        importlib.import_module(f"sentence_transformers.sentence_transformer.{part}")
+        for part in ("modules", "losses")
+    )
+    build_model("tiny-embedder", max_positions=128).save_pretrained(tmp_path)
+    byte_tokenizer("left").save_pretrained(tmp_path)
+    data = datasets.Dataset.from_dict({"anchor": TEXTS, "positive": [text[::-1] for text in TEXTS]})
+
+    def make(kind):
+        transformer = modules.Transformer(str(tmp_path))
+        transformer.processor = byte_tokenizer("left")  # Not that of the model's type.
+        pooling = modules.Pooling(64, pooling_mode="lasttoken")
+        model = st.SentenceTransformer(modules=[transformer, pooling], device="cpu")
+        loss = losses.MultipleNegativesRankingLoss(model)
+        arguments = st.SentenceTransformerTrainingArguments(str(tmp_path / "out"), **QUIET)
+        return kind(model=model, args=arguments, train_dataset=data, eval_dataset=data, loss=loss)
+
+    assert compare(make, st.SentenceTransformerTrainer)["eval_cpu_forward_batches"] == 2
