@@ -21,6 +21,7 @@ TaskName = Literal[
     "text2text-generation",
     "image-text-to-text",
 ]
+TaskChoice = Literal["auto", TaskName]
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
 CELL_STATUSES: Final[tuple[str, ...]] = get_args(CellStatus)

@@ -54,6 +54,9 @@ def bench(
         ),
     ] = None,
     model: Annotated[list[str] | None, _axis("--model", "Built-in, local folder or hub name.")] = None,
+    task: Annotated[
+        list[str] | None, _axis("--task", "auto, or a task of Hugging Face, as for check.")
+    ] = None,
     attn_implementation: Annotated[
         list[str] | None, _axis("--attn-implementation", "Attention mode, such as safe_sdpa.")
     ] = None,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mpsdiag.findings import Blame, Exposure
 from mpsdiag.serialization import number
-from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TaskName, TrainerVariant
+from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TaskChoice, TrainerVariant
 
 if TYPE_CHECKING:
     from mpsdiag.emulation import Emulation
@@ -41,7 +41,7 @@ class Scenario(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "tiny-gpt2"
-    task: TaskName | Literal["auto"] = "auto"
+    task: TaskChoice = "auto"
     """What the model is for; `auto` reads it from its config."""
     attn_implementation: AttentionMode = "sdpa"
     trainer: TrainerVariant = "standard"
@@ -146,7 +146,7 @@ class Measured(BaseModel):
     real_tokens: int = 0
     pad_tokens: int = 0
     missing_weights: str | None = None
-    """A sentence about weights that the checkpoint lacks, if any."""
+    """A sentence about weights that the checkpoint lacks, or has broken without the model reading them; if any."""
     peak_process_memory: int | None = None
     peak_device_memory: int | None = None
 

@@ -13,7 +13,7 @@ from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.emulation import RELEASES
 from mpsdiag.emulation.selection import MACOS, no_such_macos
 from mpsdiag.errors import BadInput, nearest
-from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TrainerVariant
+from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TaskChoice, TrainerVariant
 
 
 def _listed(value: Any) -> Any:
@@ -122,6 +122,7 @@ class Axes(_Strict):
     """What varies. The order of the fields is the order of the loops, the first outermost."""
 
     model: Values[str] = ["tiny-gpt2"]
+    task: Values[TaskChoice] = ["auto"]
     dtype: Values[DtypeName] = ["float32"]
     device: Values[Device] = ["auto"]
     emulate: Values[Release] = [None]

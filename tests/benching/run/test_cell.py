@@ -5,8 +5,12 @@ import itertools
 import pytest
 
 from mpsdiag.benching.journal.record import Answer, Job
+from mpsdiag.benching.plan.expand import expand
+from mpsdiag.benching.plan.matrix import MatrixSpec, changed
 from mpsdiag.benching.run.cell import run_cell, timing, verdict
+from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import Scenario
+from mpsdiag.words import BUILTIN_DECODERS, BUILTIN_MODELS
 
 SMALL = {"max_length": 96, "batch_size": 2, "max_steps": 1, "eval_max_batches": 2}
 
@@ -75,3 +79,38 @@ def test_an_emulated_abort_is_a_crash(monkeypatch):
         "crash",
         "emulated abort: LLVM ERROR: Failed to infer result type(s)",
     )
+
+
+STRUCK = {"tiny-embedder", "tiny-vlm"}  # Of the other tasks' models, encoders, no row is fully masked.
+
+
+@pytest.mark.parametrize("model", [name for name in BUILTIN_MODELS if name not in BUILTIN_DECODERS])
+def test_the_built_in_model_of_every_task_has_verdicts_and_timings(model):
+    axes = {"model": [model], "emulate": ["none", "2.8"], "padding_side": ["left"], "trainer": ["standard"]}
+    few = {
+        "max_length": [200],
+        "batch_size": [4],
+        "max_steps": 1,
+        "eval_max_batches": 1,
+        "repeats": 1,
+        "warmup": 1,
+    }
+    cells = expand(changed(MatrixSpec(), {**axes, **few, "attn_implementation": ["sdpa", "safe_sdpa"]})).cells
+    found = {(cell.emulate, cell.attn_implementation): verdict(cell).status for cell in cells}
+    assert found.pop(("2.8", "sdpa")) == ("nan" if model in STRUCK else "ok")
+    assert list(found.values()) == ["ok"] * 3
+    assert timing(cells[0]).timing.eval_step[0] > 0
+
+
+def test_a_matrix_names_the_task_and_the_key_holds_it():
+    cells = expand(
+        changed(MatrixSpec(), {"model": ["tiny-bert"], "task": ["auto", "token-classification"]})
+    ).cells
+    assert {cell.task for cell in cells} == {"auto", "token-classification"}
+    assert len({cell.key({"torch": "2.8"}) for cell in cells}) == len(cells)
+    tagger = next(cell for cell in cells if cell.task == "token-classification")
+    answer = verdict(tagger.model_copy(update={**SMALL, "max_steps": 0}))
+    assert answer.status == "ok"
+    assert answer.measured.eval_loss < 2  # Of two classes, not of a vocabulary.
+    with pytest.raises(BadInput, match="--task"):
+        changed(MatrixSpec(), {"task": ["tagging"]})
