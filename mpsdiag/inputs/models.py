@@ -14,6 +14,7 @@ from mpsdiag.errors import BadInput, one_of
 from mpsdiag.inputs.builtin import MAX_POSITIONS, builtin_config
 from mpsdiag.inputs.load_problems import described
 from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable
+from mpsdiag.inputs.nonfinite import keep_unread_nonfinite
 from mpsdiag.inputs.tasks import Task, task_of
 from mpsdiag.quiet import held_back
 from mpsdiag.words import ATTENTION_MODES, AUTO_TASK, DTYPES, count
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KEPT_AS: Final = "mpsdiag_missing_weights"
-_NOT_FINITE_AS: Final = "mpsdiag_unread_not_finite"
 _LISTED: Final = 5
 _NO_SDPA: Final = re.compile(r"does not support an attention implementation")
 _STOCK_ATTENTION: Final = ("sdpa", "eager", "flash_attention_2")
@@ -160,7 +160,7 @@ def _load(
             f"{_places(info['missing_keys'])}. Leave out --task, or give a model that was trained for it."
         )
     keep_missing(model, info["missing_keys"], info["unexpected_keys"])
-    setattr(model, _NOT_FINITE_AS, _not_finite(folder, info["unexpected_keys"]))
+    keep_unread_nonfinite(model, folder, info["unexpected_keys"])
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped
 
 
@@ -241,31 +241,6 @@ def model_notes(model: Any) -> list[str]:
             "defects of its kernels cannot reach it"
         )
     return notes
-
-
-def unread_nonfinite(model: Any) -> tuple[tuple[str, ...], str]:
-    """The checkpoint's weights that are neither read nor finite, and a sentence without a full stop; empty if none."""
-    bad = getattr(model, _NOT_FINITE_AS, ())
-    if not bad:
-        return (), ""
-    return bad, (
-        f"the checkpoint holds NaN or infinity in weights that {type(model).__name__} does not read: "
-        f"{', '.join(bad[:_LISTED])}; it was saved after a training that had diverged, or is damaged"
-    )
-
-
-def _not_finite(name: str, unread: Iterable[str]) -> tuple[str, ...]:
-    """Which of the weights that are not read are not finite, in the safetensors files of a local folder."""
-    from safetensors import safe_open
-
-    wanted, found = set(unread), []
-    for file in sorted(Path(name).expanduser().glob("*.safetensors")) if wanted else ():
-        with safe_open(file, framework="pt") as opened:
-            for key in wanted & set(opened.keys()):
-                value = opened.get_tensor(key)
-                if value.is_floating_point() and not bool(value.isfinite().all()):
-                    found.append(key)
-    return tuple(sorted(found))
 
 
 def uses_sdpa(model: Any) -> bool:

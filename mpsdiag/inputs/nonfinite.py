@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mpsdiag.errors import MpsdiagError
@@ -15,6 +16,8 @@ LossCause = Literal["no_labels", "bad_weights", "device", "suspected_device", "s
 """`device`: finite on the CPU with the same weights and batch. `same_on_cpu`: not finite there either."""
 
 IGNORED_LABEL: Final = -100
+_UNREAD_AS: Final = "mpsdiag_unread_nonfinite"
+_LISTED: Final = 5
 
 SENTENCES: Final[Mapping[LossCause, str]] = {
     "no_labels": (
@@ -110,3 +113,28 @@ def explain_cause(inputs: Mapping[str, Any], model: nn.Module) -> LossCause:
     if not weights_are_finite(model):
         return "bad_weights"
     return "unknown"
+
+
+def keep_unread_nonfinite(model: nn.Module, folder: str, unread: Iterable[str]) -> None:
+    """Remember which weights of a local folder's safetensors files that its class does not read are not finite."""
+    from safetensors import safe_open
+
+    wanted, found = set(unread), []
+    for file in sorted(Path(folder).expanduser().glob("*.safetensors")) if wanted else ():
+        with safe_open(file, framework="pt") as opened:
+            for key in wanted & set(opened.keys()):
+                value = opened.get_tensor(key)
+                if value.is_floating_point() and not bool(value.isfinite().all()):
+                    found.append(key)
+    setattr(model, _UNREAD_AS, tuple(sorted(found)))
+
+
+def unread_nonfinite(model: nn.Module) -> tuple[tuple[str, ...], str]:
+    """The checkpoint's weights that are neither read nor finite, and a sentence without a full stop; empty if none."""
+    bad = getattr(model, _UNREAD_AS, ())
+    if not bad:
+        return (), ""
+    return bad, (
+        f"the checkpoint holds NaN or infinity in weights that {type(model).__name__} does not read: "
+        f"{', '.join(bad[:_LISTED])}; it was saved after a training that had diverged, or is damaged"
+    )

@@ -16,7 +16,8 @@ from transformers import __version__ as transformers_version
 from mpsdiag.emulation import suspended
 from mpsdiag.findings import Exposure
 from mpsdiag.inputs.installed import as_on_mps, stock_mean
-from mpsdiag.inputs.models import attention_for, missing_note, model_notes, unread_nonfinite
+from mpsdiag.inputs.models import attention_for, missing_note, model_notes
+from mpsdiag.inputs.nonfinite import unread_nonfinite
 from mpsdiag.inputs.outputs import mean
 from mpsdiag.scenario.exposure import predict
 from mpsdiag.scenario.gradient_paths import training_notes

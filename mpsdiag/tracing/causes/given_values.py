@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
-from mpsdiag.inputs.models import unread_nonfinite
-from mpsdiag.inputs.nonfinite import IGNORED_LABEL, is_statistic, no_label_counts
+from mpsdiag.inputs.nonfinite import IGNORED_LABEL, is_statistic, no_label_counts, unread_nonfinite
 from mpsdiag.tracing.causes.mask_values import MASK_REMEDY
 from mpsdiag.tracing.causes.root_cause import Candidate
 from mpsdiag.tracing.origin import Origin
