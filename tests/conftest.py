@@ -91,6 +91,12 @@ def arguments(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def cache_name():
+    """What models and their outputs call the cache of keys and values: another name warns from 5.24 on."""
+    return "cache" if version_numbers(metadata.version("transformers")) >= (5, 24) else "past_key_values"
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     from mpsdiag.inputs.builtin import byte_tokenizer
 

@@ -69,9 +69,7 @@ def _flex(device: str, dtype: str, training: bool) -> str | None:
             validate(tensor, tensor, tensor)
         except (NotImplementedError, ValueError) as refusal:
             return f"flex_attention cannot {'train' if training else 'run'} on {device}: {refusal}"
-    if (
-        device == "cpu" and training
-    ):  # Of a torch that does not refuse it: 2.6 to 2.8 break in their compiler.
+    if device == "cpu" and training:  # Of a torch that does not refuse it: 2.7 breaks in its compiler.
         return "flex_attention cannot train on cpu: torch compiles its forward there, and no backward"
     if device == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, _COMPILERS))):
         return "flex_attention is compiled on the CPU, and no C++ compiler was found (install g++ or clang++)"

@@ -88,7 +88,7 @@ class MaskArgument(NamedTuple):
     def call(self, function: Function, mask: Tensor, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Call a function with another mask in the place where the mask was."""
         if options.get(self.name) is not None or self.position is None:
-            return function(*args, **options | {self.name: mask})
+            return function(*args, **{**options, self.name: mask})  # torch.compile of 2.7 knows no | of dicts
         return function(*args[: self.position], mask, *args[self.position + 1 :], **options)
 
 

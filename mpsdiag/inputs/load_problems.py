@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_TOKENIZER_FILES: Final = ("*token*", "*vocab*", "merges.txt", "*.model", "*.tiktoken")
+_TOKENIZER_FILES: Final = ("*tokenizer*", "*vocab*", "merges.txt", "*.model", "*.tiktoken")
 _SAVED: Final = "Give a folder that save_pretrained wrote."
 # Their messages are sentences; the message of another exception means little without its name.
 _SPEAKING: Final = (OSError, ValueError, ImportError)
@@ -139,8 +139,11 @@ def _no_tokenizer(given: _Failure) -> Problem | None:
 
 
 def _damaged(given: _Failure) -> Problem | None:
-    if given.folder is None or isinstance(given.error, ImportError):
-        return None
+    whole = given.folder is not None and (given.folder / "tokenizer.json").is_file()
+    if given.folder is None or (isinstance(given.error, ImportError) and not whole):
+        return (
+            None  # Of a whole one transformers up to 4.57 asks for what converts others, where it is damaged.
+        )
     if given.what == "tokenizer":
         return Problem(
             f"its files cannot be used ({described(given.error)})",

@@ -44,7 +44,7 @@ def answer(
     try:
         with _Unanswered(original, kinds):
             result = _ask(owners, original, kinds, args, options)
-    except (_UnansweredError, NotImplementedError):  # torch's own biases raise up to 2.8
+    except (_UnansweredError, NotImplementedError):  # torch's own biases raise up to 2.7
         result = NotImplemented
     if result is NotImplemented:
         result = _ask(owners, replacement, kinds, args, options)

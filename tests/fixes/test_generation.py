@@ -30,7 +30,7 @@ def test_generated_tokens_are_those_of_the_cpu(name, build, in_place):
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
-def test_prefill_of_a_static_cache(name, build, in_place):
+def test_prefill_of_a_static_cache(name, build, in_place, cache_name):
     from transformers import StaticCache
 
     model, inputs = build(name)
@@ -38,7 +38,7 @@ def test_prefill_of_a_static_cache(name, build, in_place):
     def prefilled():
         cache = StaticCache(config=model.config, max_cache_len=20)
         with torch.no_grad():
-            return model(**inputs, past_key_values=cache, use_cache=True).logits
+            return model(**inputs, **{cache_name: cache}, use_cache=True).logits
 
     stock = prefilled()
     with in_place(model):

@@ -58,7 +58,7 @@ def test_flex_attention_infers_but_does_not_train_on_the_cpu(monkeypatch):
 
 
 def test_flex_attention_does_not_train_on_the_cpu_where_torch_does_not_refuse_it(monkeypatch):
-    """From 2.6 to 2.8 torch looks at the device only, and breaks in its compiler."""
+    """In 2.7 and 2.8 torch looks at the device only; 2.7 breaks in its compiler."""
     from torch.nn.attention import flex_attention
 
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None, raising=False)

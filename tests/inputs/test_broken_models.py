@@ -68,6 +68,8 @@ def with_code(folder):
     (folder / "configuration_mine.py").write_text("raise SystemExit(7)\n", encoding="utf-8")
 
 
+NEWER = pytest.mark.needs(transformers="5.1")
+"""Up to 4.57 transformers looks at less of a config.json, or later."""
 SAVED = "Give a folder that save_pretrained wrote"
 
 
@@ -76,9 +78,9 @@ SAVED = "Give a folder that save_pretrained wrote"
     [
         (cut, "weights are damaged or cut short"),
         (config(hidden_size=32), "weights have other sizes than its config.json says"),
-        (config(hidden_size="big"), "hidden_size"),
+        pytest.param(config(hidden_size="big"), "hidden_size", marks=NEWER),
         (config(num_attention_heads=0), "ZeroDivisionError"),
-        (written("config.json", "[1,2]"), "config.json is not a JSON object"),
+        pytest.param(written("config.json", "[1,2]"), "config.json is not a JSON object", marks=NEWER),
         (written("config.json", "{}"), "config.json names no model_type"),
         (written("config.json", "{"), "config.json is not JSON"),
         (without("config.json"), f"it has no config.json. {SAVED}"),
@@ -110,8 +112,10 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
         (without(*TOKENIZER), "it has none. Save the one it was trained with"),
         (written("tokenizer.json", '{"version": "1.0"}'), "its files cannot be used"),
         (written("tokenizer.json", "{"), "its files cannot be used"),
-        (written("config.json", "[1,2]"), "config.json is not a JSON object"),
-        (config(num_attention_heads=0), "config.json cannot be used (ZeroDivisionError"),
+        pytest.param(written("config.json", "[1,2]"), "config.json is not a JSON object", marks=NEWER),
+        pytest.param(
+            config(num_attention_heads=0), "config.json cannot be used (ZeroDivisionError", marks=NEWER
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

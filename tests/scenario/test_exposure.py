@@ -187,12 +187,12 @@ def test_a_mask_given_in_four_dimensions(models):
     assert predict(models["tiny-llama"].config, [{**batch, "attention_mask": low}]).rows == 0
 
 
-def test_a_static_cache_meets_the_same_rows_in_its_prefill(models):
+def test_a_static_cache_meets_the_same_rows_in_its_prefill(models, cache_name):
     from transformers import StaticCache
 
     model, batch = models["tiny-llama"], batch_of([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
     cache = StaticCache(config=model.config, max_cache_len=16)
-    assert max(observed(model, {**batch, "past_key_values": cache})) == 3
+    assert max(observed(model, {**batch, cache_name: cache})) == 3
     assert predict(model.config, [batch]).rows == 3
 
 

@@ -104,7 +104,13 @@ def attend(request):
             yield F.scaled_dot_product_attention
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(
+    "edit",
+    [  # torch 2.7 hands numpy a view that cannot be written
+        pytest.param(edit, marks=[pytest.mark.needs(torch="2.9")] if edit is _numpy_dlpack else [])
+        for edit in EDITS
+    ],
+)
 def test_an_edit_that_nobody_can_notice(edit: Callable[[torch.Tensor], None], attend):
     q, k, v = torch.randn(3, 1, 2, L, 4, generator=torch.Generator().manual_seed(0))
     mask = keep()

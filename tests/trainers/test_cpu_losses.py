@@ -90,7 +90,7 @@ def test_over_tensors_keeps_the_kind_of_every_container():
     doubled = over_tensors(nested, lambda tensor: tensor * 2)
     assert type(doubled["output"]) is CausalLMOutputWithPast
     assert doubled["output"].logits.tolist() == [2.0, 2.0]
-    assert doubled["output"].past_key_values is None
+    assert doubled["output"].hidden_states is None
     assert doubled["pair"] == pair(torch.tensor([2.0]), None)
     assert doubled["list"][1:] == ["word", 3]
     assert type(doubled["ordered"]) is OrderedDict

@@ -200,14 +200,14 @@ def test_a_loss_of_each_device(train):
     assert (origin.cause, origin.operation) == ("division_by_zero", "div")
 
 
-def test_a_cache_with_a_history():
+def test_a_cache_with_a_history(cache_name):
     model = seeded(hf.LlamaForCausalLM, hf.LlamaConfig(**SIZES, intermediate_size=32))
     batch = source()
-    cache = model(input_ids=batch["input_ids"][:, :4], use_cache=True).past_key_values
+    cache = model(input_ids=batch["input_ids"][:, :4], use_cache=True)[cache_name]
     given = {
         "input_ids": batch["input_ids"][:, 4:],
         "attention_mask": batch["attention_mask"],
-        "past_key_values": cache,
+        cache_name: cache,
     }
     assert trace(model, given) is None
     with torch.no_grad():
