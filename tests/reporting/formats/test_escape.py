@@ -104,12 +104,12 @@ def test_a_long_log_keeps_its_end_from_the_start_of_a_line():
 def test_a_megabyte_takes_no_time():
     import time
 
-    begin = time.perf_counter()
+    begin = time.process_time()
     for text in ("x" * 10**6, "\x1b]" * 500_000, "`" * 10**6, "\x1b[" * 500_000):
         md_cell(text)
         md_block(text)
         one_line(text)
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 5.0  # a quadratic pattern takes hours
 
 
 def test_marks_have_ascii_spellings():
