@@ -178,3 +178,16 @@ def test_trace_and_check_exclude_each_other(tmp_path):
     done, _ = traced(tmp_path, str(SCRIPTS / "plain_loop.py"), options=("--check",))
     assert done.returncode == 2
     assert "exclude each other" in done.stderr
+
+
+@pytest.mark.parametrize(("library", "kind", "cause"), [("peft", "peft", "dead_rows"), ("trl", "sft", None)])
+def test_trainers_of_other_libraries(tmp_path, library, kind, cause):
+    """TRL's collator for SFT pads on the right, whatever the tokenizer says: nothing to find."""
+    pytest.importorskip(library)
+    script = str(SCRIPTS / "field_trainers.py")
+    done, seen = traced(tmp_path, script, kind, "left")
+    assert done.returncode == (1 if cause else 0), done.stderr
+    assert [(f["cause"], f["line"]) for f in seen["findings"]] == (
+        [(cause, line(script, "HERE"))] if cause else []
+    )
+    assert set(seen["watched"]["models"]) <= {"PeftModel", "PeftModelForCausalLM", "LlamaForCausalLM"}

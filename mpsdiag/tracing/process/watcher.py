@@ -76,7 +76,8 @@ class ProcessWatch:
                 watch._counts.backwards += 1
                 roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
                 watch._unread.note_backward(roots, scaled=watch._scaled)
-            result = backward(tensors, *args, **kwargs)
+            with watch.aside():  # What is checkpointed runs its modules again in here.
+                result = backward(tensors, *args, **kwargs)
             watch._after_backward()
             return result
 

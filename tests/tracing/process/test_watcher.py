@@ -298,3 +298,19 @@ def test_a_recorded_batch_is_replayed_by_trace(tmp_path):
     about, batch, weights = read_case(tmp_path / "case")
     assert calls == [tmp_path / "case"]
     assert (about.phase, about.grad, list(batch), weights) == ("training", False, ["input"], None)
+
+
+def test_what_a_checkpoint_runs_again_is_no_forward(inputs):
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, values):
+            return checkpoint(self.inner, values, use_reentrant=False)
+
+    with mpsdiag.watch() as seen:
+        Checkpointed()(inputs).sum().backward()
+    assert seen.report.watched.models == {"Checkpointed": 1}
