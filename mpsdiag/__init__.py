@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mpsdiag.errors import BadInput, CannotDecide
     from mpsdiag.fixes import apply, install
     from mpsdiag.fixes.handle import Handle
+    from mpsdiag.invariance import assert_padding_invariant, padding_invariance
     from mpsdiag.reporting.api import bench, report
     from mpsdiag.reporting.story.report import Report
     from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention
@@ -44,6 +45,8 @@ _HOME = {
     "emulate_mps": "mpsdiag.emulation",
     "apply": "mpsdiag.fixes",
     "install": "mpsdiag.fixes",
+    "assert_padding_invariant": "mpsdiag.invariance",
+    "padding_invariance": "mpsdiag.invariance",
     "MPSSafeTrainer": "mpsdiag.trainers.mps_safe",
     "NonFiniteCallback": "mpsdiag.trainers.callbacks",
     "trace": "mpsdiag.tracing.trace_batch",
@@ -62,10 +65,12 @@ __all__ = [
     "Report",
     "__version__",
     "apply",
+    "assert_padding_invariant",
     "bench",
     "check",
     "emulate_mps",
     "install",
+    "padding_invariance",
     "report",
     "safe_scaled_dot_product_attention",
     "trace",

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from mpsdiag.serialization import number
+
+# JSON has no NaN: non-finite numbers are written as strings and read back as numbers.
+Number = Annotated[float, BeforeValidator(number)]
+InvarianceCause = Literal["positions", "attention", "mask_leak", "model", "device"]
 
 
 class Answer:
@@ -97,3 +104,50 @@ class Blame(Part):
     summary: str
     also: list[str] = Field(default_factory=list)
     remedy: Advice
+
+
+class ArrangementResult(Part):
+    """The same sequences in one arrangement, against each alone: the largest difference, and what is allowed."""
+
+    name: str
+    max_abs_diff: Number
+    allowed: Number
+    holds: bool
+    counts: bool = True
+    """It makes the verdict. The other padding side, and other tokens under the mask, are shown beside it."""
+
+    @property
+    def finite(self) -> bool:
+        """All that was compared is finite."""
+        return math.isfinite(self.max_abs_diff)
+
+
+class FixTried(Part):
+    """A fix, tried on the arrangements that failed."""
+
+    name: str
+    restores: bool
+
+
+class FirstLabel(Part):
+    """Mean loss over labels, in nats: of all, of those not predicted at padding, and of each sequence alone."""
+
+    eval_loss: Number
+    eval_loss_without: Number
+    eval_loss_alone: Number
+
+
+class Invariance(Part):
+    """Whether padding changes the numbers at real positions; `fixes`: those that were tried, alone or together."""
+
+    verdict: Literal["invariant", "varies", "undecided"]
+    reason: str
+    padding_side: str
+    cause: InvarianceCause | None = None
+    every_device: bool | None = None
+    """The CPU shows it too; None where nothing varies."""
+    arrangements: list[ArrangementResult] = Field(default_factory=list)
+    fixes: list[FixTried] = Field(default_factory=list)
+    first_label: FirstLabel | None = None
+    by_position: dict[str, list[Number]] = Field(default_factory=dict)
+    """Per padding side, the largest error at each position of a sequence, counted from its first token."""

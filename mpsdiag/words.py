@@ -27,6 +27,8 @@ DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 CELL_STATUSES: Final[tuple[str, ...]] = get_args(CellStatus)
 ATTENTION_MODES: Final[tuple[str, ...]] = get_args(AttentionMode)
 TRAINER_VARIANTS: Final[tuple[str, ...]] = get_args(TrainerVariant)
+POSITIONS: Final = "positions"
+"""The fix that is no attention mode: position ids made from the attention mask."""
 PADDING_SIDES: Final[tuple[str, ...]] = get_args(PaddingSide)
 TASKS: Final[tuple[str, ...]] = get_args(TaskName)
 AUTO_TASK: Final = "auto"

@@ -46,6 +46,7 @@ FLOORS = (
     {"inputs"},
     {"trainers"},
     {"training"},
+    {"invariance"},
     {"scenario"},
     {"tracing"},
     {"checking"},

@@ -8,6 +8,7 @@ from mpsdiag.checking.diagnosis import FixResult, Judged, ProbeResult
 from mpsdiag.device import kind_of
 from mpsdiag.findings import Advice, Emulated
 from mpsdiag.scenario.scenario import Measured, Scenario, finite
+from mpsdiag.words import PADDING_SIDES
 
 DEAD_ROWS = "SDPA001"
 CURED_BY = {"mps": "2.9", "cpu": "2.5", "cuda": "2.5"}
@@ -56,7 +57,7 @@ def advise(
         return [Advice(text=f"Nothing is decided: {verdict.reason}.", commands=["mpsdiag env"])]
     if verdict.verdict == "not_affected":
         return [_clean(scenario, probes)]
-    advice = []
+    advice = _about_padding(scenario)
     dead_row_bug = any(probe.id == DEAD_ROWS and probe.status == "fail" for probe in probes)
     exact = [fix.name for fix in fixes if fix.resolves and fix.exact]
     if "safe_sdpa" in exact or (dead_row_bug and scenario is None):
@@ -75,7 +76,7 @@ def advise(
                 commands=[f'pip install -U "torch>={CURED_BY[kind]}"', "mpsdiag check --level 3"],
             )
         )
-    if scenario is not None and scenario.status == "ok":
+    if dead_row_bug and scenario is not None and scenario.status == "ok":
         advice.insert(0, _escaped(scenario, case, emulated))
     if scenario is not None and _filter_hides(scenario):
         advice.append(
@@ -102,6 +103,45 @@ def _remedy(probe: ProbeResult) -> Advice | None:
     if probe.status != "fail" or probe.id == DEAD_ROWS or probe.remedy is None:
         return None
     return Advice(text=f"{probe.id}: {probe.remedy.text}", commands=probe.remedy.commands)
+
+
+def _about_padding(scenario: Measured | None) -> list[Advice]:
+    """What restores the numbers that each sequence has alone, of what was tried."""
+    found = None if scenario is None else scenario.invariance
+    if found is None or found.verdict != "varies":
+        return []
+    words = next(
+        (fix.name.split(" + ") for fix in found.fixes if fix.restores and "eager" not in fix.name), None
+    )
+    if words is not None and "positions" in words:
+        options = " ".join(f"--fix {word}" for word in words)
+        return [
+            Advice(
+                text="Give the model position ids made from the attention mask: this restores what each sequence has "
+                f"alone{' together with ' + words[0] if len(words) > 1 else ''}.",
+                commands=[
+                    *(f'mpsdiag.install("{word}")' for word in words),
+                    f"mpsdiag run {options} your_script.py",
+                ],
+            )
+        ]
+    other = next(
+        (result for result in found.arrangements if result.name in PADDING_SIDES and not result.counts), None
+    )
+    if words is None and other is not None and other.holds:
+        return [
+            Advice(
+                text=f"Pad on the {other.name}: there the numbers are those of each sequence alone.",
+                commands=[f'tokenizer.padding_side = "{other.name}"'],
+            )
+        ]
+    if words is None and found.cause in ("model", "mask_leak"):
+        return [
+            Advice(
+                text="No fix restores it: evaluate one sequence at a time, or only sequences of one length."
+            )
+        ]
+    return []
 
 
 def _filter_hides(scenario: Measured) -> bool:

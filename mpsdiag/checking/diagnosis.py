@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from mpsdiag.environment import Environment
-from mpsdiag.findings import Advice, Answer, Blame, Emulated, Exposure, Part
+from mpsdiag.findings import Advice, Answer, Blame, Emulated, Exposure, Invariance, Part
 from mpsdiag.scenario.scenario import FirstNonfinite, Measured, finite
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED, ProbeStatus, Verdict
 
@@ -94,7 +94,7 @@ class KnownDefect(Part):
 
 
 class Diagnosis(Answer, Part):
-    """The whole answer. `verdict` follows from `kernel` and `scenario`: either makes it."""
+    """The whole answer. `verdict` follows from `kernel`, `scenario` and `invariance`: each makes it."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -108,6 +108,7 @@ class Diagnosis(Answer, Part):
     kernel: Judged
     probes: list[ProbeResult] = Field(default_factory=list)
     scenario: ScenarioResult | None = None
+    invariance: Invariance | None = None
     fixes: list[FixResult] = Field(default_factory=list)
     advice: list[Advice] = Field(default_factory=list)
     differs_from_release: list[str] = Field(default_factory=list)
@@ -154,14 +155,21 @@ def scenario_verdict(outcome: Measured) -> Judged:
     return Judged(verdict="affected", reason=outcome.reason)
 
 
-def overall(kernel: Judged, scenario: Judged | None) -> Judged:
-    """Put both together: affected wins, then undecided, then not affected."""
-    parts = [("kernel", kernel)] + ([("scenario", scenario)] if scenario else [])
+def invariance_verdict(found: Invariance) -> Judged:
+    """Judge padding invariance: numbers that padding changes are wrong, on whichever device."""
+    verdict: dict[str, Verdict] = {"varies": "affected", "invariant": "not_affected"}
+    return Judged(verdict=verdict.get(found.verdict, "undecided"), reason=found.reason)
+
+
+def overall(kernel: Judged, scenario: Judged | None, invariance: Judged | None = None) -> Judged:
+    """Put the parts together: affected wins, then undecided, then not affected."""
+    parts = {"kernel": kernel, "scenario": scenario, "padding invariance": invariance}
+    known = [(name, part) for name, part in parts.items() if part is not None]
     for verdict in ("affected", "undecided"):
-        saying = [f"{name}: {part.reason}" for name, part in parts if part.verdict == verdict]
+        saying = [f"{name}: {part.reason}" for name, part in known if part.verdict == verdict]
         if saying:
             return Judged(verdict=verdict, reason="; ".join(saying))
-    return Judged(verdict="not_affected", reason="; ".join(f"{name}: {part.reason}" for name, part in parts))
+    return Judged(verdict="not_affected", reason="; ".join(f"{name}: {part.reason}" for name, part in known))
 
 
 def _device_is_to_blame(outcome: Measured) -> bool:

@@ -17,6 +17,7 @@ from mpsdiag.checking.diagnosis import (
     KnownDefect,
     ProbeResult,
     ScenarioResult,
+    invariance_verdict,
     kernel_verdict,
     overall,
     scenario_verdict,
@@ -44,7 +45,7 @@ Progress = Callable[[str], None]
 def check(
     device: str = "auto",
     *,
-    model: str | PathLike[str] = "tiny-gpt2",
+    model: str | PathLike[str] = "tiny-llama",
     dataset: str | PathLike[str] = "synthetic",
     task: str = "auto",
     level: int = 2,
@@ -64,7 +65,7 @@ def check(
         model: A built-in model, a local folder or a hub name, for the scenario.
         dataset: `synthetic`, a local file or folder, or a hub name.
         task: What the model is for, by Hugging Face's names of tasks; `auto` reads it from its config.
-        level: 1 probes fully masked rows, 2 adds the scenario, 3 the whole catalogue and the sweep.
+        level: 1 probes fully masked rows; 2 adds the scenario and padding invariance; 3 the catalogue and the sweep.
         probes: Ids of probes, or one, to run instead of a level's; the scenario is left out then.
         padding_side: left or right.
         dtype: float32, bfloat16 or float16, by name or as of torch (and float64 on the CPU).
@@ -81,7 +82,7 @@ def check(
         raise BadInput(
             f"Level {level} does not exist. Choose 1 (dead rows), 2 (and scenario) or 3 (everything)."
         )
-    model = given.path_or_name("model", model, '"tiny-gpt2", a folder or a hub name')
+    model = given.path_or_name("model", model, '"tiny-llama", a folder or a hub name')
     dataset = given.path_or_name("dataset", dataset, '"synthetic", a file or a hub name')
     device = given.text("device", device, '"auto" or "mps"')
     dtype = given.dtype_name(dtype)
@@ -146,7 +147,7 @@ def _scenario_and_fixes(case: Scenario, progress: Progress) -> tuple[Measured, l
     if reason:
         raise CannotDecide(f"{reason}. Choose another --dtype.")
     progress(f"training and evaluating {case.model}")
-    outcome = run_scenario(case)
+    outcome = run_scenario(case, invariance=True)
     if outcome.status != "ok":
         progress("looking for the cause")
         from mpsdiag.checking.blame import blame
@@ -185,7 +186,8 @@ def _put_together(
     probes = [_probe_result(finding) for finding in findings]
     kernel = kernel_verdict(probes)
     scenario = None if outcome is None else scenario_verdict(outcome)
-    verdict = overall(kernel, scenario)
+    invariance = None if outcome is None else outcome.invariance
+    verdict = overall(kernel, scenario, None if invariance is None else invariance_verdict(invariance))
     emulated = (
         Emulated(release=case.emulation.release, macos=case.emulation.macos) if case.emulation else None
     )
@@ -202,6 +204,7 @@ def _put_together(
         kernel=kernel,
         probes=probes,
         scenario=None if outcome is None or scenario is None else _scenario_result(case, outcome, scenario),
+        invariance=invariance,
         fixes=fixes,
         advice=advise(verdict, probes, outcome, case, fixes, emulated),
         notes=[note] if note else [],

@@ -34,7 +34,7 @@ def check(
         typer.Argument(metavar="[PROBE]...", help="Run only these, such as SDPA003.", autocompletion=PROBES),
     ] = None,
     device: options.Device = "auto",
-    model: options.Model = "tiny-gpt2",
+    model: options.Model = "tiny-llama",
     task: options.Task = "auto",
     dataset: options.Dataset = BUILTIN_DATASET,
     padding_side: options.PaddingSide = "left",

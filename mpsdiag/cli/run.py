@@ -29,11 +29,13 @@ Arguments = Annotated[
 ]
 AsModule = Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")]
 Fix = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--fix",
-        metavar="MODE",
-        help="sdpa (none), eager, safe_sdpa, unmask_sdpa or min_mask_sdpa. [safe_sdpa; watched: sdpa]",
+        metavar="FIX",
+        help="sdpa (none), eager, safe_sdpa, unmask_sdpa, min_mask_sdpa or positions; repeat to combine. [safe_sdpa; "
+        "watched: sdpa]",
+        show_default=False,
     ),
 ]
 Trace = Annotated[
@@ -107,7 +109,7 @@ def run(
         target,
         arguments or (),
         as_module=as_module,
-        fix=fix or ("sdpa" if watched else "safe_sdpa"),
+        fixes=fix or (("sdpa",) if watched else ("safe_sdpa",)),
         emulate=emulate,
         macos=emulate_macos,
         environ=os.environ,

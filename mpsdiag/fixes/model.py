@@ -15,7 +15,9 @@ from mpsdiag.fixes import anatomy, layers, registration
 from mpsdiag.fixes.anatomy import among, set_attention
 from mpsdiag.fixes.handle import Handle
 from mpsdiag.fixes.modes import Mode, mode_named
+from mpsdiag.fixes.positions import apply_positions
 from mpsdiag.quiet import errors_only
+from mpsdiag.words import POSITIONS
 
 
 @dataclass
@@ -31,14 +33,14 @@ _APPLIED: weakref.WeakKeyDictionary[nn.Module, list[_Applied]] = weakref.WeakKey
 
 
 def apply(model: nn.Module, name: str) -> Handle:
-    """Put an attention mode in place for one model, and its sub-models.
+    """Put an attention mode in place for one model, and its sub-models, or the fix `positions`.
 
     The change is in memory only: a model that is saved and loaded is back at its default. Sub-models that cannot
     use SDPA keep their eager attention under the modes that are SDPA.
 
     Args:
         model: A transformers model, or a module that contains some, such as one wrapped by peft.
-        name: One of `MODES`.
+        name: One of `MODES`, or `positions`, which gives the model position ids made from the attention mask.
 
     Returns:
         The handle that puts back what was there; also a context manager.
@@ -47,6 +49,8 @@ def apply(model: nn.Module, name: str) -> Handle:
         BadInput: No such mode; it cannot run here; no transformers model in `model`; or its class does not
             let its attention be switched, and then the sentence names the way that works.
     """
+    if name == POSITIONS:
+        return apply_positions(model)
     mode = mode_named(name)
     roots = list(anatomy.transformers_models(model)) if isinstance(model, nn.Module) else []
     if not roots:

@@ -11,7 +11,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 from mpsdiag.errors import one_of
-from mpsdiag.words import ATTENTION_MODES
+from mpsdiag.words import ATTENTION_MODES, POSITIONS
 
 if TYPE_CHECKING:
     from mpsdiag.fixes.repairs import Function, Repair
@@ -118,6 +118,6 @@ MODES: Final[Mapping[str, Mode]] = MappingProxyType(
 def mode_named(name: str, *, process_wide: bool = False) -> Mode:
     """Look a mode up; the refusal of an unknown name suggests the nearest."""
     if name not in MODES:
-        fitting = (word for word, mode in MODES.items() if mode.process_wide or not process_wide)
-        one_of("attention mode", name, fitting)
+        fitting = [word for word, mode in MODES.items() if mode.process_wide or not process_wide]
+        one_of("attention mode", name, [*fitting, POSITIONS] if process_wide else fitting)
     return MODES[name]

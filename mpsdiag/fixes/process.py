@@ -13,6 +13,8 @@ from mpsdiag.errors import BadInput
 from mpsdiag.fixes import layers
 from mpsdiag.fixes.handle import Handle
 from mpsdiag.fixes.modes import Mode, mode_named
+from mpsdiag.fixes.positions import install_positions
+from mpsdiag.words import POSITIONS
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ _INSTALLED: Final[list[tuple[object, Mode]]] = []
 
 
 def install(name: str) -> Handle:
-    """Put an attention mode in place for every model of the process that uses SDPA, now or later.
+    """Put an attention mode in place for every model of the process that uses SDPA, now or later, or `positions`.
 
     Reaches transformers models through their "sdpa" entry, and whatever calls `F.scaled_dot_product_attention`
     itself, such as Falcon, remote code, `nn.MultiheadAttention`, other libraries. Models set to another attention
@@ -32,7 +34,8 @@ def install(name: str) -> Handle:
     attention to torch's own operator, as without a mode; what is traced with a mode in force keeps the mode.
 
     Args:
-        name: One of `MODES`. `sdpa` puts stock SDPA in force; `eager` computes SDPA in plain operations.
+        name: One of `MODES`, or `positions`, which is in force beside them. `sdpa` puts stock SDPA in force; `eager`
+            computes SDPA in plain operations.
 
     Returns:
         The handle that removes it; also a context manager.
@@ -40,6 +43,8 @@ def install(name: str) -> Handle:
     Raises:
         BadInput: No such mode, or one that cannot stand in for SDPA.
     """
+    if name == POSITIONS:
+        return install_positions()
     mode = mode_named(name, process_wide=True)
     if not mode.process_wide:
         raise BadInput(

@@ -22,6 +22,7 @@ from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.modes import mode_named
 from mpsdiag.fixes.startup import RunRequest
+from mpsdiag.words import POSITIONS
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,24 @@ def prepare(
     arguments: Sequence[str],
     *,
     as_module: bool,
-    fix: str,
+    fixes: Sequence[str],
     emulate: str | None,
     macos: int,
     environ: Mapping[str, str],
     then: str | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Launch:
-    """Work out the process that runs a script or module with a mode in place."""
-    mode = mode_named(fix, process_wide=True)
-    if not mode.process_wide:
-        raise BadInput(
-            f"--fix {fix} cannot be put under a script: it takes masks of another kind than SDPA. Write into the "
-            f'script: mpsdiag.apply(model, "{fix}"), or load the model with attn_implementation="{fix}".'
-        )
+    """Work out the process that runs a script or module with fixes in place."""
+    for fix in fixes:
+        if fix != POSITIONS and not mode_named(fix, process_wide=True).process_wide:
+            raise BadInput(
+                f"--fix {fix} cannot be put under a script: it takes masks of another kind than SDPA. Write into the "
+                f'script: mpsdiag.apply(model, "{fix}"), or load the model with attn_implementation="{fix}".'
+            )
     where = _module(target) if as_module else _script(target)
-    place = "stock attention is left as it is" if fix == "sdpa" else f"{fix} is in place"
+    put = [fix for fix in fixes if fix != "sdpa"]
+    is_or_are = "is" if len(put) == 1 else "are"
+    place = f"{' and '.join(put)} {is_or_are} in place" if put else "stock attention is left as it is"
     note = f"{place} for {target} and the Python processes it starts"
     if emulate is not None:
         emulation = Emulation(emulate, macos)
@@ -61,7 +64,7 @@ def prepare(
         note += f"; attention on the CPU is {emulation.describe()}"
     return Launch(
         command=(sys.executable, *where, *arguments),
-        environment=RunRequest(fix, emulate, macos, then, options or {}).environment(environ),
+        environment=RunRequest(tuple(fixes), emulate, macos, then, options or {}).environment(environ),
         note=f"{note}.",
     )
 

@@ -18,13 +18,13 @@ _THEN: Final = "MPSDIAG_RUN_THEN"
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The mode, and if `emulate` is set the MPS kernels, that are in place as soon as torch is imported.
+    """The fixes, and if `emulate` is set the MPS kernels, that are in place as soon as torch is imported.
 
     `then` is a function of a floor above that is called last, as `module:function`; it reads `options`, further entries
     of the environment.
     """
 
-    fix: str
+    fixes: tuple[str, ...]
     emulate: str | None = None
     macos: int = 15
     then: str | None = None
@@ -35,7 +35,7 @@ class RunRequest:
         extended = {
             key: value for key, value in environ.items() if key not in {_FIX, _EMULATE, _MACOS, _THEN}
         }
-        extended |= {_FIX: self.fix, **self.options}
+        extended |= {_FIX: ",".join(self.fixes), **self.options}
         if self.then is not None:
             extended[_THEN] = self.then
         if self.emulate is not None:
@@ -52,9 +52,8 @@ def wish_of(environ: Mapping[str, str]) -> RunRequest | None:
     """The request in an environment; None if there is none."""
     if _FIX not in environ:
         return None
-    return RunRequest(
-        environ[_FIX], environ.get(_EMULATE), int(environ.get(_MACOS, "15")), environ.get(_THEN)
-    )
+    fixes = tuple(environ[_FIX].split(","))
+    return RunRequest(fixes, environ.get(_EMULATE), int(environ.get(_MACOS, "15")), environ.get(_THEN))
 
 
 def begin() -> None:
@@ -73,7 +72,8 @@ def begin() -> None:
         emulate_mps(wish.emulate, wish.macos).__enter__()
     from mpsdiag.fixes.process import install
 
-    install(wish.fix)
+    for fix in wish.fixes:
+        install(fix)
     if wish.then is not None:
         module, _, function = wish.then.partition(":")
         getattr(import_module(module), function)()

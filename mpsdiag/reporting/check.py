@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from mpsdiag.checking.diagnosis import Diagnosis, FixResult, ScenarioResult
+from mpsdiag.checking.diagnosis import Diagnosis, FixResult, ScenarioResult, invariance_verdict
 from mpsdiag.environment import facts
-from mpsdiag.findings import Advice
+from mpsdiag.findings import Advice, Invariance
 from mpsdiag.probes import CATALOGUE
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.story.marks import Tone
@@ -37,6 +37,7 @@ def document(diagnosis: Diagnosis) -> blocks.Document:
         ("differs", "Differs from the known behaviour of this release", _differs(diagnosis)),
         ("probes", "Probes", _probes(diagnosis)),
         ("scenario", "Scenario", _scenario(diagnosis, diagnosis.scenario) if diagnosis.scenario else ()),
+        ("invariance", "Padding invariance", _invariance(diagnosis.invariance)),
         ("why", "Why a fix resolves it, or does not", _whys(diagnosis.fixes)),
         ("known", f"Known for this release, not probed at level {diagnosis.level}", _known(diagnosis)),
         (
@@ -93,6 +94,9 @@ def _answer(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
         yield blocks.Prose(f"Why: {diagnosis.reason}.")
     if diagnosis.scenario is not None:
         yield _judged("Scenario", diagnosis.scenario.verdict, diagnosis.scenario.reason)
+    if diagnosis.invariance is not None:
+        judged = invariance_verdict(diagnosis.invariance)
+        yield _judged("Padding invariance", judged.verdict, judged.reason)
     for note in diagnosis.notes:
         yield blocks.Prose(f"Note: {note}.")
 
@@ -113,6 +117,38 @@ def _fixes(fixes: list[FixResult]) -> Iterable[blocks.Block]:
         for fix in fixes
     )
     yield blocks.Table("", blocks.columns("fix", "resolves it", "eval_loss", numbers=["eval_loss"]), rows)
+
+
+def _invariance(found: Invariance | None) -> Iterable[blocks.Block]:
+    """Each arrangement against the sequences alone, the fixes that were tried, and the labels predicted at padding."""
+    if found is None or not found.arrangements:
+        return
+    rows = tuple(
+        (
+            blocks.Entry(result.name),
+            blocks.Entry(number(result.max_abs_diff)),
+            blocks.Entry(number(result.allowed)),
+            blocks.Entry(
+                "yes" if result.holds else "no" if result.counts else "no, and not in use",
+                "good" if result.holds else "bad" if result.counts else "muted",
+            ),
+        )
+        for result in found.arrangements
+    )
+    heads = blocks.columns("arrangement", "largest difference", "allowed", "holds")
+    yield blocks.Table("Against each sequence alone, in float64 on the CPU", heads, rows)
+    if found.fixes:
+        tried = "; ".join(
+            f"{fix.name}: {'restores it' if fix.restores else 'does not'}" for fix in found.fixes
+        )
+        yield blocks.Prose(f"Fixes that were tried: {tried}.")
+    if found.first_label is not None:
+        losses = found.first_label
+        yield blocks.Prose(
+            f"Labels predicted from a padded position move the mean loss by "
+            f"{losses.eval_loss - losses.eval_loss_without:+.3g}: {number(losses.eval_loss)} with them, "
+            f"{number(losses.eval_loss_without)} without, {number(losses.eval_loss_alone)} with each sequence alone."
+        )
 
 
 def _whys(fixes: list[FixResult]) -> Iterable[blocks.Block]:

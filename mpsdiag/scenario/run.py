@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from transformers import __version__ as transformers_version
 
 from mpsdiag.emulation import suspended
-from mpsdiag.findings import Exposure
+from mpsdiag.findings import Exposure, Invariance
 from mpsdiag.inputs.installed import as_on_mps, stock_mean
 from mpsdiag.inputs.models import attention_for, missing_note, model_notes
 from mpsdiag.inputs.nonfinite import unread_nonfinite
 from mpsdiag.inputs.outputs import mean
+from mpsdiag.invariance import padding_invariance
+from mpsdiag.invariance.first_label import first_label
 from mpsdiag.scenario.exposure import predict
 from mpsdiag.scenario.gradient_paths import training_notes
 from mpsdiag.scenario.observer import Observer, Sighting
@@ -35,8 +37,13 @@ from mpsdiag.scenario.reference import (
 from mpsdiag.scenario.scenario import FirstNonfinite, Measured, Scenario
 
 
-def run_scenario(scenario: Scenario) -> Measured:
+def run_scenario(scenario: Scenario, *, invariance: bool = False, causes: bool = True) -> Measured:
     """Train a few steps, evaluate, compare with the float64 reference.
+
+    Args:
+        scenario: What to run.
+        invariance: Compare padded batches with each sequence alone too.
+        causes: Look for the cause where they differ, and try the fixes.
 
     Raises:
         BadInput: As `prepare`.
@@ -54,12 +61,16 @@ def run_scenario(scenario: Scenario) -> Measured:
                 *model_notes(prepared.model),
             ],
         )
+        # Before any training: a step that goes wrong spoils the weights.
+        unpadded = _invariance(prepared, causes=causes) if invariance else None
         first_loss = _first_train_loss_on_cpu(prepared)
         train_losses, grad_norms = _train(prepared)
         truth = reference(prepared.model, prepared.eval_batches, prepared.trainer, prepared.task)
         eval_loss, losses = _evaluate(prepared)
         logits, sightings = _watched_evaluation(prepared)
         difference = compare(logits, truth)
+        if unpadded is not None and prepared.task.name == "text-generation":
+            unpadded.first_label = first_label(prepared.model, prepared.eval_batches, logits)
     dead = sum(max(map(int, seen.dead), default=0) for seen in sightings)
     if exposure.rows and exposure.reach_sdpa and not dead:
         exposure = unseen(exposure, prepared.model, sightings)
@@ -98,6 +109,7 @@ def run_scenario(scenario: Scenario) -> Measured:
         real_tokens=sum(real),
         pad_tokens=sum(batch["input_ids"].numel() for batch in prepared.eval_batches) - sum(real),
         missing_weights="; ".join(filter(None, weights)) or None,
+        invariance=unpadded,
     )
 
 
@@ -134,6 +146,17 @@ def _length_notes(prepared: PreparedScenario) -> list[str]:
     if prepared.max_length == prepared.scenario.max_length:
         return []
     return [f"the model has positions for {prepared.max_length} tokens: longer texts are cut to that"]
+
+
+def _invariance(prepared: PreparedScenario, *, causes: bool) -> Invariance:
+    return padding_invariance(
+        prepared.model,
+        prepared.eval_batches[0],
+        padding_side=prepared.scenario.padding_side,
+        pad_token_id=getattr(prepared.processor, "tokenizer", prepared.processor).pad_token_id,
+        causes=causes,
+        sequences=2,
+    )
 
 
 def _first_train_loss_on_cpu(prepared: PreparedScenario) -> float:

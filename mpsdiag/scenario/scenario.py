@@ -9,19 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from mpsdiag.findings import Blame, Exposure
-from mpsdiag.serialization import number
+from mpsdiag.findings import Blame, Exposure, Invariance, Number
 from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TaskChoice, TrainerVariant
 
 if TYPE_CHECKING:
     from mpsdiag.emulation import Emulation
 
-# JSON has no NaN: non-finite numbers are written as strings and read back as numbers.
-Number = Annotated[float, BeforeValidator(number)]
 DEFAULT_MACOS: Final = 15
 LEARNING_RATE: Final = 1e-3
 """Of the training steps; large for a model of this size, so that a few steps move every weight."""
@@ -147,8 +144,16 @@ class Measured(BaseModel):
     pad_tokens: int = 0
     missing_weights: str | None = None
     """A sentence about weights that the checkpoint lacks, or has broken without the model reading them; if any."""
+    invariance: Invariance | None = None
+    """Whether padding changes the numbers, before any training step."""
     peak_process_memory: int | None = None
     peak_device_memory: int | None = None
+
+    @property
+    def invariance_diff(self) -> float | None:
+        """How far padded batches are from each sequence alone, at most, where it counts; None if not compared."""
+        results = [] if self.invariance is None else self.invariance.arrangements
+        return max((r.max_abs_diff for r in results if r.counts and r.name != "generate"), default=None)
 
     @property
     def status(self) -> Literal["ok", "nan", "wrong"]:

@@ -174,7 +174,7 @@ def test_a_sitecustomize_that_was_there_runs_too(script, tmp_path):
 def test_a_python_without_mpsdiag_says_so_once_torch_is_imported(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['mpsdiag'] = None\n")
     (tmp_path / "torch.py").write_text("print('torch is here')\n")
-    environment = RunRequest("safe_sdpa").environment({"PYTHONPATH": str(tmp_path)})
+    environment = RunRequest(("safe_sdpa",)).environment({"PYTHONPATH": str(tmp_path)})
     silent = subprocess.run(
         [sys.executable, "-c", ""], capture_output=True, text=True, env=environment, check=True
     )
@@ -190,7 +190,7 @@ def test_a_python_without_mpsdiag_says_so_once_torch_is_imported(tmp_path):
 def test_the_start_costs_little(script):
     """The hook imports neither mpsdiag nor anything outside the standard library."""
     code = "import sys; print(sorted(name.split('.')[0] for name in sys.modules))"
-    environment = RunRequest("safe_sdpa").environment(os.environ)
+    environment = RunRequest(("safe_sdpa",)).environment(os.environ)
     listing = [
         set(json.loads(out.replace("'", '"')))
         for out in (
@@ -210,7 +210,10 @@ def test_the_start_costs_little(script):
         (["nowhere.py"], "No script nowhere.py"),
         (["scripts/nowhere.py"], "there is no such file. Look at the path"),
         (["no_such_module"], "For a module: mpsdiag run -m no_such_module"),
-        (["--fix", "bogus", __file__], "Choose from: sdpa, eager, safe_sdpa, unmask_sdpa, min_mask_sdpa.\n"),
+        (
+            ["--fix", "bogus", __file__],
+            "Choose from: sdpa, eager, safe_sdpa, unmask_sdpa, min_mask_sdpa, positions.\n",
+        ),
         (["-m", "no_such_module_at_all"], "No module named no_such_module_at_all"),
         (["--fix", "safe_spda", __file__], "Did you mean 'safe_sdpa'?"),
         (["--fix", "flex_attention", __file__], "cannot be put under a script"),

@@ -12,12 +12,12 @@ from mpsdiag.fixes.script import prepare
 from mpsdiag.fixes.startup import FOLDER, RunRequest, wish_of
 
 
-def _prepare(target, *arguments, as_module=False, fix="safe_sdpa", emulate=None, macos=15, environ=None):
+def _prepare(target, *arguments, as_module=False, fixes=("safe_sdpa",), emulate=None, macos=15, environ=None):
     return prepare(
         str(target),
         arguments,
         as_module=as_module,
-        fix=fix,
+        fixes=fixes,
         emulate=emulate,
         macos=macos,
         environ=environ or {},
@@ -31,31 +31,34 @@ def script(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("wish", [RunRequest("eager"), RunRequest("sdpa", "2.8", 14)])
+@pytest.mark.parametrize("wish", [RunRequest(("eager",)), RunRequest(("sdpa",), "2.8", 14)])
 def test_a_wish_survives_the_environment(wish):
     assert wish_of(wish.environment({"OTHER": "1"})) == wish
     assert wish_of({"OTHER": "1"}) is None
 
 
 def test_an_older_wish_is_replaced_whole():
-    outer = RunRequest("eager", "2.8", 14).environment({"PYTHONPATH": "/mine"})
-    inner = RunRequest("safe_sdpa").environment(outer)
-    assert wish_of(inner) == RunRequest("safe_sdpa")
+    outer = RunRequest(("eager",), "2.8", 14).environment({"PYTHONPATH": "/mine"})
+    inner = RunRequest(("safe_sdpa",)).environment(outer)
+    assert wish_of(inner) == RunRequest(("safe_sdpa",))
     assert inner["PYTHONPATH"].split(os.pathsep) == [str(FOLDER), "/mine"]
 
 
 def test_the_current_folder_does_not_slip_into_the_path():
-    assert RunRequest("eager").environment({})["PYTHONPATH"] == str(FOLDER)
-    assert RunRequest("eager").environment({"PYTHONPATH": ""})["PYTHONPATH"] == str(FOLDER)
+    assert RunRequest(("eager",)).environment({})["PYTHONPATH"] == str(FOLDER)
+    assert RunRequest(("eager",)).environment({"PYTHONPATH": ""})["PYTHONPATH"] == str(FOLDER)
 
 
 def test_the_command_is_pythons_own(script):
     launch = _prepare(script, "--lr", "1", "--", "-x", emulate="2.8.0", environ={"HOME": "/h"})
     assert launch.command == (sys.executable, str(script), "--lr", "1", "--", "-x")
     assert launch.environment["HOME"] == "/h"
-    assert wish_of(launch.environment) == RunRequest("safe_sdpa", "2.8", 15)
+    assert wish_of(launch.environment) == RunRequest(("safe_sdpa",), "2.8", 15)
     assert "emulated MPS of torch 2.8 on macOS 15" in launch.note
-    assert "stock attention" in _prepare(script, fix="sdpa").note
+    assert "stock attention" in _prepare(script, fixes=["sdpa"]).note
+    both = _prepare(script, fixes=["safe_sdpa", "positions"])
+    assert both.note.startswith("safe_sdpa and positions are in place")
+    assert wish_of(both.environment).fixes == ("safe_sdpa", "positions")
     assert _prepare("json.tool", "a", as_module=True).command == (sys.executable, "-m", "json.tool", "a")
 
 
@@ -77,8 +80,9 @@ def test_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"fix": "safe_spda"}, "Did you mean 'safe_sdpa'"),
-        ({"fix": "flex_attention"}, 'mpsdiag.apply(model, "flex_attention")'),
+        ({"fixes": ["safe_spda"]}, "Did you mean 'safe_sdpa'"),
+        ({"fixes": ["positons"]}, "Did you mean 'positions'"),
+        ({"fixes": ["flex_attention"]}, 'mpsdiag.apply(model, "flex_attention")'),
         ({"emulate": "1.9"}, "Unknown torch release '1.9'"),
         ({"emulate": "2.8", "macos": 16}, "macOS 16"),
     ],

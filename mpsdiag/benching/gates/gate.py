@@ -79,7 +79,14 @@ MEASURES: Final[Mapping[str, Callable[[Sequence[Record]], float | None]]] = {
     "memory": _memory,
     **{
         name: _found(name)
-        for name in ("eval_loss", "nonfinite_batches", "dead_rows", "loss_moved_by", "max_abs_logit_diff")
+        for name in (
+            "eval_loss",
+            "nonfinite_batches",
+            "dead_rows",
+            "loss_moved_by",
+            "max_abs_logit_diff",
+            "invariance_diff",
+        )
     },
 }
 

@@ -35,7 +35,7 @@ def verdict(cell: Scenario) -> Answer:
 
     reset_peak_memory(cell.device)
     try:
-        found = run_scenario(cell)
+        found = run_scenario(cell, invariance=True, causes=False)
     except EmulatedAbort as problem:
         # On a Mac the process would be gone; here it is not, so that the reason can be told.
         return Answer(status="crash", reason=f"{EMULATED_ABORT}: {str(problem).splitlines()[0]}")

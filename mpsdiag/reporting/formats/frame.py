@@ -138,6 +138,7 @@ def _measured(measured: Measured | None) -> dict[str, Any]:
         "dead_rows": measured.dead_rows,
         "max_abs_logit_diff": measured.max_abs_logit_diff,
         "bound": measured.bound,
+        "invariance_diff": measured.invariance_diff,
     }
 
 

@@ -10,7 +10,7 @@ from mpsdiag.reporting.story.marks import Tone, mark, severity
 from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.reporting.story.ranking import CostRow, CostTable, Estimate
 from mpsdiag.reporting.story.report import Panel, Report, Scene
-from mpsdiag.scenario.scenario import FirstNonfinite
+from mpsdiag.scenario.scenario import FirstNonfinite, Measured
 
 
 def cost_table(
@@ -123,12 +123,19 @@ def loss_table(panel: Panel, scene: Scene, limits: blocks.Limits, *, alone: bool
     title = [] if alone else [panel.label]
     where = scene.emulated or f"on {scene.device}"
     title.append(where[:1].upper() + where[1:] if alone and scene.emulated else where)
-    numbers = ("train loss", "eval loss", "stock prints", "bad batches", "fully masked rows")
+    numbers = (
+        "train loss",
+        "eval loss",
+        "stock prints",
+        "bad batches",
+        "fully masked rows",
+        "padded to alone",
+    )
     remark = "where, or how far off"
     heads = blocks.columns(
         "padding", "attention + trainer", "result", *numbers, remark, numbers=numbers, minor=[remark]
     )
-    return blocks.table(", ".join(title), heads, results, _loss_row, limits)
+    return blocks.without_empty(blocks.table(", ".join(title), heads, results, _loss_row, limits))
 
 
 def _loss_row(result: PooledCell) -> tuple[blocks.Entry, ...]:
@@ -157,8 +164,17 @@ def _loss_row(result: PooledCell) -> tuple[blocks.Entry, ...]:
         ),
         blocks.Entry(f"{bad} of {batches}", "bad" if bad else "plain", float(bad)),
         blocks.Entry(f"{measured.dead_rows:,}", "plain", float(measured.dead_rows)),
+        _invariance_entry(measured),
         blocks.Entry(_remark(result)),
     )
+
+
+def _invariance_entry(measured: Measured) -> blocks.Entry:
+    """The largest difference of padded batches from each sequence alone; red where it is more than allowed."""
+    off, found = measured.invariance_diff, measured.invariance
+    if off is None or found is None:
+        return blocks.Entry(figures.NOTHING, "muted", math.inf)
+    return blocks.Entry(f"{off:.2g}", "bad" if found.verdict == "varies" else "plain", _finite(off))
 
 
 def _loss_entry(value: float | None) -> blocks.Entry:

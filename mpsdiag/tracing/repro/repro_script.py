@@ -116,7 +116,7 @@ def _run(text: str, emulation: Emulation | None) -> str | None:
     """Run the script in a Python of its own; its last line if it shows the fault."""
     environ = dict(os.environ)
     if emulation is not None:
-        environ = RunRequest("sdpa", emulation.release, emulation.macos).environment(environ)
+        environ = RunRequest(("sdpa",), emulation.release, emulation.macos).environment(environ)
     with tempfile.TemporaryDirectory(prefix="mpsdiag-") as folder:
         script = Path(folder) / "repro.py"
         script.write_text(text, encoding="utf-8")

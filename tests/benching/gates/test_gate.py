@@ -97,3 +97,19 @@ def test_what_to_write_instead_of_a_word_that_no_cell_has(gate, sentence):
 def test_a_number_may_be_negative():
     gate = parse_gate("safe_sdpa.loss_moved_by < -0.001")
     assert (gate.right.factor, str(gate)) == (-0.001, "safe_sdpa.loss_moved_by < -0.001")
+
+
+def test_padding_invariance_is_a_measure():
+    from mpsdiag.benching.gates.gate import MEASURES
+    from mpsdiag.findings import ArrangementResult, Invariance
+    from mpsdiag.scenario.scenario import Measured
+
+    results = [
+        ArrangementResult(name="left", max_abs_diff=0.5, allowed=1e-6, holds=False),
+        ArrangementResult(name="right", max_abs_diff=2.0, allowed=1e-6, holds=False, counts=False),
+        ArrangementResult(name="generate", max_abs_diff=3.0, allowed=1e-6, holds=False),
+    ]
+    found = Invariance(verdict="varies", reason="", padding_side="left", arrangements=results)
+    assert "invariance_diff" in MEASURES
+    assert Measured(invariance=found).invariance_diff == 0.5
+    assert Measured().invariance_diff is None

@@ -70,7 +70,7 @@ def test_an_emulated_abort_is_a_crash(monkeypatch):
     from mpsdiag.emulation import EmulatedAbort
     from mpsdiag.scenario import run
 
-    def abort(case):
+    def abort(case, **_options):
         raise EmulatedAbort("LLVM ERROR: Failed to infer result type(s)")
 
     monkeypatch.setattr(run, "run_scenario", abort)

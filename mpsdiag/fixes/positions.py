@@ -1,0 +1,124 @@
+"""The fix `positions`: position ids made from the attention mask, for models that number from the left edge.
+
+GPT-2 and its kin count positions from 0 at the left edge of the batch, padding included, unless they are given position
+ids. It is right only where it was seen to restore what a sequence has alone: models that make positions from the token
+ids themselves, such as RoBERTa, are broken by it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from mpsdiag.errors import BadInput
+from mpsdiag.fixes import anatomy
+from mpsdiag.fixes.handle import Handle
+from mpsdiag.fixes.imports import when_imported
+from mpsdiag.words import POSITIONS
+
+_INSTALLED: Final[list[object]] = []
+
+
+def position_ids(attention_mask: Tensor, length: int) -> Tensor:
+    """The position of each token among the real ones of its sequence, (sequences, length) int64; 0 at left padding.
+
+    Args:
+        attention_mask: (sequences, positions), 0 at padding; with a cache it is longer than the tokens that are given.
+        length: Tokens that are given: the last ones.
+    """
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+
+
+def with_position_ids(collator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A collator whose batches hold position ids made from their attention mask.
+
+    Args:
+        collator: Makes batches with `attention_mask`; others are handed on as they are.
+    """
+
+    def collate(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        batch = collator(*args, **kwargs)
+        mask = batch.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            batch["position_ids"] = position_ids(mask, mask.shape[1])
+        return batch
+
+    return collate
+
+
+def apply_positions(model: nn.Module) -> Handle:
+    """Give one model position ids wherever it is called without any, with a 2D attention mask.
+
+    Raises:
+        BadInput: No transformers model in `model` takes position ids.
+    """
+    takers = [root for root in anatomy.transformers_models(model) if _takes_positions(root)]
+    if not takers:
+        raise BadInput(
+            f"{type(model).__name__} takes no position_ids: the fix '{POSITIONS}' cannot be applied to it."
+        )
+    hooks = [taker.register_forward_pre_hook(_fill, with_kwargs=True) for taker in takers]
+
+    def remove() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return Handle(POSITIONS, remove)
+
+
+def install_positions() -> Handle:
+    """Do the same for every transformers model of the process that takes position ids, now or later."""
+    installation = object()
+    _INSTALLED.append(installation)
+    when_imported("transformers.modeling_utils", _wrap_call)
+
+    def remove() -> None:
+        _INSTALLED.remove(installation)
+
+    return Handle(POSITIONS, remove)
+
+
+def _wrap_call() -> None:
+    """Wrap the call of transformers' models, once; while nothing is installed the wrapper hands every call on."""
+    from transformers.modeling_utils import PreTrainedModel
+
+    cls: Any = PreTrainedModel
+    stock = cls.__call__
+    if getattr(stock, "_mpsdiag", False):
+        return
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _INSTALLED and _takes_positions(self):
+            args, kwargs = _fill(self, args, kwargs) or (args, kwargs)
+        return stock(self, *args, **kwargs)
+
+    call._mpsdiag = True  # type: ignore[attr-defined]  # noqa: SLF001 - our own mark
+    cls.__call__ = call
+
+
+def _takes_positions(model: nn.Module) -> bool:
+    parameters = inspect.signature(model.forward).parameters
+    return "position_ids" in parameters and "attention_mask" in parameters
+
+
+def _fill(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments with position ids; None where they hold some, or nothing to make them from."""
+    given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    given = {**given, **given.get("kwargs", {})}
+    mask = given.get("attention_mask")
+    tokens = next(
+        (given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None
+    )
+    if (
+        given.get("position_ids") is not None
+        or not isinstance(mask, Tensor)
+        or mask.dim() != 2
+        or tokens is None
+    ):
+        return None
+    return args, {**kwargs, "position_ids": position_ids(mask, tokens.shape[1])}

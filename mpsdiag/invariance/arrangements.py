@@ -1,0 +1,141 @@
+"""The same sequences alone and in padded batches: what each arrangement hands to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+Example = dict[str, Tensor]
+"""One sequence without padding: tensors with positions first, others as the model takes them for one sequence."""
+
+EXTRA: Final = 5
+"""Tokens by which the neighbour is longer, and padding where all sequences have one length."""
+SAMPLE: Final = 4
+"""Sequences that are looked at."""
+PADDED: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""Inputs that are padded together. What a decoder gets has lengths of its own."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """A batch, and the number of the example in its row 0, row 1 ...; rows behind those are not compared."""
+
+    name: str
+    batch: dict[str, Tensor]
+    rows: tuple[int, ...]
+    counts: bool = True
+    """It makes the verdict; the others are shown beside it."""
+    generates: bool = False
+    """Tokens are generated from it; compared are those."""
+
+
+def examples_of(
+    batch: Mapping[str, Any], *, limit: int = SAMPLE, longest: int | None = None
+) -> list[Example]:
+    """Take a batch apart into its sequences, without their padding: the shortest and the longest of them.
+
+    Args:
+        batch: `input_ids` and, where there is padding, `attention_mask`, (sequences, positions); others with one entry
+            a sequence.
+        limit: Most sequences to take.
+        longest: Tokens to cut each to.
+    """
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    order = sorted((row for row in range(len(ids)) if kept[row].any()), key=lambda row: int(kept[row].sum()))
+    chosen = order if len(order) <= limit else [*order[: limit // 2], *order[limit // 2 - limit :]]
+    found = []
+    for row in sorted(chosen):
+        example = {
+            name: tensor[row][kept[row]][:longest] if name in PADDED else tensor[row]
+            for name, tensor in batch.items()
+            if isinstance(tensor, Tensor)
+            and tensor.dim()
+            and len(tensor) == len(ids)
+            and name != "position_ids"
+        }
+        example["attention_mask"] = torch.ones_like(example["input_ids"])
+        found.append(example)
+    return found
+
+
+def alone(examples: Sequence[Example]) -> list[Arrangement]:
+    """Each sequence by itself, without padding."""
+    return [Arrangement("alone", _batch([example]), (row,)) for row, example in enumerate(examples)]
+
+
+def arrangements(examples: Sequence[Example], *, pad_id: int, padding_side: str) -> Iterator[Arrangement]:
+    """The padded batches, and twins.
+
+    Args:
+        examples: The sequences.
+        pad_id: The token that fills up.
+        padding_side: `left` or `right`: the one in use. The other one is shown, and does not count.
+    """
+    rows = tuple(range(len(examples)))
+    lengths = [len(example["input_ids"]) for example in examples]
+    length = max(lengths) + (EXTRA if min(lengths) == max(lengths) else 0)
+    for side in ("left", "right"):
+        padded = [pad(example, length, side, pad_id) for example in examples]
+        yield Arrangement(side, _batch(padded), rows, counts=side == padding_side)
+        if side == padding_side:
+            yield scrambled(Arrangement("scrambled_pads", _batch(padded), rows, counts=False))
+    most = lengths.index(max(lengths))
+    company = [examples[lengths.index(min(lengths))], _longer(examples[most])]
+    padded = [pad(example, lengths[most] + EXTRA, padding_side, pad_id) for example in company]
+    yield Arrangement("neighbour", _batch(padded), (lengths.index(min(lengths)),))
+    yield Arrangement("twins", _batch([examples[most]] * 2), (most, most))
+
+
+def companions(examples: Sequence[Example]) -> tuple[list[Example], Arrangement]:
+    """The sequences cut to the length of the shortest, and a batch of them: company without padding."""
+    shortest = min(len(example["input_ids"]) for example in examples)
+    cut = [
+        {name: t[:shortest] if name in PADDED else t for name, t in example.items()} for example in examples
+    ]
+    return cut, Arrangement("companions", _batch(cut), tuple(range(len(cut))))
+
+
+def pad(example: Example, length: int, side: str, pad_id: int) -> Example:
+    """A sequence, padded to a length on one side; the attention mask is 0 there."""
+    missing = length - len(example["input_ids"])
+    padded = dict(example)
+    for name in PADDED:
+        if name in example:
+            tensor = example[name]
+            filling = tensor.new_full((missing,), pad_id if name == "input_ids" else 0)
+            padded[name] = torch.cat([filling, tensor] if side == "left" else [tensor, filling])
+    return padded
+
+
+def scrambled(arrangement: Arrangement) -> Arrangement:
+    """The same batch with other tokens of its own under the mask."""
+    ids, hidden = arrangement.batch["input_ids"], arrangement.batch["attention_mask"] == 0
+    real = ids[~hidden]
+    drawn = torch.randint(len(real), ids.shape, generator=torch.Generator().manual_seed(0)).to(ids.device)
+    return replace(
+        arrangement, batch={**arrangement.batch, "input_ids": torch.where(hidden, real[drawn], ids)}
+    )
+
+
+def with_positions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with position ids from its attention mask: each sequence's first real token is at 0."""
+    return {**batch, "position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+
+
+def _longer(example: Example) -> Example:
+    """The sequence with its last token repeated."""
+    longer = dict(example)
+    for name in PADDED:
+        if name in example:
+            longer[name] = torch.cat([example[name], example[name][-1:].expand(EXTRA)])
+    return longer
+
+
+def _batch(examples: Sequence[Example]) -> dict[str, Tensor]:
+    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}

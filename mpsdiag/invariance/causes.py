@@ -1,0 +1,168 @@
+"""Why padding changes what a model gives: each cause is one intervention that is run, none is assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from mpsdiag.emulation import suspended
+from mpsdiag.findings import ArrangementResult, FixTried, InvarianceCause
+from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.invariance.arrangements import Arrangement, Example, companions, scrambled
+from mpsdiag.invariance.forwards import (
+    AloneTruth,
+    distance,
+    in_attention,
+    outputs_of,
+    reference_of,
+    takes_positions,
+    text_config,
+)
+from mpsdiag.sdpa.bound import largest_error
+
+SENTENCES: dict[InvarianceCause, str] = {
+    "positions": "the model numbers positions from the left edge, padding included",
+    "attention": "attention gives other numbers on padded batches",
+    "mask_leak": "tokens under the attention mask reach real positions",
+    "model": "the model's own numbers depend on what else is in the batch",
+    "device": "this device gives other numbers on padded batches, and the CPU does not",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An arrangement that was compared; `batches` has one a sequence for `alone`."""
+
+    result: ArrangementResult
+    batches: list[Arrangement]
+    errors: list[float] = field(default_factory=list)
+    """By position, of the first batch."""
+
+    @property
+    def holds(self) -> bool:
+        """Within the bound."""
+        return self.result.holds
+
+    @property
+    def counts(self) -> bool:
+        """It makes the verdict."""
+        return self.result.counts
+
+
+@dataclass(frozen=True)
+class CauseFound:
+    """What was found: the cause, in a sentence too; fixes that were tried; whether the CPU shows it as well."""
+
+    cause: InvarianceCause
+    sentence: str
+    fixes: list[FixTried]
+    every_device: bool
+
+
+def explain(
+    model: nn.Module, examples: Sequence[Example], failed: Sequence[Trial], truth: AloneTruth
+) -> CauseFound:
+    """Run the interventions on the arrangements that failed.
+
+    Args:
+        model: In evaluation mode, on its device.
+        examples: The sequences.
+        failed: Arrangements that are off.
+        truth: The reference.
+    """
+    restores = _tried(model, failed, truth)
+    on_cpu = _cpu_fails(model, failed, truth)
+    if restores.get("positions"):
+        cause: InvarianceCause = "positions"
+    elif restores.get("eager") or restores.get("eager + positions"):
+        cause = "attention"
+    elif _depends_on_company(model, examples):
+        cause = "model" if on_cpu else "device"
+    elif _leaks(model, failed, truth.allowed):
+        cause = "mask_leak"
+    else:
+        cause = "model" if on_cpu else "device"
+    sentence = SENTENCES[cause]
+    if cause == "attention" and not restores.get("eager"):
+        sentence += f", and {SENTENCES['positions']}"
+    if cause == "model" and _routes(model):
+        sentence = "the routing to experts depends on what else is in the batch"
+    where = ", on every device" if on_cpu else ""
+    fixes = [FixTried(name=name, restores=does) for name, does in restores.items()]
+    return CauseFound(cause, sentence + where, fixes, on_cpu)
+
+
+def _tried(model: nn.Module, failed: Sequence[Trial], truth: AloneTruth) -> dict[str, bool]:
+    """Which fixes restore invariance: position ids; else attention; else both. Only those that were run are listed."""
+    found: dict[str, bool] = {}
+    moves = takes_positions(model)
+    if moves:
+        found["positions"] = _all_hold(model, failed, truth, positions=True)
+    for positions in (False, True) if moves else (False,):
+        if any(found.values()):
+            break
+        for name in ("eager", "safe_sdpa"):
+            with in_attention(model, name):
+                restores = _all_hold(model, failed, truth, positions=positions)
+            found[f"{name} + positions" if positions else name] = restores
+    return found
+
+
+def _all_hold(
+    model: nn.Module, failed: Sequence[Trial], truth: AloneTruth, *, positions: bool = False
+) -> bool:
+    return all(
+        distance(model, arrangement, truth, positions=positions) <= trial.result.allowed
+        for trial in failed
+        for arrangement in trial.batches
+    )
+
+
+def _cpu_fails(model: nn.Module, failed: Sequence[Trial], truth: AloneTruth) -> bool:
+    """Whether stock attention on the CPU shows it too, with the same weights in the same dtype."""
+    with _on_cpu(model) as twin:
+        return not _all_hold(twin, [Trial(t.result, [_moved(a) for a in t.batches]) for t in failed], truth)
+
+
+@contextmanager
+def _on_cpu(model: nn.Module) -> Iterator[nn.Module]:
+    with suspended(), torch.no_grad():
+        twin = copy_to_cpu(model)
+        with in_attention(twin, "sdpa"):
+            yield twin
+
+
+def _moved(arrangement: Arrangement) -> Arrangement:
+    cpu = {name: tensor.cpu() for name, tensor in arrangement.batch.items()}
+    return Arrangement(arrangement.name, cpu, arrangement.rows, arrangement.counts, arrangement.generates)
+
+
+def _depends_on_company(model: nn.Module, examples: Sequence[Example]) -> bool:
+    """Whether sequences of one length, which need no padding, differ between alone and together."""
+    cut, together = companions(examples)
+    truth = reference_of(model, cut)
+    return distance(model, together, truth) > truth.allowed
+
+
+def _leaks(model: nn.Module, failed: Sequence[Trial], allowed: float) -> bool:
+    """Whether other tokens under the mask change what comes out at real positions."""
+    for arrangement in (a for trial in failed for a in trial.batches if not a.generates):
+        if bool(arrangement.batch["attention_mask"].all()):
+            continue
+        with torch.no_grad():
+            before, after = outputs_of(model, arrangement), outputs_of(model, scrambled(arrangement))
+        pairs = [p for one, other in zip(before, after, strict=True) for p in zip(one, other, strict=True)]
+        if any(not largest_error(mine, other.cpu()) <= allowed for mine, other in pairs):
+            return True
+    return False
+
+
+def _routes(model: Any) -> bool:
+    """Whether the model is a mixture of experts."""
+    text = text_config(model)
+    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))

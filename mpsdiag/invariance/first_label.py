@@ -1,0 +1,95 @@
+"""Labels that are predicted from a padded position: how much of a loss comes from them, and how to leave them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpsdiag.findings import FirstLabel
+from mpsdiag.inputs.outputs import logits_of
+
+IGNORED = -100
+
+
+def first_label(
+    model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: Sequence[Tensor]
+) -> FirstLabel | None:
+    """Mean losses over labels: of all, without those predicted at padding, and of each sequence alone.
+
+    Args:
+        model: A causal language model, in evaluation mode, on its device.
+        batches: `input_ids`, `attention_mask`, `labels` of shape (sequences, positions).
+        logits: What it gave for each batch, (sequences, positions, vocabulary).
+
+    Returns:
+        None where no label is predicted at padding.
+    """
+    padded = [predicted_at_padding(batch["labels"], batch["attention_mask"]) for batch in batches]
+    if not any(bool(found.any()) for found in padded):
+        return None
+    every = [_losses(out, batch["labels"]) for out, batch in zip(logits, batches, strict=True)]
+    rest = [
+        _losses(out, batch["labels"].masked_fill(found, IGNORED))
+        for out, batch, found in zip(logits, batches, padded, strict=True)
+    ]
+    with torch.no_grad():
+        alone = [_alone(model, batch, row) for batch in batches for row in range(len(batch["input_ids"]))]
+    return FirstLabel(eval_loss=_mean(every), eval_loss_without=_mean(rest), eval_loss_alone=_mean(alone))
+
+
+def predicted_at_padding(labels: Tensor, attention_mask: Tensor) -> Tensor:
+    """Which labels a causal model predicts from a padded position: the one before is padding, and the label counts.
+
+    Args:
+        labels: (sequences, positions), -100 where there is none.
+        attention_mask: (sequences, positions), 0 at padding.
+
+    Returns:
+        (sequences, positions) bool.
+    """
+    before = F.pad(attention_mask[:, :-1] == 0, (1, 0), value=False)
+    return before & (labels != IGNORED)
+
+
+def without_first_label(collator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The fix `first_label`: a collator whose batches have no label that is predicted from a padded position.
+
+    Args:
+        collator: Makes batches with `labels` and `attention_mask`; others are handed on as they are.
+
+    Returns:
+        A collator to be used in its place.
+    """
+
+    def collate(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        batch = collator(*args, **kwargs)
+        labels, mask = batch.get("labels"), batch.get("attention_mask")
+        if isinstance(labels, Tensor) and isinstance(mask, Tensor) and labels.shape == mask.shape:
+            batch["labels"] = labels.masked_fill(predicted_at_padding(labels, mask), IGNORED)
+        return batch
+
+    return collate
+
+
+def _alone(model: nn.Module, batch: Mapping[str, Any], row: int) -> tuple[float, int]:
+    kept = batch["attention_mask"][row].bool()
+    logits = logits_of(model(input_ids=batch["input_ids"][row][kept][None])) if bool(kept.any()) else None
+    return (0.0, 0) if logits is None else _losses(logits, batch["labels"][row][kept][None])
+
+
+def _losses(logits: Tensor, labels: Tensor) -> tuple[float, int]:
+    """The sum of the losses of shifted labels, and their number."""
+    shifted = labels[:, 1:].to(logits.device)
+    losses = F.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), shifted, ignore_index=IGNORED, reduction="sum"
+    )
+    return float(losses), int((shifted != IGNORED).sum())
+
+
+def _mean(losses: Sequence[tuple[float, int]]) -> float:
+    count = sum(number for _, number in losses)
+    return sum(loss for loss, _ in losses) / count if count else float("nan")

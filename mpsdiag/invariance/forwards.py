@@ -1,0 +1,233 @@
+"""What a model gives at the real positions of an arrangement, and how far that is from float64, alone."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.emulation import suspended
+from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.fixes import apply
+from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.inputs.modules import first_tensor
+from mpsdiag.inputs.outputs import logits_of
+from mpsdiag.invariance.arrangements import Arrangement, Example, alone, with_positions
+from mpsdiag.sdpa.bound import allowed_error, largest_error
+
+NEW_TOKENS: Final = 2
+_LABELS: Final = ("labels", "decoder_input_ids", "decoder_attention_mask")
+
+
+@dataclass
+class AloneTruth:
+    """Each sequence alone: its outputs in float64 on the CPU, and how far a right result may be off."""
+
+    examples: list[Example]
+    """On the CPU."""
+    outputs: list[list[Tensor]]
+    allowed: float
+    twin: nn.Module
+    """The float64 copy of the model that gave the outputs."""
+    generated: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By number of the example: new tokens and their logits, where they were asked for."""
+
+
+def outputs_of(model: nn.Module, arrangement: Arrangement, *, positions: bool = False) -> list[list[Tensor]]:
+    """The outputs that are compared, a list for each row of an example, each tensor (positions, D).
+
+    They are the logits, or the hidden states and the pooled embedding of a model without. Those of a decoder are
+    compared at its labels, others at real positions, and what has no positions as a whole.
+
+    Args:
+        model: In evaluation mode.
+        arrangement: On the model's device.
+        positions: Give the model position ids made from the attention mask.
+    """
+    inputs = with_positions(arrangement.batch) if positions else dict(arrangement.batch)
+    decodes = has_decoder(model)
+    if not decodes:
+        inputs = {name: tensor for name, tensor in inputs.items() if name not in _LABELS}
+    output = model(**inputs)
+    logits = logits_of(output)
+    found = [logits] if logits is not None else [first_tensor(output), getattr(output, "pooler_output", None)]
+    tensors = [tensor for tensor in found if isinstance(tensor, Tensor)]
+    if not tensors:
+        raise BadInput(
+            f"{type(model).__name__} returns neither logits nor hidden states: nothing can be compared."
+        )
+    kept = inputs["attention_mask"].bool()
+    if decodes:
+        kept = (
+            inputs["labels"] != -100
+            if "labels" in inputs
+            else torch.ones_like(inputs["decoder_input_ids"]).bool()
+        )
+    return [
+        [
+            (
+                tensor[row][kept[row]] if tensor.shape[:2] == kept.shape else tensor[row].reshape(1, -1)
+            ).detach()
+            for tensor in tensors
+        ]
+        for row in range(len(arrangement.rows))
+    ]
+
+
+def has_decoder(model: nn.Module) -> bool:
+    """Whether the model is an encoder with a decoder, whose logits belong to the labels."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def text_config(model: Any) -> Any:
+    """The config of a model, of its text part where it has several; None where there is none."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the forward of a model takes position ids."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def generate(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The first new tokens, greedily: (sequences, tokens), and their logits (sequences, tokens, vocabulary)."""
+    inputs = {name: tensor for name, tensor in batch.items() if name not in _LABELS}
+    found = model.generate(
+        **inputs,
+        do_sample=False,
+        num_beams=1,
+        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=NEW_TOKENS,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return found.sequences[:, -NEW_TOKENS:].cpu(), torch.stack(found.logits, 1).detach().cpu()
+
+
+def reference_of(model: nn.Module, examples: Sequence[Example]) -> AloneTruth:
+    """Compute the reference on the CPU, outside any emulation.
+
+    Args:
+        model: Any device, dtype and attention; it is copied, not changed.
+        examples: On the model's device.
+
+    Raises:
+        CannotDecide: The CPU cannot run the model in its dtype or in float64, or gives no finite numbers.
+    """
+    on_cpu = [{name: tensor.cpu() for name, tensor in example.items()} for example in examples]
+    batches = alone(on_cpu)
+    with suspended(), torch.no_grad():
+        twin = copy_to_cpu(model)
+        try:
+            # Two ways: one of them is sometimes right by luck.
+            plain = []
+            for way in ("eager", "sdpa"):
+                in_attention(twin, way)
+                plain.append([outputs_of(twin, batch)[0] for batch in batches])
+            switch: Any = getattr(twin, "set_experts_implementation", None)
+            if switch is not None:  # the grouped product of experts has no float64
+                switch("eager")
+            twin.double()
+            exact = [outputs_of(twin, _widened(batch))[0] for batch in batches]
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as problem:
+            raise CannotDecide(f"The CPU gives no reference for this model: {problem}") from problem
+    allowed = max(
+        allowed_error(right, mine.dtype, [largest_error(mine, right)])
+        for way in plain
+        for one, other in zip(way, exact, strict=True)
+        for mine, right in zip(one, other, strict=True)
+    )
+    if not math.isfinite(allowed):
+        raise CannotDecide("Alone and unpadded, on the CPU, the model gives numbers that are not finite.")
+    return AloneTruth(on_cpu, exact, allowed, twin)
+
+
+def widen_bound(model: nn.Module, truth: AloneTruth) -> None:
+    """Allow more where plain attention is off by more when a sequence is computed in copies of itself, and elsewhere.
+
+    The largest error of two runs can be small by luck. Copies change how the CPU blocks its products, and nothing else;
+    in a model with rotary positions neither does a shift of all positions.
+    """
+    found = [truth.allowed / 2]
+    shifts = (0, 7, 31) if takes_positions(model) and _is_rotary(model) else (0,)
+    with suspended(), torch.no_grad():
+        twin = copy_to_cpu(model)
+        for way, copies, shift in itertools.product(("eager", "sdpa"), range(1, 6), shifts):
+            in_attention(twin, way)
+            for example, exact in zip(truth.examples, truth.outputs, strict=True):
+                batch = {name: torch.stack([tensor] * copies) for name, tensor in example.items()}
+                if shift:
+                    batch["position_ids"] = with_positions(batch)["position_ids"] + shift
+                outputs = outputs_of(twin, Arrangement("copies", batch, (0,) * copies))
+                pairs = (pair for row in outputs for pair in zip(row, exact, strict=True))
+                found += [largest_error(mine, right) for mine, right in pairs]
+    truth.allowed = 2 * max(found)
+
+
+def _is_rotary(model: nn.Module) -> bool:
+    text = text_config(model)
+    return any(getattr(text, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling"))
+
+
+def in_attention(model: nn.Module, name: str) -> Any:
+    """Put an attention mode in place for a block; a model whose attention cannot be switched keeps its own."""
+    try:
+        return apply(model, name)
+    except BadInput:
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+
+def distance(
+    model: nn.Module, arrangement: Arrangement, truth: AloneTruth, *, positions: bool = False
+) -> float:
+    """How far an arrangement is from the sequences alone: the largest difference, infinite for NaN.
+
+    Of generated tokens it is by how much the reference prefers its own to the first one that differs.
+    """
+    return max(errors(model, arrangement, truth, positions=positions))
+
+
+def errors(
+    model: nn.Module, arrangement: Arrangement, truth: AloneTruth, *, positions: bool = False
+) -> list[float]:
+    """The largest difference at each position of a sequence, counted from its first token; or of a new token."""
+    with torch.no_grad():
+        if arrangement.generates:
+            tokens, _ = generate(model, arrangement.batch)
+            found = [_regret(truth, example, tokens[row]) for row, example in enumerate(arrangement.rows)]
+        else:
+            outputs = outputs_of(model, arrangement, positions=positions)
+            found = [
+                (mine.cpu().double() - right).abs().amax(-1).nan_to_num(nan=math.inf)
+                for row, example in enumerate(arrangement.rows)
+                for mine, right in zip(outputs[row], truth.outputs[example], strict=True)
+            ]
+    return torch.nn.utils.rnn.pad_sequence(found).amax(1).tolist()
+
+
+def _regret(truth: AloneTruth, example: int, tokens: Tensor) -> Tensor:
+    """By how much the reference prefers its own token at the first step where the two differ, (1,)."""
+    if example not in truth.generated:
+        with suspended():
+            right, logits = generate(truth.twin, _widened(alone([truth.examples[example]])[0]).batch)
+        truth.generated[example] = right[0], logits[0]
+    right, logits = truth.generated[example]
+    different = (tokens != right).nonzero()
+    if not len(different):
+        return torch.zeros(1, dtype=torch.float64)
+    step = int(different[0])
+    return (logits[step, right[step]] - logits[step, tokens[step]])[None]
+
+
+def _widened(arrangement: Arrangement) -> Arrangement:
+    wide = {n: t.double() if t.is_floating_point() else t for n, t in arrangement.batch.items()}
+    return Arrangement(arrangement.name, wide, arrangement.rows)

@@ -1,0 +1,213 @@
+"""Whether padding changes what a model gives: each sequence alone, against the same sequences in padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from mpsdiag.errors import BadInput, CannotDecide, one_of
+from mpsdiag.findings import ArrangementResult, Invariance
+from mpsdiag.invariance.arrangements import (
+    EXTRA,
+    SAMPLE,
+    Arrangement,
+    Example,
+    alone,
+    arrangements,
+    examples_of,
+)
+from mpsdiag.invariance.causes import Trial, explain
+from mpsdiag.invariance.forwards import (
+    AloneTruth,
+    errors,
+    has_decoder,
+    reference_of,
+    text_config,
+    widen_bound,
+)
+from mpsdiag.quiet import errors_only
+from mpsdiag.words import PADDING_SIDES
+
+DOUBTFUL: Final = 10
+"""Differences below so many bounds are looked at twice: the bound itself is a measured maximum."""
+
+
+@errors_only("transformers")
+def padding_invariance(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    padding_side: str | None = None,
+    pad_token_id: int | None = None,
+    generates: bool | None = None,
+    causes: bool = True,
+    sequences: int = SAMPLE,
+) -> Invariance:
+    """Compare what a model gives for sequences in padded batches with what it gives for each alone.
+
+    The reference is each sequence alone and unpadded, in float64 on the CPU; the bound is twice the error that eager
+    attention or SDPA makes there in the model's dtype. Compared are logits at real positions, or hidden states and the
+    pooled embedding.
+
+    Args:
+        model: A transformers model, on its device. It is put into evaluation mode meanwhile.
+        batch: `input_ids` and `attention_mask` of shape (sequences, positions), int64, on any device, and what else the
+            model takes with one entry a sequence. The shortest and the longest sequences are looked at.
+        padding_side: The side in use, which makes the verdict; that of the batch if None, `left` where it has none.
+        pad_token_id: The token that fills up; that of the batch or of the config if None.
+        generates: Whether to compare generated tokens too; as the model can if None, and with padding on the left.
+        causes: Whether to look for the cause and try the fixes where something differs.
+        sequences: Most sequences to look at.
+
+    Returns:
+        Verdict, arrangements, cause and fixes.
+
+    Raises:
+        BadInput: The batch has no `input_ids`, or the model gives nothing that could be compared.
+    """
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        raise BadInput("The batch needs input_ids of shape (sequences, positions).")
+    side = one_of("padding side", padding_side or _side_of(batch.get("attention_mask")), PADDING_SIDES)
+    pad_id = _pad_id(model, batch) if pad_token_id is None else pad_token_id
+    device = next(model.parameters()).device
+    on_device = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
+    }
+    examples = examples_of(on_device, limit=sequences, longest=_room(model))
+    if not examples:
+        raise BadInput("All sequences of the batch are padding only.")
+    training = model.training
+    model.eval()
+    try:
+        return _measure(model, examples, side, pad_id, generates=generates, causes=causes)
+    except CannotDecide as problem:
+        return Invariance(verdict="undecided", reason=str(problem), padding_side=side)
+    finally:
+        model.train(training)
+
+
+def assert_padding_invariant(model: nn.Module, batch: Mapping[str, Any], **options: Any) -> None:
+    """Raise where padding changes what a model gives.
+
+    Args:
+        model: As for `padding_invariance`.
+        batch: Likewise.
+        options: Likewise.
+
+    Raises:
+        AssertionError: It does, or nothing could be compared; the message lists arrangements, bound, cause and fixes.
+    """
+    found = padding_invariance(model, batch, **options)
+    if found.verdict == "invariant":
+        return
+    rows = [
+        f" {result.name:<16}{result.max_abs_diff:>14.6g}{result.allowed:>14.6g}  {_mark(result)}"
+        for result in found.arrangements
+    ]
+    fixes = [fix.name for fix in found.fixes if fix.restores]
+    lines = [
+        f"\nNot equal with and without padding\n\n{found.reason}",
+        *([f" {'arrangement':<16}{'max abs diff':>14}{'allowed':>14}", *rows] if rows else []),
+        *([f"Cause: {found.cause}"] if found.cause else []),
+        *([f"Restored by: {', '.join(fixes)}"] if fixes else []),
+    ]
+    raise AssertionError("\n".join(lines))
+
+
+def _mark(result: ArrangementResult) -> str:
+    return "ok" if result.holds else "differs" if result.counts else "differs (does not count)"
+
+
+def _measure(
+    model: nn.Module,
+    examples: list[Example],
+    side: str,
+    pad_id: int,
+    *,
+    generates: bool | None,
+    causes: bool,
+) -> Invariance:
+    can = bool(getattr(model, "can_generate", bool)()) and not has_decoder(model)
+    generating = (can and side == "left") if generates is None else generates
+    truth = reference_of(model, examples)
+    padded = list(arrangements(examples, pad_id=pad_id, padding_side=side))
+    if generating:
+        left = next(arrangement for arrangement in padded if arrangement.name == "left")
+        padded.append(Arrangement("generate", left.batch, left.rows, generates=True))
+    trials = [
+        _trial("alone", alone(examples), model, truth),
+        *(_trial(a.name, [a], model, truth) for a in padded),
+    ]
+    if any(
+        trial.result.allowed < trial.result.max_abs_diff < DOUBTFUL * trial.result.allowed for trial in trials
+    ):
+        widen_bound(model, truth)
+        trials = [_judged(trial, truth.allowed) for trial in trials]
+    failed = [trial for trial in trials if not trial.holds and trial.counts]
+    found = Invariance(
+        verdict="varies" if failed else "invariant",
+        padding_side=side,
+        reason="each sequence gives the same alone and in every padded batch, within the bound",
+        arrangements=[trial.result for trial in trials],
+        by_position={
+            trial.result.name: trial.errors for trial in trials if trial.result.name in PADDING_SIDES
+        },
+    )
+    if not failed:
+        return found
+    worst = max(failed, key=lambda trial: trial.result.max_abs_diff)
+    off = f"off by {worst.result.max_abs_diff:.3g}, {worst.result.allowed:.3g} is allowed"
+    what = "the tokens" if worst.result.name == "generate" else "the numbers at real positions"
+    found.reason = f"{worst.result.name}: {what} are {off if worst.result.finite else 'not finite'}"
+    if causes:
+        explanation = explain(model, examples, failed, truth)
+        found.cause, found.fixes, found.every_device = (
+            explanation.cause,
+            explanation.fixes,
+            explanation.every_device,
+        )
+        found.reason = f"{explanation.sentence}: {found.reason}"
+    return found
+
+
+def _trial(name: str, batches: list[Arrangement], model: nn.Module, truth: AloneTruth) -> Trial:
+    found = [errors(model, arrangement, truth) for arrangement in batches]
+    off = max(map(max, found))
+    result = ArrangementResult(
+        name=name, max_abs_diff=off, allowed=0.0, holds=False, counts=batches[0].counts
+    )
+    return _judged(Trial(result, batches, found[0]), truth.allowed)
+
+
+def _judged(trial: Trial, allowed: float) -> Trial:
+    if trial.batches[0].generates:
+        allowed *= 2  # two logits may be off
+    holds = trial.result.max_abs_diff <= allowed
+    return replace(trial, result=trial.result.model_copy(update={"allowed": allowed, "holds": holds}))
+
+
+def _side_of(mask: Any) -> str:
+    """The side of a batch's padding; left where it has none."""
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.bool().all()):
+        return "left"
+    return "right" if bool(mask[:, 0].bool().all()) else "left"
+
+
+def _pad_id(model: Any, batch: Mapping[str, Any]) -> int:
+    mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().all()):
+        return int(batch["input_ids"][~mask.bool()][0])
+    text = text_config(model)
+    found = getattr(text, "pad_token_id", None)
+    return int(found) if isinstance(found, int) and found >= 0 else 0
+
+
+def _room(model: Any) -> int | None:
+    """Tokens that a sequence may have, so that the longer neighbour and new tokens fit too."""
+    text = text_config(model)
+    positions = getattr(text, "max_position_embeddings", None)
+    return max(1, positions - 3 * EXTRA) if isinstance(positions, int) else None
