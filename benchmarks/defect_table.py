@@ -12,8 +12,10 @@ import csv
 import io
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from matplotlib.patches import Rectangle
@@ -45,6 +47,11 @@ OUTCOMES = {
     "skipped": ("#eceff2", "–"),
     "broke": ("#6e3fc7", "!"),
 }
+
+LEGEND = (
+    "**B** fails in training and evaluation, **E** in evaluation (`no_grad`) only; a frame in the picture marks what "
+    "the facts predict to fail; nothing or a dot passes, `–` is skipped, `!` broke."
+)
 
 
 def outcome(finding: Finding) -> str:
@@ -124,6 +131,16 @@ def as_csv(table: Table, macos: int) -> str:
     return stream.getvalue()
 
 
+def read_csv(path: Path) -> tuple[Table, int]:
+    """What `as_csv` wrote, and the macOS of the table."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows: list[Any] = [SimpleNamespace(**row) for row in csv.DictReader(stream)]
+    table: dict[str, list[Finding]] = {}
+    for row in rows:
+        table.setdefault(row.release, []).append(row)
+    return table, int(Counter(row.macos for row in rows).most_common(1)[0][0])
+
+
 def as_markdown(table: Table, macos: int, command: str) -> str:
     """The table for people, with what was skipped and where prediction and run differ."""
     releases = list(table)
@@ -134,7 +151,7 @@ def as_markdown(table: Table, macos: int, command: str) -> str:
         "",
         f"Emulated MPS of torch {releases[0]} to {releases[-1]}, run on a CPU: nothing here was measured on a Mac.",
         "Each cell is a run of the probe under the emulation of that release with all its known defects, the sweep",
-        "included; the frames in the picture are what the facts predict.",
+        "included.",
         "",
         f"The cells hold for macOS {macos}. Where the column names another macOS, the defect is known there only and",
         "its row was run on the nearest of them: defects of Apple's graph belong to a torch release and a macOS.",
@@ -143,7 +160,7 @@ def as_markdown(table: Table, macos: int, command: str) -> str:
         "",
         "![release x defect](defects.svg)",
         "",
-        "**E** fails in evaluation (`no_grad`) only, **B** in training too, a dot passes, `–` is skipped, `!` broke.",
+        LEGEND,
         "",
         "| probe | what | macOS | " + " | ".join(releases) + " |",
         "|---|---|---|" + ":-:|" * len(releases),

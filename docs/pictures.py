@@ -6,9 +6,11 @@ A test draws them again and compares; numbers may differ in their digits from ma
 from __future__ import annotations
 
 import io
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -43,9 +45,16 @@ def report_pictures(folder: Path) -> dict[Path, str]:
     return found
 
 
+def defect_map() -> dict[Path, str]:
+    """The map torch release x known defect, from the table that is kept."""
+    folder = ROOT / "reports" / "defects"
+    script: Any = runpy.run_path(str(ROOT / "benchmarks" / "defect_table.py"))
+    return {folder / "defects.svg": script["as_svg"](*script["read_csv"](folder / "defects.csv"))}
+
+
 def pictures() -> dict[Path, str]:
     """Every picture, by the file that keeps it."""
-    made = {ROOT / "docs" / "check.svg": check_screen()}
+    made = {ROOT / "docs" / "check.svg": check_screen(), **defect_map()}
     for kept in sorted((ROOT / "reports").glob("*/report.pictures")):
         made |= report_pictures(kept.parent)
     return made

@@ -1,8 +1,9 @@
-"""Pages of the site that are made from the program: one a command (its help) and one a known defect (the catalogue)."""
+"""Pages of the site that are made from the program: one a command (its help), a known defect and a cause of trace."""
 
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,33 @@ def defect_pages() -> Iterator[tuple[str, str]]:
         )
         yield f"defects/{probe.id}.md", text
     intro = "# Known defects\n\nWhat `mpsdiag check --level 3` probes. The map was emulated, not measured.\n"
-    yield "defects/index.md", intro + "\n![torch release x defect](map.svg)\n\n" + "\n".join(rows) + "\n"
+    kept = (ROOT / "reports" / "defects" / "README.md").read_text(encoding="utf-8").splitlines()
+    legend = "\n\n".join(line for line in kept if line.startswith(("**B**", "The cells hold")))
+    picture = f"\n![torch release x defect](map.svg)\n\n{legend}\n\n"
+    yield "defects/index.md", intro + picture + "\n".join(rows) + "\n"
+
+
+def cause_pages() -> Iterator[tuple[str, str]]:
+    """A page for each cause in the table of docs/trace.md, with an example and what mpsdiag answers to it."""
+    shown = runpy.run_path(str(ROOT / "docs" / "causes.py"))
+    table = (ROOT / "docs" / "trace.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", table, re.MULTILINE)
+    for name, what, how in rows:
+        text = f"# {name}\n\n{what[:1].upper()}{what[1:]}.\n\nHow it is told apart: {how}.\n"
+        if code := shown["example"](name):
+            answer = shown["answer"](name)[1]
+            text += (
+                f"\n## An example\n\n```python\n{code}print(origin)\n```\n\n```text\n{answer.rstrip()}\n```\n"
+            )
+        yield f"causes/{name}.md", f"{text}\n[All causes](index.md); [how to trace](../trace.md).\n"
+    lines = [f"| [{name}]({name}.md) | {what} |" for name, what, _ in rows]
+    intro = "# Causes\n\nWhy a value is not finite, as `mpsdiag trace` and `mpsdiag check` name it.\n\n"
+    yield "causes/index.md", intro + "| cause | what it is |\n|---|---|\n" + "\n".join(lines) + "\n"
 
 
 def on_files(files: Files, *, config: Any) -> Files:
     """Add the generated pages and what the kept ones link to outside of docs/."""
-    for name, text in (*command_pages(), *defect_pages()):
+    for name, text in (*command_pages(), *defect_pages(), *cause_pages()):
         files.append(File.generated(config, name, content=text))
     svg = ROOT / "reports" / "defects" / "defects.svg"
     files.append(File.generated(config, "defects/map.svg", abs_src_path=str(svg)))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mpsdiag.checking.diagnosis import Diagnosis, FixResult, ScenarioResult, invariance_verdict
-from mpsdiag.environment import facts
+from mpsdiag.environment import Environment, facts
 from mpsdiag.findings import Advice, Invariance
 from mpsdiag.probes import CATALOGUE
 from mpsdiag.reporting.layout import blocks
@@ -30,7 +30,7 @@ _TONES: dict[str, Tone] = {
 
 def document(diagnosis: Diagnosis) -> blocks.Document:
     """Lay a diagnosis out."""
-    parts = (
+    parts: tuple[blocks.Part, ...] = (
         ("answer", "", _answer(diagnosis)),
         ("fixes", "Which fix resolves it", _fixes(diagnosis.fixes)),
         ("advice", "What to do", _advice(diagnosis.advice)),
@@ -40,19 +40,14 @@ def document(diagnosis: Diagnosis) -> blocks.Document:
         ("invariance", "Padding invariance", _invariance(diagnosis.invariance)),
         ("why", "Why a fix resolves it, or does not", _whys(diagnosis.fixes)),
         ("known", f"Known for this release, not probed at level {diagnosis.level}", _known(diagnosis)),
-        (
-            "environment",
-            "Environment",
-            [blocks.Facts("Environment (mpsdiag env)", tuple(facts(diagnosis.environment)))],
-        ),
+        environment(diagnosis.environment),
     )
-    sections = [blocks.Section(key, title, tuple(content)) for key, title, content in parts]
-    return blocks.Document(
-        "mpsdiag check",
-        headline(diagnosis),
-        diagnosis.verdict,
-        tuple(section for section in sections if section.blocks),
-    )
+    return blocks.document("mpsdiag check", headline(diagnosis), diagnosis.verdict, parts)
+
+
+def environment(found: Environment) -> blocks.Part:
+    """The section on where it ran."""
+    return "environment", "Environment", [blocks.Facts("Environment (mpsdiag env)", tuple(facts(found)))]
 
 
 def headline(diagnosis: Diagnosis) -> str:
@@ -250,14 +245,11 @@ def number(value: float | None) -> str:
 def catalogue() -> blocks.Document:
     """Lay the catalogue of probes out: what `mpsdiag check --list` shows. No torch is loaded for it."""
     rows = tuple(
-        tuple(blocks.Entry(text) for text in (one.id, str(one.level), one.hits, one.where, one.title))
-        for one in CATALOGUE.values()
+        blocks.row(one.id, str(one.level), one.hits, one.where, one.title) for one in CATALOGUE.values()
     )
     heads = blocks.columns("probe", "level", "hits", "torch on MPS", "what it is")
     table = blocks.Table("", heads, rows)
-    return blocks.Document(
-        "mpsdiag check --list", "The probes", "", (blocks.Section("probes", "", (table,)),)
-    )
+    return blocks.document("mpsdiag check --list", "The probes", "", [("probes", "", [table])])
 
 
 def catalogue_document() -> dict[str, object]:

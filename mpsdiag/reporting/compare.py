@@ -15,9 +15,10 @@ from mpsdiag.environment import facts
 from mpsdiag.errors import BadInput
 from mpsdiag.reporting.check import number, subject
 from mpsdiag.reporting.layout import blocks
+from mpsdiag.reporting.story.changes import differing
+from mpsdiag.reporting.story.figures import NOTHING
 from mpsdiag.words import count
 
-ABSENT = "–"
 LARGEST = 2**24
 """Bytes of a document; a real one has some ten thousand."""
 
@@ -70,7 +71,7 @@ def read_diagnosis(path: Path) -> Diagnosis:
 def differences(first: Diagnosis, second: Diagnosis) -> list[Difference]:
     """List what differs, the findings first. What only one of the two looked at is no finding."""
     made = [
-        Difference(what, one, other, finding and ABSENT not in {one, other})
+        Difference(what, one, other, finding and NOTHING not in {one, other})
         for what, one, other, finding in _pairs(first, second)
         if one != other
     ]
@@ -83,7 +84,7 @@ def _pairs(first: Diagnosis, second: Diagnosis) -> Iterable[tuple[str, str, str,
     findings, numbers = (_of(first), _of(second)), (_numbers(first), _numbers(second))
     for (ours, theirs), finding in ((findings, True), (numbers, False)):
         for what in dict.fromkeys([*ours, *theirs]):
-            yield what, ours.get(what, ABSENT), theirs.get(what, ABSENT), finding
+            yield what, ours.get(what, NOTHING), theirs.get(what, NOTHING), finding
 
 
 def _of(found: Diagnosis) -> dict[str, str]:
@@ -121,30 +122,19 @@ def document(first: Diagnosis, second: Diagnosis, names: tuple[str, str]) -> blo
     sides = blocks.pairs(
         "document", [(f"A: {names[0]}", subject(first)), (f"B: {names[1]}", subject(second))]
     )
-    environment = _changed(facts(first.environment), facts(second.environment))
-    parts: list[tuple[str, str, tuple[blocks.Block, ...]]] = [("documents", "", (sides,))]
+    ours, theirs = dict(facts(first.environment)), dict(facts(second.environment))
+    parts: list[blocks.Part] = [("documents", "", [sides])]
     for key, title, rows in (
-        ("findings", "What was found differently", [one for one in found if one.finding]),
-        ("others", "Other differences", [one for one in found if not one.finding]),
-        ("machines", "Environments", environment),
+        ("findings", "What was found differently", [_row(one) for one in found if one.finding]),
+        ("others", "Other differences", [_row(one) for one in found if not one.finding]),
+        ("machines", "Environments", [blocks.row(*one) for one in differing(ours, theirs)]),
     ):
-        if rows:
-            parts.append((key, title, (blocks.Table("", heads, tuple(_row(one) for one in rows)),)))
+        parts.append((key, title, [blocks.Table("", heads, tuple(rows))] if rows else []))
     headline = (
         f"{count(counted, 'finding')} differ{'s' if counted == 1 else ''}" if counted else "same findings"
     )
-    sections = tuple(blocks.Section(key, title, content) for key, title, content in parts)
-    return blocks.Document("mpsdiag compare", headline, "undecided" if counted else "not_affected", sections)
-
-
-def _changed(first: list[tuple[str, str]], second: list[tuple[str, str]]) -> list[Difference]:
-    ours, theirs = dict(first), dict(second)
-    return [
-        Difference(name, ours.get(name, ABSENT), theirs.get(name, ABSENT), finding=False)
-        for name in dict.fromkeys([*ours, *theirs])
-        if ours.get(name) != theirs.get(name)
-    ]
+    return blocks.document("mpsdiag compare", headline, "undecided" if counted else "not_affected", parts)
 
 
 def _row(one: Difference) -> tuple[blocks.Entry, ...]:
-    return tuple(blocks.Entry(text) for text in (one.what, one.first, one.second))
+    return blocks.row(one.what, one.first, one.second)

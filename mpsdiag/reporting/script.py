@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mpsdiag.environment import facts
+from mpsdiag.reporting.check import environment
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.trace import NAMES, origin_blocks
 from mpsdiag.tracing.process.watched import ScriptCheck, ScriptFinding, ScriptReport
@@ -13,7 +13,7 @@ from mpsdiag.words import count
 
 def script_document(report: ScriptReport) -> blocks.Document:
     """Lay a report out."""
-    parts: list[tuple[str, str, Iterable[blocks.Block]]] = [
+    parts: list[blocks.Part] = [
         (f"finding-{number}", f"Finding {number}: {finding.cause}", _finding(finding))
         for number, finding in enumerate(report.findings, 1)
     ]
@@ -21,12 +21,10 @@ def script_document(report: ScriptReport) -> blocks.Document:
         parts.insert(0, ("check", "The script's model and first batches", _check(report.check)))
     parts.append(("watched", "What was watched", _watched(report)))
     if report.environment is not None:
-        environment = blocks.Facts("Environment (mpsdiag env)", tuple(facts(report.environment)))
-        parts.append(("environment", "Environment", [environment]))
-    sections = tuple(blocks.Section(key, title, tuple(content)) for key, title, content in parts)
+        parts.append(environment(report.environment))
     bad = report.findings or (report.check is not None and report.check.affected)
     verdict = "affected" if bad else "not_affected" if report.watched.forwards else "undecided"
-    return blocks.Document("mpsdiag run --trace", headline(report), verdict, sections)
+    return blocks.document("mpsdiag run --trace", headline(report), verdict, parts)
 
 
 def headline(report: ScriptReport) -> str:

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from mpsdiag.environment import facts
-from mpsdiag.reporting.check import number, stock_prints, subject
+from mpsdiag.reporting.check import environment, number, stock_prints, subject
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.run import TraceReport
@@ -27,28 +26,24 @@ NAMES = {
 def document(report: TraceReport) -> blocks.Document:
     """Lay a trace out."""
     origin = report.origin
-    parts: list[tuple[str, str, Iterable[blocks.Block]]] = [("measured", "", _measured(report))]
+    parts: list[blocks.Part] = [("measured", "", _measured(report))]
     if origin is not None:
-        parts.append(("origin", "Where the first non-finite value appears", origin_blocks(origin)))
-        for count, other in enumerate(origin.also, 1):
-            parts.append((f"also-{count}", f"Also: {other.cause}", origin_blocks(other)))
-    environment = blocks.Facts("Environment (mpsdiag env)", tuple(facts(report.environment)))
-    parts += [("notes", "Notes", _notes(report)), ("environment", "Environment", [environment])]
-    sections = [blocks.Section(key, title, tuple(content)) for key, title, content in parts]
-    return blocks.Document(
-        "mpsdiag trace",
-        headline(report),
-        "not_affected" if origin is None else "affected",
-        tuple(section for section in sections if section.blocks),
-    )
+        parts += _origins(origin)
+    parts += [("notes", "Notes", _notes(report)), environment(report.environment)]
+    word = "not_affected" if origin is None else "affected"
+    return blocks.document("mpsdiag trace", headline(report), word, parts)
 
 
 def origin_document(origin: Origin) -> blocks.Document:
     """Lay the Origin out that `mpsdiag.trace` returned."""
-    parts = [("origin", "Where the first non-finite value appears", origin)]
-    parts += [(f"also-{count}", f"Also: {one.cause}", one) for count, one in enumerate(origin.also, 1)]
-    sections = tuple(blocks.Section(key, title, tuple(origin_blocks(one))) for key, title, one in parts)
-    return blocks.Document("mpsdiag trace", f"{_named(origin.cause)}: {origin.place}", "affected", sections)
+    headline = f"{_named(origin.cause)}: {origin.place}"
+    return blocks.document("mpsdiag trace", headline, "affected", _origins(origin))
+
+
+def _origins(origin: Origin) -> Iterable[blocks.Part]:
+    yield "origin", "Where the first non-finite value appears", origin_blocks(origin)
+    for count, other in enumerate(origin.also, 1):
+        yield f"also-{count}", f"Also: {other.cause}", origin_blocks(other)
 
 
 def headline(report: TraceReport) -> str:

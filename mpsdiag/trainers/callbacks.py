@@ -68,9 +68,15 @@ class NonFiniteCallback(TrainerCallback):
         self._weights_were_finite: bool | None = None
 
     def watch(self, trainer: Trainer) -> NonFiniteCallback:
-        """Watch the losses of this Trainer itself, whoever computes them; it need not be given as a callback too."""
-        if self not in trainer.callback_handler.callbacks:
-            trainer.add_callback(self)
+        """Watch the losses of this Trainer itself, whoever computes them; it need not be given as a callback too.
+
+        From here on it comes before the other callbacks, so that TensorBoard, Weights & Biases and their like get its
+        counts with the log.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        if self in callbacks:
+            callbacks.remove(self)
+        callbacks.insert(0, self)
         self._unhook()
         self._trainer = trainer
         target: Any = trainer

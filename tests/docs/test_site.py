@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -47,6 +48,19 @@ def test_every_command_is_understood(page, line):
         from mpsdiag.cli.notes import with_new_names
 
         command.make_context(name, with_new_names(command, words))
+
+
+def test_every_cause_has_a_row_and_the_examples_show_what_they_are_named_after():
+    from mpsdiag.tracing.origin import CAUSES
+
+    rows = re.findall(
+        r"^\| `(\w+)` \|", (ROOT / "docs" / "trace.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(rows) == sorted(CAUSES)
+    shown = runpy.run_path(str(ROOT / "docs" / "causes.py"))
+    examples = [cause for cause in CAUSES if shown["example"](cause)]
+    assert len(examples) == 8
+    assert {cause: shown["answer"](cause)[0] for cause in examples} == {cause: cause for cause in examples}
 
 
 class Links(HTMLParser):

@@ -106,6 +106,33 @@ def test_with_the_fix_disabled_the_evaluation_is_nan_and_the_warning_stands(run)
     assert "switched" not in err
 
 
+def logged(folder):
+    """What stands in TensorBoard's event files: tag to values."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    found = {}
+    for path in sorted(folder.rglob("events.out.tfevents.*")):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(value.simple_value)
+    return found
+
+
+def test_tensorboard_gets_our_counts_of_the_evaluation(run, tmp_path):
+    _, summary, _, _ = run("--disable_mps_fix", emulate="2.8", report_to="tensorboard", max_steps=1)
+    found = logged(tmp_path / "out")
+    assert math.isnan(found["eval/loss"][-1])
+    assert found["eval/nonfinite_batches"] == [summary["nonfinite"]["eval_batches"]] != [0]
+    assert "train/nonfinite_train_batches" not in found
+
+
+def test_tensorboard_gets_our_counts_of_the_training(run, tmp_path):
+    _, summary, _, _ = run(report_to="tensorboard", learning_rate=1e30, lr_scheduler_type="constant")
+    found = logged(tmp_path / "out")
+    assert found["train/nonfinite_train_batches"][-1] == summary["nonfinite"]["train_batches"] > 0
+    assert found["eval/nonfinite_batches"] == [summary["nonfinite"]["eval_batches"]]
+
+
 def test_a_macos_without_an_emulation_is_said_to_do_nothing(run):
     _, _, _, err = run(emulate_macos=14, max_steps=1)
     assert "WARNING: --emulate_macos has no effect without --emulate." in err.splitlines()

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from mpsdiag.reporting.formats.escape import md_block, md_cell, md_text, one_line
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.layout.sections import document
-from mpsdiag.reporting.pictures.drawing import Files
+from mpsdiag.reporting.pictures.drawing import Svg
 from mpsdiag.reporting.story.report import Report
 
 # An issue, a comment and a pull request of GitHub hold this many characters.
@@ -28,7 +28,7 @@ _LADDER = (
 WHOLE = replace(_LADDER[0], cell=1000)
 
 
-def render(report: Report, pictures: Mapping[str, Files] | None = None, *, limit: int = GITHUB_LIMIT) -> str:
+def render(report: Report, pictures: Mapping[str, Svg] | None = None, *, limit: int = GITHUB_LIMIT) -> str:
     """Render a report; it shortens itself until it has fewer than `limit` characters, and says so."""
     for number, limits in enumerate(_LADDER):
         text = write(document(report, limits), limits, pictures, shortened=number > 0)
@@ -46,7 +46,7 @@ def issue_block(made: blocks.Document) -> str:
 def write(
     made: blocks.Document,
     limits: blocks.Limits = _LADDER[0],
-    pictures: Mapping[str, Files] | None = None,
+    pictures: Mapping[str, Svg] | None = None,
     *,
     shortened: bool = False,
 ) -> str:
@@ -63,7 +63,7 @@ def write(
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _block(block: blocks.Block, limits: blocks.Limits, pictures: Mapping[str, Files]) -> list[str]:
+def _block(block: blocks.Block, limits: blocks.Limits, pictures: Mapping[str, Svg]) -> list[str]:
     if isinstance(block, blocks.Table):
         return _table(block, limits)
     if isinstance(block, blocks.Prose):
@@ -84,7 +84,7 @@ def _block(block: blocks.Block, limits: blocks.Limits, pictures: Mapping[str, Fi
     return []
 
 
-def _picture(alt: str, files: Files) -> list[str]:
+def _picture(alt: str, files: Svg) -> list[str]:
     """GitHub picks the drawing that suits the reader's theme."""
     light, dark = (html.escape(quote(name)) for name in (files.light, files.dark))
     dark_source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'

@@ -120,6 +120,16 @@ class Document:
     sections: tuple[Section, ...]
 
 
+Part = tuple[str, str, Iterable[Block]]
+"""Key, title and blocks of a section."""
+
+
+def document(title: str, headline: str, word: str, parts: Iterable[Part]) -> Document:
+    """A document of the parts that have something to say."""
+    sections = (Section(key, name, tuple(content)) for key, name, content in parts)
+    return Document(title, headline, word, tuple(one for one in sections if one.blocks))
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much a format shows before it says that there is more.
@@ -154,11 +164,14 @@ def table(
     return Table(title, heads, rows, note, left_out=len(items) - len(rows))
 
 
+def row(*texts: str) -> tuple[Entry, ...]:
+    """A row of plain texts."""
+    return tuple(map(Entry, texts))
+
+
 def pairs(name: str, rows: Iterable[tuple[str, str]]) -> Table:
     """A table of names with their values."""
-    return Table(
-        "", (Column(name), Column("value")), tuple((Entry(key), Entry(value)) for key, value in rows)
-    )
+    return Table("", columns(name, "value"), tuple(row(*pair) for pair in rows))
 
 
 def without_empty(table: Table) -> Table:

@@ -1,12 +1,15 @@
-"""The tables of cells: what each costs, and what it trained and evaluated to."""
+"""The tables of cells: what each costs, what it trained and evaluated to, and what changed against older results."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import partial
 
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.story import figures
-from mpsdiag.reporting.story.marks import Tone, mark, severity
+from mpsdiag.reporting.story.changes import NOISE_BAND, CellChange, Change, Changes
+from mpsdiag.reporting.story.marks import NOT_RUN, Tone, mark, severity
 from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.reporting.story.ranking import CostRow, CostTable, Estimate
 from mpsdiag.reporting.story.report import Panel, Report, Scene
@@ -62,10 +65,10 @@ def _cost_row(row: CostRow) -> tuple[blocks.Entry, ...]:
         blocks.from_mark(row.mark),
         _duration(row.eval_step, muted=not row.rank),
         _spread(row.eval_step),
-        baseline or ratio_entry(claim),
-        chance_entry(claim.p if claim else None),
+        baseline or _ratio_entry(claim),
+        _chance_entry(claim.p if claim else None),
         _duration(row.train_step, muted=not row.rank),
-        baseline or ratio_entry(_claim(row.train_ratio, row)),
+        baseline or _ratio_entry(_claim(row.train_ratio, row)),
         blocks.Entry(figures.rate(row.tokens_per_second), tone, row.tokens_per_second or -1.0),
         blocks.Entry(figures.memory(row.result.peak_memory), tone, float(row.result.peak_memory or -1)),
         blocks.Entry(
@@ -91,14 +94,14 @@ def _claim(estimate: Estimate | None, row: CostRow) -> Estimate | None:
     return None if row.baseline or row.rank is None else estimate
 
 
-def ratio_entry(estimate: Estimate | None) -> blocks.Entry:
+def _ratio_entry(estimate: Estimate | None) -> blocks.Entry:
     """A ratio with its interval."""
     if estimate is None:
         return blocks.Entry(figures.NOTHING, "muted", math.inf)
     return blocks.Entry(figures.ratio(estimate.value, estimate.low, estimate.high), "plain", estimate.value)
 
 
-def chance_entry(p: float | None) -> blocks.Entry:
+def _chance_entry(p: float | None) -> blocks.Entry:
     """A p-value, which is part of the claim that a ratio makes."""
     return blocks.Entry(figures.chance(p), "muted", math.inf if p is None else p)
 
@@ -202,3 +205,76 @@ def where(first: FirstNonfinite) -> str:
     """Say where a non-finite value was first seen."""
     layer = "" if first.layer is None else f"layer {first.layer}, "
     return f"batch {first.batch}, {layer}{first.module}: {first.operation}"
+
+
+_CHANGES: dict[Change, tuple[str, Tone]] = {
+    "newly_bad": ("✗ newly bad", "bad"),
+    "newly_fixed": ("✓ newly fixed", "good"),
+    "still_bad": ("✗ still bad", "bad"),
+    "worse": ("▲ slower", "moved"),
+    "improved": ("▼ faster", "good"),
+    "same": ("= same", "plain"),
+    "only_new": ("· only new", "muted"),
+    "only_old": ("· only old", "muted"),
+}
+_CALM = {"same", "only_new", "only_old"}
+
+
+def change_blocks(changes: Changes, limits: blocks.Limits) -> Iterable[blocks.Block]:
+    """Lay a comparison out."""
+    yield blocks.Prose(changes.sentence)
+    for pair in changes.pairs[: limits.panels]:
+        if pair.differences:
+            yield blocks.table(
+                f"The environments differ, new: {pair.new.label}; old: {pair.old.label}",
+                blocks.columns("fact", "old", "new"),
+                pair.differences,
+                lambda facts: tuple(blocks.Entry(text) for text in facts),
+                limits,
+            )
+    loud = [row for row in changes.rows if row.change not in _CALM]
+    calm = [row for row in changes.rows if row.change in _CALM]
+    several = len(changes.pairs) > 1
+    if loud:
+        yield _change_table("What changed", loud, limits, several=several)
+    if calm:
+        table = _change_table("What did not change, or is on one side only", calm, limits, several=several)
+        yield blocks.Fold(table.title, (table,)) if limits.folds else table
+
+
+def _change_table(
+    title: str, rows: list[CellChange], limits: blocks.Limits, *, several: bool
+) -> blocks.Table:
+    ratios = ("eval, new to old", "p", "train, new to old", "p")
+    made = blocks.table(
+        title,
+        blocks.columns("change", "cell", "environments", "old", "new", *ratios, numbers=ratios, minor=["p"]),
+        rows,
+        partial(_change_row, several=several),
+        limits,
+        f"Below 1 the new one is faster. A change is more than {NOISE_BAND:.0%}, its 95 % interval excludes 1,"
+        " and the Mann-Whitney test agrees (p of at most 0.05).",
+    )
+    return blocks.without_empty(made)
+
+
+def _change_row(row: CellChange, *, several: bool) -> tuple[blocks.Entry, ...]:
+    word, tone = _CHANGES[row.change]
+    cell = row.cell
+    where = [one.place.letter for one in (row.old, row.new) if one is not None]
+    emulated = f", emulated {cell.emulate}" if cell.emulate else ""
+    return (
+        blocks.Entry(word, tone),
+        blocks.Entry(f"{cell.title}, {cell.device}{emulated}"),
+        blocks.Entry(" → ".join(where) if several else ""),
+        _status(row.old),
+        _status(row.new),
+        _ratio_entry(row.eval_ratio),
+        _chance_entry(row.eval_p),
+        _ratio_entry(row.train_ratio),
+        _chance_entry(row.train_p),
+    )
+
+
+def _status(result: PooledCell | None) -> blocks.Entry:
+    return blocks.from_mark(NOT_RUN if result is None else mark([result]))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from mpsdiag.reporting.layout import blocks
-from mpsdiag.reporting.layout.cell_tables import STOCK_PRINTS, cost_table, loss_table, where
-from mpsdiag.reporting.layout.change_tables import change_blocks
-from mpsdiag.reporting.layout.gallery import Shown, gallery, placed
+from mpsdiag.reporting.layout.cell_tables import STOCK_PRINTS, change_blocks, cost_table, loss_table, where
 from mpsdiag.reporting.story.pooling import PooledCell, Setback
-from mpsdiag.reporting.story.report import Grid, Report, Scene, name
+from mpsdiag.reporting.story.ranking import CostTable
+from mpsdiag.reporting.story.report import Grid, Panel, Report, Scene, name
 from mpsdiag.words import count
 
 HOW_TO_READ = (
@@ -43,7 +44,7 @@ HOW_TO_READ = (
 def document(report: Report, limits: blocks.Limits) -> blocks.Document:
     """Lay a report out, as much of it as the limits allow."""
     shown = gallery(report) if limits.pictures else []
-    parts: tuple[tuple[str, str, Iterable[blocks.Block]], ...] = (
+    parts: tuple[blocks.Part, ...] = (
         ("compared", "Compared", change_blocks(report.changes, limits) if report.changes else ()),
         ("fixes", "Which fix resolves it", _fixes(report, limits, shown)),
         ("cost", "What it costs", _costs(report, limits, shown)),
@@ -54,10 +55,9 @@ def document(report: Report, limits: blocks.Limits) -> blocks.Document:
         ("notes", "Notes", [blocks.Points(report.notes)] if report.notes else ()),
         ("reading", "How to read it", [blocks.Points(HOW_TO_READ)]),
     )
-    made = [blocks.Section(key, title, tuple(content)) for key, title, content in parts]
     words = {scene.verdict.word for scene in report.scenes}
     word = next((one for one in ("affected", "undecided", "not_affected") if one in words), "undecided")
-    return blocks.Document("mpsdiag report", report.headline, word, tuple(one for one in made if one.blocks))
+    return blocks.document("mpsdiag report", report.headline, word, parts)
 
 
 def _by_scene(report: Report, scene: Scene) -> list[blocks.Block]:
@@ -75,7 +75,7 @@ def scene_label(report: Report, scene: Scene) -> str:
 
 
 def _fixes(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> Iterable[blocks.Block]:
-    yield from placed(pictures, "releases", 0)
+    yield from _placed(pictures, "releases", 0)
     for scene in report.scenes[: limits.panels]:
         yield from _by_scene(report, scene)
         if len(report.scenes) > 1:
@@ -113,7 +113,7 @@ def _costs(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> 
             continue
         yield from _by_scene(report, scene)
         for number, panel in timed[: limits.panels]:
-            shown: list[blocks.Block] = [*placed(pictures, "time", place, number)]
+            shown: list[blocks.Block] = [*_placed(pictures, "time", place, number)]
             shown += [
                 cost_table(panel, table, report, limits, alone=len(timed) == 1) for table in panel.costs
             ]
@@ -131,8 +131,8 @@ def _losses(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) ->
             continue
         yield from _by_scene(report, scene)
         yield from _first_bad(scene)
-        yield from placed(pictures, "losses", place)
-        yield from placed(pictures, "spread", place)
+        yield from _placed(pictures, "losses", place)
+        yield from _placed(pictures, "spread", place)
         for number, panel in enumerate(shown[: limits.panels]):
             table = loss_table(panel, scene, limits, alone=len(shown) == 1)
             if number == 0 or not limits.folds:
@@ -204,3 +204,74 @@ def _more(number: int, noun: str) -> Iterable[blocks.Block]:
 def _some(words: Sequence[str], limit: int) -> str:
     rest = len(words) - limit
     return ", ".join(words[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+# Each drawing takes a tenth of a second and its place on the page: the first ones of each kind are enough.
+MOST_SCENES = 3
+MOST_PANELS = 3
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of a report; which of `table`, `panel`, `result` it is drawn from depends on its kind."""
+
+    kind: Literal["time", "losses", "spread", "releases"]
+    scene: int
+    panel_number: int
+    title: str
+    alt: str
+    table: CostTable | None = None
+    panel: Panel | None = None
+    result: PooledCell | None = None
+
+    @property
+    def name(self) -> str:
+        """Its key and the stem of its files."""
+        return (
+            "releases" if self.kind == "releases" else f"{self.kind}-{self.scene + 1}-{self.panel_number + 1}"
+        )
+
+    @property
+    def block(self) -> blocks.Picture:
+        """Its place in a section."""
+        return blocks.Picture(self.name, self.alt)
+
+
+def gallery(report: Report) -> list[Shown]:
+    """List the pictures of a report, in the order of the report."""
+    return [*_releases(report), *_by_panel(report)]
+
+
+def _placed(shown: Iterable[Shown], kind: str, scene: int, panel: int = 0) -> list[blocks.Picture]:
+    """Pick the pictures of one place."""
+    return [one.block for one in shown if (one.kind, one.scene, one.panel_number) == (kind, scene, panel)]
+
+
+def _releases(report: Report) -> Iterable[Shown]:
+    if 1 < len(report.scenes) <= 40:
+        alt = f"Map of {len(report.scenes)} settings by attention mode: which come out right, NaN or wrong."
+        yield Shown("releases", 0, 0, "", alt)
+
+
+def _by_panel(report: Report) -> Iterable[Shown]:
+    for number, scene in enumerate(report.scenes[:MOST_SCENES]):
+        for place, panel in enumerate(scene.panels[:MOST_PANELS]):
+            timed = next((table for table in panel.costs if any(row.eval_step for row in table.rows)), None)
+            if timed is not None:
+                on = " and ".join(timed.timed_on) + (" without emulation" if timed.emulated else "")
+                title = f"{panel.label}, {timed.padding} padding, timed on {on}"
+                alt = f"Evaluation step of {count(len(timed.rows), 'cell')} with intervals: {title}."
+                yield Shown("time", number, place, title, alt, table=timed)
+            label = scene.emulated or f"on {scene.device}"
+            if place == 0 and any(one.measured and one.measured.eval_losses for one in panel.results):
+                title = f"{panel.label}, {label}"
+                alt = f"Training and evaluation losses, the first NaN marked: {title}."
+                yield Shown("losses", number, place, title, alt, panel=panel)
+            sick = next(
+                (one for one in panel.results if one.measured and any(map(any, one.measured.nonfinite_rows))),
+                None,
+            )
+            if place == 0 and sick is not None:
+                title = f"{name(sick)}, {panel.label}, {label}"
+                alt = f"Layer by position: how many sequences of the first bad batch are not finite, {title}."
+                yield Shown("spread", number, place, title, alt, result=sick)

@@ -20,15 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Svg:
-    """One drawing, twice."""
-
-    light: str
-    dark: str
-
-
-@dataclass(frozen=True)
-class Files:
-    """The names of a drawing's files, relative to the report that links them."""
+    """One drawing, twice; or the names of its two files, relative to the report that links them."""
 
     light: str
     dark: str
@@ -132,17 +124,13 @@ def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
         make(theme).savefig(
             stream, format="svg", dpi=216, facecolor=theme.page, metadata={"Date": None, "Creator": "mpsdiag"}
         )
-    return _responsive(stream.getvalue())
-
-
-def _responsive(svg: str) -> str:
-    """Leave out what only an XML file needs, so that the same text can be embedded."""
-    return svg[svg.index("<svg") :]
+    svg = stream.getvalue()
+    return svg[svg.index("<svg") :]  # without what only an XML file needs: the same text can be embedded
 
 
 def save(
     pictures: Mapping[str, Svg], report: Path, failed: Callable[[str], None] | None = None
-) -> dict[str, Files]:
+) -> dict[str, Svg]:
     """Write the drawings beside a report, into a folder named after it: `report.pictures/time-1.light.svg`.
 
     `failed` gets a sentence for each drawing that cannot be written and is left out.
@@ -153,7 +141,7 @@ def save(
     folder = report.with_name(f"{report.stem}.pictures")
     made = {}
     for name, svg in pictures.items():
-        files = Files(f"{folder.name}/{name}.light.svg", f"{folder.name}/{name}.dark.svg")
+        files = Svg(f"{folder.name}/{name}.light.svg", f"{folder.name}/{name}.dark.svg")
         try:
             write_atomically(report.parent / files.light, svg.light)
             write_atomically(report.parent / files.dark, svg.dark)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpsdiag.reporting.layout.gallery import Shown, gallery
+from mpsdiag.reporting.layout.sections import Shown, gallery
 from mpsdiag.reporting.pictures.drawing import Svg, Theme, draw, figure, label
 from mpsdiag.reporting.pictures.maps import map_of_releases, spread_of
 from mpsdiag.reporting.story.pooling import PooledCell
@@ -70,7 +70,7 @@ def times(table: CostTable, title: str, theme: Theme) -> Figure:
         shape = "D" if row.mark.tone == "moved" else "o"
         axes.plot([_step(row) / scale], [place], marker=shape, ls="", color=colour, ms=6)
     _baseline(axes, rows, scale, theme)
-    axes.set_yticks(range(len(rows)), [_name(row) for row in rows])
+    axes.set_yticks(range(len(rows)), [row.result.title for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(min(starts) - 0.08 * room, edge + 0.3 * room)
     axes.set_xlabel(f"evaluation step in {unit}, with 95 % interval; hollow: not right")
@@ -90,10 +90,6 @@ def _ends(row: CostRow) -> tuple[float, float]:
     if step is None or step.low is None or step.high is None:
         return _step(row), _step(row)
     return step.low, step.high
-
-
-def _name(row: CostRow) -> str:
-    return row.result.title
 
 
 def _baseline(axes: Axes, rows: Sequence[CostRow], scale: float, theme: Theme) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from mpsdiag.benching.journal.provenance import Place
-from mpsdiag.reporting.story import figures
+from mpsdiag.reporting.story.figures import NOTHING
 from mpsdiag.reporting.story.pooling import Pool, PooledCell
 from mpsdiag.reporting.story.ranking import Budget, Estimate, ratio
 from mpsdiag.scenario.scenario import Scenario
@@ -125,16 +125,13 @@ def _alone(
 
 def _pair(new: Place, old: Place) -> PlacePair:
     now, before = dict(new.facts), dict(old.facts)
-    names = [*now, *(name for name in before if name not in now)]
-    return PlacePair(
-        new,
-        old,
-        tuple(
-            (name, before.get(name, figures.NOTHING), now.get(name, figures.NOTHING))
-            for name in names
-            if now.get(name) != before.get(name)
-        ),
-    )
+    return PlacePair(new, old, tuple((name, was, is_) for name, is_, was in differing(now, before)))
+
+
+def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[str, str, str]]:
+    """The facts in which two environments differ: name, ours, theirs."""
+    names = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
+    return [(name, ours.get(name, NOTHING), theirs.get(name, NOTHING)) for name in names]
 
 
 def _row(new: PooledCell, old: PooledCell, budget: Budget) -> CellChange:

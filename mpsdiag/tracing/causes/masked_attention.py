@@ -109,8 +109,8 @@ def attention_over_nothing(first: Candidate) -> list[Origin]:
         }
         present = " and ".join(reason for reason, where in reasons.items() if bool(where.any()))
         what = (
-            f"{count(dead, 'fully masked attention row')}{present and f', from {present}'}: their softmax over nothing "
-            f"is NaN on {first.device}, and the next layer spreads it over the whole sequence"
+            f"{count(dead, 'fully masked attention row')} in this batch{present and f', from {present}'}: their "
+            f"softmax over nothing is NaN on {first.device}, and the next layer spreads it over the whole sequence"
         )
         found.append(first.origin("dead_rows", what, _remedy(first), **evidence))
     if empty := int(rows.alone.any(1).sum()):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mpsdiag.reporting.formats import markdown
-from mpsdiag.reporting.pictures.drawing import Files
+from mpsdiag.reporting.pictures.drawing import Svg
 from mpsdiag.reporting.story.report import assemble
 
 
@@ -93,7 +93,7 @@ def test_short_reports_are_not_called_shortened(stories):
 
 
 def test_pictures_are_linked_for_both_themes(stories):
-    text = markdown.render(stories["every_end"], {"time-1-1": Files('a b"/x.light.svg', "x.dark.svg")})
+    text = markdown.render(stories["every_end"], {"time-1-1": Svg('a b"/x.light.svg', "x.dark.svg")})
     assert '<source media="(prefers-color-scheme: dark)" srcset="x.dark.svg">' in text
     assert 'src="a%20b%22/x.light.svg"' in text
     assert "losses-1-1" not in text

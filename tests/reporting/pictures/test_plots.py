@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from mpsdiag.reporting.layout.gallery import gallery
+from mpsdiag.reporting.layout.sections import gallery
 from mpsdiag.reporting.pictures import plots
 from mpsdiag.reporting.pictures.drawing import save
 from mpsdiag.reporting.story.report import assemble
