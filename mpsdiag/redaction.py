@@ -37,6 +37,7 @@ SHOWN_VARIABLES = frozenset(
 )
 """Variables whose values are switches and numbers; of all others only that they are set is shown."""
 
+# Every pattern begins where a word begins: begun anywhere, it would take quadratic time on a long word.
 # What gives away a person or opens a door, each with what stands in its place; a login comes before an address.
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), mark)
@@ -59,13 +60,13 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (
             # NAME=value and "name": value, but not pad_token and the like, and no numbers
             (
-                r"(?i)(?<![A-Za-z])((?:(?!pad|eos|bos|unk|sep|cls|mask|image)[A-Za-z0-9]+[_-])*"
+                r"(?i)(?<![A-Za-z0-9_-])((?:(?!pad|eos|bos|unk|sep|cls|mask|image)[A-Za-z0-9]*[_-])*"
                 r"(?:token|secret|password|passwd|apikey|api[_-]key|access[_-]key|private[_-]key|cookie|credentials?)"
                 r"[\"']?\s*[=:]\s*[\"']?)(?!\d+\b|<)[^\s\"',;&<>]{6,}"
             ),
             r"\1<token>",
         ),
-        (r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", "<email>"),
+        (r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+", "<email>"),
         (r"(?<![\w.])/(home|Users)/(?!Shared\b)[^/\s:;,\"'<>]+", r"/\1/<user>"),
         (r"(?i)\b([A-Z]:\\Users\\)[^\\\s:;,\"'<>]+", r"\1<user>"),
     )
