@@ -21,8 +21,8 @@ from typing import Any
 from matplotlib.patches import Rectangle
 
 from mpsdiag.emulation import RELEASES, Emulation
+from mpsdiag.escape import md_cell
 from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe
-from mpsdiag.reporting.formats.escape import md_cell
 from mpsdiag.reporting.pictures.drawing import Theme, draw, figure, label
 from mpsdiag.serialization import write_atomically
 

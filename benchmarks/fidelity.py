@@ -26,7 +26,7 @@ import mac_runs  # noqa: F401 - registers the runs
 
 from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.errors import BadInput
-from mpsdiag.reporting.formats.escape import md_cell
+from mpsdiag.escape import md_cell
 from mpsdiag.serialization import write_atomically
 
 DATA = Path(__file__).with_name("mac_observations.json")

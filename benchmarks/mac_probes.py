@@ -11,8 +11,8 @@ from typing import Any
 
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
+from mpsdiag.escape import md_cell
 from mpsdiag.probes import Finding, run_level
-from mpsdiag.reporting.formats.escape import md_cell
 
 MODES = ("training", "evaluation")
 

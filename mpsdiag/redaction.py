@@ -7,6 +7,7 @@ import getpass
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 SHOWN_VARIABLES = frozenset(
     {
@@ -82,6 +83,15 @@ _NOBODY = frozenset(
 def redact(text: str) -> str:
     """Replace this machine's home folder, user name and host name, and anything that looks like a token."""
     return scrub(text, home=_home(), user=_user(), host=socket.gethostname()) if text else text
+
+
+def redact_all(value: Any) -> Any:
+    """The same document, with every text in it redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {name: redact_all(one) for name, one in value.items()}
+    return [redact_all(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def without_home(path: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from mpsdiag.errors import BadInput
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_PIPES: dict[Path, bytes] = {}
 PIECE = 2**20
 """Characters that are written at once, at least; then to the end of the line."""
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
@@ -60,8 +61,12 @@ def _umask() -> int:
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
-    """Write a value as strict JSON (no bare NaN), one line unless `indent` is given."""
-    return json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    """Write a value as strict JSON (no bare NaN), one line unless `indent` is given; nothing steers a terminal."""
+    text = json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    strange = {
+        one for one in set(text) if not (one.isprintable() or one == "\n" or "\ud800" <= one <= "\udfff")
+    }
+    return text.translate({ord(one): json.dumps(one)[1:-1] for one in strange}) if strange else text
 
 
 def readable(text: str) -> str:
@@ -120,6 +125,30 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_file(path: Path, most: int = -1) -> bytes:
+    """The bytes of a file, at most so many; those of a pipe are kept, since it gives them only once.
+
+    Raises:
+        BadInput: See `require_file`.
+        OSError: It cannot be read.
+    """
+    require_file(path)
+    if path.is_fifo():
+        if path not in _PIPES:
+            _PIPES[path] = path.read_bytes()
+        return _PIPES[path] if most < 0 else _PIPES[path][:most]
+    with path.open("rb") as stream:
+        return stream.read(most)
+
+
+def require_files(path: Path) -> None:
+    """Refuse a folder of a model or of data in which a library would wait for a pipe; see `require_file`."""
+    require_file(path)
+    if path.is_dir():
+        for one in path.iterdir():
+            require_file(one)
 
 
 def require_file(path: Path) -> None:

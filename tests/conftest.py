@@ -1,8 +1,10 @@
 """What every test stands on: no network, one thread, markers of missing devices, and Trainers that print nothing."""
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -12,10 +14,18 @@ from mpsdiag.environment import version_numbers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What is left of killed processes (sockets of fork servers, scratch of dask) goes with a folder of this run's own.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+SCRATCH = tempfile.mkdtemp(prefix="t")
+os.environ["TMPDIR"] = tempfile.tempdir = SCRATCH
 # A shell that starts this in the background has it ignore Ctrl-C, and every child of it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WIKITEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "wikitext-2"
+
+
+def pytest_unconfigure():
+    shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

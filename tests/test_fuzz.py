@@ -1,6 +1,6 @@
 """Commands, options, files and journals that nobody meant: one sentence, a code of the table, printable text.
 
-MPSDIAG_FUZZ=4000 pytest tests/test_fuzz.py (`make fuzz`) tries that many of each kind.
+MPSDIAG_FUZZ=2500 pytest --timeout 0 tests/test_fuzz.py (`make fuzz`) tries that many of each kind.
 """
 
 import contextlib
@@ -11,11 +11,14 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import typer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mpsdiag.cli import main
+from mpsdiag.cli.main import app
 
+COMMAND = typer.main.get_command(app)  # made once, not for each of thousands
 EXAMPLES = int(os.environ.get("MPSDIAG_FUZZ", "40"))
 BOUNDED = settings(
     max_examples=EXAMPLES,
@@ -105,6 +108,7 @@ def outcome(*words):
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["mpsdiag", *words]),
+        mock.patch("mpsdiag.cli.main.app", COMMAND),
         pytest.raises(SystemExit) as end,
     ):
         main(list(words))
@@ -168,4 +172,42 @@ def test_no_option_breaks_a_command(data):
 @BOUNDED
 @given(st.lists(WORDS, min_size=1, max_size=3))
 def test_no_words_break_the_command_line(words):
-    check(outcome(*(word for word in words if word not in {"env", "train", "run"})), {0, 2})
+    check(outcome(*words), {0, 2})
+
+
+TRAIN = ["--max_length", "--max_steps", "--seed", "--learning_rate", "--num_train_epochs", "--warmup_steps"]
+TRAIN += ["--per_device_train_batch_size", "--validation_fraction", "--pad_to_multiple_of", "--logging_steps"]
+TRAIN += ["--mode", "--task", "--dtype", "--padding_side", "--device", "--emulate", "--attn_implementation"]
+TRAIN += ["--optim", "--lr_scheduler_type", "--eval_strategy", "--report_to", "--dataset", "--nosuch"]
+TRAIN += [
+    "--resume_from_checkpoint",
+    "--text_column",
+    "--bf16",
+    "--fsdp",
+    "--deepspeed",
+    "--accelerator_config",
+]
+
+
+@BOUNDED
+@given(st.sampled_from(TRAIN), WORDS)
+def test_no_option_breaks_a_training(tmp_path, option, value):
+    # No such model: whatever is taken ends before anything is trained.
+    words = [f"{option}={value}", "--model", "./no/such/model", "--output_dir", str(tmp_path)]
+    check(outcome("train", *words), {0, 2})
+
+
+@BOUNDED
+@given(st.sampled_from(["", "-m", "--fix", "--emulate", "--emulate-macos"]), WORDS, WORDS)
+def test_no_words_break_a_run(option, value, target):
+    words = [one for one in (option, value, target) if one]
+    with mock.patch("mpsdiag.fixes.script.become"):
+        check(outcome("run", *words), {0, 2})
+
+
+@BOUNDED
+@given(st.lists(WORDS | st.sampled_from(["--json", "--markdown"]), max_size=2), WORDS)
+def test_no_words_and_no_variable_break_env(words, value):
+    value = value.encode("utf-8", "ignore").decode()  # what a variable can hold
+    with mock.patch.dict(os.environ, {"PYTORCH_MPS_FAST_MATH": value, "HF_MPSDIAG_TEST": value}):
+        check(outcome("env", *words), {0, 2})

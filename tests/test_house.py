@@ -37,6 +37,7 @@ FLOORS = (
         "release_environment",
         "redaction",
         "installs",
+        "escape",
     },
     {"findings"},
     {"sdpa"},

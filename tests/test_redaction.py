@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsdiag.redaction import redact, scrub, without_home
+from mpsdiag.redaction import redact, redact_all, scrub, without_home
 
 PERSON = {"home": "/Users/ada", "user": "ada", "host": "adas-mac.local"}
 
@@ -116,6 +116,7 @@ def test_no_format_of_a_report_and_no_journal_gives_it_away(secret, monkeypatch,
     from mpsdiag.benching.journal.journal import JournalWriter, parse_journal
     from mpsdiag.benching.journal.record import Ended, Header, Job
     from mpsdiag.reporting.formats.export import text_of
+    from mpsdiag.reporting.formats.frame import parquet
     from mpsdiag.reporting.story.report import assemble
     from mpsdiag.scenario.scenario import Scenario
 
@@ -138,12 +139,13 @@ def test_no_format_of_a_report_and_no_journal_gives_it_away(secret, monkeypatch,
     for form in ("terminal", "markdown", "html", "csv", "json"):
         assert clean(text_of(assemble([parse_journal(text.encode(), "journal")]), form)), form
         assert clean(text_of(assemble([old]), form)), form
+    assert clean(parquet(assemble([old])).decode("latin-1"))
 
 
 @pytest.mark.parametrize("secret", SHAPES)
 def test_no_block_of_markdown_gives_it_away(secret):
     """Whatever `check --markdown` and `trace --markdown` print goes through these."""
-    from mpsdiag.reporting.formats.escape import md_block, md_cell, md_text
+    from mpsdiag.escape import md_block, md_cell, md_text
 
     for door in (md_text, md_cell, md_block):
         assert clean(door(f"cannot load: {secret}, sorry"))
@@ -151,7 +153,7 @@ def test_no_block_of_markdown_gives_it_away(secret):
 
 def test_no_variable_gives_it_away(monkeypatch):
     from mpsdiag.environment import gather, to_markdown
-    from mpsdiag.reporting.formats.escape import md_text
+    from mpsdiag.escape import md_text
 
     for number, secret in enumerate(SHAPES):
         monkeypatch.setenv(f"HF_COOKIE_{number}", secret)
@@ -161,3 +163,27 @@ def test_no_variable_gives_it_away(monkeypatch):
     assert clean(text)
     assert "HF_BEARER: &lt;set&gt;" in text
     assert "<b>" not in text
+
+
+@pytest.mark.parametrize("secret", SHAPES)
+def test_no_page_and_no_document_of_a_check_gives_it_away(secret, capsys, tmp_path):
+    """`check` and `trace` with --html and --json end here."""
+    from mpsdiag.cli.output import show_answer
+    from mpsdiag.reporting.layout import blocks
+
+    text = f"cannot load {secret}, sorry"
+    table = blocks.Table("", blocks.columns("a"), ((blocks.Entry(text),),))
+    parts = (blocks.Prose(text), blocks.Points((text,)), blocks.Log("", text), table)
+    made = blocks.Document("t", text, "", (blocks.Section("s", "", parts),))
+    page = tmp_path / "page.html"
+    show_answer({"model": text, "deep": [{"reason": text}]}, made, as_json=True, markdown=False, page=page)
+    assert clean(capsys.readouterr().out)
+    assert clean(page.read_text(encoding="utf-8"))
+
+
+def test_a_model_in_the_home_folder_is_not_named_in_a_document(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/grace")
+    assert redact_all({"model": "/home/grace/m", "n": [1, None, "/home/grace"]}) == {
+        "model": "~/m",
+        "n": [1, None, "~"],
+    }

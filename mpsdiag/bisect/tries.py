@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag.bisect.search import Find, Outcome
 from mpsdiag.errors import BadInput
-from mpsdiag.serialization import require_file
+from mpsdiag.serialization import read_file
 
 SCHEMA = 1
 JOURNAL = "journal.jsonl"
@@ -89,10 +89,9 @@ class Tries:
 
 def is_bisect(path: Path) -> bool:
     """Whether a file, or the journal in a folder, was written by `bisect`."""
-    require_file(path)
     try:
-        with (path / JOURNAL if path.is_dir() else path).open("rb") as stream:
-            parsed = json.loads(stream.readline(2**20))
+        begin = read_file(path / JOURNAL if path.is_dir() else path, 2**20)
+        parsed = json.loads(begin.partition(b"\n")[0])
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(parsed, dict) and parsed.get("kind") == "bisect"
@@ -105,7 +104,7 @@ def read_tries(path: Path) -> Tries | None:
     """
     path = path / JOURNAL if path.is_dir() else path
     try:
-        *lines, rest = path.read_bytes().split(b"\n")
+        *lines, rest = read_file(path).split(b"\n")
     except FileNotFoundError:
         return None
     except OSError as problem:

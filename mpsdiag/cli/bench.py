@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from mpsdiag.benching.run.runner import RunOutcome
     from mpsdiag.benching.run.session import Session
 
+MANY = 1000
+"""Combinations that take long enough to be mentioned."""
 AXES_PANEL = "Axes (repeat an option for several values)"
 AMOUNT = "How much is measured"
 RUN = "How it is run"
@@ -127,7 +130,7 @@ def bench(
         ),
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", min=1, help="Verdicts at once; timings always run alone.")
+        int, typer.Option("--jobs", min=1, max=1024, help="Verdicts at once; timings always run alone.")
     ] = 1,
     shard: Annotated[
         str | None, _run("--shard", "Only part I of N; `mpsdiag report` merges the journals.", "I/N")
@@ -156,6 +159,9 @@ def bench(
         if out is not None and not out.strip():
             raise BadInput("--out is empty. Name a folder, or leave it out for reports/<matrix>.")
         with _environments(spec), Progress() as progress:
+            number = math.prod(len(values) for _, values in spec.axes)
+            if number > MANY:
+                progress.note(f"laying out {number:,} combinations of the axes")
             session = prepare(
                 BenchRequest(
                     spec=spec,

@@ -10,7 +10,7 @@ from mpsdiag.cli import options, output
 from mpsdiag.cli.help_page import OUTPUT, PROBES, WHAT
 from mpsdiag.cli.notes import note_without_effect
 from mpsdiag.errors import BadInput
-from mpsdiag.words import BUILTIN_DATASET, EXIT_OK
+from mpsdiag.words import BUILTIN_DATASET, EXIT_OK, MOST
 
 Level = Annotated[
     int,
@@ -43,7 +43,7 @@ def check(
         int | None,
         typer.Option(
             "--max-length",
-            min=2,
+            min=2, max=MOST,
             help="Longest sequence, in tokens. [128; own data: 512]",
             rich_help_panel=WHAT,
         ),

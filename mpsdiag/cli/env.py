@@ -30,7 +30,7 @@ def env(json: options.Json = False) -> None:
         text = "\n".join(map(output.line, lines)) + "\n"
     else:
         from mpsdiag.environment import to_markdown
-        from mpsdiag.reporting.formats.escape import md_text
+        from mpsdiag.escape import md_text
 
         document, text = found.model_dump(), to_markdown(found, md_text)
     output.show_document(dumps({"schema": 1, **document}, indent=2) if json else text)

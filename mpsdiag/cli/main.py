@@ -104,11 +104,11 @@ def _failed(problem: Exception) -> int:
     from mpsdiag import installs
 
     if _of_the_parser(problem):  # usage, then the sentence
-        from mpsdiag.reporting.formats.escape import terminal_text
+        from mpsdiag.escape import terminal_text
 
         text: Any = io.StringIO()
         problem.show(file=text)  # type: ignore[attr-defined]
-        sys.stderr.write(output.printable(terminal_text(text.getvalue())))
+        sys.stderr.write(terminal_text(text.getvalue()))
         return EXIT_USAGE
     if isinstance(problem, MpsdiagError) and not _has_import_error(problem):
         output.say(str(problem))
@@ -122,6 +122,9 @@ def _failed(problem: Exception) -> int:
         return problem.exit_code
     if isinstance(problem, RuntimeError) and str(problem).startswith("Symlink loop"):  # of Path.resolve
         output.say(f"{problem}: the links lead in a circle.")
+        return EXIT_USAGE
+    if isinstance(problem, UnicodeEncodeError):  # a lone surrogate, where a library wants UTF-8
+        output.say(f"{problem.object[:200]!r} is not valid Unicode: write it in UTF-8.")
         return EXIT_USAGE
     if isinstance(problem, OSError) and problem.errno is not None:
         output.say(str(path_problem(problem)))

@@ -55,14 +55,9 @@ def say(sentence: str) -> None:
 
 def line(text: str) -> str:
     """A text as one line that a terminal can take: nothing that steers it, and not without end."""
-    from mpsdiag.reporting.formats.escape import one_line
+    from mpsdiag.escape import one_line
 
-    return printable(one_line(text, 1000))
-
-
-def printable(text: str) -> str:
-    """The text with a question mark for what no terminal can show; lines stay lines."""
-    return "".join(one if one.isprintable() or one == "\n" else "?" for one in text)
+    return one_line(text, 1000)
 
 
 def show_answer(
@@ -76,9 +71,10 @@ def show_answer(
         write_atomically(page, html.page(made))
         say(f"wrote {page}")
     if as_json:
-        from mpsdiag.serialization import dumps
+        from mpsdiag.redaction import redact_all
+        from mpsdiag.serialization import dumps, jsonable
 
-        show_document(dumps(document, indent=2))
+        show_document(dumps(redact_all(jsonable(document)), indent=2))
     elif markdown:
         from mpsdiag.reporting.formats.markdown import issue_block
 

@@ -87,15 +87,17 @@ def report(
 
 def _check(path: Path, form: str | None, out: Path | None) -> None:
     """Render a document of `check --json` again."""
+    from mpsdiag.redaction import redact_all
     from mpsdiag.reporting.api import render
     from mpsdiag.reporting.compare import read_diagnosis
-    from mpsdiag.serialization import dumps, write_atomically
+    from mpsdiag.serialization import dumps, jsonable, write_atomically
 
     diagnosis = read_diagnosis(path)
     form = form or "terminal"
     if form in {"csv", "parquet"}:
         raise BadInput(f"A check has no format '{form}'. Choose from: terminal, markdown, html, json.")
-    text = dumps(diagnosis.to_dict(), indent=2) if form == "json" else render(diagnosis, form)
+    plain = redact_all(jsonable(diagnosis.to_dict()))
+    text = dumps(plain, indent=2) if form == "json" else render(diagnosis, form)
     if out is None:
         (output.show if form == "terminal" else output.show_document)(text)
     else:

@@ -107,7 +107,7 @@ class _Data(_Sink):
 
 def _plain(problem: UnicodeError) -> tuple[str, int]:
     """For codecs: our marks in ASCII, and a question mark for what has no such spelling."""
-    from mpsdiag.reporting.formats.escape import ascii_text
+    from mpsdiag.escape import ascii_text
 
     if not isinstance(problem, UnicodeEncodeError):
         raise problem

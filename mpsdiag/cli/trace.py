@@ -11,6 +11,7 @@ from mpsdiag.cli import options, output
 from mpsdiag.cli.help_page import MODES, OUTPUT, WHAT, WHERE
 from mpsdiag.cli.notes import note_without_effect
 from mpsdiag.errors import BadInput
+from mpsdiag.words import MOST
 
 OptionalDevice = Annotated[
     str | None,
@@ -66,11 +67,11 @@ def trace(
         ),
     ] = False,
     max_steps: Annotated[
-        int | None, typer.Option("--max-steps", min=1, help="Training steps. [10]", rich_help_panel=WHAT)
+        int | None, typer.Option("--max-steps", min=1, max=MOST, help="Training steps. [10]", rich_help_panel=WHAT)
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option("--learning-rate", min=0.0, help="Of the training steps. [5e-5]", rich_help_panel=WHAT),
+        typer.Option("--learning-rate", min=0.0, max=MOST, help="Of the training steps. [5e-5]", rich_help_panel=WHAT),
     ] = None,
     padding_side: options.PaddingSide = "left",
     attn_implementation: Annotated[
@@ -88,21 +89,21 @@ def trace(
         int | None,
         typer.Option(
             "--max-length",
-            min=2,
+            min=2, max=MOST,
             help="Longest sequence, in tokens. [128; own data: 512]",
             rich_help_panel=WHAT,
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Sequences in a batch.", rich_help_panel=WHAT)
+        int, typer.Option("--batch-size", min=1, max=MOST, help="Sequences in a batch.", rich_help_panel=WHAT)
     ] = 4,
     eval_max_batches: Annotated[
-        int, typer.Option("--eval-max-batches", min=1, help="Batches to look at.", rich_help_panel=WHAT)
+        int, typer.Option("--eval-max-batches", min=1, max=MOST, help="Batches to look at.", rich_help_panel=WHAT)
     ] = 4,
     pad_to_multiple_of: Annotated[
         int | None,
         typer.Option(
-            "--pad-to-multiple-of", min=1, help="As for transformers' collators.", rich_help_panel=WHAT
+            "--pad-to-multiple-of", min=1, max=MOST, help="As for transformers' collators.", rich_help_panel=WHAT
         ),
     ] = None,
     checkpoints: Annotated[

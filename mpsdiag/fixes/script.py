@@ -22,6 +22,7 @@ from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.modes import mode_named
 from mpsdiag.fixes.startup import RunRequest
+from mpsdiag.serialization import require_file
 from mpsdiag.words import POSITIONS
 
 
@@ -57,7 +58,7 @@ def prepare(
     put = [fix for fix in fixes if fix != "sdpa"]
     is_or_are = "is" if len(put) == 1 else "are"
     place = f"{' and '.join(put)} {is_or_are} in place" if put else "stock attention is left as it is"
-    note = f"{place} for {target} and the Python processes it starts"
+    note = f"{place} for {target} and the Python processes it starts, but those it starts with -I or -E"
     if emulate is not None:
         emulation = Emulation(emulate, macos)
         emulate = emulation.release
@@ -113,6 +114,7 @@ def _script(target: str) -> tuple[str, ...]:
     if path.is_dir() and not (path / "__main__.py").is_file():
         raise BadInput(f"{target} is a folder without a __main__.py: name the script in it.")
     if path.exists():
+        require_file(path)
         if not os.access(path, os.R_OK):
             raise BadInput(f"Cannot read {target}: permission denied.")
         return (target,)
@@ -133,6 +135,10 @@ def _script(target: str) -> tuple[str, ...]:
 def _module(target: str) -> tuple[str, ...]:
     # As Python does with -m, the current folder comes first. Only the top is looked up: that imports nothing.
     top = target.split(".", maxsplit=1)[0]
-    if PathFinder.find_spec(top, [str(Path.cwd())]) is None and find_spec(top) is None:
+    try:
+        found = PathFinder.find_spec(top, [str(Path.cwd())]) or find_spec(top)
+    except (ImportError, ValueError):  # no name of a module
+        found = None
+    if found is None:
         raise BadInput(f"No module named {target} is installed, nor is it in {Path.cwd()}.")
     return ("-m", target)

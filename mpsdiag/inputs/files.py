@@ -6,7 +6,6 @@ import codecs
 import functools
 import glob
 import logging
-import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from mpsdiag.errors import BadInput, first_line
 from mpsdiag.quiet import held_back
+from mpsdiag.serialization import read_file
 
 # Not of `mpsdiag.training`: check and trace show this warning too.
 logger = logging.getLogger("mpsdiag.data")
@@ -115,12 +115,9 @@ def _warn_taken_for_text(path: Path) -> None:
 def _refuse(path: Path) -> None:
     """Look at the beginning of a file, so that a pipe, a picture or an archive is refused before anything is built."""
     try:
-        if not stat.S_ISREG(
-            path.stat().st_mode
-        ):  # Reading a pipe may wait, and reading a device may not end.
-            raise BadInput(f"'{path}' is a pipe or a device, not a file. Write its text into a file first.")
-        with path.open("rb") as stream:
-            beginning = stream.read(_PROBE_BYTES)
+        if path.is_fifo():  # It gives its text only once.
+            raise BadInput(f"'{path}' is a pipe, not a file. Write its text into a file first.")
+        beginning = read_file(path, _PROBE_BYTES)
     except OSError as problem:
         raise BadInput(f"Cannot read '{path}': {problem.strerror}. Give a file you may read.") from problem
     if not beginning:
@@ -140,10 +137,19 @@ def _saved_folder(path: Path) -> Splits:
     if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return _folder_of_files(path)
     from datasets import DatasetDict, load_from_disk
+    from pyarrow import ArrowException
 
     try:
         loaded = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as problem:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        ArrowException,
+    ) as problem:
         raise BadInput(
             f"The dataset folder '{path}' cannot be read: it is damaged. Save it again."
         ) from problem

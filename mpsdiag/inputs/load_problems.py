@@ -6,9 +6,18 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from mpsdiag.errors import BadInput
 
 _TOKENIZER_FILES: Final = ("*tokenizer*", "*vocab*", "merges.txt", "*.model", "*.tiktoken")
+_WIDTHS: Final = ("hidden_size", "n_embd", "d_model")
+_SIZE: Final = re.compile(
+    r"(num_)?((hidden|encoder|decoder)_)?layers|n_layer|hidden_size|n_embd|d_model|intermediate_size|vocab_size"
+    r"|max_position_embeddings|n_positions|head_dim|(num_attention|num_key_value|n)_heads?"
+)
+_MOST_LAYERS: Final = 10_000
+_MOST_SIZE: Final = 100_000_000
 _SAVED: Final = "Give a folder that save_pretrained wrote."
 # Their messages are sentences; the message of another exception means little without its name.
 _SPEAKING: Final = (OSError, ValueError, ImportError)
@@ -169,3 +178,34 @@ _RULES: Final[tuple[Callable[[_Failure], Problem | None], ...]] = (
     _damaged,
 )
 """The first that applies; the last one always does for a folder."""
+
+
+def require_sizes(config: Any, name: str) -> None:
+    """Refuse sizes that no machine holds, before layer after layer of them is made.
+
+    Raises:
+        BadInput: A size is negative or absurd, or the layers are more than the memory.
+    """
+    import psutil
+
+    values = config.to_dict()
+    for part in (values, *(one for one in values.values() if isinstance(one, dict))):
+        sizes = {
+            key: value
+            for key, value in part.items()
+            if _SIZE.fullmatch(str(key)) and isinstance(value, int | float)
+        }
+        for key, value in sizes.items():
+            most = _MOST_LAYERS if key.endswith(("layers", "layer")) else _MOST_SIZE
+            if not 0 <= value <= most:
+                raise BadInput(
+                    f"Cannot load the model from '{name}': {key} is {value} in its config.json, and a model can have 0 "
+                    f"to {most:,}. Put back the config.json that save_pretrained wrote."
+                )
+        width = max((value for key, value in sizes.items() if key in _WIDTHS), default=0)
+        layers = max((value for key, value in sizes.items() if key.endswith(("layers", "layer"))), default=0)
+        if 4 * width**2 * layers > psutil.virtual_memory().total:
+            raise BadInput(
+                f"Cannot load the model from '{name}': {layers} layers of width {width} are more than this machine's "
+                "memory. Check the sizes in its config.json."
+            )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.inputs.builtin import MAX_POSITIONS, builtin_config
-from mpsdiag.inputs.load_problems import described
+from mpsdiag.inputs.load_problems import described, require_sizes
 from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable
 from mpsdiag.inputs.nonfinite import keep_unread_nonfinite
 from mpsdiag.inputs.tasks import Task, task_of
@@ -151,6 +151,8 @@ def _load(
                     task, config, seed, dtype, attention, trust_remote_code=remote_code
                 )
             model, info = _with_what_attention_it_has(make, attention)
+    except BadInput:
+        raise
     except Exception as problem:  # a damaged model fails in as many ways as there are libraries below
         raise BadInput(explain_missing("model", name, problem)) from problem
     made_for = next(iter(config.architectures or ()), None)
@@ -201,7 +203,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as problem:
         raise BadInput(explain_missing("model", name, problem)) from problem
     except (
@@ -211,6 +213,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
             f"Cannot load the model from '{name}': its config.json cannot be used ({described(problem)}). "
             "Put back the config.json that save_pretrained wrote."
         ) from problem
+    require_sizes(config, name)
+    return config
 
 
 # What a checkpoint lacks, and what the model has room for.

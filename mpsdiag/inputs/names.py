@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from mpsdiag.errors import BadInput, nearest
+from mpsdiag.errors import BadInput, nearest, path_problem
 from mpsdiag.inputs.load_problems import described, known_problem
+from mpsdiag.serialization import require_files
 from mpsdiag.words import BUILTIN_DATASET, BUILTIN_MODELS
 
 NameKind = Literal["builtin", "local", "hub"]
@@ -53,8 +54,13 @@ def classify(kind: str, name: str) -> NameKind:
     builtins = BUILTIN_MODELS if kind == "model" else (BUILTIN_DATASET,)
     if name in builtins:
         return "builtin"
-    if Path(name).expanduser().exists():
-        return "local"
+    path = Path(name).expanduser()
+    try:
+        if path.exists():
+            require_files(path)
+            return "local"
+    except OSError as problem:
+        raise path_problem(problem, name) from problem
     if _looks_like_path(name):
         raise BadInput(
             f"The {kind} path '{name}' does not exist. Check the spelling; relative paths start at the current folder."

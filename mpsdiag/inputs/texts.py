@@ -9,6 +9,7 @@ from mpsdiag.errors import BadInput, nearest
 from mpsdiag.inputs.files import Rows, Splits, open_local
 from mpsdiag.inputs.names import classify, explain_missing, offline_if_unreachable
 from mpsdiag.inputs.synthetic import synthetic_texts
+from mpsdiag.serialization import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +103,9 @@ def texts_of(records: Rows, dataset: str, text_column: str | None) -> Iterator[s
         if isinstance(text, str):
             any_text = True
             if text.strip() and not is_heading(text):
-                yield text.rstrip("\r\n")
+                yield readable(
+                    text.rstrip("\r\n")
+                )  # A lone surrogate, which JSON can hold, breaks tokenizers.
         elif text is not None and not any_text:
             raise BadInput(
                 f"The column '{column}' of the dataset '{dataset}' holds values of the type {type(text).__name__}, not "

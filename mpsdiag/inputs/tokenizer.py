@@ -42,6 +42,8 @@ def load_tokenizer(
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 name, padding_side=padding_side, trust_remote_code=trust_remote_code
             )
+    except BadInput:
+        raise
     except Exception as problem:  # a damaged file fails in as many ways as there are libraries below
         if (Path(name).expanduser() / "config.json").is_file():
             # The reason may be there, and has its sentence.
@@ -74,6 +76,8 @@ def load_processor(
     try:
         with held_back("transformers"):
             processor: Any = loader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except BadInput:
+        raise
     except Exception as problem:  # as above
         raise BadInput(
             f"Cannot load the processor of '{name}', which handles its pictures ({described(problem)}): {missing}."

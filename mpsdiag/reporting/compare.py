@@ -17,6 +17,7 @@ from mpsdiag.reporting.check import number, subject
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.story.changes import differing
 from mpsdiag.reporting.story.figures import NOTHING
+from mpsdiag.serialization import read_file
 from mpsdiag.words import count
 
 LARGEST = 2**24
@@ -36,8 +37,7 @@ class Difference:
 def is_check(path: Path) -> bool:
     """Whether a file looks like a document of `mpsdiag check --json`."""
     try:
-        with path.open("rb") as stream:
-            begin = stream.read(200)
+        begin = read_file(path, 200)
     except OSError:
         return False
     return begin.lstrip().startswith(b"{") and b'"schema"' in begin and b'"verdict"' in begin
@@ -50,12 +50,10 @@ def read_diagnosis(path: Path) -> Diagnosis:
         BadInput: It cannot be read, is another kind of file, or a newer mpsdiag wrote it.
     """
     try:
-        with path.open("rb") as stream:
-            text = stream.read(LARGEST)
-        found: Any = json.loads(text)
+        found: Any = json.loads(read_file(path, LARGEST))
     except OSError as problem:
         raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not {"schema", "verdict", "kernel"} <= found.keys():
         raise BadInput(f"{path} was not written by `mpsdiag check --json`.")

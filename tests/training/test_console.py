@@ -4,7 +4,7 @@ import os
 import pytest
 
 from mpsdiag.errors import BadInput
-from mpsdiag.training.console import messages_on_stderr, require_writable
+from mpsdiag.training.console import messages_on_stderr, require_writable, say
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path):
@@ -46,3 +46,10 @@ def test_a_folder_whose_letters_the_locale_does_not_have(tmp_path):
     with pytest.raises(BadInput, match=r"/ü': this locale has no such letters\. Set LC_ALL"):
         require_writable(tmp_path / "\udcc3\udcbc")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_in_a_message_steers_the_terminal(capsys):
+    with messages_on_stderr():
+        logging.getLogger("mpsdiag.training").warning("'%s' is read", "\x1b[31mred\nline")
+    say("\x1b]0;title\x07plain")
+    assert capsys.readouterr().err == "WARNING: 'red line' is read\nplain\n"

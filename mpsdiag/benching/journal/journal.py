@@ -14,7 +14,7 @@ from mpsdiag.benching.journal.record import SCHEMA, Header, Record, redacted
 from mpsdiag.benching.journal.writer import JournalWriter
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import OLD_NAMES, Scenario
-from mpsdiag.serialization import require_file
+from mpsdiag.serialization import read_file
 from mpsdiag.words import BUILTIN_MODELS
 
 
@@ -112,9 +112,8 @@ def read_journal(path: Path | str) -> Journal:
     path = Path(path)
     if path.is_dir():
         path = path / "journal.jsonl"
-    require_file(path)
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError as problem:
         raise BadInput(
             f"There is no journal at {path}. `mpsdiag bench --out FOLDER` writes one."

@@ -100,6 +100,8 @@ class Job(BaseModel):
     log: str
     threads: int | None = None
     """CPU threads that torch gets; None leaves it to torch. The cell's, except where verdicts share a machine."""
+    scratch: str = ""
+    """Folder for temporary files, which the parent removes whatever becomes of the process."""
     machine: str | None = None
     """The kind of machine that earlier rounds of the cells it is compared with ran on, if any did."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpsdiag import device, words
-from mpsdiag.benching.plan.matrix import AXES, MOST, Axes, MatrixSpec, Rule
+from mpsdiag.benching.plan.matrix import AXES, Axes, MatrixSpec, Rule
 from mpsdiag.benching.plan.this_machine import fingerprint
 from mpsdiag.benching.plan.this_machine import unavailable as reason_here
 from mpsdiag.errors import BadInput, nearest
@@ -162,10 +162,10 @@ def _threads(model: str, asked: int | None) -> int | None:
 
 def _points(spec: MatrixSpec, axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
     number = math.prod(map(len, axes.values()))
-    if number > MOST:
+    if number > words.MOST:
         raise BadInput(
             f"The axes of the matrix '{spec.name}' have {number:,} combinations, more than can be looked at "
-            f"({MOST:,}). Narrow an axis."
+            f"({words.MOST:,}). Narrow an axis."
         )
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 

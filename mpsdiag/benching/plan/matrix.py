@@ -13,7 +13,7 @@ from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.emulation import RELEASES
 from mpsdiag.emulation.selection import MACOS, no_such_macos
 from mpsdiag.errors import BadInput, nearest
-from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TaskChoice, TrainerVariant
+from mpsdiag.words import LARGEST_SEED, MOST, AttentionMode, DtypeName, PaddingSide, TaskChoice, TrainerVariant
 
 
 def _listed(value: Any) -> Any:
@@ -98,8 +98,6 @@ def _device(value: str) -> str:
 Environment = Annotated[str | None, BeforeValidator(_none_word), AfterValidator(_environment)]
 Device = Annotated[str, AfterValidator(_device)]
 Release = Annotated[str | None, BeforeValidator(_none_word), AfterValidator(_release)]
-# More than anybody means, so that a slip of the finger is a sentence and not a crash hours later.
-MOST: Final = 1_000_000
 Macos = Annotated[int, Field(strict=True), AfterValidator(_macos)]
 Length = Annotated[int, Field(strict=True, ge=2, le=MOST)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
@@ -107,8 +105,7 @@ Multiple = Annotated[Count | None, BeforeValidator(_zero)]
 Whole = Annotated[int, Field(strict=True, ge=0, le=MOST)]
 Rounds = Annotated[int, Field(strict=True, ge=0, le=1000)]
 Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
-Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
-"""What every generator of random numbers here takes."""
+Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 
 Item = TypeVar("Item")
 Values = Annotated[list[Item], BeforeValidator(_listed), Field(min_length=1)]

@@ -14,7 +14,7 @@ from mpsdiag.benching.plan.matrix import MatrixSpec
 from mpsdiag.benching.plan.spec_errors import Place, validated
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import OLD_NAMES
-from mpsdiag.serialization import require_file
+from mpsdiag.serialization import read_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,9 +32,8 @@ def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) 
         BadInput: No such file, no TOML, or no matrix; the sentence names file, line and key, and the nearest word.
     """
     path = Path(path)
-    require_file(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path).decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError as problem:
         raise BadInput(f"There is no matrix file {path}. Ready ones are in benchmarks/.") from problem
     except (OSError, UnicodeDecodeError) as problem:

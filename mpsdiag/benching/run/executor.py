@@ -99,8 +99,10 @@ class LocalExecutor:
             if ended.status == "interrupted":
                 return
             if ended.status != "ok":
+                last = (ended.log_tail.strip().splitlines() or ["nothing"])[-1]
                 raise CannotDecide(
-                    f"No process can be started here: {ended.reason}. The log is {self.logs / 'start.log'}."
+                    f"No process can be started here: {ended.reason}. "
+                    f"The log {self.logs / 'start.log'} ends with: {last}"
                 )
         self._ready = True
 

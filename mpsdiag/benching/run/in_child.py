@@ -7,7 +7,9 @@ import faulthandler
 import importlib
 import multiprocessing
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -29,6 +31,8 @@ def run_in_child(request: str) -> str:
     job = Job.model_validate_json(request)
     _redirect(job.log)
     _stand_alone(job)
+    if job.scratch:
+        tempfile.tempdir = os.environ["TMPDIR"] = job.scratch
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would fill the logs
     answer = answer_to(job)
     faulthandler.cancel_dump_traceback_later()
@@ -90,12 +94,16 @@ def _stand_alone(job: Job) -> None:
     faulthandler.dump_traceback_later(0.9 * job.time_limit, file=2)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True, name="parent-watch").start()
+        threading.Thread(
+            target=_end_with, args=(parent, job.scratch), daemon=True, name="parent-watch"
+        ).start()
 
 
-def _end_with(parent: Any) -> None:
+def _end_with(parent: Any, scratch: str) -> None:
     """End the whole group of this process once the parent is gone: an orphan would disturb the next timings."""
     parent.join()
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)
     with contextlib.suppress(OSError):
         os.killpg(os.getpid(), 9)
     os._exit(1)

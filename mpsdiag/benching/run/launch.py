@@ -8,8 +8,10 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -101,6 +103,7 @@ class Isolation:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.unlink(missing_ok=True)
+            scratch = tempfile.mkdtemp(prefix="mpsdiag-cell-")
         except OSError as problem:
             raise CannotDecide(
                 f"Cannot write the log {log}: {problem.strerror}. What finished is in the journal; run the same "
@@ -108,7 +111,10 @@ class Isolation:
             ) from problem
         kills = self.kills()
         started, clock = utc_now(), time.perf_counter()
-        ended = self._end_of(job, stop)
+        try:
+            ended = self._end_of(job.model_copy(update={"scratch": scratch}), stop)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         status, reason, name = ended if isinstance(ended, tuple) else (ended.status, ended.reason, None)
         if status == "crash" and stop.asked:
             # Ctrl-C reaches a child that has not left the terminal's group yet.
@@ -171,7 +177,7 @@ class Isolation:
         multiprocessing.resource_tracker.ensure_running()  # its start unblocks Ctrl-C, so it comes first
         if self.start == "forkserver":
             context.set_forkserver_preload(list(self.preload))
-            with _ctrl_c_blocked():
+            with _ctrl_c_blocked(), _errors_into(job.log):
                 multiprocessing.forkserver.ensure_running()
             future = launch(request)  # waits for the imports, during which Ctrl-C is heard
         else:
@@ -233,6 +239,20 @@ def _end(child: Any, *, at_once: bool) -> None:
     child.join(END_SECONDS)
     with contextlib.suppress(OSError):  # the group is empty: the usual case
         os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _errors_into(log: str) -> Iterator[None]:
+    """Start a process whose standard error is a log: a fork server that cannot start says there why."""
+    kept = os.dup(2)
+    into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+    try:
+        os.dup2(into, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(into)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from mpsdiag.reporting.formats.escape import cap, one_line
+from mpsdiag.escape import cap, one_line
 from mpsdiag.reporting.story.marks import mark
 from mpsdiag.reporting.story.report import Report, Scene
 from mpsdiag.scenario.scenario import Measured
@@ -50,8 +50,16 @@ def frame(report: Report) -> pd.DataFrame:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     return pd.DataFrame(
-        {name: pd.arrays.ArrowExtensionArray(pa.array(columns.pop(name))) for name in [*columns]}
+        {name: pd.arrays.ArrowExtensionArray(pa.array(_held(columns.pop(name)))) for name in [*columns]}
     )
+
+
+def _held(values: list[Any]) -> list[Any]:
+    """A column as Arrow holds it: whole numbers of more than 64 bits, which no run gives, as floating-point ones."""
+    largest = max((abs(value) for value in values if isinstance(value, int)), default=0)
+    if largest < 2**63:
+        return values
+    return [float(min(value, 10**300)) if isinstance(value, int) else value for value in values]
 
 
 def render(report: Report) -> str:

@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mpsdiag import __version__
-from mpsdiag.reporting.formats.escape import log_text, one_line
+from mpsdiag.escape import log_text, one_line
+from mpsdiag.redaction import redact
 from mpsdiag.reporting.layout.blocks import Document, Limits
 from mpsdiag.reporting.layout.sections import document
 from mpsdiag.reporting.pictures.drawing import Svg
@@ -74,8 +75,9 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters.update(
-        line=one_line,
-        log=log_text,
+        # A page gets shared: what gives somebody away is taken out of every text on it.
+        line=lambda text, *limit: one_line(redact(text), *limit),
+        log=lambda text, *limit: log_text(redact(text), *limit),
         kind=_kind,
         embed=_embed,
         sortkey=_sortkey,

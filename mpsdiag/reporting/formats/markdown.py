@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import quote
 
-from mpsdiag.reporting.formats.escape import md_block, md_cell, md_text, one_line
+from mpsdiag.escape import md_block, md_cell, md_text, one_line
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.layout.sections import document
 from mpsdiag.reporting.pictures.drawing import Svg

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mpsdiag.reporting.formats.escape import log_text, one_line
+from mpsdiag.escape import log_text, one_line
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.layout.sections import document
 from mpsdiag.reporting.story.report import Report

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.errors import BadInput
-from mpsdiag.reporting.formats.escape import one_line
+from mpsdiag.escape import one_line
 from mpsdiag.reporting.story.marks import Tone
 from mpsdiag.serialization import write_atomically
 

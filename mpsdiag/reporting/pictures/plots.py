@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # More rows than this cannot be told apart in a drawing; the table has them all.
 MOST_ROWS = 30
 MOST_CURVES = 6
+MOST_POINTS = 2000
+LARGEST = 1e100
 _UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "os^Dv*"
@@ -123,10 +125,16 @@ def losses(panel: Panel, title: str, theme: Theme) -> Figure:
     return made
 
 
+def _drawable(values: Sequence[float]) -> list[float]:
+    """At most so many values, none so large that axes cannot be divided."""
+    few = values[:: len(values) // MOST_POINTS + 1]
+    return [max(-LARGEST, min(LARGEST, value)) if math.isfinite(value) else value for value in few]
+
+
 def _group(results: Sequence[PooledCell], field: str) -> list[tuple[list[float], list[PooledCell]]]:
     groups: dict[tuple[str, ...], tuple[list[float], list[PooledCell]]] = {}
     for one in results:
-        values = [] if one.measured is None else getattr(one.measured, field)
+        values = [] if one.measured is None else _drawable(getattr(one.measured, field))
         if values:
             course = tuple(f"{value:.4f}" for value in values)
             groups.setdefault(course, (values, []))[1].append(one)

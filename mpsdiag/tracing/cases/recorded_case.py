@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, first_line
-from mpsdiag.serialization import dumps, readable
+from mpsdiag.serialization import dumps, read_file, readable
 
 SCHEMA = 1
 ABOUT, BATCH, MODEL = "case.json", "batch.safetensors", "model"
@@ -91,14 +91,14 @@ def read_case(folder: Path) -> tuple[About, dict[str, Any], Path | None]:
         hint = " It looks like a model: give it as --model." if (folder / "config.json").is_file() else ""
         raise BadInput(f"{folder} is not a recorded case: it has no {ABOUT}.{hint}")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_file(path))
         version = document.get("schema") if isinstance(document, dict) else None
         if isinstance(version, int) and version > SCHEMA:
             raise BadInput(
                 f"{path} has schema {version}, newer than this mpsdiag knows ({SCHEMA}). Upgrade mpsdiag."
             )
         about = About.model_validate(document)
-    except (ValueError, OSError, ValidationError) as problem:
+    except (ValueError, OSError, RecursionError) as problem:
         raise BadInput(f"{path} cannot be read: {_first(problem)}. Record the case again.") from problem
     batch: dict[str, Any] = {**load_batch(folder / BATCH), **about.arguments}
     weights = folder / MODEL
@@ -122,8 +122,7 @@ def load_batch(path: Path) -> dict[str, Tensor]:
             f"{path} is a folder; --batch takes a .safetensors file. A recorded folder is given without --batch."
         )
     try:
-        with path.open("rb") as stream:
-            head = stream.read(8)
+        head = read_file(path, 8)
     except OSError as problem:
         raise BadInput(f"Cannot read the batch {path}: {problem.strerror}.") from problem
     if head.startswith(_PICKLES):

@@ -1,5 +1,9 @@
 """Who asks to stop before the first cell, or while the first process starts, waits for no cell."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from mpsdiag.benching.journal.record import Ended, Job
@@ -48,3 +52,27 @@ def test_asking_while_the_first_process_starts_begins_no_cell(two_jobs, together
 def test_a_first_process_that_goes_wrong_is_said(two_jobs):
     with pytest.raises(CannotDecide, match="No process can be started here: why"):
         list(LocalExecutor(FakeIsolation("error")).run(two_jobs, Stop()))
+
+
+def test_a_fork_server_that_cannot_start_is_one_sentence_with_its_log(tmp_path):
+    (tmp_path / "broken_at_import.py").write_text("raise RuntimeError('planted')")
+    program = (
+        "from pathlib import Path; from mpsdiag.benching.journal.record import Job;"
+        "from mpsdiag.benching.run.executor import LocalExecutor;"
+        "from mpsdiag.benching.run.interrupt import Stop; from mpsdiag.benching.run.launch import Isolation;"
+        "from mpsdiag.errors import CannotDecide; from mpsdiag.scenario.scenario import Scenario\n"
+        f"executor = LocalExecutor(Isolation('forkserver', ('broken_at_import',)), logs=Path({str(tmp_path)!r}))\n"
+        "try:\n    list(executor.run([Job(key='a', cell=Scenario(), log='')], Stop()))\n"
+        "except CannotDecide as problem:\n    print(problem)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout.startswith("No process can be started here: ")
+    assert "start.log ends with: RuntimeError: planted" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr

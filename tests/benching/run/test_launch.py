@@ -37,6 +37,14 @@ def test_an_answer_comes_back_with_its_numbers(light, job):
     assert light.run(job("quick", round=1)).timing.eval_step == [0.1] * 5
 
 
+@pytest.mark.parametrize("function", ["leaves_a_folder", "leaves_a_folder_and_dies"])
+def test_nothing_of_a_cell_is_left_in_the_temporary_folder(light, job, function, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = light.run(job(function))
+    assert (ended.reason or "").startswith("mpsdiag-cell-") or ended.signal == "SIGKILL", ended
+    assert list(tmp_path.glob("mpsdiag-*")) == []
+
+
 @pytest.mark.parametrize(
     ("function", "status", "name", "reason"),
     [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsdiag.reporting.formats.escape import (
+from mpsdiag.escape import (
     ascii_text,
     cap,
     cap_tail,

@@ -44,13 +44,14 @@ def cap_tail(text: str, limit: int = LOG_LIMIT) -> str:
 def terminal_text(text: str) -> str:
     """Take out what steers a terminal: escape sequences, control characters, text direction. Newlines stay.
 
-    A lone surrogate, which no encoding can write, becomes a replacement character.
+    What no terminal can show (a lone surrogate, a character that is not assigned) becomes a question mark.
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
     text = text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
     text = _CONTROL.sub("", _SEQUENCE.sub("", text))
-    return text.encode("utf-8", "replace").decode("utf-8")
+    strange = {one for one in set(text) if not one.isprintable() and one != "\n"}
+    return text.translate({ord(one): " " if one.isspace() else "?" for one in strange})
 
 
 def one_line(text: str, limit: int = CELL_LIMIT) -> str:
