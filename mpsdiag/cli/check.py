@@ -43,7 +43,8 @@ def check(
         int | None,
         typer.Option(
             "--max-length",
-            min=2, max=MOST,
+            min=2,
+            max=MOST,
             help="Longest sequence, in tokens. [128; own data: 512]",
             rich_help_panel=WHAT,
         ),

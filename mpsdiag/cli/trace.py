@@ -67,11 +67,14 @@ def trace(
         ),
     ] = False,
     max_steps: Annotated[
-        int | None, typer.Option("--max-steps", min=1, max=MOST, help="Training steps. [10]", rich_help_panel=WHAT)
+        int | None,
+        typer.Option("--max-steps", min=1, max=MOST, help="Training steps. [10]", rich_help_panel=WHAT),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option("--learning-rate", min=0.0, max=MOST, help="Of the training steps. [5e-5]", rich_help_panel=WHAT),
+        typer.Option(
+            "--learning-rate", min=0.0, max=MOST, help="Of the training steps. [5e-5]", rich_help_panel=WHAT
+        ),
     ] = None,
     padding_side: options.PaddingSide = "left",
     attn_implementation: Annotated[
@@ -89,7 +92,8 @@ def trace(
         int | None,
         typer.Option(
             "--max-length",
-            min=2, max=MOST,
+            min=2,
+            max=MOST,
             help="Longest sequence, in tokens. [128; own data: 512]",
             rich_help_panel=WHAT,
         ),
@@ -98,12 +102,17 @@ def trace(
         int, typer.Option("--batch-size", min=1, max=MOST, help="Sequences in a batch.", rich_help_panel=WHAT)
     ] = 4,
     eval_max_batches: Annotated[
-        int, typer.Option("--eval-max-batches", min=1, max=MOST, help="Batches to look at.", rich_help_panel=WHAT)
+        int,
+        typer.Option("--eval-max-batches", min=1, max=MOST, help="Batches to look at.", rich_help_panel=WHAT),
     ] = 4,
     pad_to_multiple_of: Annotated[
         int | None,
         typer.Option(
-            "--pad-to-multiple-of", min=1, max=MOST, help="As for transformers' collators.", rich_help_panel=WHAT
+            "--pad-to-multiple-of",
+            min=1,
+            max=MOST,
+            help="As for transformers' collators.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     checkpoints: Annotated[

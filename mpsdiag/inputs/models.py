@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.inputs.builtin import MAX_POSITIONS, builtin_config
 from mpsdiag.inputs.load_problems import described, require_sizes
-from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable
+from mpsdiag.inputs.names import (
+    classify,
+    explain_missing,
+    is_builtin_model,
+    offline_if_unreachable,
+    transformer_folder,
+)
 from mpsdiag.inputs.nonfinite import keep_unread_nonfinite
 from mpsdiag.inputs.tasks import Task, task_of
 from mpsdiag.quiet import held_back
@@ -164,19 +168,6 @@ def _load(
     keep_missing(model, info["missing_keys"], info["unexpected_keys"])
     keep_unread_nonfinite(model, folder, info["unexpected_keys"])
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped
-
-
-def transformer_folder(name: str) -> str:
-    """The folder of the model inside a sentence-transformers folder, whose parts `modules.json` lists; or the name."""
-    folder = Path(name).expanduser()
-    file = folder / "modules.json"
-    if not file.is_file() or (folder / "config.json").is_file():
-        return name
-    try:
-        first = json.loads(file.read_text(encoding="utf-8"))[0]["path"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return name
-    return str(folder / first) if isinstance(first, str) and ".." not in Path(first).parts else name
 
 
 def load_task(name: str, wanted: str = AUTO_TASK, *, trust_remote_code: bool = False) -> tuple[Task, Any]:

@@ -6,6 +6,7 @@ Without a network the hub's cache is used, and what it lacks fails in a second i
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -125,3 +126,16 @@ def offline_if_unreachable() -> Iterator[None]:
     finally:
         for module, flag, before in changed:
             setattr(module, flag, before)
+
+
+def transformer_folder(name: str) -> str:
+    """The folder of the model inside a sentence-transformers folder, whose parts `modules.json` lists; or the name."""
+    folder = Path(name).expanduser()
+    file = folder / "modules.json"
+    if not file.is_file() or (folder / "config.json").is_file():
+        return name
+    try:
+        first = json.loads(file.read_text(encoding="utf-8"))[0]["path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return name
+    return str(folder / first) if isinstance(first, str) and ".." not in Path(first).parts else name

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.inputs.load_problems import NO_TOKENIZER, described
-from mpsdiag.inputs.models import load_config, transformer_folder
-from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable
+from mpsdiag.inputs.models import load_config
+from mpsdiag.inputs.names import (
+    classify,
+    explain_missing,
+    is_builtin_model,
+    offline_if_unreachable,
+    transformer_folder,
+)
 from mpsdiag.inputs.tasks import Task
 from mpsdiag.quiet import held_back
 from mpsdiag.words import PADDING_SIDES

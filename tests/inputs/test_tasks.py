@@ -11,7 +11,8 @@ from mpsdiag import emulate_mps
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.batches import pooled, sees_both_ways
 from mpsdiag.inputs.builtin import byte_tokenizer
-from mpsdiag.inputs.models import build_model, model_notes, transformer_folder, uses_sdpa
+from mpsdiag.inputs.models import build_model, model_notes, uses_sdpa
+from mpsdiag.inputs.names import transformer_folder
 from mpsdiag.inputs.nonfinite import unread_nonfinite
 from mpsdiag.inputs.tasks import ALL_TASKS, task_of
 from mpsdiag.words import TASKS

@@ -13,7 +13,15 @@ from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.emulation import RELEASES
 from mpsdiag.emulation.selection import MACOS, no_such_macos
 from mpsdiag.errors import BadInput, nearest
-from mpsdiag.words import LARGEST_SEED, MOST, AttentionMode, DtypeName, PaddingSide, TaskChoice, TrainerVariant
+from mpsdiag.words import (
+    LARGEST_SEED,
+    MOST,
+    AttentionMode,
+    DtypeName,
+    PaddingSide,
+    TaskChoice,
+    TrainerVariant,
+)
 
 
 def _listed(value: Any) -> Any:
