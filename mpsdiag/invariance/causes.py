@@ -13,8 +13,7 @@ from torch import nn
 from mpsdiag.emulation import suspended
 from mpsdiag.findings import ArrangementResult, FixTried, InvarianceCause
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
-from mpsdiag.invariance.arrangements import Arrangement, Example, companions, scrambled
-from mpsdiag.invariance.forwards import (
+from mpsdiag.invariance.alone_truth import (
     AloneTruth,
     distance,
     in_attention,
@@ -23,6 +22,7 @@ from mpsdiag.invariance.forwards import (
     takes_positions,
     text_config,
 )
+from mpsdiag.invariance.arrangements import Arrangement, Example, companions, scrambled
 from mpsdiag.sdpa.bound import largest_error
 
 SENTENCES: dict[InvarianceCause, str] = {
@@ -35,7 +35,7 @@ SENTENCES: dict[InvarianceCause, str] = {
 
 
 @dataclass(frozen=True)
-class Trial:
+class ArrangementTrial:
     """An arrangement that was compared; `batches` has one a sequence for `alone`."""
 
     result: ArrangementResult
@@ -65,7 +65,7 @@ class CauseFound:
 
 
 def explain(
-    model: nn.Module, examples: Sequence[Example], failed: Sequence[Trial], truth: AloneTruth
+    model: nn.Module, examples: Sequence[Example], failed: Sequence[ArrangementTrial], truth: AloneTruth
 ) -> CauseFound:
     """Run the interventions on the arrangements that failed.
 
@@ -97,7 +97,7 @@ def explain(
     return CauseFound(cause, sentence + where, fixes, on_cpu)
 
 
-def _tried(model: nn.Module, failed: Sequence[Trial], truth: AloneTruth) -> dict[str, bool]:
+def _tried(model: nn.Module, failed: Sequence[ArrangementTrial], truth: AloneTruth) -> dict[str, bool]:
     """Which fixes restore invariance: position ids; else attention; else both. Only those that were run are listed."""
     found: dict[str, bool] = {}
     moves = takes_positions(model)
@@ -114,7 +114,7 @@ def _tried(model: nn.Module, failed: Sequence[Trial], truth: AloneTruth) -> dict
 
 
 def _all_hold(
-    model: nn.Module, failed: Sequence[Trial], truth: AloneTruth, *, positions: bool = False
+    model: nn.Module, failed: Sequence[ArrangementTrial], truth: AloneTruth, *, positions: bool = False
 ) -> bool:
     return all(
         distance(model, arrangement, truth, positions=positions) <= trial.result.allowed
@@ -123,10 +123,12 @@ def _all_hold(
     )
 
 
-def _cpu_fails(model: nn.Module, failed: Sequence[Trial], truth: AloneTruth) -> bool:
+def _cpu_fails(model: nn.Module, failed: Sequence[ArrangementTrial], truth: AloneTruth) -> bool:
     """Whether stock attention on the CPU shows it too, with the same weights in the same dtype."""
     with _on_cpu(model) as twin:
-        return not _all_hold(twin, [Trial(t.result, [_moved(a) for a in t.batches]) for t in failed], truth)
+        return not _all_hold(
+            twin, [ArrangementTrial(t.result, [_moved(a) for a in t.batches]) for t in failed], truth
+        )
 
 
 @contextmanager
@@ -149,7 +151,7 @@ def _depends_on_company(model: nn.Module, examples: Sequence[Example]) -> bool:
     return distance(model, together, truth) > truth.allowed
 
 
-def _leaks(model: nn.Module, failed: Sequence[Trial], allowed: float) -> bool:
+def _leaks(model: nn.Module, failed: Sequence[ArrangementTrial], allowed: float) -> bool:
     """Whether other tokens under the mask change what comes out at real positions."""
     for arrangement in (a for trial in failed for a in trial.batches if not a.generates):
         if bool(arrangement.batch["attention_mask"].all()):

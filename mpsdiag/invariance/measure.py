@@ -10,6 +10,14 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.findings import ArrangementResult, Invariance
+from mpsdiag.invariance.alone_truth import (
+    AloneTruth,
+    errors,
+    has_decoder,
+    reference_of,
+    text_config,
+    widen_bound,
+)
 from mpsdiag.invariance.arrangements import (
     EXTRA,
     SAMPLE,
@@ -19,15 +27,7 @@ from mpsdiag.invariance.arrangements import (
     arrangements,
     examples_of,
 )
-from mpsdiag.invariance.causes import Trial, explain
-from mpsdiag.invariance.forwards import (
-    AloneTruth,
-    errors,
-    has_decoder,
-    reference_of,
-    text_config,
-    widen_bound,
-)
+from mpsdiag.invariance.causes import ArrangementTrial, explain
 from mpsdiag.quiet import errors_only
 from mpsdiag.words import PADDING_SIDES
 
@@ -174,16 +174,16 @@ def _measure(
     return found
 
 
-def _trial(name: str, batches: list[Arrangement], model: nn.Module, truth: AloneTruth) -> Trial:
+def _trial(name: str, batches: list[Arrangement], model: nn.Module, truth: AloneTruth) -> ArrangementTrial:
     found = [errors(model, arrangement, truth) for arrangement in batches]
     off = max(map(max, found))
     result = ArrangementResult(
         name=name, max_abs_diff=off, allowed=0.0, holds=False, counts=batches[0].counts
     )
-    return _judged(Trial(result, batches, found[0]), truth.allowed)
+    return _judged(ArrangementTrial(result, batches, found[0]), truth.allowed)
 
 
-def _judged(trial: Trial, allowed: float) -> Trial:
+def _judged(trial: ArrangementTrial, allowed: float) -> ArrangementTrial:
     if trial.batches[0].generates:
         allowed *= 2  # two logits may be off
     holds = trial.result.max_abs_diff <= allowed
