@@ -109,12 +109,12 @@ def test_a_folder_of_other_files_names_one_of_them(tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_a_pipe_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(BadInput, match="is a pipe or a device, not a file"):
+    with pytest.raises(BadInput, match="is a device, a socket or a named pipe, not a file"):
         load_texts(str(tmp_path / name))
 
 
 def test_a_device_that_never_ends_is_refused():
-    with pytest.raises(BadInput, match="is a pipe or a device"):
+    with pytest.raises(BadInput, match="is a device, a socket or a named pipe"):
         load_texts("/dev/zero")
 
 
