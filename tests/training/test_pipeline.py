@@ -127,7 +127,7 @@ def test_tensorboard_gets_our_counts_of_the_evaluation(run, tmp_path):
 
 
 def test_tensorboard_gets_our_counts_of_the_training(run, tmp_path):
-    _, summary, _, _ = run(report_to="tensorboard", learning_rate=1e30, lr_scheduler_type="constant")
+    _, summary, _, _ = run(report_to="tensorboard", learning_rate=1e6, lr_scheduler_type="constant")
     found = logged(tmp_path / "out")
     assert found["train/nonfinite_train_batches"][-1] == summary["nonfinite"]["train_batches"] > 0
     assert found["eval/nonfinite_batches"] == [summary["nonfinite"]["eval_batches"]]

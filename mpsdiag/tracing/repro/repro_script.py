@@ -141,7 +141,9 @@ def function_name(lone: IsolatedCall) -> str | None:
     func: Any = lone.call.func
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):  # noqa: SLF001 - torch's only name for it
         return f"torch.ops.{func}"
-    name = resolve_name(func)
+    # torch keeps the names of its first look-up: if a fix was installed by then, it has none for the stock function.
+    stock = func is torch._C._nn.scaled_dot_product_attention  # noqa: SLF001 - where no fix replaces it
+    name = "torch.nn.functional.scaled_dot_product_attention" if stock else resolve_name(func)
     return name if isinstance(name, str) and name.startswith("torch.") else None
 
 

@@ -6,6 +6,7 @@ import io
 import runpy
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -201,3 +202,10 @@ def test_a_single_number_is_written_as_python_can_read_it():
     made = plainest((torch.tensor(7.0),), lambda tensors: bool(tensors[0] > 0))
     assert made[0].expression == "torch.ones((), dtype=torch.float32)"
     assert eval(made[0].expression) == 1.0  # noqa: S307 - our own expression
+
+
+def test_the_stock_function_keeps_its_name_though_torch_looked_it_up_under_a_fix(monkeypatch):
+    monkeypatch.setattr(repro, "resolve_name", lambda func: None)
+    lone = SimpleNamespace(call=SimpleNamespace(func=F.scaled_dot_product_attention))
+    assert repro.function_name(lone) == "torch.nn.functional.scaled_dot_product_attention"
+    assert repro.function_name(SimpleNamespace(call=SimpleNamespace(func=len))) is None
