@@ -149,7 +149,7 @@ def dead_rows(settings: argparse.Namespace) -> dict[str, Any]:
     """Fully masked rows in every backend, and the level-3 check with its backends forced in turn."""
     rows = list(_dead_row_cases(settings))
     diagnosis = mpsdiag.check(settings.device, level=1 if settings.small else 3)
-    return {"rows": rows, "check": diagnosis.document()}
+    return {"rows": rows, "check": diagnosis.to_dict()}
 
 
 def _dead_row_cases(settings: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -312,7 +312,7 @@ def invariance(settings: argparse.Namespace) -> dict[str, Any]:
     dtype = "float32" if settings.small else settings.dtype
     found = {}
     for model in BUILTIN_DECODERS[:1] if settings.small else BUILTIN_DECODERS:
-        document = mpsdiag.check(settings.device, model=model, dtype=dtype).document()
+        document = mpsdiag.check(settings.device, model=model, dtype=dtype).to_dict()
         found[model] = {
             "verdict": document["verdict"],
             "reason": document["reason"],
