@@ -96,7 +96,7 @@ def test_the_markdown_block(run):
 
 def test_training(run):
     code, out, _ = run(
-        "--device", "cpu", "--train", "--max-steps", 3, "--learning-rate", 1e12, "--max-length", 32, "--json"
+        "--device", "cpu", "--train", "--max-steps", 3, "--learning-rate", 1e6, "--max-length", 32, "--json"
     )
     found = document(out)
     assert code == 1

@@ -140,7 +140,7 @@ def test_when_not_even_a_process_can_be_started(request_for, quiet, monkeypatch)
 
 
 class _Broken:
-    status, reason = "crash", "no memory"
+    status, reason, log_tail = "crash", "no memory", ""
 
 
 def test_a_listing_names_what_varies_and_how_long_it_takes(request_for):
