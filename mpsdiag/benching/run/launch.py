@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import re
 import shutil
 import signal
 import sys
@@ -188,12 +189,16 @@ class Isolation:
 
 
 def log_tail(path: Path, limit: int = TAIL_BYTES) -> str:
-    """The last bytes of a log as text; empty if there is none."""
+    """The last bytes of a log as text; empty if there is none.
+
+    After a crash Python lists every extension module in one long line, which would push out the place of the crash.
+    """
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - limit))
-            return stream.read().decode("utf-8", errors="replace")
+            stream.seek(max(0, size - 8 * limit))
+            text = re.sub(rb"(?m)^Extension modules: .*\n?", b"", stream.read())
+            return text[-limit:].decode("utf-8", errors="replace")
     except OSError:
         return ""
 

@@ -72,6 +72,14 @@ def test_the_log_says_where_it_crashed(light, job):
     assert "ValueError: first line\nsecond line" in light.run(job("raises")).log_tail
 
 
+def test_the_list_of_extension_modules_does_not_push_out_the_place_of_a_crash(tmp_path):
+    log = tmp_path / "cell.log"
+    log.write_text("File here.py\n\nExtension modules: " + "torch._C, " * 1000 + "(total: 1000)\n")
+    assert log_tail(log) == "File here.py\n\n"
+    log.write_text("x" * 100_000)
+    assert log_tail(log, 10) == "x" * 10
+
+
 def test_the_kernels_memory_killer_is_told_from_a_kill(job):
     strikes = iter([7, 8])
     ended = Isolation(preload=LIGHT, kills=lambda: next(strikes)).run(job("killed"))
