@@ -111,7 +111,6 @@ def test_no_type_name_twice():
     assert twice(pairs) == {}
 
 
-@BEING_REBUILT
 def test_no_room_with_more_files_than_one_can_take_in():
     rooms = defaultdict(int)
     for path in FILES:
