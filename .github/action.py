@@ -16,9 +16,7 @@ SUMMARY_LIMIT = 2**20
 
 def mpsdiag(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a command; what it says on stderr goes to the log."""
-    return subprocess.run(
-        [sys.executable, "-m", "mpsdiag", *words], stdout=subprocess.PIPE, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-m", "mpsdiag", *words], stdout=subprocess.PIPE, text=True, check=False)
 
 
 def append(variable: str, text: str) -> None:

@@ -74,9 +74,7 @@ def run(releases: Sequence[str], macos: int, *, sweep: bool) -> dict[str, list[F
         table[release] = [
             finding
             if macos_of(finding.id, macos) == macos
-            else run_probe(
-                finding.id, device="cpu", emulation=Emulation(release, macos_of(finding.id, macos))
-            )
+            else run_probe(finding.id, device="cpu", emulation=Emulation(release, macos_of(finding.id, macos)))
             for finding in table[release]
         ]
         failed = [finding.id for finding in table[release] if finding.status == "fail"]
@@ -195,9 +193,7 @@ def as_svg(table: Table, macos: int) -> str:
                 dark = finding.status in {"fail", "error"} and colour != OUTCOMES["fails in evaluation"][0]
                 axes.text(x, y, mark, ha="center", va="center", size=8, color="white" if dark else theme.text)
                 if expected_to_fail(finding, release, macos):
-                    frame = Rectangle(
-                        (x - 0.46, y - 0.42), 0.92, 0.84, fill=False, edgecolor=theme.text, linewidth=1
-                    )
+                    frame = Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, fill=False, edgecolor=theme.text, linewidth=1)
                     axes.add_patch(frame)
         axes.set_xlim(-0.55, len(releases) - 0.45)
         axes.set_ylim(len(ids) - 0.45, -0.55)
@@ -208,9 +204,7 @@ def as_svg(table: Table, macos: int) -> str:
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.set_title(
-            f"Emulated MPS, macOS {macos} or as the table says: torch release x known defect", pad=24
-        )
+        axes.set_title(f"Emulated MPS, macOS {macos} or as the table says: torch release x known defect", pad=24)
         handles = [
             Rectangle((0, 0), 1, 1, color=colour, label=f"{mark}  {words}".strip())
             for words, (colour, mark) in OUTCOMES.items()

@@ -104,9 +104,7 @@ def measure(case: Case, dtype: torch.dtype, rounds: int) -> dict[str, object]:
 
 def main() -> int:
     """Measure every case in three dtypes and print the ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -55,9 +55,7 @@ def model_for(vocabulary: int, length: int, arguments: argparse.Namespace) -> Ll
     return model.to(arguments.device).eval()
 
 
-def batch_of(
-    rows: int, length: int, vocabulary: int, *, padded: bool, device: str
-) -> dict[str, torch.Tensor]:
+def batch_of(rows: int, length: int, vocabulary: int, *, padded: bool, device: str) -> dict[str, torch.Tensor]:
     """Left-padded rows of a quarter to all of the length, or full rows with an attention mask of ones."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, vocabulary, (rows, length), generator=generator)
@@ -72,10 +70,7 @@ def batch_of(
 def trainer_of(kind: type[Trainer], model: Any, arguments: argparse.Namespace, **options: Any) -> Trainer:
     """A Trainer that only evaluates, a batch at a time."""
     given = TrainingArguments(
-        output_dir=arguments.scratch,
-        report_to="none",
-        use_cpu=arguments.device == "cpu",
-        logging_nan_inf_filter=False,
+        output_dir=arguments.scratch, report_to="none", use_cpu=arguments.device == "cpu", logging_nan_inf_filter=False
     )
     return kind(model=model, args=given, **options)
 
@@ -189,10 +184,7 @@ def memory_table(arguments: argparse.Namespace) -> None:
     def child(*words: str) -> int:
         shape = ["--hidden", str(arguments.hidden), "--layers", str(arguments.layers)]
         found = subprocess.run(
-            [sys.executable, __file__, "--measure", *words, *shape],
-            capture_output=True,
-            text=True,
-            check=True,
+            [sys.executable, __file__, "--measure", *words, *shape], capture_output=True, text=True, check=True
         )
         return int(json.loads(found.stdout))
 
@@ -201,15 +193,10 @@ def memory_table(arguments: argparse.Namespace) -> None:
     rows: dict[str, list[float]] = {
         "one chunk": [chunked_loss.CHUNK_BYTES] * len(arguments.lengths),
         "all logits (2 x L x 50257)": [2 * length * MEMORY_VOCABULARY * 4 for length in arguments.lengths],
-        "loss alone, chunked, on top of the logits": [
-            child("loss", "chunked", str(n)) for n in arguments.lengths
-        ],
-        "loss alone, stock, on top of the logits": [
-            child("loss", "stock", str(n)) for n in arguments.lengths
-        ],
+        "loss alone, chunked, on top of the logits": [child("loss", "chunked", str(n)) for n in arguments.lengths],
+        "loss alone, stock, on top of the logits": [child("loss", "stock", str(n)) for n in arguments.lengths],
         "evaluation, mps_safe minus standard": [
-            child("evaluation", "mps_safe", str(n)) - child("evaluation", "standard", str(n))
-            for n in arguments.lengths
+            child("evaluation", "mps_safe", str(n)) - child("evaluation", "standard", str(n)) for n in arguments.lengths
         ],
     }
     for name, values in rows.items():
@@ -218,9 +205,7 @@ def memory_table(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Measure and print Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a batch, padding included")

@@ -76,9 +76,7 @@ def emulations(observation: dict[str, Any]) -> list[Emulation]:
     if assumed:
         defects = tuple(assumed["defects"]) if "defects" in assumed else None
         return [Emulation(release, assumed["macos"], defects) for release in assumed["releases"]]
-    return [
-        Emulation(".".join(observation["release"].split(".")[:2]), int(observation["macos"].split(".")[0]))
-    ]
+    return [Emulation(".".join(observation["release"].split(".")[:2]), int(observation["macos"].split(".")[0]))]
 
 
 def compare(observation: dict[str, Any]) -> Compared:
@@ -100,9 +98,7 @@ def compare(observation: dict[str, Any]) -> Compared:
         with emulated(emulation):
             runs.append(mac_bench.RUNS[observation["id"]]())
     names = ", ".join(emulation.release for emulation in chosen)
-    return Compared(
-        observation, f"{names}, macOS {chosen[0].macos}", tuple(runs), _state(observation, runs), remark
-    )
+    return Compared(observation, f"{names}, macOS {chosen[0].macos}", tuple(runs), _state(observation, runs), remark)
 
 
 def _state(observation: dict[str, Any], runs: Sequence[mac_bench.Run]) -> str:
@@ -126,9 +122,7 @@ def against_kernels() -> tuple[list[str], int]:
     """The section on the shipped kernels, and how many of their recorded runs do not agree."""
     groups: dict[tuple[str, str, str], list[kernel_runs.Agreement]] = {}
     for run, want in kernel_runs.recorded():
-        groups.setdefault((run["release"], run["path"], run["dtype"]), []).append(
-            kernel_runs.compare(run, want)
-        )
+        groups.setdefault((run["release"], run["path"], run["dtype"]), []).append(kernel_runs.compare(run, want))
     number = sum(len(runs) for runs in groups.values())
     differ = sum(not one.agrees for runs in groups.values() for one in runs)
     lines = [

@@ -98,9 +98,7 @@ Works = dict[str, Callable[[], Any]]
 Within = Callable[[str], AbstractContextManager[Any]]
 
 
-def paired(
-    works: Works, rounds: int, device: str, within: Within = lambda _: nullcontext()
-) -> dict[str, list[float]]:
+def paired(works: Works, rounds: int, device: str, within: Within = lambda _: nullcontext()) -> dict[str, list[float]]:
     """Seconds of every work, round by round in shuffled order, after one untimed round.
 
     Each work runs inside `within(its name)`, which is entered before the clock starts.
@@ -136,13 +134,7 @@ def ratio(name: str, ours: list[float], base: list[float], **where: Any) -> dict
     pairs = [a / b for a, b in zip(ours, base, strict=True)]
     interval = bootstrap_interval(pairs)
     spread = None if interval is None else [interval.low, interval.high]
-    return {
-        "figure": name,
-        **where,
-        "value": median(pairs),
-        "interval": spread,
-        "raw": {"ours": ours, "base": base},
-    }
+    return {"figure": name, **where, "value": median(pairs), "interval": spread, "raw": {"ours": ours, "base": base}}
 
 
 def dead_rows(settings: argparse.Namespace) -> dict[str, Any]:
@@ -181,9 +173,7 @@ def _dead_row_cases(settings: argparse.Namespace) -> Iterator[dict[str, Any]]:
                             yield {**where, **_dead_row(mask, number, dim, backend, grad=grad)}
 
 
-def _dead_row(
-    mask: torch.Tensor, number: torch.dtype, dim: int, backend: str | None, *, grad: bool
-) -> dict[str, Any]:
+def _dead_row(mask: torch.Tensor, number: torch.dtype, dim: int, backend: str | None, *, grad: bool) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(dim)
     length = mask.shape[-1]
     query, key, value = (
@@ -418,9 +408,7 @@ def _dead_row_table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     """Run every part, write the folder, print the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")

@@ -35,10 +35,7 @@ def isolation(folder: Path) -> float:
     apart = Isolation()
     apart.warm_up(folder / "start.log")
     job = Job(
-        key="empty",
-        cell=Scenario(),
-        function="mpsdiag.benching.run.in_child:nothing",
-        log=str(folder / "cell.log"),
+        key="empty", cell=Scenario(), function="mpsdiag.benching.run.in_child:nothing", log=str(folder / "cell.log")
     )
     cost = statistics.median(apart.run(job).seconds for _ in range(CELLS))
     begin = time.perf_counter()
@@ -91,9 +88,7 @@ def cluster() -> float:
     jobs = [Job(key=cell.key({}), cell=cell, log="") for cell in cells]
     took: dict[int, list[float]] = {1: [], 2: []}
     for workers in (1, 2, 2, 1):  # there and back, so that a slow drift cancels
-        with LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
-        ) as local:
+        with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as local:
             executor = ClusterExecutor(connect(local.scheduler_address))
             list(executor.run(jobs[: 2 * workers], Stop()))  # the fork servers start here
             begin = time.perf_counter()
@@ -110,9 +105,7 @@ def cluster() -> float:
 
 def main() -> int:
     """Measure, print, judge."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", action="store_true", help="also two dask workers against one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -54,9 +54,7 @@ def main() -> None:
     base = statistics.median(taken["one padded evaluation"])
     for name, times in taken.items():
         median = statistics.median(times)
-        print(
-            f"{name:40} {median * 1000:8.1f} ms   {median / base:5.2f} evaluations (min {min(times) * 1000:.1f} ms)"
-        )
+        print(f"{name:40} {median * 1000:8.1f} ms   {median / base:5.2f} evaluations (min {min(times) * 1000:.1f} ms)")
     print("goal: the section at most 2.5 evaluations")
 
 

@@ -31,15 +31,11 @@ TABLES = {
 }
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "word_embed_proj_dim"), 32),
-    **dict.fromkeys(
-        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2
-    ),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_decoder_layers", "num_encoder_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
-    **dict.fromkeys(
-        ("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim"), 64
-    ),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim"), 64),
     **dict.fromkeys(("moe_intermediate_size", "ffn_hidden_size"), 32),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 256),
@@ -63,9 +59,7 @@ def small_model(kind: str, auto: str, changes: dict[str, Any]) -> Any:
     """The model of a type with a small config, or a sentence why there is none."""
     config_class = transformers.AutoConfig.for_model(kind).__class__
     stock = config_class()
-    config = config_class(
-        **{name: value for name, value in {**SMALL, **changes}.items() if hasattr(stock, name)}
-    )
+    config = config_class(**{name: value for name, value in {**SMALL, **changes}.items() if hasattr(stock, name)})
     make = getattr(transformers, auto).from_config
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in make(config).parameters())
@@ -131,9 +125,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         results = {result["name"]: result for result in row["arrangements"]}
         sides = [_cell(results[side]) for side in ("left", "right")]
         others = [
-            name
-            for name, r in results.items()
-            if not r["holds"] and r["counts"] and name not in ("left", "right")
+            name for name, r in results.items() if not r["holds"] and r["counts"] and name not in ("left", "right")
         ]
         restored = [fix["name"] for fix in row["fixes"] if fix["restores"]]
         cells = [row["type"], *sides, ", ".join(others) or "-", row["cause"], ", ".join(restored) or "-"]
@@ -158,12 +150,7 @@ def summary(rows: list[dict[str, Any]], group: str) -> list[str]:
     counted = ", ".join(f"{cause} {number}" for cause, number in causes.most_common()) or "none"
     sentence = f"{len(mine)} types, {len(ran)} ran. Causes: {counted}; a fix restores {cured}."
     sentence += f" With padding on the {other}, {fails_other} differ."
-    lines = [
-        f"## {group}: {len(varies)} of {len(ran)} vary with padding on the {side}",
-        "",
-        sentence,
-        "",
-    ]
+    lines = [f"## {group}: {len(varies)} of {len(ran)} vary with padding on the {side}", "", sentence, ""]
     return lines + (table(varies) if varies else [])
 
 
@@ -177,12 +164,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     path = options.out / "results.jsonl"
-    before = (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    )
-    found = {
-        (row["group"], row["type"]): row for row in before if row.get("verdict") in ("invariant", "varies")
-    }
+    before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    found = {(row["group"], row["type"]): row for row in before if row.get("verdict") in ("invariant", "varies")}
     wanted = [
         (group, kind)
         for group, (names, _, _) in TABLES.items()
@@ -194,12 +177,7 @@ def main() -> None:
         if key not in found:
             found[key] = in_a_process(*key)
             path.write_text("".join(json.dumps(row) + "\n" for row in found.values()), encoding="utf-8")
-            print(
-                *key,
-                found[key].get("verdict") or found[key].get("error"),
-                found[key].get("cause"),
-                flush=True,
-            )
+            print(*key, found[key].get("verdict") or found[key].get("error"), found[key].get("cause"), flush=True)
     rows = [found[key] for key in wanted]
     failed = [row for row in rows if row.get("verdict") not in ("invariant", "varies")]
     intro = (

@@ -105,9 +105,7 @@ def inputs(run: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     value = torch.randn(of_keys, generator=generator).to(dtype)
     mask = _mask(run, generator)
     query, key = _poison(run["poison"], query, key, value)
-    laid_out = [
-        _in_memory(layout, x) for layout, x in zip(run["layout"].split("/"), (query, key, value), strict=True)
-    ]
+    laid_out = [_in_memory(layout, x) for layout, x in zip(run["layout"].split("/"), (query, key, value), strict=True)]
     if mask is not None and run["mask_layout"] == "t":
         mask = mask.mT.contiguous().mT
     return laid_out[0], laid_out[1], laid_out[2], mask

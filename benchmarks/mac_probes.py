@@ -102,10 +102,7 @@ def _words(result: dict[str, Any]) -> str:
 
 def as_markdown(documents: list[Beside]) -> str:
     """A table of the documents, then every disagreement with both outputs."""
-    lines = [
-        "| document | emulated as | agree | differ | ran on one side only |",
-        "|---|---|--:|--:|--:|",
-    ]
+    lines = ["| document | emulated as | agree | differ | ran on one side only |", "|---|---|--:|--:|--:|"]
     for one in documents:
         if one.emulation is None:
             lines.append(f"| {md_cell(one.name, 100)} | not compared: {md_cell(one.why_not, 300)} | | | |")
@@ -115,11 +112,7 @@ def as_markdown(documents: list[Beside]) -> str:
             f"| {md_cell(one.name, 100)} | {where} | {len(one.agree)} | {len(one.differ)} | {len(one.apart)} |"
         )
     for title, kind in (("Disagreements", "differ"), ("Ran on one side only", "apart")):
-        rows = [
-            (one.name, probe, *both)
-            for one in documents
-            for probe, both in sorted(getattr(one, kind).items())
-        ]
+        rows = [(one.name, probe, *both) for one in documents for probe, both in sorted(getattr(one, kind).items())]
         if rows:
             lines += ["", f"## {title} (training / evaluation)", ""]
             lines += ["| document | probe | the Mac | the emulation |", "|---|---|---|---|"]

@@ -241,9 +241,7 @@ def _causal(dtype: torch.dtype, *, explicit: bool = False) -> float:
     q, k, v = drawn(0, *[(1, 4, 64, 64)] * 3)
     mask = torch.ones(64, 64, dtype=torch.bool).tril() if explicit else None
     with torch.no_grad():
-        output = F.scaled_dot_product_attention(
-            *(x.to(dtype) for x in (q, k, v)), mask, is_causal=not explicit
-        )
+        output = F.scaled_dot_product_attention(*(x.to(dtype) for x in (q, k, v)), mask, is_causal=not explicit)
         return off_by(output, plain(q, k, v, is_causal=True))
 
 
@@ -258,9 +256,7 @@ def causal_leak() -> Run:
 def causal_leak_pattern() -> Run:
     """Equal scores, and one-hot values that name their key."""
     zeros = torch.zeros(1, 1, 64, 64, dtype=torch.float16)
-    seen = F.scaled_dot_product_attention(zeros, zeros, torch.eye(64).half()[None, None], is_causal=True)[
-        0, 0
-    ]
+    seen = F.scaled_dot_product_attention(zeros, zeros, torch.eye(64).half()[None, None], is_causal=True)[0, 0]
     last = [int(row.nonzero().max()) for row in seen[:9]]
     outcome = "ok" if last == list(range(9)) else "leak"
     return Run(outcome, f"last keys {last}", {"last key seen by rows 0 to 8": str(last)})
@@ -271,9 +267,7 @@ def explicit_mask() -> Run:
     """The same inputs with a mask in place of is_causal."""
     bf16, fp16 = (_causal(dtype, explicit=True) for dtype in (torch.bfloat16, torch.float16))
     outcome = "ok" if bf16 < 0.1 else "leak"
-    return Run(
-        outcome, f"max abs err {bf16:.4f} (bf16), {fp16:.4f} (fp16)", {"bf16 error": bf16, "fp16 error": fp16}
-    )
+    return Run(outcome, f"max abs err {bf16:.4f} (bf16), {fp16:.4f} (fp16)", {"bf16 error": bf16, "fp16 error": fp16})
 
 
 def _relative(lengths: tuple[int, ...], heads: int) -> Run:

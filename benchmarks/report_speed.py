@@ -112,9 +112,7 @@ def measure(journal: Path, form: str, out: Path) -> tuple[float, float, int]:
     )
     words = ["report", str(journal), "--format", form, "--out", str(out)]
     begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=600
-    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=600)
     if "not a record" in done.stderr:
         raise SystemExit(f"the made-up records are not read: {done.stderr.splitlines()[0]}")
     seconds, size = done.stderr.split()[-2:]
@@ -137,9 +135,7 @@ def main() -> int:
                 worst_time, worst_memory = max(worst_time, seconds), max(worst_memory, memory)
                 print(f"  {form:9} {clock:6.2f} s, processor {seconds:6.2f} s, {memory / 2**20:6.0f} MiB")
     kept = worst_time < SECONDS and worst_memory < MEMORY
-    print(
-        f"worst: {worst_time:.2f} of {SECONDS:.0f} processor seconds, {worst_memory / 2**20:.0f} of 1024 MiB"
-    )
+    print(f"worst: {worst_time:.2f} of {SECONDS:.0f} processor seconds, {worst_memory / 2**20:.0f} of 1024 MiB")
     print("kept" if kept else "BROKEN")
     return 0 if kept else 1
 

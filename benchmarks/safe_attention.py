@@ -72,9 +72,7 @@ def one_round(model: PreTrainedModel, batch: dict[str, torch.Tensor], way: str, 
 
 def main() -> int:
     """Measure each model at two lengths."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)

@@ -67,9 +67,7 @@ def seconds(
         return _timed(work, model, batches, device)
 
 
-def _timed(
-    work: Callable[..., Any], model: Any, batches: list[dict[str, Any]], device: str
-) -> tuple[float, float]:
+def _timed(work: Callable[..., Any], model: Any, batches: list[dict[str, Any]], device: str) -> tuple[float, float]:
     devices.synchronize(device)
     start, busy = time.perf_counter(), time.process_time()
     work(model, batches)
@@ -114,12 +112,8 @@ def main() -> None:
     works: dict[str, Callable[..., list[float]]] = {"bare": bare, "traced": traced, "watched": bare}
     if arguments.train:
         works = {"bare": trained, "watched": trained}
-    print(
-        f"torch {torch.__version__}, {device}, {arguments.rounds} rounds, 4 batches of 4 x 128 tokens a round"
-    )
-    print(
-        f"{'model':14} {'work':8} {'bare ms':>9} {'ms':>9} {'ratio':>7} {'cpu ratio':>10} {'goal':>5}   (medians)"
-    )
+    print(f"torch {torch.__version__}, {device}, {arguments.rounds} rounds, 4 batches of 4 x 128 tokens a round")
+    print(f"{'model':14} {'work':8} {'bare ms':>9} {'ms':>9} {'ratio':>7} {'cpu ratio':>10} {'goal':>5}   (medians)")
     for name in arguments.models:
         if name in SIZES:
             model, batches = llama(*SIZES[name], device)
@@ -134,10 +128,7 @@ def main() -> None:
             for key in list(works) if turn % 2 else reversed(works):
                 taken[key].append(seconds(works[key], model, batches, device, watched=key == "watched"))
         for key in list(works)[1:]:
-            ratios = [
-                [t[clock] / b[clock] for t, b in zip(taken[key], taken["bare"], strict=True)]
-                for clock in (0, 1)
-            ]
+            ratios = [[t[clock] / b[clock] for t, b in zip(taken[key], taken["bare"], strict=True)] for clock in (0, 1)]
             milliseconds = [statistics.median(wall for wall, _ in taken[one]) * 1e3 for one in ("bare", key)]
             wall, busy = map(statistics.median, ratios)
             print(

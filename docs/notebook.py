@@ -90,9 +90,7 @@ def notebook() -> dict[str, Any]:
                     for one in outputs:
                         if one["output_type"] == "execute_result":
                             one["execution_count"] = count
-                    cells.append(
-                        {**common, "cell_type": "code", "execution_count": count, "outputs": outputs}
-                    )
+                    cells.append({**common, "cell_type": "code", "execution_count": count, "outputs": outputs})
                 else:
                     cells.append({**common, "cell_type": "markdown"})
         finally:

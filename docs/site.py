@@ -58,9 +58,7 @@ def cause_pages() -> Iterator[tuple[str, str]]:
         text = f"# {name}\n\n{what[:1].upper()}{what[1:]}.\n\nHow it is told apart: {how}.\n"
         if code := shown["example"](name):
             answer = shown["answer"](name)[1]
-            text += (
-                f"\n## An example\n\n```python\n{code}print(origin)\n```\n\n```text\n{answer.rstrip()}\n```\n"
-            )
+            text += f"\n## An example\n\n```python\n{code}print(origin)\n```\n\n```text\n{answer.rstrip()}\n```\n"
         yield f"causes/{name}.md", f"{text}\n[All causes](index.md); [how to trace](../trace.md).\n"
     lines = [f"| [{name}]({name}.md) | {what} |" for name, what, _ in rows]
     intro = "# Causes\n\nWhy a value is not finite, as `mpsdiag trace` and `mpsdiag check` name it.\n\n"

@@ -141,9 +141,7 @@ def process_peak_memory() -> int:
     """Highest resident size of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():  # On Linux ru_maxrss begins with the size of the parent that started this process.
-        found = re.search(
-            r"^VmHWM:\s*(\d+)", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE
-        )
+        found = re.search(r"^VmHWM:\s*(\d+)", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
         if found:
             return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -47,10 +47,7 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<=://)[^/@\s]+@", "<login>@"),
         (r"(?<![\w/.:-])[\w.+-]+:[^\s@/:]+@(?=[\w.-])", "<login>@"),
         (r"\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)?", "<token>"),
-        (
-            r"\b(?:hf|api|sk|pk|rk|gh[pousr]|glpat|github_pat|npm|pypi|xox[abeoprs]|dop_v1)[-_][\w-]{8,}",
-            "<token>",
-        ),
+        (r"\b(?:hf|api|sk|pk|rk|gh[pousr]|glpat|github_pat|npm|pypi|xox[abeoprs]|dop_v1)[-_][\w-]{8,}", "<token>"),
         (r"\b(?:AKIA|ASIA|AGPA|AIDA|AROA|ANPA)[A-Z0-9]{12,}", "<token>"),
         (r"\bAIza[\w-]{30,}", "<token>"),
         (r"(?i)\b(bearer|basic|negotiate)\s+[\w.~+/=-]{8,}", r"\1 <token>"),
@@ -75,9 +72,7 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 # No secret is without one of these; most texts are.
 _SUSPECT = re.compile(r"[@/\\=:]|[\w-]{12}")
 # Names that many machines share say nothing about a person, and stand in other words too.
-_NOBODY = frozenset(
-    {"root", "user", "admin", "test", "ubuntu", "runner", "localhost", "local", "mac", "mps", "cpu"}
-)
+_NOBODY = frozenset({"root", "user", "admin", "test", "ubuntu", "runner", "localhost", "local", "mac", "mps", "cpu"})
 
 
 def redact(text: str) -> str:
@@ -97,9 +92,7 @@ def redact_all(value: Any) -> Any:
 def without_home(path: str) -> str:
     """A path as `~/...` where it is in the home folder; `expanduser` makes it what it was."""
     home = _home()
-    return (
-        f"~{path[len(home) :]}" if len(home) > 1 and (path == home or path.startswith(f"{home}/")) else path
-    )
+    return f"~{path[len(home) :]}" if len(home) > 1 and (path == home or path.startswith(f"{home}/")) else path
 
 
 def _home() -> str:

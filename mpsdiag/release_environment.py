@@ -16,13 +16,7 @@ from mpsdiag.errors import BadInput, nearest
 MARKER: Final = "mpsdiag.json"
 """Written last: a folder without it is half built."""
 # What Python reads from here would reach the environment past its own packages.
-_NOT_HANDED_ON: Final = (
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "PYTHONDONTWRITEBYTECODE",
-    "PYTHONSTARTUP",
-    "__PYVENV_LAUNCHER__",
-)
+_NOT_HANDED_ON: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__")
 
 
 class Built(BaseModel):
@@ -48,9 +42,7 @@ def cache_folder() -> Path:
     """Folder of the environments: below MPSDIAG_CACHE, or where this system keeps caches."""
     if own := os.environ.get("MPSDIAG_CACHE"):
         return Path(own) / "environments"
-    system = (
-        "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    )
+    system = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(system).expanduser() / "mpsdiag" / "environments"
 
 

@@ -63,9 +63,7 @@ def _umask() -> int:
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """Write a value as strict JSON (no bare NaN), one line unless `indent` is given; nothing steers a terminal."""
     text = json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=indent)
-    strange = {
-        one for one in set(text) if not (one.isprintable() or one == "\n" or "\ud800" <= one <= "\udfff")
-    }
+    strange = {one for one in set(text) if not (one.isprintable() or one == "\n" or "\ud800" <= one <= "\udfff")}
     return text.translate({ord(one): json.dumps(one)[1:-1] for one in strange}) if strange else text
 
 
@@ -108,9 +106,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     except OSError as problem:
-        raise BadInput(
-            f"Cannot write {path}: {problem.strerror}. Choose a folder you may write to."
-        ) from problem
+        raise BadInput(f"Cannot write {path}: {problem.strerror}. Choose a folder you may write to.") from problem
     try:
         # mkstemp keeps its file to its owner; what is written here is an ordinary file.
         os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - a name, not a Path

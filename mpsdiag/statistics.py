@@ -126,9 +126,7 @@ def _ratio_of_medians(ours: Any, theirs: Any, axis: int = -1) -> Any:
     return np.median(ours, axis=axis) / np.median(theirs, axis=axis)
 
 
-def _bootstrap(
-    data: tuple[Any, ...], statistic: Callable[..., Any], confidence: float, seed: int
-) -> Interval:
+def _bootstrap(data: tuple[Any, ...], statistic: Callable[..., Any], confidence: float, seed: int) -> Interval:
     from scipy.stats import bootstrap
 
     # scipy 1.15 renamed the argument; the old name works there for now, the new one not before.

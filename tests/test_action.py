@@ -58,11 +58,7 @@ def test_a_check_that_finds_something(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "fail_on", "code"),
-    [
-        ("--emulate 2.9 --level 1", "affected", 0),
-        ("--emulate 2.8 --level 1", "never", 0),
-        ("--level 9", "never", 2),
-    ],
+    [("--emulate 2.9 --level 1", "affected", 0), ("--emulate 2.8 --level 1", "never", 0), ("--level 9", "never", 2)],
 )
 def test_when_the_job_fails(tmp_path, words, fail_on, code):
     assert act(tmp_path, ARGS=words, FAIL_ON=fail_on)[0].returncode == code

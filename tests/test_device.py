@@ -13,9 +13,7 @@ def fake_mps(monkeypatch):
     """A torch.mps that counts its calls, and a backend that says it is there."""
     calls = []
     module = types.SimpleNamespace(
-        synchronize=lambda: calls.append("synchronize"),
-        driver_allocated_memory=lambda: 4096,
-        is_available=lambda: True,
+        synchronize=lambda: calls.append("synchronize"), driver_allocated_memory=lambda: 4096, is_available=lambda: True
     )
     monkeypatch.setattr(torch, "mps", module)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -60,9 +58,7 @@ def test_a_device_that_is_not_there_says_why():
 def test_an_mps_that_refuses_work_is_not_usable(fake_mps, monkeypatch):
     refusal = "RuntimeError: MPS backend out of memory (MPS allocated: 0 bytes)"
     monkeypatch.setattr(
-        subprocess,
-        "run",
-        lambda command, **_: subprocess.CompletedProcess(command, 1, "", f"Traceback\n{refusal}\n"),
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", f"Traceback\n{refusal}\n")
     )
     state = device.usable("mps")
     assert not state.ok
@@ -71,9 +67,7 @@ def test_an_mps_that_refuses_work_is_not_usable(fake_mps, monkeypatch):
 
 
 def test_an_mps_that_works_in_the_child_is_usable(fake_mps, monkeypatch):
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, "usable\n", "")
-    )
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, "usable\n", ""))
     assert device.usable("mps").ok
 
 

@@ -10,8 +10,7 @@ from mpsdiag.errors import BadInput
 
 def test_only_steering_variables_are_shown_and_secrets_are_not():
     shown = relevant_variables(
-        {"PYTORCH_ENABLE_MPS_FALLBACK": "1", "HF_TOKEN": "hf_x", "HF_HOME": "here", "PATH": "/bin"},
-        clean=str.upper,
+        {"PYTORCH_ENABLE_MPS_FALLBACK": "1", "HF_TOKEN": "hf_x", "HF_HOME": "here", "PATH": "/bin"}, clean=str.upper
     )
     assert shown == {"HF_HOME": "<set>", "HF_TOKEN": "<set>", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}
 
@@ -28,11 +27,7 @@ def test_this_machine_is_described(monkeypatch):
 
 
 def test_a_mac_is_asked_for_its_chip_and_build(monkeypatch):
-    answers = {
-        "sw_vers": "24F74",
-        "sysctl": "Apple M4 Pro",
-        "ioreg": '    "gpu-core-count" = 20',
-    }
+    answers = {"sw_vers": "24F74", "sysctl": "Apple M4 Pro", "ioreg": '    "gpu-core-count" = 20'}
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(platform, "mac_ver", lambda: ("15.5", ("", "", ""), "arm64"))
     monkeypatch.setattr(environment, "_ask", lambda program, *_: answers[program])

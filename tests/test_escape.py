@@ -7,21 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsdiag.escape import (
-    ascii_text,
-    cap,
-    cap_tail,
-    log_text,
-    md_block,
-    md_cell,
-    md_text,
-    one_line,
-    terminal_text,
-)
+from mpsdiag.escape import ascii_text, cap, cap_tail, log_text, md_block, md_cell, md_text, one_line, terminal_text
 
-TEXTS = st.text(st.characters(), max_size=300) | st.text(
-    alphabet="|\\`*_<>&[]\n\r\x1b\x07mA~#@ ", max_size=80
-)
+TEXTS = st.text(st.characters(), max_size=300) | st.text(alphabet="|\\`*_<>&[]\n\r\x1b\x07mA~#@ ", max_size=80)
 
 
 @given(TEXTS)

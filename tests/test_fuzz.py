@@ -39,65 +39,18 @@ HOSTILE += ["../" * 50, "x" * 5000, "\ud800", "\t", "{}", "[[[[", "none", "0x10"
 WORDS = st.sampled_from(HOSTILE) | st.text(st.characters(exclude_characters="\0"), max_size=30)
 NUMBERS = {
     "check": ["--level", "--max-length", "--seed", "--emulate-macos"],
-    "trace": [
-        "--max-length",
-        "--seed",
-        "--batch-size",
-        "--eval-max-batches",
-        "--max-steps",
-        "--learning-rate",
-    ],
-    "bench": [
-        "--max-length",
-        "--seed",
-        "--batch-size",
-        "--max-steps",
-        "--rounds",
-        "--precision",
-        "--threads",
-    ],
+    "trace": ["--max-length", "--seed", "--batch-size", "--eval-max-batches", "--max-steps", "--learning-rate"],
+    "bench": ["--max-length", "--seed", "--batch-size", "--max-steps", "--rounds", "--precision", "--threads"],
 }
 NAMES = {
     "check": ["--padding-side", "--dtype", "--device", "--emulate"],
     "trace": ["--padding-side", "--dtype", "--device", "--emulate", "--attn-implementation"],
     "bench": ["--padding-side", "--dtype", "--device", "--emulate", "--attn-implementation", "--trainer"],
 }
-KEYS = [
-    "name",
-    "baseline",
-    "dataset",
-    "rounds",
-    "max_rounds",
-    "precision",
-    "time_limit",
-    "max_cells",
-    "threads",
-]
-KEYS += [
-    "axes.model",
-    "axes.seed",
-    "axes.emulate",
-    "axes.padding_side",
-    "axes.attention",
-    "axes.max_length",
-    "nosuch",
-]
+KEYS = ["name", "baseline", "dataset", "rounds", "max_rounds", "precision", "time_limit", "max_cells", "threads"]
+KEYS += ["axes.model", "axes.seed", "axes.emulate", "axes.padding_side", "axes.attention", "axes.max_length", "nosuch"]
 VALUES = st.sampled_from(
-    [
-        "1",
-        "-1",
-        "1e308",
-        "nan",
-        "inf",
-        "true",
-        '"x"',
-        "[]",
-        "{}",
-        "[1, 'a']",
-        "1979-05-27",
-        "9" * 30,
-        '"\\u001b[31m"',
-    ]
+    ["1", "-1", "1e308", "nan", "inf", "true", '"x"', "[]", "{}", "[1, 'a']", "1979-05-27", "9" * 30, '"\\u001b[31m"']
 )
 
 
@@ -179,14 +132,7 @@ TRAIN = ["--max_length", "--max_steps", "--seed", "--learning_rate", "--num_trai
 TRAIN += ["--per_device_train_batch_size", "--validation_fraction", "--pad_to_multiple_of", "--logging_steps"]
 TRAIN += ["--mode", "--task", "--dtype", "--padding_side", "--device", "--emulate", "--attn_implementation"]
 TRAIN += ["--optim", "--lr_scheduler_type", "--eval_strategy", "--report_to", "--dataset", "--nosuch"]
-TRAIN += [
-    "--resume_from_checkpoint",
-    "--text_column",
-    "--bf16",
-    "--fsdp",
-    "--deepspeed",
-    "--accelerator_config",
-]
+TRAIN += ["--resume_from_checkpoint", "--text_column", "--bf16", "--fsdp", "--deepspeed", "--accelerator_config"]
 
 
 @BOUNDED

@@ -102,12 +102,7 @@ def test_no_file_name_twice():
 
 @BEING_REBUILT
 def test_no_type_name_twice():
-    pairs = (
-        (node.name, name)
-        for name, tree in TREES.items()
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-    )
+    pairs = ((node.name, name) for name, tree in TREES.items() for node in tree.body if isinstance(node, ast.ClassDef))
     assert twice(pairs) == {}
 
 
@@ -137,8 +132,7 @@ def test_nothing_is_imported_upward_and_so_there_is_no_circle_between_rooms():
         f"{name} imports {target}"
         for name, found in IMPORTS.items()
         for target in found
-        if "mpsdiag" not in {room_of(name), room_of(target)}
-        and FLOOR_OF[room_of(target)] > FLOOR_OF[room_of(name)]
+        if "mpsdiag" not in {room_of(name), room_of(target)} and FLOOR_OF[room_of(target)] > FLOOR_OF[room_of(name)]
     }
     assert upward == set()
 
@@ -171,9 +165,6 @@ def test_the_contributors_page_names_every_room_and_only_files_that_exist():
     page = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rooms = set(re.findall(r"^\| `([a-z]+)/` \|", page, re.MULTILINE))
     assert rooms == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    files = set(re.findall(r"`([a-z_]+/[a-z_/]+\.(?:py|toml))`", page)) - {
-        "tests/test_house.py",
-        "mpsdiag/__init__.py",
-    }
+    files = set(re.findall(r"`([a-z_]+/[a-z_/]+\.(?:py|toml))`", page)) - {"tests/test_house.py", "mpsdiag/__init__.py"}
     assert len(files) > 35
     assert {name for name in files if not (PACKAGE / name).is_file()} == set()

@@ -122,9 +122,7 @@ def test_no_format_of_a_report_and_no_journal_gives_it_away(secret, monkeypatch,
 
     monkeypatch.setenv("HOME", "/home/grace")
     cell = Scenario(model="/home/grace/models/gpt2", dataset="/home/grace/data.txt")
-    ended = Ended(
-        status="error", reason=f"cannot: {secret}", log_tail=f"log\n{secret}", started="now", seconds=1.0
-    )
+    ended = Ended(status="error", reason=f"cannot: {secret}", log_tail=f"log\n{secret}", started="now", seconds=1.0)
     header = Header(mpsdiag="0", command="mpsdiag bench", created="now")
     path = tmp_path / "journal.jsonl"
     with JournalWriter(path, header) as journal:

@@ -154,9 +154,7 @@ def test_standard_output_that_is_a_file_is_continued_not_replaced(tmp_path):
 
 
 def test_a_name_that_the_locale_could_not_decode_is_written_as_it_was_typed(tmp_path):
-    write_atomically(
-        tmp_path / "a.json", dumps({"folder": "\udcc3\udcbc", "bad": "\udcff", "lone": "\ud800"})
-    )
+    write_atomically(tmp_path / "a.json", dumps({"folder": "\udcc3\udcbc", "bad": "\udcff", "lone": "\ud800"}))
     found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert found["bad"] == found["lone"] == "?"
     write_atomically(tmp_path / "a.json", dumps({"folder": "\udcc3\udcbc", "bad": "\udcff"}))

@@ -148,9 +148,7 @@ class PlannedSearch:
                 tries[one.key] = one
                 found = conclude(self.search, tries)
                 left = f"; at most {tries_left(found.decision)}" if isinstance(found.decision, Ask) else ""
-                note(
-                    f"{self.search.axis} {one.release}: {one.outcome} ({one.reason}, {one.seconds:.1f} s){left}"
-                )
+                note(f"{self.search.axis} {one.release}: {one.outcome} ({one.reason}, {one.seconds:.1f} s){left}")
         return found
 
     def _try(self, step: Ask, found: Found, environments: Environments, progress: Say) -> Try:

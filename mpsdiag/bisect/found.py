@@ -8,16 +8,7 @@ from typing import Any, Final
 from packaging.version import Version
 
 from mpsdiag.bisect.installer import NIGHTLY_INDEX
-from mpsdiag.bisect.search import (
-    Ask,
-    Bracket,
-    Decision,
-    OpposedEnds,
-    SameEnds,
-    UntestableEnd,
-    decide,
-    untestable,
-)
+from mpsdiag.bisect.search import Ask, Bracket, Decision, OpposedEnds, SameEnds, UntestableEnd, decide, untestable
 from mpsdiag.bisect.tries import Search, Try
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED
 
@@ -73,9 +64,7 @@ class Found:
         axis, releases, decision = self.search.axis, self.search.releases, self.decision
         if isinstance(decision, Bracket):
             before, after = ("good", "bad") if decision.find == "break" else ("bad", "good")
-            made = (
-                f"{axis}: last {before} {releases[decision.before]}, first {after} {releases[decision.after]}"
-            )
+            made = f"{axis}: last {before} {releases[decision.before]}, first {after} {releases[decision.after]}"
             between = [releases[number] for number in untestable(decision)]
             if not between:
                 return f"{made}."
@@ -118,9 +107,7 @@ class Found:
             "tries": [one.model_dump(exclude={"schema_", "kind"}) for one in self.tries],
             "pip": self.pip,
             "compare": self.compare,
-            **search.model_dump(
-                include={"releases", "pins", "predicate", "device", "python", "system", "command"}
-            ),
+            **search.model_dump(include={"releases", "pins", "predicate", "device", "python", "system", "command"}),
         }
 
 

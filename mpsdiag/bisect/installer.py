@@ -25,27 +25,13 @@ from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
 NIGHTLY_INDEX = "https://download.pytorch.org/whl/nightly/"
 SETTINGS = (Path("/etc/uv/uv.toml"), Path("~/.config/uv/uv.toml"))
 # Variables that decide what is installed. Those that name an index keep ours from being added.
-_INDEX_NAMES = (
-    "DEFAULT_INDEX",
-    "INDEX",
-    "INDEX_URL",
-    "EXTRA_INDEX_URL",
-    "FIND_LINKS",
-    "NO_INDEX",
-    "TORCH_BACKEND",
-)
+_INDEX_NAMES = ("DEFAULT_INDEX", "INDEX", "INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS", "NO_INDEX", "TORCH_BACKEND")
 _INDEX_VARIABLES = tuple(f"UV_{name}" for name in _INDEX_NAMES)
 _OTHER_VARIABLES = ("UV_CONSTRAINT", "UV_OVERRIDE", "UV_EXCLUDE_NEWER", "UV_INDEX_STRATEGY", "UV_RESOLUTION")
 _INDEX_SETTING = re.compile(
     r"^\s*(\[\[index\]\]|((extra-)?index(-url)?|find-links|no-index|torch-backend)\s*=)", re.MULTILINE
 )
-_NO_NETWORK = (
-    "error sending request",
-    "client error",
-    "Failed to fetch",
-    "timed out",
-    "network was disabled",
-)
+_NO_NETWORK = ("error sending request", "client error", "Failed to fetch", "timed out", "network was disabled")
 _FULL_DISK = ("No space left on device", "Disk quota exceeded", "os error 28)")
 
 
@@ -67,9 +53,7 @@ def user_settings() -> tuple[dict[str, str], bool]:
 
     They are hashed and never shown: they may hold logins.
     """
-    found = {
-        name: os.environ[name] for name in (*_INDEX_VARIABLES, *_OTHER_VARIABLES) if os.environ.get(name)
-    }
+    found = {name: os.environ[name] for name in (*_INDEX_VARIABLES, *_OTHER_VARIABLES) if os.environ.get(name)}
     named = any(name in found for name in _INDEX_VARIABLES)
     own = os.environ.get("UV_CONFIG_FILE")
     for path in (*SETTINGS, *([Path(own)] if own else [])):
@@ -87,8 +71,7 @@ def find_uv() -> str:
         return str(find_uv_bin())
     if (found := shutil.which("uv")) is None:
         raise BadInput(
-            "bisect installs the releases with uv, which is not here: pip install 'mpsdiag[bisect]', "
-            "or put uv on PATH."
+            "bisect installs the releases with uv, which is not here: pip install 'mpsdiag[bisect]', or put uv on PATH."
         )
     return found
 
@@ -222,9 +205,7 @@ class Installer:
         if process.returncode == 0:
             return answer
         if any(sign in complaint for sign in _FULL_DISK):
-            raise CannotDecide(
-                "The disk is full: uv cannot write the environment. Free some space and repeat."
-            )
+            raise CannotDecide("The disk is full: uv cannot write the environment. Free some space and repeat.")
         if any(sign in complaint for sign in _NO_NETWORK):
             raise CannotDecide(
                 f"uv cannot reach the package index ({_sentence(complaint, 200)}). Check the network, or set "

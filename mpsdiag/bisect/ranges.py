@@ -62,9 +62,7 @@ def _version(axis: str, text: str) -> Version:
     try:
         return Version(text)
     except InvalidVersion as problem:
-        raise BadInput(
-            f"--{axis}: '{text}' is not a version. Write a range such as {_example(axis)}."
-        ) from problem
+        raise BadInput(f"--{axis}: '{text}' is not a version. Write a range such as {_example(axis)}.") from problem
 
 
 def _example(axis: str) -> str:

@@ -45,11 +45,7 @@ def sections(found: Found) -> list[Section]:
         Section("search", "How it was searched", (_facts(found),)),
     ]
     if found.bracket is not None and found.pip is not None:
-        link = (
-            f"What changed upstream: {found.compare}"
-            if found.compare
-            else "Nightly builds have no tag upstream."
-        )
+        link = f"What changed upstream: {found.compare}" if found.compare else "Nightly builds have no tag upstream."
         answer = (Log("The release to install", found.pip), Prose(link), Prose(_beside(found)))
         parts.insert(0, Section("answer", "Answer", answer))
     return parts
@@ -101,9 +97,7 @@ def _facts(found: Found) -> Facts:
 
 def _beside(found: Found) -> str:
     """Which other packages differ between the two sides: the change may be theirs."""
-    freezes = {
-        one.release: dict(line.split("==", 1) for line in one.freeze if "==" in line) for one in found.tries
-    }
+    freezes = {one.release: dict(line.split("==", 1) for line in one.freeze if "==" in line) for one in found.tries}
     before, after = (freezes[side] for side in found.bracket or ())
     differing = [
         f"{name} {before.get(name, 'absent')} and {after.get(name, 'absent')}"

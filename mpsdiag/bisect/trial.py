@@ -41,9 +41,7 @@ class Rules:
     def __post_init__(self) -> None:
         self._bad(0)  # refuses what is not a condition
         if not 0 < self.timeout < 1e7:
-            raise BadInput(
-                f"--timeout is {self.timeout:g}. Give the seconds that a try may take, such as 600."
-            )
+            raise BadInput(f"--timeout is {self.timeout:g}. Give the seconds that a try may take, such as 600.")
 
     def _bad(self, code: int) -> bool:
         if self.bad_if is None:
@@ -86,9 +84,7 @@ def check_command(command: Sequence[str]) -> None:
     """Refuse a command whose program or script does not exist."""
     program = command[0]
     if not _is_python(program) and shutil.which(program) is None:
-        raise BadInput(
-            f"There is no program '{program}'. The command after -- starts with one, such as python."
-        )
+        raise BadInput(f"There is no program '{program}'. The command after -- starts with one, such as python.")
     script = command[1] if len(command) > 1 else "-"
     if _is_python(program) and not script.startswith("-") and not Path(script).is_file():
         raise BadInput(f"There is no script '{script}' here. Give its path after -- python.")
@@ -103,20 +99,13 @@ def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Tr
         log.parent.mkdir(parents=True, exist_ok=True)
         stream = log.open("wb")
     except OSError as problem:
-        raise BadInput(
-            f"Cannot write {log}: {problem.strerror}. Choose another folder with --out."
-        ) from problem
+        raise BadInput(f"Cannot write {log}: {problem.strerror}. Choose another folder with --out.") from problem
     variables = variables_in(folder)
     words = [shutil.which(command[0], path=variables["PATH"]) or command[0], *command[1:]]
     started = time.perf_counter()
     with stream:
         process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            env=variables,
-            start_new_session=True,
+            words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=variables, start_new_session=True
         )
         try:
             code: int | None = process.wait(rules.timeout)

@@ -110,24 +110,17 @@ def _about_padding(scenario: Measured | None) -> list[Advice]:
     found = None if scenario is None else scenario.invariance
     if found is None or found.verdict != "varies":
         return []
-    words = next(
-        (fix.name.split(" + ") for fix in found.fixes if fix.restores and "eager" not in fix.name), None
-    )
+    words = next((fix.name.split(" + ") for fix in found.fixes if fix.restores and "eager" not in fix.name), None)
     if words is not None and "positions" in words:
         options = " ".join(f"--fix {word}" for word in words)
         return [
             Advice(
                 text="Give the model position ids made from the attention mask: this restores what each sequence has "
                 f"alone{' together with ' + words[0] if len(words) > 1 else ''}.",
-                commands=[
-                    *(f'mpsdiag.install("{word}")' for word in words),
-                    f"mpsdiag run {options} your_script.py",
-                ],
+                commands=[*(f'mpsdiag.install("{word}")' for word in words), f"mpsdiag run {options} your_script.py"],
             )
         ]
-    other = next(
-        (result for result in found.arrangements if result.name in PADDING_SIDES and not result.counts), None
-    )
+    other = next((result for result in found.arrangements if result.name in PADDING_SIDES and not result.counts), None)
     if words is None and other is not None and other.holds:
         return [
             Advice(
@@ -136,11 +129,7 @@ def _about_padding(scenario: Measured | None) -> list[Advice]:
             )
         ]
     if words is None and found.cause in ("model", "mask_leak"):
-        return [
-            Advice(
-                text="No fix restores it: evaluate one sequence at a time, or only sequences of one length."
-            )
-        ]
+        return [Advice(text="No fix restores it: evaluate one sequence at a time, or only sequences of one length.")]
     return []
 
 
@@ -163,9 +152,7 @@ def _clean(scenario: Measured | None, probes: Sequence[ProbeResult]) -> Advice:
             text="Nothing to fix, but the scenario had no fully masked row: without padding on the left (or a "
             "sliding window) it cannot show this defect."
         )
-    return Advice(
-        text=f"Nothing to fix: {scenario.dead_rows} fully masked rows went through and did no harm."
-    )
+    return Advice(text=f"Nothing to fix: {scenario.dead_rows} fully masked rows went through and did no harm.")
 
 
 def _sees_both_ways(scenario: Measured) -> bool:

@@ -33,9 +33,7 @@ def blame(case: Scenario, outcome: Measured) -> Blame | None:
         try:
             if not all(math.isfinite(loss) for loss in outcome.train_losses):
                 recipe = Recipe(LEARNING_RATE)
-                origin = trace_training(
-                    prepared.model, prepared.train_batches, recipe, steps=case.max_steps
-                ).origin
+                origin = trace_training(prepared.model, prepared.train_batches, recipe, steps=case.max_steps).origin
             else:
                 origin = trace_batches(prepared.model, prepared.eval_batches).origin
         except CannotDecide:  # The forward fails here too; the outcome says so already.

@@ -14,11 +14,7 @@ from mpsdiag.scenario.scenario import FirstNonfinite, Measured, finite
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED, ProbeStatus, Verdict
 
 SCHEMA = 1
-EXIT_CODES: dict[str, int] = {
-    "not_affected": EXIT_OK,
-    "affected": EXIT_FOUND,
-    "undecided": EXIT_UNDECIDED,
-}
+EXIT_CODES: dict[str, int] = {"not_affected": EXIT_OK, "affected": EXIT_FOUND, "undecided": EXIT_UNDECIDED}
 
 
 class Judged(Part):

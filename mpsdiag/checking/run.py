@@ -79,9 +79,7 @@ def check(
         BadInput: An argument, model or data set that cannot be used.
     """
     if level not in (1, 2, 3):
-        raise BadInput(
-            f"Level {level} does not exist. Choose 1 (dead rows), 2 (and scenario) or 3 (everything)."
-        )
+        raise BadInput(f"Level {level} does not exist. Choose 1 (dead rows), 2 (and scenario) or 3 (everything).")
     model = given.path_or_name("model", model, '"tiny-llama", a folder or a hub name')
     dataset = given.path_or_name("dataset", dataset, '"synthetic", a file or a hub name')
     device = given.text("device", device, '"auto" or "mps"')
@@ -188,9 +186,7 @@ def _put_together(
     scenario = None if outcome is None else scenario_verdict(outcome)
     invariance = None if outcome is None else outcome.invariance
     verdict = overall(kernel, scenario, None if invariance is None else invariance_verdict(invariance))
-    emulated = (
-        Emulated(release=case.emulation.release, macos=case.emulation.macos) if case.emulation else None
-    )
+    emulated = Emulated(release=case.emulation.release, macos=case.emulation.macos) if case.emulation else None
     seen = {probe.id for probe in probes}
     note = None if outcome is None else outcome.missing_weights
     row = _table_row(case)

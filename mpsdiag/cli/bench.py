@@ -28,15 +28,8 @@ RUN = "How it is run"
 
 
 def _axis(name: str, words: str) -> Any:
-    known = {
-        "--model": MODELS,
-        "--attn-implementation": MODES,
-        "--trainer": TRAINERS,
-        "--padding-side": SIDES,
-    }
-    return typer.Option(
-        name, metavar="VALUE", help=words, rich_help_panel=AXES_PANEL, autocompletion=known.get(name)
-    )
+    known = {"--model": MODELS, "--attn-implementation": MODES, "--trainer": TRAINERS, "--padding-side": SIDES}
+    return typer.Option(name, metavar="VALUE", help=words, rich_help_panel=AXES_PANEL, autocompletion=known.get(name))
 
 
 def _amount(name: str, words: str) -> Any:
@@ -57,9 +50,7 @@ def bench(
         ),
     ] = None,
     model: Annotated[list[str] | None, _axis("--model", "Built-in, local folder or hub name.")] = None,
-    task: Annotated[
-        list[str] | None, _axis("--task", "auto, or a task of Hugging Face, as for check.")
-    ] = None,
+    task: Annotated[list[str] | None, _axis("--task", "auto, or a task of Hugging Face, as for check.")] = None,
     attn_implementation: Annotated[
         list[str] | None, _axis("--attn-implementation", "Attention mode, such as safe_sdpa.")
     ] = None,
@@ -68,8 +59,7 @@ def bench(
     dtype: Annotated[list[str] | None, _axis("--dtype", "float32, bfloat16, float16 or float64.")] = None,
     device: Annotated[list[str] | None, _axis("--device", "auto, cpu, mps, cuda[:N] or xpu.")] = None,
     emulate: Annotated[
-        list[str] | None,
-        _axis("--emulate", "CPU model of the MPS kernels of that torch release, 2.0 to 2.15."),
+        list[str] | None, _axis("--emulate", "CPU model of the MPS kernels of that torch release, 2.0 to 2.15.")
     ] = None,
     environment: Annotated[
         list[str] | None, _axis("--environment", "Other releases: an environment that bisect built, or none.")
@@ -83,17 +73,13 @@ def bench(
         list[int] | None, _axis("--pad-to-multiple-of", "Batches are padded to a multiple of this; 0: no.")
     ] = None,
     seed: Annotated[list[int] | None, _axis("--seed", "Seed of weights, data and dropout.")] = None,
-    dataset: Annotated[
-        str | None, _amount("--dataset", "synthetic, a local file or folder, or a hub name.")
-    ] = None,
+    dataset: Annotated[str | None, _amount("--dataset", "synthetic, a local file or folder, or a hub name.")] = None,
     eval_dataset: Annotated[
         str | None, _amount("--eval-dataset", "What is evaluated on; a part of --dataset by default.")
     ] = None,
     max_steps: Annotated[int | None, _amount("--max-steps", "Training steps.")] = None,
     eval_max_batches: Annotated[int | None, _amount("--eval-max-batches", "Evaluation batches.")] = None,
-    rounds: Annotated[
-        int | None, _amount("--rounds", "Timing rounds that every cell gets; 0: verdicts only.")
-    ] = None,
+    rounds: Annotated[int | None, _amount("--rounds", "Timing rounds that every cell gets; 0: verdicts only.")] = None,
     max_rounds: Annotated[
         int | None, _amount("--max-rounds", "Timing rounds at most, where the ratio is not yet precise.")
     ] = None,
@@ -109,9 +95,7 @@ def bench(
     time_limit: Annotated[
         float | None, _amount("--time-limit", "Seconds that a round of a cell may take [300].")
     ] = None,
-    baseline: Annotated[
-        str | None, _amount("--baseline", "Attention mode that ratios are to [sdpa].")
-    ] = None,
+    baseline: Annotated[str | None, _amount("--baseline", "Attention mode that ratios are to [sdpa].")] = None,
     max_cells: Annotated[int | None, _amount("--max-cells", "Refuse larger matrices [1000].")] = None,
     out: Annotated[
         str | None, _run("--out", "Folder for journal, logs and report [reports/<matrix>].", "FOLDER")
@@ -245,9 +229,7 @@ def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> bool:
     from mpsdiag.reporting.story.report import assemble
     from mpsdiag.serialization import dumps
 
-    story = assemble(
-        [outcome.journal or Journal(session.header(), [])], baseline=session.request.spec.baseline
-    )
+    story = assemble([outcome.journal or Journal(session.header(), [])], baseline=session.request.spec.baseline)
     # The answer first: whatever happens to the files, it has been given.
     if as_json:
         output.show_document(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))

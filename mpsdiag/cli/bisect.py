@@ -28,13 +28,10 @@ def bisect(
     ] = None,
     transformers: Annotated[
         str | None,
-        typer.Option(
-            "--transformers", metavar="A..B", help="Releases of transformers, such as 4.52.4..5.24."
-        ),
+        typer.Option("--transformers", metavar="A..B", help="Releases of transformers, such as 4.52.4..5.24."),
     ] = None,
     pin: Annotated[
-        list[str] | None,
-        typer.Option("--pin", metavar="NAME==X", help="Pin another package. [what is installed]"),
+        list[str] | None, typer.Option("--pin", metavar="NAME==X", help="Pin another package. [what is installed]")
     ] = None,
     find: Annotated[
         str | None, typer.Option("--find", metavar="break|fix", help="What to look for. [by the ends]")
@@ -43,28 +40,19 @@ def bisect(
         str | None, typer.Option("--python", metavar="X.Y", help="Python of the environments. [this one]")
     ] = None,
     device: options.Device = "auto",
-    nightly: Annotated[
-        bool, typer.Option("--nightly", help="Nightly builds and pre-releases count.")
-    ] = False,
+    nightly: Annotated[bool, typer.Option("--nightly", help="Nightly builds and pre-releases count.")] = False,
     bad_if: Annotated[
         str | None, typer.Option("--bad-if", metavar="CONDITION", help="Which exit codes are bad: 'exit==1'.")
     ] = None,
     crash_is: Annotated[
         str, typer.Option("--crash-is", metavar="bad|skip", help="What a crash or a time-out counts as.")
     ] = "skip",
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="S", help="Seconds that a try may take.")
-    ] = 600.0,
+    timeout: Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds that a try may take.")] = 600.0,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FOLDER", help="Journal, logs, report. [reports/bisect-AXIS]"),
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Journal, logs, report. [reports/bisect-AXIS]")
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over; the older journal is kept aside.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the releases and the tries, and stop.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the older journal is kept aside.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the releases and the tries, and stop.")] = False,
     json: options.Json = False,
 ) -> None:
     """Find the release of torch or transformers that broke it, or that cured it. Run again: it resumes.

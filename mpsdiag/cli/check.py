@@ -53,9 +53,7 @@ def check(
     level: Level = 2,
     emulate: options.Emulate = None,
     emulate_macos: options.EmulateMacos = 15,
-    listing: Annotated[
-        bool, typer.Option("--list", help="List the probes and stop.", rich_help_panel=OUTPUT)
-    ] = False,
+    listing: Annotated[bool, typer.Option("--list", help="List the probes and stop.", rich_help_panel=OUTPUT)] = False,
     json: options.Json = False,
     markdown: options.Markdown = False,
     html: options.Html = None,

@@ -22,9 +22,7 @@ def env(json: options.Json = False) -> None:
     found = _or_none("this machine", broken, lambda: _gathered(broken))
     if found is None:
         document = {**installs.facts(), "broken": broken}
-        lines = [
-            f"- {name}: {value}" for name, value in document.items() if name not in {"versions", "broken"}
-        ]
+        lines = [f"- {name}: {value}" for name, value in document.items() if name not in {"versions", "broken"}]
         lines += [f"- {name}: {value}" for name, value in document["versions"].items() if value]
         lines += [f"- {name} fails: {what}" for name, what in broken.items()]
         text = "\n".join(map(output.line, lines)) + "\n"
@@ -41,8 +39,7 @@ def _gathered(broken: dict[str, str]) -> Any:
     from mpsdiag.environment import default_attention, gather
 
     found = gather(
-        _or_none("devices", broken, device.accelerators),
-        _or_none("default attention", broken, default_attention),
+        _or_none("devices", broken, device.accelerators), _or_none("default attention", broken, default_attention)
     )
     return found.model_copy(update={"broken": broken or None})
 

@@ -94,9 +94,7 @@ def _require_folder(command: str) -> None:
         try:
             Path.cwd()
         except OSError as problem:
-            raise BadInput(
-                "The current folder does not exist any more. Change to one that does."
-            ) from problem
+            raise BadInput("The current folder does not exist any more. Change to one that does.") from problem
 
 
 def _failed(problem: Exception) -> int:

@@ -22,10 +22,7 @@ Device = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        "--dtype",
-        metavar="DTYPE",
-        help="float32, bfloat16 or float16 (and float64 on the CPU).",
-        rich_help_panel=WHAT,
+        "--dtype", metavar="DTYPE", help="float32, bfloat16 or float16 (and float64 on the CPU).", rich_help_panel=WHAT
     ),
 ]
 PaddingSide = Annotated[
@@ -42,23 +39,16 @@ Task = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option(
-        "--seed", min=0, max=LARGEST_SEED, help="Seed of weights, data and dropout.", rich_help_panel=WHAT
-    ),
+    typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of weights, data and dropout.", rich_help_panel=WHAT),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout, nothing else.", rich_help_panel=OUTPUT)
 ]
-Markdown = Annotated[
-    bool, typer.Option("--markdown", help="The block to paste into an issue.", rich_help_panel=OUTPUT)
-]
+Markdown = Annotated[bool, typer.Option("--markdown", help="The block to paste into an issue.", rich_help_panel=OUTPUT)]
 Html = Annotated[
     Path | None,
     typer.Option(
-        "--html",
-        metavar="FILE",
-        help="Also write the answer as one self-contained page.",
-        rich_help_panel=OUTPUT,
+        "--html", metavar="FILE", help="Also write the answer as one self-contained page.", rich_help_panel=OUTPUT
     ),
 ]
 Emulate = Annotated[
@@ -73,22 +63,13 @@ Emulate = Annotated[
 EmulateMacos = Annotated[
     int,
     typer.Option(
-        "--emulate-macos",
-        metavar="N",
-        help="macOS version to emulate: 13, 14, 15 or 26.",
-        rich_help_panel=WHERE,
+        "--emulate-macos", metavar="N", help="macOS version to emulate: 13, 14, 15 or 26.", rich_help_panel=WHERE
     ),
 ]
 Model = Annotated[
     str,
-    typer.Option(
-        "--model",
-        help="Built-in, local folder or hub name.",
-        rich_help_panel=WHAT,
-        autocompletion=MODELS,
-    ),
+    typer.Option("--model", help="Built-in, local folder or hub name.", rich_help_panel=WHAT, autocompletion=MODELS),
 ]
 Dataset = Annotated[
-    str,
-    typer.Option("--dataset", help="synthetic, a local file or folder, or a hub name.", rich_help_panel=WHAT),
+    str, typer.Option("--dataset", help="synthetic, a local file or folder, or a hub name.", rich_help_panel=WHAT)
 ]

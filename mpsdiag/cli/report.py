@@ -22,15 +22,13 @@ def report(
     results: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RESULTS...",
-            help="Journals, folders of bench or bisect, or a document of check --json.",
+            metavar="RESULTS...", help="Journals, folders of bench or bisect, or a document of check --json."
         ),
     ],
     form: Annotated[
         str | None,
         typer.Option(
-            "--format",
-            help="terminal, markdown, html, csv, json or parquet. [by the suffix of --out; terminal]",
+            "--format", help="terminal, markdown, html, csv, json or parquet. [by the suffix of --out; terminal]"
         ),
     ] = None,
     out: Annotated[
@@ -45,8 +43,7 @@ def report(
         typer.Option("--fail-if", metavar="GATE", help="Exit 1 if it holds, such as 'any nan in safe_sdpa'."),
     ] = None,
     baseline: Annotated[
-        str | None,
-        typer.Option("--baseline", help="Attention mode that ratios are to. [that of the first journal]"),
+        str | None, typer.Option("--baseline", help="Attention mode that ratios are to. [that of the first journal]")
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -59,9 +56,7 @@ def report(
 
     if any(is_bisect(path) for path in results):
         if len(results) > 1 or against or fail_if or baseline:
-            raise BadInput(
-                "The journal of a bisect is rendered alone, without --against, --fail-if or --baseline."
-            )
+            raise BadInput("The journal of a bisect is rendered alone, without --against, --fail-if or --baseline.")
         _bisect(results[0], chosen, out)
         raise typer.Exit(EXIT_OK)
     from mpsdiag.reporting.compare import is_check
@@ -122,19 +117,13 @@ def _bisect(path: Path, form: str | None, out: Path | None) -> None:
         text = text_of(found, form or "terminal", width=output.width(), color=output.colored())
         (output.show if form == "terminal" else output.show_document)(text)
         return
-    for kind, file in (
-        ((form, out),) if form else (("markdown", out / "report.md"), ("html", out / "report.html"))
-    ):
+    for kind, file in ((form, out),) if form else (("markdown", out / "report.md"), ("html", out / "report.html")):
         write_atomically(file, text_of(found, kind, width=output.width()))
         output.say(f"wrote {file}")
 
 
 def _render(
-    journals: Sequence[Journal],
-    against: Sequence[Journal],
-    form: str | None,
-    out: Path | None,
-    baseline: str | None,
+    journals: Sequence[Journal], against: Sequence[Journal], form: str | None, out: Path | None, baseline: str | None
 ) -> None:
     from mpsdiag.reporting.formats.export import text_of, write, write_folder
     from mpsdiag.reporting.story.report import assemble

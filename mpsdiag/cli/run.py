@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from mpsdiag.fixes.script import Launch
 
 Target = Annotated[
-    str,
-    typer.Argument(metavar="SCRIPT", help="A Python file; with -m the name of a module.", show_default=False),
+    str, typer.Argument(metavar="SCRIPT", help="A Python file; with -m the name of a module.", show_default=False)
 ]
 Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="[ARGS]...", help="All that follows is the script's own.")
@@ -39,18 +38,13 @@ Fix = Annotated[
     ),
 ]
 Trace = Annotated[
-    bool,
-    typer.Option("--trace", help="Watch all models in it; stop at the first non-finite value and say why."),
+    bool, typer.Option("--trace", help="Watch all models in it; stop at the first non-finite value and say why.")
 ]
 Check = Annotated[
-    bool,
-    typer.Option("--check", help="Stop after the first evaluation and say what check says, for this script."),
+    bool, typer.Option("--check", help="Stop after the first evaluation and say what check says, for this script.")
 ]
 Steps = Annotated[
-    int,
-    typer.Option(
-        "--steps", min=0, help="With --check: take the first forward if none came in so many steps."
-    ),
+    int, typer.Option("--steps", min=0, help="With --check: take the first forward if none came in so many steps.")
 ]
 KeepGoing = Annotated[
     bool, typer.Option("--keep-going", help="With --trace: finish the script, then tell all that was found.")
@@ -58,9 +52,7 @@ KeepGoing = Annotated[
 Record = Annotated[
     Path | None,
     typer.Option(
-        "--record",
-        metavar="FOLDER",
-        help="With --trace: keep the bad batch; mpsdiag trace FOLDER replays it.",
+        "--record", metavar="FOLDER", help="With --trace: keep the bad batch; mpsdiag trace FOLDER replays it."
     ),
 ]
 JsonFile = Annotated[
@@ -123,12 +115,7 @@ def run(
 
 
 def _watch(
-    make: Callable[..., Launch],
-    script: list[str],
-    wish: dict[str, Any],
-    *,
-    json: Path | None,
-    html: Path | None,
+    make: Callable[..., Launch], script: list[str], wish: dict[str, Any], *, json: Path | None, html: Path | None
 ) -> NoReturn:
     """Run the script watched, and print what was seen."""
     from mpsdiag.device import accelerators

@@ -51,9 +51,7 @@ def trace(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset",
-            help="synthetic, a local file or folder, or a hub name. [synthetic]",
-            rich_help_panel=WHAT,
+            "--dataset", help="synthetic, a local file or folder, or a hub name. [synthetic]", rich_help_panel=WHAT
         ),
     ] = None,
     batch: Annotated[
@@ -61,20 +59,14 @@ def trace(
         typer.Option("--batch", metavar="FILE", help="A batch saved as .safetensors.", rich_help_panel=WHAT),
     ] = None,
     train: Annotated[
-        bool,
-        typer.Option(
-            "--train", help="Trace training steps: forward, backward, optimizer.", rich_help_panel=WHAT
-        ),
+        bool, typer.Option("--train", help="Trace training steps: forward, backward, optimizer.", rich_help_panel=WHAT)
     ] = False,
     max_steps: Annotated[
-        int | None,
-        typer.Option("--max-steps", min=1, max=MOST, help="Training steps. [10]", rich_help_panel=WHAT),
+        int | None, typer.Option("--max-steps", min=1, max=MOST, help="Training steps. [10]", rich_help_panel=WHAT)
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(
-            "--learning-rate", min=0.0, max=MOST, help="Of the training steps. [5e-5]", rich_help_panel=WHAT
-        ),
+        typer.Option("--learning-rate", min=0.0, max=MOST, help="Of the training steps. [5e-5]", rich_help_panel=WHAT),
     ] = None,
     padding_side: options.PaddingSide = "left",
     attn_implementation: Annotated[
@@ -102,26 +94,18 @@ def trace(
         int, typer.Option("--batch-size", min=1, max=MOST, help="Sequences in a batch.", rich_help_panel=WHAT)
     ] = 4,
     eval_max_batches: Annotated[
-        int,
-        typer.Option("--eval-max-batches", min=1, max=MOST, help="Batches to look at.", rich_help_panel=WHAT),
+        int, typer.Option("--eval-max-batches", min=1, max=MOST, help="Batches to look at.", rich_help_panel=WHAT)
     ] = 4,
     pad_to_multiple_of: Annotated[
         int | None,
         typer.Option(
-            "--pad-to-multiple-of",
-            min=1,
-            max=MOST,
-            help="As for transformers' collators.",
-            rich_help_panel=WHAT,
+            "--pad-to-multiple-of", min=1, max=MOST, help="As for transformers' collators.", rich_help_panel=WHAT
         ),
     ] = None,
     checkpoints: Annotated[
         list[Path] | None,
         typer.Option(
-            "--checkpoints",
-            metavar="FOLDER",
-            help="Find out since which one weights are bad.",
-            rich_help_panel=WHAT,
+            "--checkpoints", metavar="FOLDER", help="Find out since which one weights are bad.", rich_help_panel=WHAT
         ),
     ] = None,
     compare: Annotated[

@@ -27,7 +27,6 @@ def train(context: typer.Context) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application. Every word after it, --help too, is the pipeline's."""
-    app.command(
-        add_help_option=False,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(train)
+    app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+        train
+    )

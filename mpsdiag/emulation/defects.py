@@ -95,6 +95,5 @@ def defects_of(release: str, macos: int = 15) -> tuple[str, ...]:
     return tuple(
         name
         for name, defect in DEFECTS.items()
-        if release in defect.releases
-        and (defect.first_macos or macos) <= macos <= (defect.last_macos or macos)
+        if release in defect.releases and (defect.first_macos or macos) <= macos <= (defect.last_macos or macos)
     )

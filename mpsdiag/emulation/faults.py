@@ -71,9 +71,7 @@ def as_the_cached_graph_runs_it(call: AttentionCall, machine: Machine) -> Attent
     return call
 
 
-def _through_placeholder(
-    mask: Tensor, shape: tuple[int, ...], dtype: torch.dtype, garbage: torch.Generator
-) -> Tensor:
+def _through_placeholder(mask: Tensor, shape: tuple[int, ...], dtype: torch.dtype, garbage: torch.Generator) -> Tensor:
     """The memory of a mask, taken for another shape and dtype; garbage behind its end."""
     wanted = torch.Size(shape).numel() * dtype.itemsize
     memory = mask.contiguous().flatten().view(torch.uint8)

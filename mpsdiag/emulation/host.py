@@ -82,9 +82,7 @@ def _of_mask(mask: Tensor, *, permuted: bool, lost: bool) -> Strides:
 
     Permuted: the host sends (key, row, head), the kernel takes them for (head, key, row).
     """
-    batch, head, row, key = (
-        stride if size > 1 else 0 for size, stride in zip(mask.shape, mask.stride(), strict=True)
-    )
+    batch, head, row, key = (stride if size > 1 else 0 for size, stride in zip(mask.shape, mask.stride(), strict=True))
     if permuted:
         head, row, key = key, head, row
     return mask.size(1) * head if lost else batch, head, row, key

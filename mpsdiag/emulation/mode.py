@@ -160,9 +160,7 @@ def in_effect(device: str | torch.device) -> bool:
     return kind == "mps" or (kind == "cpu" and active() is not None)
 
 
-def emulated(
-    emulation: Emulation | None, on_abort: OnAbort = "raise"
-) -> AbstractContextManager[EmulatedMPS | None]:
+def emulated(emulation: Emulation | None, on_abort: OnAbort = "raise") -> AbstractContextManager[EmulatedMPS | None]:
     """The context manager that puts an emulation into effect, and does nothing for None."""
     return nullcontext() if emulation is None else EmulatedMPS(emulation, on_abort=on_abort)
 

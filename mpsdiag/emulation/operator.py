@@ -47,9 +47,7 @@ def _composite(call: AttentionCall, machine: Machine) -> Tensor:
 
 
 @torch.no_grad()
-def run_operator(
-    call: AttentionCall, machine: Machine, *, want_weights: bool
-) -> tuple[Tensor, Tensor | None]:
+def run_operator(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tuple[Tensor, Tensor | None]:
     """Compute a call that has reached the operator, or refuse it as the release does (`refusals.py`)."""
     release = machine.release
     refuse_call(call, machine)
@@ -72,9 +70,7 @@ def _to_4d(call: AttentionCall) -> AttentionCall:
     """Bring query, key and value to four dimensions: leading ones become one, missing ones are added."""
     if call.query.dim() == call.key.dim() == call.value.dim() == 4:
         return call
-    query, key, value = (
-        x.flatten(0, x.dim() - 4) if x.dim() > 4 else x[(None,) * (4 - x.dim())] for x in call.tensors
-    )
+    query, key, value = (x.flatten(0, x.dim() - 4) if x.dim() > 4 else x[(None,) * (4 - x.dim())] for x in call.tensors)
     mask = call.mask
     if mask is not None and call.query.dim() > 4:
         mask = mask.expand(*call.query.shape[:-1], mask.size(-1)).flatten(0, call.query.dim() - 4)

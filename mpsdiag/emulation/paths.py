@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpsdiag.emulation.dispatch import HALF
-from mpsdiag.emulation.faults import (
-    as_the_cached_graph_runs_it,
-    corrupt_far_heads,
-    laid_out_for_another_width,
-)
+from mpsdiag.emulation.faults import as_the_cached_graph_runs_it, corrupt_far_heads, laid_out_for_another_width
 from mpsdiag.emulation.generations.graph import TINY_SHIFT, graph_attention
 from mpsdiag.emulation.generations.graph_f32 import graph_attention_f32
 from mpsdiag.emulation.generations.prefill import LOG2E, prefill, prefill_mpp
@@ -43,9 +39,7 @@ def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tup
     arguments = (call.query, call.key, call.value, call.mask, call.is_causal, call.scale, shared)
     if machine.release.general == "G3":
         leak = machine.has("SDPA014") and call.query.dtype in HALF
-        output, weights = graph_attention_f32(
-            *arguments, causal_group=4 if leak else 1, want_weights=want_weights
-        )
+        output, weights = graph_attention_f32(*arguments, causal_group=4 if leak else 1, want_weights=want_weights)
     else:
         output, weights = graph_attention(
             *arguments,

@@ -35,9 +35,7 @@ def refuse_call(call: AttentionCall, machine: Machine) -> None:
     release = machine.release
     if release.dropout == "refused":
         if not call.query.is_floating_point():
-            raise NotImplementedError(
-                f"scaled_dot_product_attention for MPS does not support dtype {call.query.dtype}"
-            )
+            raise NotImplementedError(f"scaled_dot_product_attention for MPS does not support dtype {call.query.dtype}")
         if call.dropout_p > 0.0 and not machine.has("SDPA008"):
             raise NotImplementedError("scaled_dot_product_attention for MPS does not support dropout.")
     if call.is_causal and call.mask is not None:
@@ -49,9 +47,7 @@ def refuse_call(call: AttentionCall, machine: Machine) -> None:
         if call.query.dim() > 4:
             abort("mps_matmul: incompatible dimensions, invalid shape", machine.on_abort)
         last = call.query.dim() - 1
-        raise IndexError(
-            f"Dimension out of range (expected to be in range of [{-last - 1}, {last}], but got 3)"
-        )
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-last - 1}, {last}], but got 3)")
     if call.enable_gqa and machine.has("SDPA010") and call.query.size(-3) != call.key.size(-3):
         abort("mps_matmul: incompatible dimensions", machine.on_abort)
 
@@ -63,6 +59,4 @@ def refuse_general(call: AttentionCall, machine: Machine) -> None:
     batch, heads, rows, _ = call.query.shape
     size = batch * heads * rows * call.key.size(2) * call.query.element_size()
     if size > NDARRAY_BYTES and machine.has("SDPA019"):
-        abort(
-            "[MPSNDArray initWithDevice:descriptor:] Error: total bytes of NDArray > 2**32", machine.on_abort
-        )
+        abort("[MPSNDArray initWithDevice:descriptor:] Error: total bytes of NDArray > 2**32", machine.on_abort)

@@ -129,15 +129,11 @@ def _read_back(model: Any, mode: Mode, key: str, used: list[tuple[nn.Module, Any
     """Refuse a mode that did not take everywhere, with the way that works: transformers only warns."""
     start = f"{type(model).__name__} does not let its attention be switched to '{mode.name}'"
     way = f'What works: {_install_hint(mode)}, or load the model with attn_implementation="eager".'
-    kept = {
-        type(owner).__name__: set_attention(config) for owner, config in used if set_attention(config) != key
-    }
+    kept = {type(owner).__name__: set_attention(config) for owner, config in used if set_attention(config) != key}
     if kept:
         names = ", ".join(f"{owner} stays at {old}" for owner, old in kept.items())
         if set(kept.values()) == {"eager"} and not anatomy.calls_sdpa(model):
-            raise BadInput(
-                f"{start} ({names}): it has attention of its own that never calls SDPA: not concerned."
-            )
+            raise BadInput(f"{start} ({names}): it has attention of its own that never calls SDPA: not concerned.")
         raise BadInput(f"{start} ({names}): its code does not look its attention up by name. {way}")
     if mode.repair() is not None and anatomy.calls_sdpa(model):
         raise BadInput(f"{start} everywhere: its code calls F.scaled_dot_product_attention itself. {way}")

@@ -83,9 +83,7 @@ def _flash(device: str, dtype: str, training: bool) -> str | None:
     if dtype not in {"float16", "bfloat16"}:
         return f"flash_attention_2 computes in float16 or bfloat16, not in {dtype}"
     if importlib.util.find_spec("flash_attn") is None:
-        return (
-            "flash_attention_2 needs the package flash_attn, which is not installed (pip install flash-attn)"
-        )
+        return "flash_attention_2 needs the package flash_attn, which is not installed (pip install flash-attn)"
     return None
 
 

@@ -57,9 +57,7 @@ def apply_positions(model: nn.Module) -> Handle:
     """
     takers = [root for root in anatomy.transformers_models(model) if _takes_positions(root)]
     if not takers:
-        raise BadInput(
-            f"{type(model).__name__} takes no position_ids: the fix '{POSITIONS}' cannot be applied to it."
-        )
+        raise BadInput(f"{type(model).__name__} takes no position_ids: the fix '{POSITIONS}' cannot be applied to it.")
     hooks = [taker.register_forward_pre_hook(_fill, with_kwargs=True) for taker in takers]
 
     def remove() -> None:
@@ -111,14 +109,7 @@ def _fill(
     given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
     given = {**given, **given.get("kwargs", {})}
     mask = given.get("attention_mask")
-    tokens = next(
-        (given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None
-    )
-    if (
-        given.get("position_ids") is not None
-        or not isinstance(mask, Tensor)
-        or mask.dim() != 2
-        or tokens is None
-    ):
+    tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+    if given.get("position_ids") is not None or not isinstance(mask, Tensor) or mask.dim() != 2 or tokens is None:
         return None
     return args, {**kwargs, "position_ids": position_ids(mask, tokens.shape[1])}

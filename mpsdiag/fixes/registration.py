@@ -27,11 +27,7 @@ MASK: Final = MaskArgument("attention_mask", 4)
 
 
 def repaired_attention(
-    stock: Function,
-    repair: Repair,
-    args: tuple[Any, ...],
-    options: dict[str, Any],
-    where: MaskArgument = MASK,
+    stock: Function, repair: Repair, args: tuple[Any, ...], options: dict[str, Any], where: MaskArgument = MASK
 ) -> Any:
     """Run an attention function of transformers with a repaired mask; its output is (B, L, H, E), and weights."""
     mask = where.find(args, options)

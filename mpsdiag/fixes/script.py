@@ -126,9 +126,7 @@ def _script(target: str) -> tuple[str, ...]:
             f"run it by its file: mpsdiag run {command} ..."
         )
     is_module = all(part.isidentifier() for part in target.split(".")) and not target.endswith(".py")
-    hint = (
-        f"For a module: mpsdiag run -m {target} ..." if is_module else f"Look at the path, from {Path.cwd()}."
-    )
+    hint = f"For a module: mpsdiag run -m {target} ..." if is_module else f"Look at the path, from {Path.cwd()}."
     raise BadInput(f"No script {target}: there is no such file. {hint}")
 
 

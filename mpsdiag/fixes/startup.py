@@ -32,9 +32,7 @@ class RunRequest:
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment of a process with the request, and the start-up hook on PYTHONPATH."""
-        extended = {
-            key: value for key, value in environ.items() if key not in {_FIX, _EMULATE, _MACOS, _THEN}
-        }
+        extended = {key: value for key, value in environ.items() if key not in {_FIX, _EMULATE, _MACOS, _THEN}}
         extended |= {_FIX: ",".join(self.fixes), **self.options}
         if self.then is not None:
             extended[_THEN] = self.then

@@ -95,9 +95,7 @@ def _qwen2(shared: dict[str, Any], positions: int) -> Any:
 
 
 def _bert(shared: dict[str, Any], positions: int) -> Any:
-    return _config(
-        "BertConfig", **_sized(shared, positions), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
+    return _config("BertConfig", **_sized(shared, positions), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 def _bart(shared: dict[str, Any], positions: int) -> Any:
@@ -177,11 +175,7 @@ _ARCHITECTURES: Final = {
 
 def _byte_characters() -> list[str]:
     """The 256 printable characters that stand for the bytes 0 to 255 (byte-level BPE of GPT-2, Radford et al. 2019)."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     spare = iter(range(256, 512))
     return [chr(byte) if byte in set(printable) else chr(next(spare)) for byte in range(256)]
 
@@ -206,8 +200,5 @@ def byte_tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
     )
     make: Any = PreTrainedTokenizerFast  # untyped
     return make(  # type: ignore[no-any-return]
-        tokenizer_object=core,
-        **SPECIAL_TOKENS,
-        padding_side=padding_side,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=core, **SPECIAL_TOKENS, padding_side=padding_side, clean_up_tokenization_spaces=False
     )

@@ -78,9 +78,7 @@ def _rows(paths: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
         names = [glob.escape(str(path)) for path in paths]
         # Streaming caches nothing but a lock; the cache folder of the user may not be writable.
         with tempfile.TemporaryDirectory(prefix="mpsdiag-") as scratch:
-            found = load_dataset(
-                kind, data_files=names, split="train", streaming=True, cache_dir=scratch, **options
-            )
+            found = load_dataset(kind, data_files=names, split="train", streaming=True, cache_dir=scratch, **options)
         yield from found
 
     rows = read()
@@ -105,10 +103,7 @@ def _next(rows: Iterator[Mapping[str, Any]], path: Path, kind: str) -> Mapping[s
 @functools.cache  # A check opens its data once for every fix that it tries.
 def _warn_taken_for_text(path: Path) -> None:
     logger.warning(
-        "'%s' is read as plain text, one text a line: '%s' is not a known kind of data (%s).",
-        path,
-        path.suffix,
-        _KINDS,
+        "'%s' is read as plain text, one text a line: '%s' is not a known kind of data (%s).", path, path.suffix, _KINDS
     )
 
 
@@ -124,9 +119,7 @@ def _refuse(path: Path) -> None:
         raise BadInput(f"The file '{path}' is empty. Give a file with at least one line of text.")
     for magic, kind in _ARCHIVES.items():
         if beginning.startswith(magic):
-            raise BadInput(
-                f"The file '{path}' is a {kind} archive. Unpack it, and give the {_KINDS} file in it."
-            )
+            raise BadInput(f"The file '{path}' is a {kind} archive. Unpack it, and give the {_KINDS} file in it.")
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BadInput(f"The file '{path}' is text in UTF-16. Convert it to UTF-8.")
     if path.suffix.lower() != ".parquet" and (b"\0" in beginning or beginning.startswith(b"%PDF-")):
@@ -141,18 +134,8 @@ def _saved_folder(path: Path) -> Splits:
 
     try:
         loaded = load_from_disk(str(path))
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        ArrowException,
-    ) as problem:
-        raise BadInput(
-            f"The dataset folder '{path}' cannot be read: it is damaged. Save it again."
-        ) from problem
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArrowException) as problem:
+        raise BadInput(f"The dataset folder '{path}' cannot be read: it is damaged. Save it again.") from problem
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
 
 

@@ -22,9 +22,7 @@ _SAVED: Final = "Give a folder that save_pretrained wrote."
 # Their messages are sentences; the message of another exception means little without its name.
 _SPEAKING: Final = (OSError, ValueError, ImportError)
 _MEMORY: Final = re.compile(r"allocate memory|out of memory", re.IGNORECASE)
-_NO_SAFETENSORS: Final = re.compile(
-    r"no file named|does not appear to have a file named|safetensors was found"
-)
+_NO_SAFETENSORS: Final = re.compile(r"no file named|does not appear to have a file named|safetensors was found")
 
 
 class Problem(NamedTuple):
@@ -126,9 +124,7 @@ def _no_safetensors(given: _Failure) -> Problem | None:
 
 
 def _damaged_weights(given: _Failure) -> Problem | None:
-    if (
-        type(given.error).__name__ == "SafetensorError"
-    ):  # By its name: safetensors need not be imported for this.
+    if type(given.error).__name__ == "SafetensorError":  # By its name: safetensors need not be imported for this.
         return Problem(
             f"its safetensors weights are damaged or cut short ({described(given.error)})",
             "Copy them again, or save the model again.",
@@ -150,17 +146,14 @@ def _no_tokenizer(given: _Failure) -> Problem | None:
 def _damaged(given: _Failure) -> Problem | None:
     whole = given.folder is not None and (given.folder / "tokenizer.json").is_file()
     if given.folder is None or (isinstance(given.error, ImportError) and not whole):
-        return (
-            None  # Of a whole one transformers up to 4.57 asks for what converts others, where it is damaged.
-        )
+        return None  # Of a whole one transformers up to 4.57 asks for what converts others, where it is damaged.
     if given.what == "tokenizer":
         return Problem(
             f"its files cannot be used ({described(given.error)})",
             "Save it there again with tokenizer.save_pretrained.",
         )
     return Problem(
-        described(given.error),
-        "Its config.json or its weights are damaged: save the model again with save_pretrained.",
+        described(given.error), "Its config.json or its weights are damaged: save the model again with save_pretrained."
     )
 
 
@@ -191,9 +184,7 @@ def require_sizes(config: Any, name: str) -> None:
     values = config.to_dict()
     for part in (values, *(one for one in values.values() if isinstance(one, dict))):
         sizes = {
-            key: value
-            for key, value in part.items()
-            if _SIZE.fullmatch(str(key)) and isinstance(value, int | float)
+            key: value for key, value in part.items() if _SIZE.fullmatch(str(key)) and isinstance(value, int | float)
         }
         for key, value in sizes.items():
             most = _MOST_LAYERS if key.endswith(("layers", "layer")) else _MOST_SIZE

@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.inputs.builtin import MAX_POSITIONS, builtin_config
 from mpsdiag.inputs.load_problems import described, require_sizes
-from mpsdiag.inputs.names import (
-    classify,
-    explain_missing,
-    is_builtin_model,
-    offline_if_unreachable,
-    transformer_folder,
-)
+from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable, transformer_folder
 from mpsdiag.inputs.nonfinite import keep_unread_nonfinite
 from mpsdiag.inputs.tasks import Task, task_of
 from mpsdiag.quiet import held_back
@@ -151,9 +145,7 @@ def _load(
             if from_config:
                 if vocab_size is not None:
                     config.vocab_size = vocab_size
-                return _with_random_weights(
-                    task, config, seed, dtype, attention, trust_remote_code=remote_code
-                )
+                return _with_random_weights(task, config, seed, dtype, attention, trust_remote_code=remote_code)
             model, info = _with_what_attention_it_has(make, attention)
     except BadInput:
         raise
@@ -197,9 +189,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as problem:
         raise BadInput(explain_missing("model", name, problem)) from problem
-    except (
-        Exception
-    ) as problem:  # what a config class makes of a bad value: TypeError, ZeroDivisionError, ...
+    except Exception as problem:  # what a config class makes of a bad value: TypeError, ZeroDivisionError, ...
         raise BadInput(
             f"Cannot load the model from '{name}': its config.json cannot be used ({described(problem)}). "
             "Put back the config.json that save_pretrained wrote."
@@ -270,9 +260,7 @@ def fitting_length(model: Any, wanted: int) -> int:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     positions = getattr(text, "max_position_embeddings", None)
     if isinstance(positions, int) and 0 < positions < wanted:
-        logger.warning(
-            "--max_length %d is more than the model's %d positions: using %d.", wanted, positions, positions
-        )
+        logger.warning("--max_length %d is more than the model's %d positions: using %d.", wanted, positions, positions)
         return positions
     return wanted
 

@@ -81,9 +81,7 @@ class ModulePath:
     def layer_around(self, module: nn.Module) -> int | None:
         """The number of the innermost layer that holds a module, or is it; None outside of the layers."""
         name = f"{self._names[module]}."
-        return next(
-            (n for m, n in reversed(self._layers.items()) if name.startswith(f"{self._names[m]}.")), None
-        )
+        return next((n for m, n in reversed(self._layers.items()) if name.startswith(f"{self._names[m]}.")), None)
 
     def layer_of(self, module: nn.Module) -> int | None:
         """The number of a module that is a layer; None for any other."""

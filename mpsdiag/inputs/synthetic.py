@@ -5,16 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-_SUBJECTS: Final = (
-    "the lamp",
-    "a heron",
-    "the second engine",
-    "my neighbour",
-    "an old map",
-    "the river",
-    "she",
-    "he",
-)
+_SUBJECTS: Final = ("the lamp", "a heron", "the second engine", "my neighbour", "an old map", "the river", "she", "he")
 _VERBS: Final = ("carries", "forgets", "measures", "repairs", "follows", "paints", "counts", "answers")
 _OBJECTS: Final = (
     "the harbour",

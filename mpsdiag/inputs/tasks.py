@@ -42,9 +42,7 @@ class Task:
         nested = ([name] if isinstance(name, str) else name for name in found.values())
         return {name for names in nested for name in names}
 
-    def rows(
-        self, texts: Iterable[str], processor: Any, max_length: int, *, config: Any, seed: int = 0
-    ) -> list[Row]:
+    def rows(self, texts: Iterable[str], processor: Any, max_length: int, *, config: Any, seed: int = 0) -> list[Row]:
         """Turn texts into rows that `collator` takes: `input_ids`, `attention_mask` (lists), and what pictures need.
 
         Args:
@@ -59,8 +57,7 @@ class Task:
         generator = random.Random(seed)
         builder = with_processor if hasattr(processor, "image_processor") else with_tiny_picture
         return [
-            builder(text, index % 2 == 0, processor, max_length, config, generator)
-            for index, text in enumerate(texts)
+            builder(text, index % 2 == 0, processor, max_length, config, generator) for index, text in enumerate(texts)
         ]
 
     def collator(self, processor: Any, model: Any, *, pad_to_multiple_of: int | None = None) -> Collate:

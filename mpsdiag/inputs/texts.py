@@ -19,9 +19,7 @@ _SYNTHETIC_LINES: Final = 256
 _TEXT_COLUMNS: Final = ("text", "content", "sentence", "document", "body")
 
 
-def open_splits(
-    dataset: str, *, config: str | None = None, seed: int = 0, lines: int = _SYNTHETIC_LINES
-) -> Splits:
+def open_splits(dataset: str, *, config: str | None = None, seed: int = 0, lines: int = _SYNTHETIC_LINES) -> Splits:
     """Open a dataset; files are looked into here and read when their rows are gone through.
 
     Args:
@@ -83,9 +81,7 @@ def load_texts(
         if limit is not None and len(texts) >= limit:
             break
     if not texts:
-        raise BadInput(
-            f"The dataset '{dataset}' holds no text. Give a file with at least one line that is not blank."
-        )
+        raise BadInput(f"The dataset '{dataset}' holds no text. Give a file with at least one line that is not blank.")
     return texts
 
 
@@ -103,9 +99,7 @@ def texts_of(records: Rows, dataset: str, text_column: str | None) -> Iterator[s
         if isinstance(text, str):
             any_text = True
             if text.strip() and not is_heading(text):
-                yield readable(
-                    text.rstrip("\r\n")
-                )  # A lone surrogate, which JSON can hold, breaks tokenizers.
+                yield readable(text.rstrip("\r\n"))  # A lone surrogate, which JSON can hold, breaks tokenizers.
         elif text is not None and not any_text:
             raise BadInput(
                 f"The column '{column}' of the dataset '{dataset}' holds values of the type {type(text).__name__}, not "
@@ -148,17 +142,13 @@ def _text_column(dataset: str, record: Mapping[str, Any], wanted: str | None) ->
     )
 
 
-def encode(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[dict[str, list[int]]]:
+def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, list[int]]]:
     """Turn texts into token ids, truncated to `max_length` tokens and not padded.
 
     Returns:
         One dictionary a text with `input_ids` and `attention_mask`, as lists.
     """
-    encoded = tokenizer(
-        list(texts), truncation=True, max_length=max_length, padding=False, return_token_type_ids=False
-    )
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False, return_token_type_ids=False)
     return [
         {"input_ids": list(ids), "attention_mask": list(mask)}
         for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)

@@ -11,13 +11,7 @@ from mpsdiag.errors import BadInput, one_of
 from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.inputs.load_problems import NO_TOKENIZER, described
 from mpsdiag.inputs.models import load_config
-from mpsdiag.inputs.names import (
-    classify,
-    explain_missing,
-    is_builtin_model,
-    offline_if_unreachable,
-    transformer_folder,
-)
+from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable, transformer_folder
 from mpsdiag.inputs.tasks import Task
 from mpsdiag.quiet import held_back
 from mpsdiag.words import PADDING_SIDES
@@ -56,16 +50,12 @@ def load_tokenizer(
             load_config(name, trust_remote_code=trust_remote_code)
         raise BadInput(explain_missing("tokenizer", name, problem)) from problem
     if _knows_no_text(tokenizer):
-        raise BadInput(
-            f"Cannot load the tokenizer from '{name}': {NO_TOKENIZER.reason}. {NO_TOKENIZER.advice}"
-        )
+        raise BadInput(f"Cannot load the tokenizer from '{name}': {NO_TOKENIZER.reason}. {NO_TOKENIZER.advice}")
     give_pad_token(tokenizer, name)
     return tokenizer  # type: ignore[no-any-return]  # AutoTokenizer is untyped
 
 
-def load_processor(
-    name: str, task: Task, *, padding_side: str = "left", trust_remote_code: bool = False
-) -> Any:
+def load_processor(name: str, task: Task, *, padding_side: str = "left", trust_remote_code: bool = False) -> Any:
     """Load what turns texts (and pictures) into tokens: a tokenizer, or the processor of an image-text model.
 
     Raises:

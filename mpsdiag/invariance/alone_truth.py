@@ -59,21 +59,13 @@ def outputs_of(model: nn.Module, arrangement: Arrangement, *, positions: bool = 
     found = [logits] if logits is not None else [first_tensor(output), getattr(output, "pooler_output", None)]
     tensors = [tensor for tensor in found if isinstance(tensor, Tensor)]
     if not tensors:
-        raise BadInput(
-            f"{type(model).__name__} returns neither logits nor hidden states: nothing can be compared."
-        )
+        raise BadInput(f"{type(model).__name__} returns neither logits nor hidden states: nothing can be compared.")
     kept = inputs["attention_mask"].bool()
     if decodes:
-        kept = (
-            inputs["labels"] != -100
-            if "labels" in inputs
-            else torch.ones_like(inputs["decoder_input_ids"]).bool()
-        )
+        kept = inputs["labels"] != -100 if "labels" in inputs else torch.ones_like(inputs["decoder_input_ids"]).bool()
     return [
         [
-            (
-                tensor[row][kept[row]] if tensor.shape[:2] == kept.shape else tensor[row].reshape(1, -1)
-            ).detach()
+            (tensor[row][kept[row]] if tensor.shape[:2] == kept.shape else tensor[row].reshape(1, -1)).detach()
             for tensor in tensors
         ]
         for row in range(len(arrangement.rows))
@@ -186,9 +178,7 @@ def in_attention(model: nn.Module, name: str) -> Any:
         return nullcontext()
 
 
-def distance(
-    model: nn.Module, arrangement: Arrangement, truth: AloneTruth, *, positions: bool = False
-) -> float:
+def distance(model: nn.Module, arrangement: Arrangement, truth: AloneTruth, *, positions: bool = False) -> float:
     """How far an arrangement is from the sequences alone: the largest difference, infinite for NaN.
 
     Of generated tokens it is by how much the reference prefers its own to the first one that differs.
@@ -196,9 +186,7 @@ def distance(
     return max(errors(model, arrangement, truth, positions=positions))
 
 
-def errors(
-    model: nn.Module, arrangement: Arrangement, truth: AloneTruth, *, positions: bool = False
-) -> list[float]:
+def errors(model: nn.Module, arrangement: Arrangement, truth: AloneTruth, *, positions: bool = False) -> list[float]:
     """The largest difference at each position of a sequence, counted from its first token; or of a new token."""
     with torch.no_grad():
         if arrangement.generates:

@@ -33,9 +33,7 @@ class Arrangement:
     """Tokens are generated from it; compared are those."""
 
 
-def examples_of(
-    batch: Mapping[str, Any], *, limit: int = SAMPLE, longest: int | None = None
-) -> list[Example]:
+def examples_of(batch: Mapping[str, Any], *, limit: int = SAMPLE, longest: int | None = None) -> list[Example]:
     """Take a batch apart into its sequences, without their padding: the shortest and the longest of them.
 
     Args:
@@ -54,10 +52,7 @@ def examples_of(
         example = {
             name: tensor[row][kept[row]][:longest] if name in PADDED else tensor[row]
             for name, tensor in batch.items()
-            if isinstance(tensor, Tensor)
-            and tensor.dim()
-            and len(tensor) == len(ids)
-            and name != "position_ids"
+            if isinstance(tensor, Tensor) and tensor.dim() and len(tensor) == len(ids) and name != "position_ids"
         }
         example["attention_mask"] = torch.ones_like(example["input_ids"])
         found.append(example)
@@ -95,9 +90,7 @@ def arrangements(examples: Sequence[Example], *, pad_id: int, padding_side: str)
 def companions(examples: Sequence[Example]) -> tuple[list[Example], Arrangement]:
     """The sequences cut to the length of the shortest, and a batch of them: company without padding."""
     shortest = min(len(example["input_ids"]) for example in examples)
-    cut = [
-        {name: t[:shortest] if name in PADDED else t for name, t in example.items()} for example in examples
-    ]
+    cut = [{name: t[:shortest] if name in PADDED else t for name, t in example.items()} for example in examples]
     return cut, Arrangement("companions", _batch(cut), tuple(range(len(cut))))
 
 
@@ -118,9 +111,7 @@ def scrambled(arrangement: Arrangement) -> Arrangement:
     ids, hidden = arrangement.batch["input_ids"], arrangement.batch["attention_mask"] == 0
     real = ids[~hidden]
     drawn = torch.randint(len(real), ids.shape, generator=torch.Generator().manual_seed(0)).to(ids.device)
-    return replace(
-        arrangement, batch={**arrangement.batch, "input_ids": torch.where(hidden, real[drawn], ids)}
-    )
+    return replace(arrangement, batch={**arrangement.batch, "input_ids": torch.where(hidden, real[drawn], ids)})
 
 
 def with_positions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

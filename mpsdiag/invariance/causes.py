@@ -126,9 +126,7 @@ def _all_hold(
 def _cpu_fails(model: nn.Module, failed: Sequence[ArrangementTrial], truth: AloneTruth) -> bool:
     """Whether stock attention on the CPU shows it too, with the same weights in the same dtype."""
     with _on_cpu(model) as twin:
-        return not _all_hold(
-            twin, [ArrangementTrial(t.result, [_moved(a) for a in t.batches]) for t in failed], truth
-        )
+        return not _all_hold(twin, [ArrangementTrial(t.result, [_moved(a) for a in t.batches]) for t in failed], truth)
 
 
 @contextmanager

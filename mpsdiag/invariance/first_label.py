@@ -15,9 +15,7 @@ from mpsdiag.inputs.outputs import logits_of
 IGNORED = -100
 
 
-def first_label(
-    model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: Sequence[Tensor]
-) -> FirstLabel | None:
+def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: Sequence[Tensor]) -> FirstLabel | None:
     """Mean losses over labels: of all, without those predicted at padding, and of each sequence alone.
 
     Args:
@@ -84,9 +82,7 @@ def _alone(model: nn.Module, batch: Mapping[str, Any], row: int) -> tuple[float,
 def _losses(logits: Tensor, labels: Tensor) -> tuple[float, int]:
     """The sum of the losses of shifted labels, and their number."""
     shifted = labels[:, 1:].to(logits.device)
-    losses = F.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), shifted, ignore_index=IGNORED, reduction="sum"
-    )
+    losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), shifted, ignore_index=IGNORED, reduction="sum")
     return float(losses), int((shifted != IGNORED).sum())
 
 

@@ -10,23 +10,8 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.findings import ArrangementResult, Invariance
-from mpsdiag.invariance.alone_truth import (
-    AloneTruth,
-    errors,
-    has_decoder,
-    reference_of,
-    text_config,
-    widen_bound,
-)
-from mpsdiag.invariance.arrangements import (
-    EXTRA,
-    SAMPLE,
-    Arrangement,
-    Example,
-    alone,
-    arrangements,
-    examples_of,
-)
+from mpsdiag.invariance.alone_truth import AloneTruth, errors, has_decoder, reference_of, text_config, widen_bound
+from mpsdiag.invariance.arrangements import EXTRA, SAMPLE, Arrangement, Example, alone, arrangements, examples_of
 from mpsdiag.invariance.causes import ArrangementTrial, explain
 from mpsdiag.quiet import errors_only
 from mpsdiag.words import PADDING_SIDES
@@ -74,9 +59,7 @@ def padding_invariance(
     side = one_of("padding side", padding_side or _side_of(batch.get("attention_mask")), PADDING_SIDES)
     pad_id = _pad_id(model, batch) if pad_token_id is None else pad_token_id
     device = next(model.parameters()).device
-    on_device = {
-        name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
-    }
+    on_device = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     examples = examples_of(on_device, limit=sequences, longest=_room(model))
     if not examples:
         raise BadInput("All sequences of the batch are padding only.")
@@ -123,13 +106,7 @@ def _mark(result: ArrangementResult) -> str:
 
 
 def _measure(
-    model: nn.Module,
-    examples: list[Example],
-    side: str,
-    pad_id: int,
-    *,
-    generates: bool | None,
-    causes: bool,
+    model: nn.Module, examples: list[Example], side: str, pad_id: int, *, generates: bool | None, causes: bool
 ) -> Invariance:
     can = bool(getattr(model, "can_generate", bool)()) and not has_decoder(model)
     generating = (can and side == "left") if generates is None else generates
@@ -138,13 +115,8 @@ def _measure(
     if generating:
         left = next(arrangement for arrangement in padded if arrangement.name == "left")
         padded.append(Arrangement("generate", left.batch, left.rows, generates=True))
-    trials = [
-        _trial("alone", alone(examples), model, truth),
-        *(_trial(a.name, [a], model, truth) for a in padded),
-    ]
-    if any(
-        trial.result.allowed < trial.result.max_abs_diff < DOUBTFUL * trial.result.allowed for trial in trials
-    ):
+    trials = [_trial("alone", alone(examples), model, truth), *(_trial(a.name, [a], model, truth) for a in padded)]
+    if any(trial.result.allowed < trial.result.max_abs_diff < DOUBTFUL * trial.result.allowed for trial in trials):
         widen_bound(model, truth)
         trials = [_judged(trial, truth.allowed) for trial in trials]
     failed = [trial for trial in trials if not trial.holds and trial.counts]
@@ -153,9 +125,7 @@ def _measure(
         padding_side=side,
         reason="each sequence gives the same alone and in every padded batch, within the bound",
         arrangements=[trial.result for trial in trials],
-        by_position={
-            trial.result.name: trial.errors for trial in trials if trial.result.name in PADDING_SIDES
-        },
+        by_position={trial.result.name: trial.errors for trial in trials if trial.result.name in PADDING_SIDES},
     )
     if not failed:
         return found
@@ -165,11 +135,7 @@ def _measure(
     found.reason = f"{worst.result.name}: {what} are {off if worst.result.finite else 'not finite'}"
     if causes:
         explanation = explain(model, examples, failed, truth)
-        found.cause, found.fixes, found.every_device = (
-            explanation.cause,
-            explanation.fixes,
-            explanation.every_device,
-        )
+        found.cause, found.fixes, found.every_device = (explanation.cause, explanation.fixes, explanation.every_device)
         found.reason = f"{explanation.sentence}: {found.reason}"
     return found
 
@@ -177,9 +143,7 @@ def _measure(
 def _trial(name: str, batches: list[Arrangement], model: nn.Module, truth: AloneTruth) -> ArrangementTrial:
     found = [errors(model, arrangement, truth) for arrangement in batches]
     off = max(map(max, found))
-    result = ArrangementResult(
-        name=name, max_abs_diff=off, allowed=0.0, holds=False, counts=batches[0].counts
-    )
+    result = ArrangementResult(name=name, max_abs_diff=off, allowed=0.0, holds=False, counts=batches[0].counts)
     return _judged(ArrangementTrial(result, batches, found[0]), truth.allowed)
 
 

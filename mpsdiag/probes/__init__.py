@@ -12,17 +12,7 @@ from mpsdiag.probes.prediction import predicted, surprises
 if TYPE_CHECKING:
     from mpsdiag.probes.run import run_level, run_probe
 
-__all__ = [
-    "CATALOGUE",
-    "Check",
-    "Finding",
-    "Probe",
-    "find",
-    "predicted",
-    "run_level",
-    "run_probe",
-    "surprises",
-]
+__all__ = ["CATALOGUE", "Check", "Finding", "Probe", "find", "predicted", "run_level", "run_probe", "surprises"]
 
 
 def __getattr__(name: str) -> Any:

@@ -109,9 +109,7 @@ class Lab:
             self.randn(*other, dtype=dtype, stream=3),
         )
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **rest: Any
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **rest: Any) -> Tensor:
         """Run `F.scaled_dot_product_attention` in this mode; the output comes back to the CPU, detached.
 
         In training the gradients of query, key and value are left on them, as a training step would.
@@ -127,9 +125,7 @@ class Lab:
             output.sum().backward()  # type: ignore[no-untyped-call]  # in torch
         return output.detach().cpu()
 
-    def direct(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **rest: Any
-    ) -> Tensor:
+    def direct(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **rest: Any) -> Tensor:
         """Call the MPS operation itself, which takes boolean masks to the kernels; without gradients."""
         self.require_mps("the operation exists on MPS only")
         if self.release < (2, 5):
@@ -156,9 +152,7 @@ class Lab:
         q, k, v = (tensor.detach().cpu() for tensor in (query, key, value))
         m = None if mask is None else mask.detach().cpu()
         with suspended(), torch.no_grad():
-            reference = reference_attention(
-                q, k, v, m, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-            )
+            reference = reference_attention(q, k, v, m, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
             errors = plain_errors(reference, q, k, v, m, rows=rows, is_causal=is_causal, scale=scale)
             return Yardstick.of(reference, q.dtype, errors)
 

@@ -154,8 +154,7 @@ SWEEP_PROBE: Final = Probe(
     fixed="",
     hits="both",
     remedy=Remedy(
-        text="No known defect explains these: please report them.",
-        commands=("mpsdiag check --level 3 --markdown",),
+        text="No known defect explains these: please report them.", commands=("mpsdiag check --level 3 --markdown",)
     ),
     trigger=_sweep,
     bad="wrong values",

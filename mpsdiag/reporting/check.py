@@ -133,9 +133,7 @@ def _invariance(found: Invariance | None) -> Iterable[blocks.Block]:
     heads = blocks.columns("arrangement", "largest difference", "allowed", "holds")
     yield blocks.Table("Against each sequence alone, in float64 on the CPU", heads, rows)
     if found.fixes:
-        tried = "; ".join(
-            f"{fix.name}: {'restores it' if fix.restores else 'does not'}" for fix in found.fixes
-        )
+        tried = "; ".join(f"{fix.name}: {'restores it' if fix.restores else 'does not'}" for fix in found.fixes)
         yield blocks.Prose(f"Fixes that were tried: {tried}.")
     if found.first_label is not None:
         losses = found.first_label
@@ -244,9 +242,7 @@ def number(value: float | None) -> str:
 
 def catalogue() -> blocks.Document:
     """Lay the catalogue of probes out: what `mpsdiag check --list` shows. No torch is loaded for it."""
-    rows = tuple(
-        blocks.row(one.id, str(one.level), one.hits, one.where, one.title) for one in CATALOGUE.values()
-    )
+    rows = tuple(blocks.row(one.id, str(one.level), one.hits, one.where, one.title) for one in CATALOGUE.values())
     heads = blocks.columns("probe", "level", "hits", "torch on MPS", "what it is")
     table = blocks.Table("", heads, rows)
     return blocks.document("mpsdiag check --list", "The probes", "", [("probes", "", [table])])

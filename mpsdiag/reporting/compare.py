@@ -117,9 +117,7 @@ def document(first: Diagnosis, second: Diagnosis, names: tuple[str, str]) -> blo
     found = differences(first, second)
     counted = sum(one.finding for one in found)
     heads = blocks.columns("what", "A", "B")
-    sides = blocks.pairs(
-        "document", [(f"A: {names[0]}", subject(first)), (f"B: {names[1]}", subject(second))]
-    )
+    sides = blocks.pairs("document", [(f"A: {names[0]}", subject(first)), (f"B: {names[1]}", subject(second))])
     ours, theirs = dict(facts(first.environment)), dict(facts(second.environment))
     parts: list[blocks.Part] = [("documents", "", [sides])]
     for key, title, rows in (
@@ -128,9 +126,7 @@ def document(first: Diagnosis, second: Diagnosis, names: tuple[str, str]) -> blo
         ("machines", "Environments", [blocks.row(*one) for one in differing(ours, theirs)]),
     ):
         parts.append((key, title, [blocks.Table("", heads, tuple(rows))] if rows else []))
-    headline = (
-        f"{count(counted, 'finding')} differ{'s' if counted == 1 else ''}" if counted else "same findings"
-    )
+    headline = f"{count(counted, 'finding')} differ{'s' if counted == 1 else ''}" if counted else "same findings"
     return blocks.document("mpsdiag compare", headline, "undecided" if counted else "not_affected", parts)
 
 

@@ -94,9 +94,7 @@ def _watched(report: ScriptReport) -> Iterable[blocks.Block]:
     rows.append(("labels that were all -100", f"{seen.unlabelled:,}"))
     rows.append(("losses hidden by transformers' filter", f"{seen.hidden_losses:,}"))
     if seen.skipped_steps:
-        rows.append(
-            ("steps that GradScaler skipped", f"{seen.skipped_steps:,}: its scale was too large; no finding")
-        )
+        rows.append(("steps that GradScaler skipped", f"{seen.skipped_steps:,}: its scale was too large; no finding"))
     if seen.not_repeated:
         rows.append(("calls that could not be run again", f"{seen.not_repeated:,}"))
     if seen.processes > 1:

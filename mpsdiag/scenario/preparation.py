@@ -15,23 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from mpsdiag import device as devices
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
-from mpsdiag.inputs.models import (
-    attention_for,
-    build_model,
-    fitting_length,
-    load_task,
-    require_known_tokens,
-)
+from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task, require_known_tokens
 from mpsdiag.inputs.tasks import Task
 from mpsdiag.inputs.texts import greatest_id, load_texts
 from mpsdiag.inputs.tokenizer import load_processor
@@ -139,9 +128,7 @@ def _rows(
         for texts in (train_texts, eval_texts)
     )
     if not train_rows or not eval_rows:
-        raise BadInput(
-            f"Data set '{scenario.dataset}' gives no sequences. Give one with at least two lines of text."
-        )
+        raise BadInput(f"Data set '{scenario.dataset}' gives no sequences. Give one with at least two lines of text.")
     tokenizer = getattr(processor, "tokenizer", processor)
     greatest = max(greatest_id([*train_rows, *eval_rows]), tokenizer.pad_token_id or 0)
     require_known_tokens(model, greatest, scenario.model)

@@ -46,9 +46,7 @@ class Distances:
     everywhere: float
 
 
-def reference(
-    model: PreTrainedModel, batches: Sequence[Batch], trainer: Any, task: Task = CAUSAL
-) -> Reference:
+def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any, task: Task = CAUSAL) -> Reference:
     """Compute the reference from the model's present weights, on the CPU and outside any emulation.
 
     Args:

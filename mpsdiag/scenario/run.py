@@ -25,15 +25,7 @@ from mpsdiag.scenario.exposure import predict
 from mpsdiag.scenario.gradient_paths import training_notes
 from mpsdiag.scenario.observer import Observer, Sighting
 from mpsdiag.scenario.preparation import PreparedScenario, prepare
-from mpsdiag.scenario.reference import (
-    compare,
-    cpu_copy,
-    on_cpu,
-    real_positions,
-    reference,
-    require_output,
-    stock_loss,
-)
+from mpsdiag.scenario.reference import compare, cpu_copy, on_cpu, real_positions, reference, require_output, stock_loss
 from mpsdiag.scenario.scenario import FirstNonfinite, Measured, Scenario
 
 
@@ -55,11 +47,7 @@ def run_scenario(scenario: Scenario, *, invariance: bool = False, causes: bool =
             prepared.model.config,
             prepared.eval_batches,
             attention=attention_for(prepared.model, scenario.attn_implementation),
-            notes=[
-                *training_notes(prepared.model),
-                *_length_notes(prepared),
-                *model_notes(prepared.model),
-            ],
+            notes=[*training_notes(prepared.model), *_length_notes(prepared), *model_notes(prepared.model)],
         )
         # Before any training: a step that goes wrong spoils the weights.
         unpadded = _invariance(prepared, causes=causes) if invariance else None
@@ -95,10 +83,7 @@ def run_scenario(scenario: Scenario, *, invariance: bool = False, causes: bool =
         dead_rows=dead,
         sdpa_calls=sum(len(seen.masked) for seen in sightings),
         noncontiguous_dead_calls=sum(
-            loose
-            for seen in sightings
-            for loose, masked in zip(seen.noncontiguous, seen.masked, strict=True)
-            if masked
+            loose for seen in sightings for loose, masked in zip(seen.noncontiguous, seen.masked, strict=True) if masked
         ),
         exposure=exposure,
         first_nonfinite=first,
@@ -188,9 +173,7 @@ def _watched_evaluation(prepared: PreparedScenario) -> tuple[list[Tensor], list[
     logits, sightings = [], []
     with observer.watching():
         for batch in prepared.eval_batches:
-            _, outputs, _ = prepared.trainer.prediction_step(
-                prepared.model, batch, prediction_loss_only=False
-            )
+            _, outputs, _ = prepared.trainer.prediction_step(prepared.model, batch, prediction_loss_only=False)
             sightings.append(observer.collect())
             logits.append(require_output(prepared.task.compared(outputs), prepared.model))
     return logits, sightings

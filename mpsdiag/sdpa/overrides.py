@@ -22,9 +22,7 @@ def overriding(args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
     return has_torch_function(values) and (torch.compiler.is_compiling() or bool(_owners(values)))
 
 
-def answer(
-    original: Function, replacement: Function, args: tuple[Any, ...], options: Mapping[str, Any]
-) -> Any:
+def answer(original: Function, replacement: Function, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
     """Let the arguments of a call answer it, as they do where the function was not replaced.
 
     The classes are asked by both names. Where none knows either, `replacement` gets the call back with the protocol
@@ -58,11 +56,7 @@ def _owners(values: tuple[Any, ...]) -> list[Any]:
 
 
 def _ask(
-    owners: list[Any],
-    name: Function,
-    kinds: tuple[type, ...],
-    args: tuple[Any, ...],
-    options: Mapping[str, Any],
+    owners: list[Any], name: Function, kinds: tuple[type, ...], args: tuple[Any, ...], options: Mapping[str, Any]
 ) -> Any:
     answers = (owner.__torch_function__(name, kinds, args, dict(options)) for owner in owners)
     return next((result for result in answers if result is not NotImplemented), NotImplemented)

@@ -64,9 +64,7 @@ def safe_scaled_dot_product_attention(
     options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, **more}
     stock = F.scaled_dot_product_attention
     if overriding((query, key, value, attn_mask), options):
-        result: Tensor = answer(
-            stock, safe_scaled_dot_product_attention, (query, key, value, attn_mask), options
-        )
+        result: Tensor = answer(stock, safe_scaled_dot_product_attention, (query, key, value, attn_mask), options)
         return result
     if attn_mask is None or not (attn_mask.dtype == torch.bool or attn_mask.is_floating_point()):
         return stock(query, key, value, attn_mask, **options)

@@ -99,21 +99,14 @@ class NonFiniteCallback(TrainerCallback):
             self._weights_were_finite = weights_are_finite(model)
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         """Stop here, if asked to, when a loss of this step was not finite."""
         if self.stop_training and self._train.read().bad:
             self._settle_training(args, state, model)
             control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any = None, **__: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any = None, **__: Any) -> None:
         """Count the steps after the last log; with fewer steps than `logging_steps` these are all there were."""
         self._settle_training(args, state, model)
 
@@ -253,9 +246,7 @@ class NonFiniteCallback(TrainerCallback):
                 f"of an operation is to blame, `mpsdiag trace --train` finds which.{scaled * args.fp16}",
             )
 
-    def _settle_evaluation(
-        self, args: TrainingArguments, metrics: dict[str, Any], prefix: str, model: Any
-    ) -> None:
+    def _settle_evaluation(self, args: TrainingArguments, metrics: dict[str, Any], prefix: str, model: Any) -> None:
         new = self._evaluation.take()
         own = metrics.get(f"{prefix}_nonfinite_batches")
         # The Trainer counts final losses; the forward that was seen may have been repeated.

@@ -57,9 +57,7 @@ class _Desk:
 
         here = logits if is_on_cpu(logits) and logits.dtype == self._dtype else self._bring(logits)
         result = self._result
-        if (
-            result is None or len(result) < len(here) or result.dtype != here.dtype
-        ):  # autocast changes the dtype
+        if result is None or len(result) < len(here) or result.dtype != here.dtype:  # autocast changes the dtype
             self._result = result = torch.log_softmax(here, dim=-1)
             return result
         return torch.log_softmax(here, dim=-1, out=result[: len(here)])

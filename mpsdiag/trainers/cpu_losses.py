@@ -65,9 +65,7 @@ class LossesOnCPU(TorchFunctionMode):
             return _on_cpu(lambda: func(*to_cpu(args), **to_cpu(kwargs)), (*args, *kwargs.values()))
         return func(*args, **kwargs)
 
-    def _cross_entropy(
-        self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
+    def _cross_entropy(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         logits, labels = _leading(args, kwargs)
         options = {key: value for key, value in kwargs.items() if key not in ("input", "target")}
         usual = (

@@ -26,9 +26,7 @@ class BatchCount:
     unlabelled: int = 0
 
     def __add__(self, other: BatchCount) -> BatchCount:
-        return BatchCount(
-            self.batches + other.batches, self.bad + other.bad, self.unlabelled + other.unlabelled
-        )
+        return BatchCount(self.batches + other.batches, self.bad + other.bad, self.unlabelled + other.unlabelled)
 
 
 class Counter:

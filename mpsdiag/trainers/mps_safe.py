@@ -16,14 +16,7 @@ from transformers import Trainer
 from mpsdiag import emulation
 from mpsdiag.errors import BadInput, first_line, one_of
 from mpsdiag.inputs.cpu_copy import move, to_cpu
-from mpsdiag.inputs.nonfinite import (
-    SENTENCES,
-    LossCause,
-    NonFiniteLogitsError,
-    contains_nan,
-    explain_cause,
-    is_finite,
-)
+from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, NonFiniteLogitsError, contains_nan, explain_cause, is_finite
 from mpsdiag.trainers.chunked_loss import CHUNK_BYTES
 from mpsdiag.trainers.cpu_losses import evaluation_losses_on_cpu
 from mpsdiag.trainers.second_pass import CpuModels, remember_counts
@@ -119,12 +112,7 @@ class MPSSafeTrainer(Trainer):
         return output
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: Any = None,
-        **more: Any,
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None, **more: Any
     ) -> Step:
         """Evaluate one batch: (loss, logits, labels), each possibly None; see `Trainer.prediction_step`.
 
@@ -155,9 +143,7 @@ class MPSSafeTrainer(Trainer):
                 cause = "device" if is_finite(step[0]) and not contains_nan(step[1]) else "same_on_cpu"
             except RuntimeError as problem:
                 # Such as a Trainer that makes tensors on its own device.
-                self._mps_safe_warn(
-                    "fails", f"A batch cannot be evaluated again on the CPU: {first_line(problem)}."
-                )
+                self._mps_safe_warn("fails", f"A batch cannot be evaluated again on the CPU: {first_line(problem)}.")
         self._mps_safe_tally.causes[cause] += 1
         if self.on_nonfinite_logits == "raise":
             raise NonFiniteLogitsError(f"The evaluation of a batch is not finite: {SENTENCES[cause]}.")

@@ -33,9 +33,7 @@ class CpuModels:
         held = {name: value for name, value in vars(trainer).items() if _modules(value)}
         if self._twins is None:
             # `model_wrapped` may be a wrapper of the model for another device; the bare model stands in for it.
-            originals = [
-                m for name, value in held.items() if name != "model_wrapped" for m in _modules(value)
-            ]
+            originals = [m for name, value in held.items() if name != "model_wrapped" for m in _modules(value)]
             copies: Any = copy_to_cpu(nn.ModuleList(originals))
             self._twins = {id(old): new for old, new in zip(originals, copies, strict=True)}
         twins = self._twins

@@ -36,9 +36,7 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "max_length": (2, MOST),
     **dict.fromkeys(("eval_max_batches", "pad_to_multiple_of"), (1, MOST)),
     "max_samples": (1, MOST**2),
-    **dict.fromkeys(
-        ("max_steps", "warmup_steps", "logging_steps", "save_steps", "eval_steps"), (-1, MOST**2)
-    ),
+    **dict.fromkeys(("max_steps", "warmup_steps", "logging_steps", "save_steps", "eval_steps"), (-1, MOST**2)),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, MOST)),
     **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), (1, MOST)),
     **dict.fromkeys(("dataloader_num_workers", "num_train_epochs", "learning_rate"), (0, MOST)),
@@ -97,16 +95,12 @@ class DataArguments:
     dataset_config: str | None = _option(None, "Configuration of a hub dataset, such as wikitext-2-raw-v1.")
     eval_dataset: str | None = _option(None, "Evaluate on this instead of a validation split.")
     text_column: str | None = _option(None, "Column of the text, if it is not called text.")
-    validation_fraction: float = _option(
-        0.05, "Cut off the training split where there is no validation split."
-    )
+    validation_fraction: float = _option(0.05, "Cut off the training split where there is no validation split.")
     max_samples: int | None = _option(None, "Train on at most this many examples.")
     max_length: int = _option(512, "Longest example, in tokens.")
     padding_side: str = _option("left", "left or right.")
     pad_to_multiple_of: int | None = _option(None, "Pad every batch to a multiple of this many tokens.")
-    use_packing: bool = _option(
-        False, "Put texts one after the other and cut them to --max_length: no padding."
-    )
+    use_packing: bool = _option(False, "Put texts one after the other and cut them to --max_length: no padding.")
     eval_max_batches: int | None = _option(None, "Evaluate on at most this many batches.")
     stop_on_nonfinite: bool = _option(False, "Stop the training at the first loss that is not finite.")
 
@@ -176,9 +170,7 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     given["use_cpu"] = device == "cpu"
     resume = given.pop("resume_from_checkpoint", None)
     if resume is not None and model.mode == "evaluate":
-        raise BadInput(
-            "--resume_from_checkpoint continues a training; to evaluate a checkpoint give it as --model."
-        )
+        raise BadInput("--resume_from_checkpoint continues a training; to evaluate a checkpoint give it as --model.")
     try:
         training = _take(TrainingArguments, given)
     except (ValueError, ImportError, RuntimeError, TypeError) as problem:

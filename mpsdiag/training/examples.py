@@ -108,9 +108,7 @@ def tokenize(
         labelled.extend(([0] * len(prompt) + [1] * len(completion))[:max_length])
         ends.append(len(ids))
     if not ends:
-        raise BadInput(
-            f"The dataset '{dataset}' holds no text. Give one with at least one line that is not blank."
-        )
+        raise BadInput(f"The dataset '{dataset}' holds no text. Give one with at least one line that is not blank.")
     return Examples(ids, labelled, ends)
 
 

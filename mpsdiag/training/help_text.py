@@ -26,9 +26,7 @@ def kept_help() -> str:
     installed = metadata.version("transformers")
     if installed == described:
         return text
-    return (
-        f"{text}\nInstalled is transformers {installed}, whose own options are taken; they may be others.\n"
-    )
+    return f"{text}\nInstalled is transformers {installed}, whose own options are taken; they may be others.\n"
 
 
 def render(parser: argparse.ArgumentParser, own: set[str]) -> str:
@@ -41,10 +39,7 @@ def render(parser: argparse.ArgumentParser, own: set[str]) -> str:
     ]
     for action in ours:
         words = " ".join(str(action.help or "").replace("%%", "%").split())
-        lines += [
-            _named(action),
-            *textwrap.wrap(words, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT),
-        ]
+        lines += [_named(action), *textwrap.wrap(words, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)]
     lines += [f"\n{_THEIRS}{metadata.version('transformers')}:"]
     lines += [_named(action) for action in actions if action not in ours]
     return "\n".join(lines) + "\n"

@@ -99,12 +99,8 @@ class Run:
         mode = choose_attention(
             model_options.attn_implementation, on_mps=on_mps, fix_disabled=model_options.disable_mps_fix
         )
-        require_available(
-            mode, self.arguments.device, model_options.dtype, training=model_options.mode != "evaluate"
-        )
-        task, _ = load_task(
-            model_options.model, model_options.task, trust_remote_code=model_options.trust_remote_code
-        )
+        require_available(mode, self.arguments.device, model_options.dtype, training=model_options.mode != "evaluate")
+        task, _ = load_task(model_options.model, model_options.task, trust_remote_code=model_options.trust_remote_code)
         causal = task.name == "text-generation"
         if not causal and model_options.mode != "evaluate":
             raise BadInput(
@@ -125,19 +121,14 @@ class Run:
         if model_options.mode != "pretrain" and is_builtin_model(model_options.model):
             logger.warning("'%s' has no checkpoint: its weights are random, by --seed.", model_options.model)
         processor = load_processor(
-            model_options.model,
-            task,
-            padding_side=data.padding_side,
-            trust_remote_code=model_options.trust_remote_code,
+            model_options.model, task, padding_side=data.padding_side, trust_remote_code=model_options.trust_remote_code
         )
         length = fitting_length(model, data.max_length)
         tokenizer = getattr(processor, "tokenizer", processor)
         examples = (
             prepare_examples(data, tokenizer, max_length=length, mode=model_options.mode, seed=training.seed)
             if causal
-            else Prepared(
-                None, rows_of_task(data, task, processor, model, max_length=length, seed=training.seed)
-            )
+            else Prepared(None, rows_of_task(data, task, processor, model, max_length=length, seed=training.seed))
         )
         padded = 0 if data.use_packing else tokenizer.pad_token_id
         require_known_tokens(model, max(examples.greatest, padded), model_options.model)

@@ -112,9 +112,7 @@ def rows_of_task(
         texts.append(text)
         kept.append(labels[-1] if labels else None)
     if not texts:
-        raise BadInput(
-            f"The dataset '{name}' holds no text. Give one with at least one line that is not blank."
-        )
+        raise BadInput(f"The dataset '{name}' holds no text. Give one with at least one line that is not blank.")
     rows = TaskRows(task.rows(texts, processor, max_length, config=model.config, seed=seed))
     if all(label is None for label in kept):
         logger.warning(
@@ -150,9 +148,7 @@ def _checked_label(label: Any, config: Any, dataset: str) -> Any:
         if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < classes:
             return number
         wanted = f"a whole number from 0 to {classes - 1}, or one of {', '.join(map(str, config.label2id))}"
-    raise BadInput(
-        f"The label {label!r} of the dataset '{dataset}' is not one of the model's: give {wanted}."
-    )
+    raise BadInput(f"The label {label!r} of the dataset '{dataset}' is not one of the model's: give {wanted}.")
 
 
 def _validation_name(splits: Splits) -> str | None:

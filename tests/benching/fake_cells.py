@@ -21,12 +21,9 @@ def quick(job):
             stream.write(f"{job.name}\n")
     if job.round:
         return Answer(
-            status="ok",
-            timing=Timing(device="cpu", warmup=job.cell.warmup, eval_step=[0.1] * job.cell.repeats),
+            status="ok", timing=Timing(device="cpu", warmup=job.cell.warmup, eval_step=[0.1] * job.cell.repeats)
         )
-    return Answer(
-        status="ok", measured=Measured(eval_loss=float(job.cell.seed), eval_losses=[1.0, float("nan")])
-    )
+    return Answer(status="ok", measured=Measured(eval_loss=float(job.cell.seed), eval_losses=[1.0, float("nan")]))
 
 
 def whereabouts(job):

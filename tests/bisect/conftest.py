@@ -48,12 +48,8 @@ class Index:
             wheel.write_bytes(wheel.read_bytes()[:-40])
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         mark = ' data-yanked="a mistake"' if yanked else ""
-        self.pages.setdefault(name, {})[wheel.name] = (
-            f'<a href="{wheel.name}#sha256={digest}"{mark}>{wheel.name}</a>'
-        )
-        (page / "index.html").write_text(
-            "<!DOCTYPE html><body>" + "<br>".join(self.pages[name].values()) + "</body>"
-        )
+        self.pages.setdefault(name, {})[wheel.name] = f'<a href="{wheel.name}#sha256={digest}"{mark}>{wheel.name}</a>'
+        (page / "index.html").write_text("<!DOCTYPE html><body>" + "<br>".join(self.pages[name].values()) + "</body>")
         return self
 
     def add_torch(self, **special):
@@ -79,19 +75,10 @@ def index(tmp_path, monkeypatch, uv_cache):
     monkeypatch.setenv("UV_DEFAULT_INDEX", made.address)
     monkeypatch.setenv("UV_CACHE_DIR", str(uv_cache))
     monkeypatch.setenv("MPSDIAG_CACHE", str(tmp_path / "cache"))
-    for name in (
-        "UV_INDEX_URL",
-        "UV_EXTRA_INDEX_URL",
-        "UV_INDEX",
-        "UV_FIND_LINKS",
-        "UV_TORCH_BACKEND",
-        "UV_OFFLINE",
-    ):
+    for name in ("UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INDEX", "UV_FIND_LINKS", "UV_TORCH_BACKEND", "UV_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "predicate.py").write_text(
-        "import sys, torch\nprint(torch.__version__)\nsys.exit(torch.BROKEN)\n"
-    )
+    (tmp_path / "predicate.py").write_text("import sys, torch\nprint(torch.__version__)\nsys.exit(torch.BROKEN)\n")
     return made
 
 

@@ -30,11 +30,7 @@ def test_a_break_and_a_cure_are_found_in_few_tries(index, run):
     assert len(found["tries"]) <= 6  # log2(13) + 2
     assert "at most 4 tries left" in err
     one = found["tries"][0]
-    assert one["freeze"] == [
-        "accelerate==" + one["freeze"][0].split("==")[1],
-        "torch==2.0.0",
-        one["freeze"][2],
-    ]
+    assert one["freeze"] == ["accelerate==" + one["freeze"][0].split("==")[1], "torch==2.0.0", one["freeze"][2]]
 
     code, found, _ = answer(run, "--torch", "2.4.1..2.9.1", "--out", "cure", *PREDICATE)
     assert code == 0
@@ -154,9 +150,7 @@ def test_a_dry_run_lists_and_builds_nothing(index, run, tmp_path):
 
 
 def test_nightly_builds_count_where_asked_for(index, run):
-    index.add_torch().add("torch", "2.10.0.dev20251001", index.GOOD).add(
-        "torch", "2.10.0.dev20251002", index.BAD
-    )
+    index.add_torch().add("torch", "2.10.0.dev20251001", index.GOOD).add("torch", "2.10.0.dev20251002", index.BAD)
     code, _, err = run("--torch", "2.9.0..2.10.0.dev20251002", *PREDICATE)
     assert code == 2
     assert "--nightly" in err

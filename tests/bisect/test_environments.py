@@ -51,9 +51,7 @@ def test_files_are_shared_between_environments(environments):
     names = [build(environments, "2.0.0"), None]
     with environments.using(["torch==2.0.0", "transformers"]) as built:
         names[1] = built.name
-    files = [
-        next((environments.folder / name).glob("lib/*/site-packages/torch/__init__.py")) for name in names
-    ]
+    files = [next((environments.folder / name).glob("lib/*/site-packages/torch/__init__.py")) for name in names]
     assert files[0].stat().st_ino == files[1].stat().st_ino
 
 

@@ -4,16 +4,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsdiag.bisect.search import (
-    Ask,
-    Bracket,
-    OpposedEnds,
-    SameEnds,
-    UntestableEnd,
-    ahead,
-    decide,
-    untestable,
-)
+from mpsdiag.bisect.search import Ask, Bracket, OpposedEnds, SameEnds, UntestableEnd, ahead, decide, untestable
 
 
 def run(history, find=None):

@@ -7,9 +7,7 @@ from mpsdiag.scenario.scenario import Measured
 
 
 def probe(status, evaluation="pass", training="pass", name="SDPA001"):
-    return ProbeResult(
-        id=name, title="a row", status=status, detail="", training=training, evaluation=evaluation
-    )
+    return ProbeResult(id=name, title="a row", status=status, detail="", training=training, evaluation=evaluation)
 
 
 def judged(verdict):
@@ -77,22 +75,15 @@ def test_training_is_judged_by_its_first_step_since_later_weights_are_spoilt():
         train_losses=[math.nan, math.nan], reference_first_train_loss=5.0, reference_eval_loss=math.nan
     )
     assert scenario_verdict(spoilt).verdict == "affected"
-    own_fault = nan_outcome(
-        train_losses=[math.nan], reference_first_train_loss=math.nan, reference_eval_loss=math.nan
-    )
+    own_fault = nan_outcome(train_losses=[math.nan], reference_first_train_loss=math.nan, reference_eval_loss=math.nan)
     assert scenario_verdict(own_fault).verdict == "undecided"
 
 
 def test_weights_that_a_later_step_spoilt_are_judged_by_the_evaluation():
     """Training began finite and diverged: the CPU's evaluation of these weights is NaN too."""
-    diverged = nan_outcome(
-        train_losses=[5.0, math.nan], reference_first_train_loss=5.0, reference_eval_loss=math.nan
-    )
+    diverged = nan_outcome(train_losses=[5.0, math.nan], reference_first_train_loss=5.0, reference_eval_loss=math.nan)
     assert scenario_verdict(diverged).verdict == "undecided"
-    assert (
-        scenario_verdict(nan_outcome(train_losses=[5.0, math.nan], reference_eval_loss=5.0)).verdict
-        == "affected"
-    )
+    assert scenario_verdict(nan_outcome(train_losses=[5.0, math.nan], reference_eval_loss=5.0)).verdict == "affected"
 
 
 def test_a_wrong_number_is_as_bad_as_a_nan():

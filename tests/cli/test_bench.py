@@ -35,9 +35,7 @@ COMMAND = [sys.executable, "-c", "from mpsdiag.cli import main; main()", "bench"
 
 
 def bench(*words):
-    return subprocess.run(
-        [*COMMAND, *map(str, words)], capture_output=True, text=True, check=False, timeout=240
-    )
+    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, check=False, timeout=240)
 
 
 @pytest.fixture
@@ -131,10 +129,7 @@ def test_an_empty_part_is_nothing_to_do(here, tmp_path):
         (["--time-limit", "inf"], "--time-limit: should be"),
         (["--seed", "99999999999999999999999"], "--seed: should be at most 4294967295"),
         (["--threads", "100000"], "--threads: should be at most 1024"),
-        (
-            ["--emulate-macos", "99"],
-            "--emulate-macos: there is no macOS 99 to emulate: choose 13, 14, 15 or 26.",
-        ),
+        (["--emulate-macos", "99"], "--emulate-macos: there is no macOS 99 to emulate: choose 13, 14, 15 or 26."),
         (["--out", ""], "--out is empty"),
         (["--max-cells", "3"], "more than --max-cells 3"),
         (["--out", "FILE/deeper"], "Choose another folder with --out"),

@@ -141,9 +141,7 @@ def test_real_text_shows_what_the_filter_hides(run, wikitext):
     assert found["scenario"]["eval_loss"] == "nan"
     assert found["scenario"]["nonfinite_batches"] < found["scenario"]["eval_batches"]
     assert math.isfinite(found["scenario"]["stock_eval_loss"])
-    assert any(
-        "logging_nan_inf_filter" in command for advice in found["advice"] for command in advice["commands"]
-    )
+    assert any("logging_nan_inf_filter" in command for advice in found["advice"] for command in advice["commands"])
 
 
 def test_right_padding_does_not_show_it(run):
@@ -174,9 +172,7 @@ def test_the_document_follows_its_schema(run):
 def test_the_markdown_block_is_complete(found_2_8):
     out = issue_block(check_sections.document(Diagnosis.model_validate(found_2_8)))
     assert out.startswith("**mpsdiag check: affected: EMULATED MPS of torch 2.8")
-    assert (
-        "| safe\\_sdpa (attention) | yes, exact |" in out or "| safe_sdpa (attention) | yes, exact |" in out
-    )
+    assert "| safe\\_sdpa (attention) | yes, exact |" in out or "| safe_sdpa (attention) | yes, exact |" in out
     assert "<details><summary>Environment" in out
 
 
@@ -233,10 +229,7 @@ def test_bad_input_gets_one_sentence(run, words, sentence):
     ("words", "note"),
     [
         (("SDPA001", "--emulate-macos", "14"), "--emulate-macos has no effect without --emulate"),
-        (
-            ("SDPA001", "--model", "x", "--level", "3"),
-            "--model, --level have no effect when probes are named",
-        ),
+        (("SDPA001", "--model", "x", "--level", "3"), "--model, --level have no effect when probes are named"),
         (("--level", "1", "--seed", "3"), "--seed has no effect at level 1"),
         (("SDPA001",), None),
     ],
@@ -257,8 +250,7 @@ def test_a_seed_that_numpy_would_refuse_is_bad_usage(capsys, command, seed):
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
-    [(b"", "empty"), (b"\x00\x01\xff\xfe" * 64, "binary"), (b"\n = Title = \n\n", "")],
+    ("content", "sentence"), [(b"", "empty"), (b"\x00\x01\xff\xfe" * 64, "binary"), (b"\n = Title = \n\n", "")]
 )
 def test_a_file_without_text_is_refused(run, tmp_path, content, sentence):
     path = tmp_path / "data.txt"

@@ -22,9 +22,7 @@ def document(evaluation="fail", release="2.8", probes=("SDPA001",), **more):
         environment=gather().model_copy(update={"chip": release}),
         kernel=Judged(verdict=word, reason="k"),
         probes=[
-            ProbeResult(
-                id=name, title="t", status=evaluation, detail="d", training="pass", evaluation=evaluation
-            )
+            ProbeResult(id=name, title="t", status=evaluation, detail="d", training="pass", evaluation=evaluation)
             for name in probes
         ],
         **more,

@@ -22,20 +22,12 @@ def test_options_stand_in_groups(command, capsys):
     out = capsys.readouterr().out
     places = [out.index(f"{group}:\n") for group in (help_page.WHAT, help_page.WHERE, help_page.OUTPUT)]
     assert places == sorted(places)
-    assert (
-        places[0]
-        < out.index("--model")
-        < places[1]
-        < out.index("--emulate ")
-        < places[2]
-        < out.index("--html")
-    )
+    assert places[0] < out.index("--model") < places[1] < out.index("--emulate ") < places[2] < out.index("--html")
     assert out.index("Examples:\n") > places[2]
 
 
 @pytest.mark.parametrize(
-    ("command", "line"),
-    [(command, line) for command, examples in help_page.EXAMPLES.items() for line, _ in examples],
+    ("command", "line"), [(command, line) for command, examples in help_page.EXAMPLES.items() for line, _ in examples]
 )
 def test_every_example_is_understood(command, line):
     """Parsed, not run: a name or a value that does not exist is an error."""

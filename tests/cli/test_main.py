@@ -49,9 +49,7 @@ def test_what_nobody_foresaw_is_a_sentence_its_traceback_kept_and_no_finding(cap
     assert end.value.code == 3
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(
-        "mpsdiag: Unexpected ZeroDivisionError: division by zero. Please report it with the"
-    )
+    assert err.startswith("mpsdiag: Unexpected ZeroDivisionError: division by zero. Please report it with the")
     assert err.count("\n") == 1
     [file] = tmp_path.glob("mpsdiag-*.txt")
     assert str(file) in err
@@ -81,9 +79,7 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("command", "option"), [(name, words) for name, options in PATHS.items() for words in options]
-)
+@pytest.mark.parametrize(("command", "option"), [(name, words) for name, options in PATHS.items() for words in options])
 @pytest.mark.parametrize("kind", ["long", "circle", "below a file"])
 def test_every_path_that_cannot_be_used_is_one_sentence(command, option, kind, capsys, tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
@@ -104,17 +100,10 @@ def test_every_path_that_cannot_be_used_is_one_sentence(command, option, kind, c
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no user ids")
-@pytest.mark.parametrize(
-    ("command", "option"), [(name, words) for name, options in PATHS.items() for words in options]
-)
+@pytest.mark.parametrize(("command", "option"), [(name, words) for name, options in PATHS.items() for words in options])
 def test_a_path_that_may_not_be_used_is_one_sentence(command, option, tmp_path):
     """In a fork that gives up its rights, as root may read everything; what it imports is imported before."""
-    for name in (
-        "benching.run.session",
-        "benching.plan.matrix_file",
-        "bisect.environments",
-        "training.pipeline",
-    ):
+    for name in ("benching.run.session", "benching.plan.matrix_file", "bisect.environments", "training.pipeline"):
         importlib.import_module(f"mpsdiag.{name}")
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o000)
@@ -169,13 +158,7 @@ def test_bad_usage_ends_with_2(words, capsys):
 
 
 OF_FILES = [["check", "--model"], ["check", "--dataset"], ["trace", "--batch"], ["trace", "--dataset"]]
-OF_FILES += [
-    ["trace"],
-    ["compare", str(Path(__file__))],
-    ["train", "--dataset"],
-    ["train", "--model"],
-    ["run"],
-]
+OF_FILES += [["trace"], ["compare", str(Path(__file__))], ["train", "--dataset"], ["train", "--model"], ["run"]]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "zero"])

@@ -50,10 +50,7 @@ def on_a_terminal(words, columns=100, **environment):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "COLUMNS", "LINES"}}
     process = subprocess.Popen(
-        [*COMMAND, *words],
-        stdout=theirs,
-        stderr=subprocess.DEVNULL,
-        env={**kept, "TERM": "xterm", **environment},
+        [*COMMAND, *words], stdout=theirs, stderr=subprocess.DEVNULL, env={**kept, "TERM": "xterm", **environment}
     )
     os.close(theirs)
     parts = []
@@ -86,9 +83,7 @@ def test_so_does_a_report(environment):
     assert ESCAPE not in on_a_terminal(REPORT, **environment)
 
 
-@pytest.mark.parametrize(
-    ("environment", "colors"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
-)
+@pytest.mark.parametrize(("environment", "colors"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
 def test_the_console_of_check_and_trace_does_as_the_reports(monkeypatch, environment, colors):
     class Terminal(io.StringIO):
         def isatty(self):

@@ -45,12 +45,7 @@ def test_json_is_one_document_and_nothing_else_on_stdout(report):
 
 @pytest.mark.parametrize(
     ("name", "start"),
-    [
-        ("a.md", "# mpsdiag report"),
-        ("a.html", "<!DOCTYPE html>"),
-        ("a.csv", '"environment",'),
-        ("a.json", "{"),
-    ],
+    [("a.md", "# mpsdiag report"), ("a.html", "<!DOCTYPE html>"), ("a.csv", '"environment",'), ("a.json", "{")],
 )
 def test_the_suffix_of_out_chooses_the_format(report, tmp_path, name, start):
     code, out, err = report(DATA / "emulated.jsonl", "--out", tmp_path / name)
@@ -156,13 +151,7 @@ def test_bad_input_is_one_sentence(report, words, sentence):
 
 def test_a_terminal_without_our_marks_gets_ascii():
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from mpsdiag.cli import main; main()",
-            "report",
-            str(DATA / "every_end.jsonl"),
-        ],
+        [sys.executable, "-c", "from mpsdiag.cli import main; main()", "report", str(DATA / "every_end.jsonl")],
         env={"PYTHONIOENCODING": "ascii", "PATH": ""},
         capture_output=True,
         check=True,

@@ -80,9 +80,7 @@ def run(*words, environ=None, cwd=None):
     """Run the command; what Python says about coverage or hash seeds of this process stays out of it."""
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"} | (environ or {})
     command = [*MPSDIAG, "run", *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=cwd, check=False, timeout=120
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False, timeout=120)
 
 
 @pytest.fixture
@@ -175,9 +173,7 @@ def test_a_python_without_mpsdiag_says_so_once_torch_is_imported(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['mpsdiag'] = None\n")
     (tmp_path / "torch.py").write_text("print('torch is here')\n")
     environment = RunRequest(("safe_sdpa",)).environment({"PYTHONPATH": str(tmp_path)})
-    silent = subprocess.run(
-        [sys.executable, "-c", ""], capture_output=True, text=True, env=environment, check=True
-    )
+    silent = subprocess.run([sys.executable, "-c", ""], capture_output=True, text=True, env=environment, check=True)
     assert (silent.stdout, silent.stderr) == ("", "")
     loud = subprocess.run(
         [sys.executable, "-c", "import torch"], capture_output=True, text=True, env=environment, check=True
@@ -194,9 +190,7 @@ def test_the_start_costs_little(script):
     listing = [
         set(json.loads(out.replace("'", '"')))
         for out in (
-            subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
-            ).stdout
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
             for env in (os.environ, environment)
         )
     ]
@@ -210,10 +204,7 @@ def test_the_start_costs_little(script):
         (["nowhere.py"], "No script nowhere.py"),
         (["scripts/nowhere.py"], "there is no such file. Look at the path"),
         (["no_such_module"], "For a module: mpsdiag run -m no_such_module"),
-        (
-            ["--fix", "bogus", __file__],
-            "Choose from: sdpa, eager, safe_sdpa, unmask_sdpa, min_mask_sdpa, positions.\n",
-        ),
+        (["--fix", "bogus", __file__], "Choose from: sdpa, eager, safe_sdpa, unmask_sdpa, min_mask_sdpa, positions.\n"),
         (["-m", "no_such_module_at_all"], "No module named no_such_module_at_all"),
         (["--fix", "safe_spda", __file__], "Did you mean 'safe_sdpa'?"),
         (["--fix", "flex_attention", __file__], "cannot be put under a script"),

@@ -81,9 +81,7 @@ def test_a_clean_script_ends_as_it_does(tmp_path, name, arguments, code):
 
 
 def test_keep_going_finishes_and_counts(tmp_path):
-    done, seen = traced(
-        tmp_path, str(SCRIPTS / "hf_trainer.py"), "left", options=("--emulate", "2.8", "--keep-going")
-    )
+    done, seen = traced(tmp_path, str(SCRIPTS / "hf_trainer.py"), "left", options=("--emulate", "2.8", "--keep-going"))
     assert done.returncode == 0, done.stderr
     assert "eval_loss nan" in done.stdout
     assert [(f["cause"], f["count"], f["step"]) for f in seen["findings"]] == [("dead_rows", 4, 2)]
@@ -150,8 +148,7 @@ def test_a_script_that_reads_stdin_forks_and_is_interrupted(tmp_path, text, code
 
 
 @pytest.mark.parametrize(
-    ("target", "sentence"),
-    [("none.py", "No script none.py"), (str(SCRIPTS), "a folder without a __main__.py")],
+    ("target", "sentence"), [("none.py", "No script none.py"), (str(SCRIPTS), "a folder without a __main__.py")]
 )
 def test_what_is_no_script_is_named(tmp_path, target, sentence):
     done, _ = traced(tmp_path, target)
@@ -187,7 +184,5 @@ def test_trainers_of_other_libraries(tmp_path, library, kind, cause):
     script = str(SCRIPTS / "field_trainers.py")
     done, seen = traced(tmp_path, script, kind, "left")
     assert done.returncode == (1 if cause else 0), done.stderr
-    assert [(f["cause"], f["line"]) for f in seen["findings"]] == (
-        [(cause, line(script, "HERE"))] if cause else []
-    )
+    assert [(f["cause"], f["line"]) for f in seen["findings"]] == ([(cause, line(script, "HERE"))] if cause else [])
     assert set(seen["watched"]["models"]) <= {"PeftModel", "PeftModelForCausalLM", "LlamaForCausalLM"}

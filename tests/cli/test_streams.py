@@ -17,9 +17,7 @@ GATE = [*REPORT, "--fail-if", "any nan in sdpa"]
 DRY = ["bench", "--device", "cpu", "--dry-run"]
 TO_STDOUT = "mpsdiag: Cannot write to standard output: No space left on device."
 
-needs_full = pytest.mark.skipif(
-    not Path("/dev/full").is_char_device(), reason="no device that is always full"
-)
+needs_full = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
 
 
 def mpsdiag(words, redirections):
@@ -35,9 +33,7 @@ def mpsdiag(words, redirections):
 
 
 @needs_full
-@pytest.mark.parametrize(
-    "words", [GATE, [*REPORT, "--json"], DRY, [*DRY, "--json"], ["check", "--list"], ["--help"]]
-)
+@pytest.mark.parametrize("words", [GATE, [*REPORT, "--json"], DRY, [*DRY, "--json"], ["check", "--list"], ["--help"]])
 def test_output_that_cannot_be_written_is_one_sentence_and_2(words):
     done = mpsdiag(words, ">/dev/full")
     assert done.returncode == 2
@@ -66,9 +62,7 @@ def test_a_reader_who_has_seen_enough_changes_no_exit_code(words, code):
     assert [line for line in done.stderr.splitlines() if "gate" not in line] == []
 
 
-@pytest.mark.parametrize(
-    "redirections", [">&-", "2>&-", "<&- >&- 2>&-", pytest.param("2>/dev/full", marks=needs_full)]
-)
+@pytest.mark.parametrize("redirections", [">&-", "2>&-", "<&- >&- 2>&-", pytest.param("2>/dev/full", marks=needs_full)])
 @pytest.mark.parametrize(("words", "code"), [(GATE, 1), (["report", "nowhere"], 2), (DRY, 0)])
 def test_streams_that_are_closed_and_words_that_cannot_be_said_change_nothing(words, code, redirections):
     done = mpsdiag(words, redirections)
@@ -99,14 +93,7 @@ def test_marks_are_spelled_as_the_stream_can(encoding, mark):
 
 def test_a_document_is_utf_8_where_the_encoding_cannot_hold_it():
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from mpsdiag.cli import main; main()",
-            *map(str, REPORT),
-            "--format",
-            "markdown",
-        ],
+        [sys.executable, "-c", "from mpsdiag.cli import main; main()", *map(str, REPORT), "--format", "markdown"],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         check=True,

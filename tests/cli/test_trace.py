@@ -121,9 +121,7 @@ def test_a_script_is_written_beside_the_report(run, tmp_path, monkeypatch):
 
 
 def test_real_text(run, wikitext):
-    code, out, _ = run(
-        "--emulate", "2.8", "--dataset", wikitext / "test.txt", "--eval-max-batches", 2, "--json"
-    )
+    code, out, _ = run("--emulate", "2.8", "--dataset", wikitext / "test.txt", "--eval-max-batches", 2, "--json")
     found = document(out)
     assert code == 1
     assert found["origin"]["cause"] == "dead_rows"
@@ -134,9 +132,7 @@ def test_a_saved_batch_with_a_saved_model(run, checkpoint, tmp_path):
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
     save_file({"input_ids": ids, "attention_mask": mask}, tmp_path / "b.safetensors")
-    code, out, _ = run(
-        "--model", checkpoint, "--batch", tmp_path / "b.safetensors", "--emulate", "2.8", "--json"
-    )
+    code, out, _ = run("--model", checkpoint, "--batch", tmp_path / "b.safetensors", "--emulate", "2.8", "--json")
     found = document(out)
     assert code == 1
     assert (found["origin"]["cause"], found["origin"]["evidence"]["dead_rows"]) == ("dead_rows", 4)
@@ -220,10 +216,7 @@ def test_a_model_folder_given_as_a_case_is_pointed_out(run, checkpoint):
     [
         ({"input_idz": torch.ones(2, 5, dtype=torch.long)}, "Did you mean 'input_ids'"),
         (
-            {
-                "input_ids": torch.ones(2, 5, dtype=torch.long),
-                "attention_mask": torch.ones(2, 4, dtype=torch.long),
-            },
+            {"input_ids": torch.ones(2, 5, dtype=torch.long), "attention_mask": torch.ones(2, 4, dtype=torch.long)},
             "(2, 4)",
         ),
     ],

@@ -57,14 +57,7 @@ def test_bad_input_is_one_sentence_and_2(tmp_path, capsys, words, sentence):
 
 def arguments(folder, **options):
     """A run of short lines that takes a second or two and saves every 5 steps."""
-    given = {
-        "output_dir": folder,
-        "max_steps": 40,
-        "save_steps": 5,
-        "logging_steps": 1,
-        "max_length": 64,
-        **options,
-    }
+    given = {"output_dir": folder, "max_steps": 40, "save_steps": 5, "logging_steps": 1, "max_length": 64, **options}
     return [*(word for key, value in given.items() for word in (f"--{key}", str(value))), *QUIET]
 
 
@@ -121,16 +114,7 @@ def wikitext_run(wikitext, tmp_path, capsys):
 
     def go(name, *words):
         folder = tmp_path / name
-        given = [
-            "--model",
-            "tiny-gpt2",
-            "--dataset",
-            wikitext / "valid.txt",
-            "--mode",
-            "pretrain",
-            "--max_steps",
-            "20",
-        ]
+        given = ["--model", "tiny-gpt2", "--dataset", wikitext / "valid.txt", "--mode", "pretrain", "--max_steps", "20"]
         short = ["--max_length", "96", "--max_samples", "400", "--per_device_train_batch_size", "4"]
         assert ended([*given, *short, "--disable_tqdm", "true", "--output_dir", folder, *words]) == 0
         return summary_of(folder), capsys.readouterr().err

@@ -82,9 +82,7 @@ def cell(**axes: Any) -> dict[str, Any]:
 
 
 def key(spec: dict[str, Any]) -> str:
-    return "-".join(
-        str(spec[name]) for name in ("model", "attention", "trainer", "padding", "emulate", "dtype")
-    )
+    return "-".join(str(spec[name]) for name in ("model", "attention", "trainer", "padding", "emulate", "dtype"))
 
 
 def record(spec: dict[str, Any], status: str = "ok", number: int = 0, **more: Any) -> dict[str, Any]:
@@ -182,27 +180,18 @@ def every_end() -> list[dict[str, Any]]:
     lines += [record(eager, measured=measured(0.0013, exact=False)), *timed(eager, 0.0131)]
     mask = cell(attention="min_mask_sdpa")
     wrong = {**measured(0.21, exact=False), "max_abs_logit_diff": 0.37}
-    lines += [
-        record(mask, "wrong", measured=wrong, reason="logits are off the reference"),
-        *timed(mask, 0.0090),
-    ]
+    lines += [record(mask, "wrong", measured=wrong, reason="logits are off the reference"), *timed(mask, 0.0090)]
     lines += [
         record(
             cell(attention="unmask_sdpa"),
             "crash",
             signal="SIGABRT",
             reason="the process was ended by SIGABRT",
-            log_tail='loc("mps_matmul"): error: incompatible dimensions\n'
-            "LLVM ERROR: Failed to infer result type(s).\n",
+            log_tail='loc("mps_matmul"): error: incompatible dimensions\nLLVM ERROR: Failed to infer result type(s).\n',
         ),
         record(cell(attention="flex_attention"), "skip", reason="flex_attention needs torch.compile for MPS"),
         record(cell(trainer="grad_eval"), "oom", reason="MPS backend out of memory (9.1 GiB of 9.0 GiB)"),
-        record(
-            cell(trainer="cpu_forward"),
-            "timeout",
-            reason="no answer within 300 s",
-            log_tail="step 1\nstep 2\n",
-        ),
+        record(cell(trainer="cpu_forward"), "timeout", reason="no answer within 300 s", log_tail="step 1\nstep 2\n"),
         record(cell(trainer="cpu_loss"), "error", reason="ValueError: no label in batch 3"),
     ]
     helped = cell(trainer="mps_safe")
@@ -224,10 +213,7 @@ def emulated() -> list[dict[str, Any]]:
                 broken = release == "2.8" and attention == "sdpa"
                 eager = attention == "eager"
                 found = sick() if broken else measured(0.0013 if eager else 0.0, exact=not eager)
-                lines += [
-                    record(spec, "nan" if broken else "ok", measured=found),
-                    *timed(spec, middle, "cpu"),
-                ]
+                lines += [record(spec, "nan" if broken else "ok", measured=found), *timed(spec, middle, "cpu")]
     return lines
 
 
@@ -239,11 +225,7 @@ def older() -> list[dict[str, Any]]:
     lines += [record(stock, measured=measured()), *timed(stock, 0.0100)]
     safe = cell(attention="safe_sdpa")
     lines += [record(safe, "nan", measured=sick()), *timed(safe, 0.0103)]
-    for attention, side, middle in (
-        ("eager", "left", 0.0160),
-        ("sdpa", "right", 0.0099),
-        ("eager", "right", 0.0101),
-    ):
+    for attention, side, middle in (("eager", "left", 0.0160), ("sdpa", "right", 0.0099), ("eager", "right", 0.0101)):
         spec = cell(attention=attention, padding=side)
         lines += [record(spec, measured=measured(0.0013)), *timed(spec, middle)]
     return [*lines, record(cell(attention="eager", dtype="bfloat16"), measured=measured())]

@@ -25,10 +25,7 @@ def test_the_kept_pictures_are_those_that_the_program_draws():
             assert svg.count("<path") < 60
     beside_reports = {path for path in drawn if path.parent.name == "report.pictures"}
     assert beside_reports == set(ROOT.glob("reports/*/report.pictures/*.svg"))
-    assert set(drawn) - beside_reports == {
-        ROOT / "docs" / "check.svg",
-        ROOT / "reports" / "defects" / "defects.svg",
-    }
+    assert set(drawn) - beside_reports == {ROOT / "docs" / "check.svg", ROOT / "reports" / "defects" / "defects.svg"}
 
 
 def test_a_picture_of_another_time_is_noticed():

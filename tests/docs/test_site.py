@@ -53,9 +53,7 @@ def test_every_command_is_understood(page, line):
 def test_every_cause_has_a_row_and_the_examples_show_what_they_are_named_after():
     from mpsdiag.tracing.origin import CAUSES
 
-    rows = re.findall(
-        r"^\| `(\w+)` \|", (ROOT / "docs" / "trace.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "trace.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(rows) == sorted(CAUSES)
     shown = runpy.run_path(str(ROOT / "docs" / "causes.py"))
     examples = [cause for cause in CAUSES if shown["example"](cause)]

@@ -125,9 +125,7 @@ def test_causal_rows_are_never_fully_masked(release, path):
     q, k, v = tensors(path, F32)
     with emulate_mps(release, SHAPES[path][3]):
         output = scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(
-        output.double(), reference_attention(q, k, v, is_causal=True), atol=2e-5, rtol=0
-    )
+    torch.testing.assert_close(output.double(), reference_attention(q, k, v, is_causal=True), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("release", [*FIRST, "2.9", *F32_GRAPH])
@@ -156,9 +154,7 @@ def test_float16_scores_far_below_take_their_own_key_out_only(release):
         ("2.15", "odd dim", "U", "U", "sm"),
     ],
 )
-def test_finite_masks_that_are_not_the_lowest(
-    release, path, ten_to_the_ten, ten_to_the_nine, ten_to_the_four, dtype
-):
+def test_finite_masks_that_are_not_the_lowest(release, path, ten_to_the_ten, ten_to_the_nine, ten_to_the_four, dtype):
     if release == "2.7" and dtype == BF16:
         ten_to_the_four = "U"  # bfloat16 scores have steps of 64 there
     # Nearest below in bfloat16, so that the row's maximum is below -1e9 where it should be.

@@ -192,9 +192,7 @@ def bool_row_by_the_operator():
 def far_batch():
     """The second sequence begins 2**31 elements behind the first; the memory between is never touched."""
     q, k, v = normal(2, 1, 9, 64, dtype=torch.float16).tile(3, 1, 1, 1).chunk(3)
-    far = torch.empty(2**31 + 128 + k.numel(), dtype=torch.float16).as_strided(
-        k.shape, (2**31 + 128, 64 * 9, 64, 1)
-    )
+    far = torch.empty(2**31 + 128 + k.numel(), dtype=torch.float16).as_strided(k.shape, (2**31 + 128, 64 * 9, 64, 1))
     far.copy_(k)
     output = scaled_dot_product_attention(q, far, v)
     assert not off(output[:1], q[:1], k[:1], v[:1])
@@ -220,10 +218,7 @@ SHOWS = {
     "SDPA011": (five_dimensions, releases("2.5", "2.6")),
     "SDPA014": (causal_leak, releases("2.10", "2.12")),
     "SDPA015": (scale_kept, releases("2.5", "2.12")),
-    "SDPA016": (
-        lambda: mask_shape_kept() | mask_dtype_kept(),
-        (*releases("2.5", "2.6"), *releases("2.10", "2.15")),
-    ),
+    "SDPA016": (lambda: mask_shape_kept() | mask_dtype_kept(), (*releases("2.5", "2.6"), *releases("2.10", "2.15"))),
     "SDPA017": (causal_and_mask, releases("2.8", "2.12")),
     "SDPA018": (far_heads, releases("2.5", "2.12")),
     "SDPA019": (scores_beyond_the_limit, releases("2.5", "2.12")),
@@ -311,9 +306,7 @@ class TestLimits:
     def test_contiguous_and_one_row_tensors_are_read_right(self):
         contiguous = tuple(x.contiguous() for x in swapped(3))
         one_row = tuple(normal(2, 1, 4, 64, seed=s).transpose(1, 2) for s in range(3))
-        other = tuple(
-            normal(2, 64, 4, 3, seed=s).permute(0, 2, 3, 1) for s in range(3)
-        )  # made contiguous first
+        other = tuple(normal(2, 64, 4, 3, seed=s).permute(0, 2, 3, 1) for s in range(3))  # made contiguous first
         for call in (contiguous, one_row, other):
             with emulate_mps("2.8"):
                 assert not off(scaled_dot_product_attention(*call), *call)
@@ -336,9 +329,7 @@ class TestLimits:
 
     def test_the_leak_needs_half_types_and_is_causal(self):
         q = normal(1, 1, 16, 48, dtype=torch.float16)
-        mask = torch.zeros(16, 16, dtype=torch.float16).masked_fill(
-            torch.ones(16, 16).triu(1).bool(), float("-inf")
-        )
+        mask = torch.zeros(16, 16, dtype=torch.float16).masked_fill(torch.ones(16, 16).triu(1).bool(), float("-inf"))
         with emulate_mps("2.11", 26):
             assert not causal_leak(torch.float32)
             assert causal_leak(torch.bfloat16)
@@ -424,8 +415,6 @@ def test_an_abort_can_really_end_the_process():
         "with emulate_mps('2.5', on_abort='process'):\n"
         "    torch.nn.functional.scaled_dot_product_attention(q, k, k, enable_gqa=True)\n"
     )
-    child = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120
-    )
+    child = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
     assert child.returncode == -6
     assert "emulated abort: mps_matmul" in child.stderr

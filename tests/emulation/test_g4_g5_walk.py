@@ -103,9 +103,7 @@ def poisoned(draw, max_keys):
     kind = draw(st.sampled_from(["none", "causal", "bool", "float"]))
     mask = None
     if kind in {"bool", "float"}:
-        mask = torch.rand(1, kv_heads * repeats, length, keys, generator=generator) < draw(
-            st.sampled_from([0.05, 0.8])
-        )
+        mask = torch.rand(1, kv_heads * repeats, length, keys, generator=generator) < draw(st.sampled_from([0.05, 0.8]))
         if kind == "float":
             fill = draw(st.sampled_from([-INF, torch.finfo(dtype).min, -1e4]))
             mask = torch.zeros(mask.shape).masked_fill(~mask, fill).to(dtype)
@@ -215,15 +213,11 @@ class TestPoison:
     def test_nan_query_is_swallowed_by_2_13_alone(self, passes, propagates_nan, swallowed):
         query, key, value = self.inputs(16)
         query[0, 0, 0, 0] = NAN
-        got = KERNELS[passes](
-            query, key, value, None, False, 0.125, guarded=True, propagates_nan=propagates_nan
-        )
+        got = KERNELS[passes](query, key, value, None, False, 0.125, guarded=True, propagates_nan=propagates_nan)
         assert (got[0, 0, 0] == 0).all() if swallowed else got[0, 0, 0].isnan().all()
         assert got[0, 0, 1:].isfinite().all()
         # Without the guard the NaN was not lost.
-        got = KERNELS[passes](
-            query, key, value, None, False, 0.125, guarded=False, propagates_nan=propagates_nan
-        )
+        got = KERNELS[passes](query, key, value, None, False, 0.125, guarded=False, propagates_nan=propagates_nan)
         assert got[0, 0, 0].isnan().all()
 
     @pytest.mark.parametrize("passes", [1, 2])

@@ -51,8 +51,7 @@ def inputs(dtype, length, keys, *, far=False):
     """Random q, k, v with two kv heads for four query heads; `far` makes every score of the dead row about -20."""
     generator = torch.Generator().manual_seed(7)
     query, key, value = (
-        torch.randn(1, heads, rows, 64, generator=generator)
-        for heads, rows in ((4, length), (2, keys), (2, keys))
+        torch.randn(1, heads, rows, 64, generator=generator) for heads, rows in ((4, length), (2, keys), (2, keys))
     )
     if far:
         key = key / 4 + 1.0
@@ -82,9 +81,7 @@ def test_table_3(value, dtype, path, outcome, far):
     if outcome == "0":
         assert (dead == 0).all()
     else:
-        raw = (
-            0.125 * query[0, :, 1, None].double() @ key[0].double().repeat_interleave(2, 0).transpose(-2, -1)
-        )
+        raw = 0.125 * query[0, :, 1, None].double() @ key[0].double().repeat_interleave(2, 0).transpose(-2, -1)
         weights = (raw * (outcome == "sm")).softmax(-1)
         v = values[0].double().repeat_interleave(2, 0)
         wanted, absolute = (weights @ v)[:, 0], (weights @ v.abs())[:, 0]

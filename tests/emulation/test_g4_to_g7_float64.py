@@ -139,9 +139,7 @@ def test_prefill_is_attention(name, call):
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_query_of_one_and_views_that_are_not_contiguous(name):
     generator = torch.Generator().manual_seed(5)
-    query, key, value = (
-        torch.randn(2, n, 4, 64, generator=generator).transpose(1, 2) for n in (1, 1100, 1100)
-    )
+    query, key, value = (torch.randn(2, n, 4, 64, generator=generator).transpose(1, 2) for n in (1, 1100, 1100))
     assert not key.is_contiguous()
     check(name, (query, key, value, None, False, 0.125))
 

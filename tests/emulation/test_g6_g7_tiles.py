@@ -48,18 +48,12 @@ def walk(name, query, key, value, mask, is_causal, scale, *, block, propagates_n
 def walk_tiles(q, keys, values, mask, is_causal, first, tiles, block, factor, *, propagates_nan):
     """One tile of queries: visit the tiles of keys in order."""
     larger = np.maximum if propagates_nan else np.fmax
-    best, total, out = (
-        np.full(len(q), -INF, f32),
-        np.zeros(len(q), f32),
-        np.zeros((len(q), values.shape[1]), f32),
-    )
+    best, total, out = (np.full(len(q), -INF, f32), np.zeros(len(q), f32), np.zeros((len(q), values.shape[1]), f32))
     for start in tiles:
         k, v = keys[start : start + block], values[start : start + block]
         scores = np.sum(q[:, None, :] * k[None, :, :], axis=-1, dtype=f32) * factor
         if is_causal:
-            scores[
-                np.arange(start, start + len(k))[None, :] > np.arange(first, first + len(q))[:, None]
-            ] = -INF
+            scores[np.arange(start, start + len(k))[None, :] > np.arange(first, first + len(q))[:, None]] = -INF
         if mask is not None:
             part = mask[:, start : start + block]
             # A fused multiply-add: one rounding. float64 holds the product of two f32 exactly.
@@ -96,9 +90,7 @@ def poisoned(draw):
     kind = draw(st.sampled_from(["none", "causal", "bool", "float"]))
     mask = None
     if kind in {"bool", "float"}:
-        mask = torch.rand(1, kv_heads * repeats, length, keys, generator=generator) < draw(
-            st.sampled_from([0.02, 0.8])
-        )
+        mask = torch.rand(1, kv_heads * repeats, length, keys, generator=generator) < draw(st.sampled_from([0.02, 0.8]))
         if kind == "float":
             fill = draw(st.sampled_from([-INF, torch.finfo(dtype).min, -1e4]))
             mask = torch.zeros(mask.shape).masked_fill(~mask, fill).to(dtype)

@@ -57,17 +57,10 @@ def calls(draw):
     q, k = normal(batch, heads, rows, width), normal(batch, shared, keys, width)
     v = normal(batch, shared, keys, out)
     kind = draw(st.sampled_from(["none", "causal", "bool", "float"]))
-    shape = draw(
-        st.sampled_from([(rows, keys), (batch, 1, rows, keys), (1, heads, rows, keys), (batch, 1, 1, keys)])
-    )
+    shape = draw(st.sampled_from([(rows, keys), (batch, 1, rows, keys), (1, heads, rows, keys), (batch, 1, 1, keys)]))
     keep = torch.rand(shape, generator=generator) < 0.6
     keep[..., 0] = True  # no dead rows here
-    mask = {
-        "none": None,
-        "causal": None,
-        "bool": keep,
-        "float": normal(*shape).masked_fill(~keep, NEVER),
-    }[kind]
+    mask = {"none": None, "causal": None, "bool": keep, "float": normal(*shape).masked_fill(~keep, NEVER)}[kind]
     scale = draw(st.none() | st.floats(0.05, 1.0))
     return q, k, v, mask, kind == "causal", scale
 

@@ -25,9 +25,7 @@ def recorded():
     return list(kernel_runs.recorded())
 
 
-def disagree(
-    recorded, without=None, releases=("2.8.0", "2.9.0", "2.11.0", "2.12.0", "2.13.0", "2.14.0"), **only
-):
+def disagree(recorded, without=None, releases=("2.8.0", "2.9.0", "2.11.0", "2.12.0", "2.13.0", "2.14.0"), **only):
     """The runs that do not agree, one defect left out of the emulation."""
     chosen = [
         (run, want)
@@ -51,16 +49,9 @@ def test_all_recorded_runs_agree(recorded):
 def test_each_kernel_dtype_mask_poison_and_layout_is_there(recorded):
     have = Counter()
     for run, _ in recorded:
-        have.update(
-            (key, run[key]) for key in ("path", "dtype", "poison", "layout", "mask", "release", "is_causal")
-        )
+        have.update((key, run[key]) for key in ("path", "dtype", "poison", "layout", "mask", "release", "is_causal"))
         have[run["path"], run["dtype"]] += 1
-    assert {value for key, value in have if key == "path"} == {
-        "vector_1pass",
-        "vector_2pass",
-        "prefill",
-        "mpp",
-    }
+    assert {value for key, value in have if key == "path"} == {"vector_1pass", "vector_2pass", "prefill", "mpp"}
     assert len([1 for key, _ in have if key == "poison"]) == 16
     assert len([1 for key, _ in have if key == "layout"]) == 8
     assert len([1 for key, _ in have if key == "mask"]) >= 26
@@ -101,8 +92,7 @@ class TestNarrowBuffers:
 
     def calls(self, release, heads, dtype=F16):
         q, k, v = (
-            torch.randn(1, heads, n, 128, generator=torch.Generator().manual_seed(n)).to(dtype)
-            for n in (1, 1024, 1024)
+            torch.randn(1, heads, n, 128, generator=torch.Generator().manual_seed(n)).to(dtype) for n in (1, 1024, 1024)
         )
         with emulate_mps(release):
             return [torch.nn.functional.scaled_dot_product_attention(q, k, v)[0, :, 0] for _ in range(3)]

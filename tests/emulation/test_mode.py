@@ -109,9 +109,7 @@ def test_in_effect():
 
 
 def test_a_function_put_in_front_of_the_public_name_is_seen_through(dead_row_call, monkeypatch):
-    monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention", safe_scaled_dot_product_attention
-    )
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", safe_scaled_dot_product_attention)
     with emulate_mps("2.8"):
         assert is_nan(dead_row_call)  # this module's name still holds torch's own function
 
@@ -149,10 +147,7 @@ def test_releases_are_named_with_or_without_the_patch(given_release):
         (("2.8", 12), "no macOS 12"),
         (("2.8", 99), "no macOS 99"),
         (("2.8", 16), "choose 13, 14, 15 or 26"),
-        (
-            ("2.8", 27),
-            "There is no macOS 27 to emulate: nothing known of attention there differs from macOS 26",
-        ),
+        (("2.8", 27), "There is no macOS 27 to emulate: nothing known of attention there differs from macOS 26"),
         (("2.8", 15, ("SDPA999",)), "Unknown defect 'SDPA999'"),
         (("2.8", 15, ["SDPA01"]), "Did you mean 'SDPA0"),
     ],

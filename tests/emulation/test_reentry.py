@@ -17,12 +17,8 @@ def module(kind, dtype=torch.float32):
     made = {
         "attention": lambda: nn.MultiheadAttention(WIDTH, HEADS, batch_first=True),
         "layer": lambda: nn.TransformerEncoderLayer(WIDTH, HEADS, 128, batch_first=True),
-        "encoder": lambda: nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(WIDTH, HEADS, 128, batch_first=True), 2
-        ),
-        "decoder": lambda: nn.TransformerDecoder(
-            nn.TransformerDecoderLayer(WIDTH, HEADS, 128, batch_first=True), 1
-        ),
+        "encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 128, batch_first=True), 2),
+        "decoder": lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, HEADS, 128, batch_first=True), 1),
     }[kind]()
     return made.eval().to(dtype)
 
@@ -207,6 +203,4 @@ class TestOverridingArguments:
         with emulate_mps("2.8"):
             assert torch.baddbmm(nan, torch.ones(1, 2, 2), torch.ones(1, 2, 2), beta=0).isfinite().all()
             with pytest.raises(NotImplementedError):
-                torch.ops.aten._scaled_dot_product_attention_math_for_mps(
-                    self.q.as_subclass(Named), self.k, self.k
-                )
+                torch.ops.aten._scaled_dot_product_attention_math_for_mps(self.q.as_subclass(Named), self.k, self.k)

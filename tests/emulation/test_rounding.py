@@ -129,14 +129,7 @@ LOG2E = 1.44269504089
 @pytest.mark.parametrize("release", ["2.13", "2.14"])
 @pytest.mark.parametrize(
     ("fill", "outcome"),
-    [
-        (-5e8, "mean"),
-        (-9.99e8, "mean"),
-        (-1.01e9, "zeros"),
-        (-1.5e9, "zeros"),
-        (-3e9, "zeros"),
-        (-INF, "zeros"),
-    ],
+    [(-5e8, "mean"), (-9.99e8, "mean"), (-1.01e9, "zeros"), (-1.5e9, "zeros"), (-3e9, "zeros"), (-INF, "zeros")],
 )
 def test_two_pass_rows_are_zeros_below_a_thousand_million(release, fill, outcome):
     assert row_of(release, 15, F32, fill) == outcome

@@ -157,9 +157,7 @@ def _t5() -> Built:
     from transformers import T5Config, T5ForConditionalGeneration
 
     shape = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
-    config = T5Config(
-        vocab_size=VOCABULARY, **shape, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0
-    )
+    config = T5Config(vocab_size=VOCABULARY, **shape, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0)
     inputs = batch(pads=(5, 0, LENGTH))
     inputs |= {"decoder_input_ids": tokens(), "decoder_attention_mask": padding("left")}
     return T5ForConditionalGeneration(config), inputs
@@ -170,17 +168,10 @@ def _llava_gemma2() -> Built:
     from transformers import CLIPVisionConfig, Gemma2Config, LlavaConfig, LlavaForConditionalGeneration
 
     vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        image_size=16,
-        patch_size=8,
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=8
     )
     text = Gemma2Config(**GROUPED, head_dim=8)
-    return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_id=5)
-    ), batch()
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=5)), batch()
 
 
 def _gemma4() -> Built:
@@ -199,9 +190,7 @@ def _gptj() -> Built:
     from transformers import GPTJConfig, GPTJForCausalLM
 
     shape = {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4, "n_positions": 64}
-    return GPTJForCausalLM(
-        GPTJConfig(vocab_size=VOCABULARY, **shape, bos_token_id=1, eos_token_id=2)
-    ), batch()
+    return GPTJForCausalLM(GPTJConfig(vocab_size=VOCABULARY, **shape, bos_token_id=1, eos_token_id=2)), batch()
 
 
 BUILDERS: dict[str, Callable[[], Built]] = {

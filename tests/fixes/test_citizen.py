@@ -56,9 +56,7 @@ class TestTorchScript:
             scripted = torch.jit.script(module)
             got = scripted(*inputs)
         # TorchScript may choose another kernel the second time it runs: the same code gives the same numbers
-        for found, expected in zip(
-            *([r] if isinstance(r, torch.Tensor) else r for r in (got, want)), strict=True
-        ):
+        for found, expected in zip(*([r] if isinstance(r, torch.Tensor) else r for r in (got, want)), strict=True):
             assert torch.equal(found, expected)
         assert "mpsdiag" not in str(scripted.graph)
 

@@ -71,9 +71,7 @@ def test_safe_sdpa_is_right_under_the_emulation(name, build, logits, in_place):
     with mpsdiag.emulate_mps("2.8"), mpsdiag.install("safe_sdpa"):
         assert torch.equal(logits(model, inputs), healthy)
 
-    exact = logits(
-        model.double(), {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
-    )
+    exact = logits(model.double(), {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()})
     assert (safe - exact).abs().max() <= 2 * (stock - exact).abs().max()
 
 

@@ -60,9 +60,7 @@ def test_padding_to_a_multiple_kills_rows_even_of_equal_lengths(build, logits, i
     words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, 60)}
     backend = Tokenizer(WordLevel(words, unk_token=next(iter(words))))
     backend.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=next(iter(words)), padding_side="left"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=next(iter(words)), padding_side="left")
     collate = DataCollatorForLanguageModeling(tokenizer, mlm=False, pad_to_multiple_of=8)
     model, _ = build("llama")
     inputs = dict(collate([tokenizer("w5 w7 w9 w11 w13") for _ in range(2)]))

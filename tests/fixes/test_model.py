@@ -72,11 +72,7 @@ def test_a_handle_does_not_keep_its_model_alive(build):
 def test_sub_models_follow_except_those_that_cannot_use_sdpa(build, attention_of):
     model, _ = build("llava_gemma2")
     before = attention_of(model)
-    assert before == {
-        "LlavaForConditionalGeneration": "sdpa",
-        "CLIPVisionModel": "sdpa",
-        "Gemma2Model": "eager",
-    }
+    assert before == {"LlavaForConditionalGeneration": "sdpa", "CLIPVisionModel": "sdpa", "Gemma2Model": "eager"}
     with mpsdiag.apply(model, "safe_sdpa"):
         assert attention_of(model) == before | dict.fromkeys(list(before)[:2], "safe_sdpa")
     assert attention_of(model) == before

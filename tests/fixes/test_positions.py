@@ -46,9 +46,7 @@ def test_it_restores_what_the_sequence_has_alone_and_is_removed(model, batch, pu
         assert handle.name == "positions"
         assert off(model, batch) < 1e-5
         given = torch.zeros_like(batch["input_ids"])
-        assert torch.equal(
-            model(**batch, position_ids=given).logits, model(**batch, position_ids=given).logits
-        )
+        assert torch.equal(model(**batch, position_ids=given).logits, model(**batch, position_ids=given).logits)
     assert off(model, batch) == before
 
 

@@ -54,9 +54,7 @@ def _forward(mask, **options):
     q, k, v = (torch.randn(2, 4, 5, 8, generator=generator) for _ in range(3))
     module = nn.Module()
     stock, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
-    safe, _ = registration.repaired_attention(
-        sdpa_attention_forward, repairs.safe, (module, q, k, v, mask), options
-    )
+    safe, _ = registration.repaired_attention(sdpa_attention_forward, repairs.safe, (module, q, k, v, mask), options)
     return stock, safe
 
 

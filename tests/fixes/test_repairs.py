@@ -28,9 +28,7 @@ def calls(draw, dtypes=("float32", "bfloat16", "float16")):
     """Query, key, value and a mask with some rows that have no key."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     dtype = getattr(torch, draw(st.sampled_from(dtypes)))
-    q, k, v = (
-        torch.randn(2, 4, size, 8, generator=generator).to(dtype).requires_grad_() for size in (L, S, S)
-    )
+    q, k, v = (torch.randn(2, 4, size, 8, generator=generator).to(dtype).requires_grad_() for size in (L, S, S))
     shape = draw(st.sampled_from(SHAPES))
     mask = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.2, 0.6, 1.0]))
     if draw(st.booleans()):

@@ -14,13 +14,7 @@ from mpsdiag.fixes.startup import FOLDER, RunRequest, wish_of
 
 def _prepare(target, *arguments, as_module=False, fixes=("safe_sdpa",), emulate=None, macos=15, environ=None):
     return prepare(
-        str(target),
-        arguments,
-        as_module=as_module,
-        fixes=fixes,
-        emulate=emulate,
-        macos=macos,
-        environ=environ or {},
+        str(target), arguments, as_module=as_module, fixes=fixes, emulate=emulate, macos=macos, environ=environ or {}
     )
 
 

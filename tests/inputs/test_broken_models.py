@@ -113,9 +113,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
         (written("tokenizer.json", '{"version": "1.0"}'), "its files cannot be used"),
         (written("tokenizer.json", "{"), "its files cannot be used"),
         pytest.param(written("config.json", "[1,2]"), "config.json is not a JSON object", marks=NEWER),
-        pytest.param(
-            config(num_attention_heads=0), "config.json cannot be used (ZeroDivisionError", marks=NEWER
-        ),
+        pytest.param(config(num_attention_heads=0), "config.json cannot be used (ZeroDivisionError", marks=NEWER),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

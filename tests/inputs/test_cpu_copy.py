@@ -35,9 +35,7 @@ def test_from_another_device_nothing_is_doubled_there_first(monkeypatch):
     model.loose = torch.ones(2)
     copied = []
     stock = copy.deepcopy
-    monkeypatch.setattr(
-        torch.Tensor, "__deepcopy__", lambda tensor, memo: copied.append(tensor) or stock(0, memo)
-    )
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", lambda tensor, memo: copied.append(tensor) or stock(0, memo))
     twin = copy_to_cpu(model)
     assert not copied
     assert twin.loose.device.type == "cpu"

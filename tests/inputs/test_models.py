@@ -18,11 +18,7 @@ def test_built_in_models_are_small_seeded_and_in_evaluation_mode(name):
     config = model.config.get_text_config()
     assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (2, 64, 4)
     # One more stands for a picture.
-    assert (
-        config.vocab_size
-        == BYTE_VOCABULARY + (name == "tiny-vlm")
-        == len(byte_tokenizer()) + (name == "tiny-vlm")
-    )
+    assert config.vocab_size == BYTE_VOCABULARY + (name == "tiny-vlm") == len(byte_tokenizer()) + (name == "tiny-vlm")
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 1, 2)
     assert not model.training
     again, other = build_model(name), build_model(name, seed=1)

@@ -17,13 +17,7 @@ from mpsdiag.inputs.nonfinite import unread_nonfinite
 from mpsdiag.inputs.tasks import ALL_TASKS, task_of
 from mpsdiag.words import TASKS
 
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "vocab_size": 259,
-    "pad_token_id": 0,
-}
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 259, "pad_token_id": 0}
 BUILT_IN = {
     "tiny-llama": ("text-generation", "LlamaForCausalLM"),
     "tiny-bert": ("fill-mask", "BertForMaskedLM"),
@@ -199,9 +193,7 @@ def test_the_class_of_the_checkpoint_is_loaded_with_all_its_weights(tmp_path):
 
 def test_a_folder_of_one_task_given_as_another_is_one_sentence(tmp_path):
     build_model("tiny-llama", max_positions=32).save_pretrained(tmp_path)
-    with pytest.raises(
-        BadInput, match=r"is a LlamaForCausalLM, not a model for text-classification"
-    ) as caught:
+    with pytest.raises(BadInput, match=r"is a LlamaForCausalLM, not a model for text-classification") as caught:
         build_model(str(tmp_path), from_config=False, task="text-classification")
     assert "lacks weights of score (1 tensor). Leave out --task" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -218,9 +210,7 @@ def test_a_weight_that_is_not_read_and_not_finite_is_named(tmp_path):
     with torch.no_grad():
         model.lm_head.weight[3, 0] = torch.inf
     model.save_pretrained(tmp_path)
-    names, sentence = unread_nonfinite(
-        build_model(str(tmp_path), from_config=False, task="feature-extraction")
-    )
+    names, sentence = unread_nonfinite(build_model(str(tmp_path), from_config=False, task="feature-extraction"))
     assert names == ("lm_head.weight",)
     assert "holds NaN or infinity in weights that LlamaModel does not read: lm_head.weight" in sentence
     assert unread_nonfinite(model) == ((), "")
@@ -228,9 +218,7 @@ def test_a_weight_that_is_not_read_and_not_finite_is_named(tmp_path):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_model_without_sdpa_is_loaded_with_the_attention_it_has(tmp_path, attention):
-    model = transformers.BloomForCausalLM(
-        transformers.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=64)
-    )
+    model = transformers.BloomForCausalLM(transformers.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=64))
     model.save_pretrained(tmp_path)
     again = build_model(str(tmp_path), from_config=False, attention=attention)
     assert again.config._attn_implementation == "eager"
@@ -239,9 +227,7 @@ def test_a_model_without_sdpa_is_loaded_with_the_attention_it_has(tmp_path, atte
 
 
 def test_a_model_that_calls_sdpa_itself_uses_it():
-    config = transformers.FalconConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
-    )
+    config = transformers.FalconConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
     assert uses_sdpa(transformers.FalconForCausalLM(config))
 
 

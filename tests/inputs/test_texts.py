@@ -100,11 +100,7 @@ def test_a_configuration_that_the_hub_does_not_have(monkeypatch):
         ("bad.jsonl", b'{"text": "a"}\n{"text": ', "is not JSON Lines: .* in row 1"),
         ("list.jsonl", b"[1, 2]", "type int, not text"),
         ("bad.parquet", b"PAR1 and nothing more", "not a Parquet file"),
-        (
-            "columns.jsonl",
-            b'{"question": "a", "answer": "b"}',
-            "Name one with --text_column; it has: question, answer",
-        ),
+        ("columns.jsonl", b'{"question": "a", "answer": "b"}', "Name one with --text_column; it has: question, answer"),
     ],
 )
 def test_bad_files_are_one_sentence(tmp_path, name, content, sentence):

@@ -60,11 +60,7 @@ def test_gpt2_counts_positions_from_the_left_edge_and_position_ids_restore_it(mo
     assert fixes(found) == {"positions": True}
     assert found.reason.startswith("the model numbers positions from the left edge")
     results = by_name(found)
-    assert [name for name, result in results.items() if not result.holds] == [
-        "left",
-        "scrambled_pads",
-        "neighbour",
-    ]
+    assert [name for name, result in results.items() if not result.holds] == ["left", "scrambled_pads", "neighbour"]
     # The difference by hand, in float64: the first sequence padded, against itself alone.
     wide = build_model("tiny-gpt2").double()
     padded = wide(**batch).logits[0, -5:].detach()
@@ -143,9 +139,7 @@ def planted(leak):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_layer_that_averages_over_padding_is_a_mask_leak(batch_of, side):
-    found = padding_invariance(
-        planted(lambda hidden: hidden.mean(1, keepdim=True)), batch_of(*LENGTHS, side=side)
-    )
+    found = padding_invariance(planted(lambda hidden: hidden.mean(1, keepdim=True)), batch_of(*LENGTHS, side=side))
     assert (found.verdict, found.cause, found.every_device) == ("varies", "mask_leak", True)
     assert not any(fixes(found).values())
 
@@ -185,9 +179,7 @@ def test_an_encoder_with_absolute_positions_is_invariant_on_the_right(batch_of):
 
 def test_position_ids_are_not_offered_to_a_model_that_they_break(batch_of):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = RobertaConfig(
-        **sizes, vocab_size=256, pad_token_id=1, is_decoder=True, max_position_embeddings=64
-    )
+    config = RobertaConfig(**sizes, vocab_size=256, pad_token_id=1, is_decoder=True, max_position_embeddings=64)
     model = RobertaForCausalLM(config).eval()
     batch = batch_of(*LENGTHS)
     batch["input_ids"][batch["attention_mask"] == 0] = 1

@@ -22,16 +22,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("mutations.toml")
-COPIED = (
-    "mpsdiag",
-    "tests",
-    "docs",
-    "benchmarks",
-    "pyproject.toml",
-    "README.md",
-    "train.py",
-    "constraints.txt",
-)
+COPIED = ("mpsdiag", "tests", "docs", "benchmarks", "pyproject.toml", "README.md", "train.py", "constraints.txt")
 LIMIT_SECONDS = 900
 
 
@@ -107,28 +98,15 @@ def _survives(copy: Path, mutation: Mutation) -> bool:
 def _pass(copy: Path, tests: list[str]) -> bool:
     """Whether tests pass in the copy; running out of time counts as a failure."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(copy),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            command,
-            cwd=copy,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=LIMIT_SECONDS,
+            command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS
         )
     except subprocess.TimeoutExpired:
         return False
     if done.returncode not in (0, 1):
-        raise SystemExit(
-            f"pytest ended with exit code {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
+        raise SystemExit(f"pytest ended with exit code {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.returncode == 0
 
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-_SPEC = importlib.util.spec_from_file_location(
-    "apply_mutations", Path(__file__).with_name("apply_mutations.py")
-)
+_SPEC = importlib.util.spec_from_file_location("apply_mutations", Path(__file__).with_name("apply_mutations.py"))
 applied = sys.modules["apply_mutations"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(applied)
 

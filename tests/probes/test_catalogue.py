@@ -23,9 +23,7 @@ def test_a_declaration_says_what_a_user_needs(probe):
     assert probe.symptom.endswith(".")
     assert probe.remedy.text.endswith(".")
     assert probe.bad != probe.good
-    assert all(
-        re.fullmatch(r"https://github\.com/[\w-]+/[\w.-]+/(issues|pull)/\d+", url) for url in probe.upstream
-    )
+    assert all(re.fullmatch(r"https://github\.com/[\w-]+/[\w.-]+/(issues|pull)/\d+", url) for url in probe.upstream)
     assert all(re.fullmatch(r"2\.\d+", release) for release in probe.releases)
     assert (probe.trigger is None) == (probe.never_run is not None)
 

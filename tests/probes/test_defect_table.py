@@ -73,12 +73,7 @@ def test_markdown_is_escaped_and_says_that_it_is_emulated():
 
 
 def test_a_defect_is_run_on_the_nearest_macos_on_which_it_is_known():
-    assert [defect_table.macos_of(name, 15) for name in ("SDPA001", "SDPA014", "SDPA019", "SWEEP")] == [
-        15,
-        26,
-        15,
-        15,
-    ]
+    assert [defect_table.macos_of(name, 15) for name in ("SDPA001", "SDPA014", "SDPA019", "SWEEP")] == [15, 26, 15, 15]
     assert defect_table.macos_of("SDPA019", 26) == 15
     words = [defect_table.macos_in_words(name) for name in ("SDPA001", "SDPA014", "SDPA019", "SWEEP")]
     assert words == ["", "26 and later", "up to 15", ""]
@@ -106,9 +101,7 @@ def test_the_table_that_is_kept_has_exactly_the_predicted_defects():
         failed = {name for name, row in of_release.items() if row["status"] == "fail"}
         skipped = {name for name, row in of_release.items() if row["status"] == "skip"}
         known = {name for name, row in of_release.items() if row["predicted"]}
-        assert known == {
-            name for name in CATALOGUE if name in predicted(release, defect_table.macos_of(name, 15))
-        }
+        assert known == {name for name in CATALOGUE if name in predicted(release, defect_table.macos_of(name, 15))}
         assert failed == known - skipped
         assert skipped & known <= {"SDPA012", "SDPA018"}
         assert of_release["SWEEP"]["status"] == "pass"

@@ -107,9 +107,7 @@ def _is_zombie(pid):
 
 
 def test_garbage_on_stdout_does_no_harm():
-    answers = run_isolated(
-        JOBS, "cpu", None, command=child('print("\\x00\\xff{not json" * 9999, flush=True)')
-    )
+    answers = run_isolated(JOBS, "cpu", None, command=child('print("\\x00\\xff{not json" * 9999, flush=True)'))
     assert statuses(answers) == ["pass", "pass", "pass"]
 
 

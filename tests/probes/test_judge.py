@@ -9,12 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsdiag.probes.judge import (
-    Yardstick,
-    composite_attention,
-    plain_errors,
-    transposed,
-)
+from mpsdiag.probes.judge import Yardstick, composite_attention, plain_errors, transposed
 
 
 def drawn(seed, batch, heads, kv_heads, queries, keys, width):
@@ -29,9 +24,7 @@ def drawn(seed, batch, heads, kv_heads, queries, keys, width):
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    sizes=st.tuples(
-        st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)
-    ),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     width=st.sampled_from([1, 3, 8]),
     masked=st.sampled_from(["none", "causal", "bool", "float"]),
     scale=st.sampled_from([None, 0.3, 2.0]),
@@ -65,9 +58,7 @@ def test_dead_rows_give_zeros_and_finite_gradients(dtype):
     assert all(torch.isfinite(tensor.grad).all() for tensor in (q, k, v))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "least"), [(torch.bfloat16, 1e-3), (torch.float16, 1e-4), (torch.float32, 1e-8)]
-)
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 1e-3), (torch.float16, 1e-4), (torch.float32, 1e-8)])
 def test_errors_are_those_of_the_dtype(dtype, least):
     q, k, v = (tensor.to(dtype) for tensor in drawn(1, 2, 2, 2, 16, 16, 64))
     reference = composite_attention(q.double(), k.double(), v.double())

@@ -44,9 +44,7 @@ def planted(release, **changes):
 def folder(tmp_path):
     """One Mac that agrees, one whose torch is called 2.8 and behaves as 2.10, and what was not measured."""
     (tmp_path / "deep").mkdir()
-    undecided = planted(
-        "2.8", probes=[], verdict="undecided", reason="device 'mps' cannot be used here: no memory"
-    )
+    undecided = planted("2.8", probes=[], verdict="undecided", reason="device 'mps' cannot be used here: no memory")
     documents = {
         "agrees": planted("2.8"),
         "deep/differs": planted("2.10"),

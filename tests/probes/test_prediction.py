@@ -15,13 +15,7 @@ def finding(name, training="pass", evaluation="pass", seen="right"):
 
 @pytest.mark.parametrize(
     ("version", "minor"),
-    [
-        ("2.8.1", "2.8"),
-        ("2.8", "2.8"),
-        ("2.13.0+cpu", "2.13"),
-        ("2.15.0.dev20261101", "2.15"),
-        ("2.19.0", "2.15"),
-    ],
+    [("2.8.1", "2.8"), ("2.8", "2.8"), ("2.13.0+cpu", "2.13"), ("2.15.0.dev20261101", "2.15"), ("2.19.0", "2.15")],
 )
 def test_versions_are_read(version, minor):
     assert minor_of(version) == minor
@@ -45,9 +39,7 @@ def test_macos_matters_where_it_does():
 def test_the_sentence_of_the_issue():
     (sentence,) = surprises([finding("SDPA001", seen="zeros, mean of V")], "2.8.0", 15)
     assert sentence.startswith("SDPA001 ")
-    assert sentence.endswith(
-        "in evaluation: torch 2.8 on MPS should give NaN here, this machine gives zeros."
-    )
+    assert sentence.endswith("in evaluation: torch 2.8 on MPS should give NaN here, this machine gives zeros.")
 
 
 def test_a_failure_nobody_predicted_says_what_was_seen():
@@ -66,9 +58,7 @@ def test_what_did_not_run_contradicts_nothing(status):
 
 
 def test_the_sweep_and_strange_ids_predict_nothing():
-    assert (
-        surprises([finding("SWEEP", evaluation="fail"), finding("SDPA999", evaluation="fail")], "2.8") == []
-    )
+    assert surprises([finding("SWEEP", evaluation="fail"), finding("SDPA999", evaluation="fail")], "2.8") == []
 
 
 @pytest.mark.parametrize("release", ["2.4", "2.8", "2.12", "2.14"])

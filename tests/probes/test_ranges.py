@@ -41,10 +41,7 @@ RANGES = {
 }
 HITS_TRAINING = {"SDPA001": [("2.0", "2.4")], "SDPA021": [("2.0", "2.4")], "SDPA026": [("2.0", "2.13")]}
 # Knowledge only, or for a real device only: never run under an emulation.
-NEVER = {
-    f"SDPA{number}"
-    for number in ("007", "012", "013", "018", "022", "023", "024", "025", "027", "028", "031")
-}
+NEVER = {f"SDPA{number}" for number in ("007", "012", "013", "018", "022", "023", "024", "025", "027", "028", "031")}
 MACOS = {"SDPA014": 26}  # the others on 15
 CAUSE = {"SDPA032": "SDPA003"}  # of the others it is the defect of the same name
 

@@ -146,11 +146,7 @@ def test_scrambled_columns_of_the_matrix_hardware_are_seen():
 def test_a_batch_that_is_computed_otherwise_than_its_sequences_is_seen(mode):
     def second_sequence_off(func, args, kwargs):
         output = func(*args, **kwargs)
-        return (
-            output
-            if len(output) == 1
-            else output * torch.tensor([1.0, 1.1, 1.0]).view(3, 1, 1, 1).to(output.dtype)
-        )
+        return output if len(output) == 1 else output * torch.tensor([1.0, 1.1, 1.0]).view(3, 1, 1, 1).to(output.dtype)
 
     assert outcome("SDPA032", mode)[:2] == ("pass", ["right"] * 4)
     with Instead([attention], second_sequence_off):

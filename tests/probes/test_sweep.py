@@ -59,11 +59,7 @@ def test_without_defects_no_release_is_off(monkeypatch, release):
 
 def test_the_leak_of_future_keys_is_off_in_causal_half_precision_only(monkeypatch):
     thin(monkeypatch)
-    off = [
-        check.at
-        for check in swept("evaluation", Emulation("2.11", defects=("SDPA014",))).checks
-        if not check.ok
-    ]
+    off = [check.at for check in swept("evaluation", Emulation("2.11", defects=("SDPA014",))).checks if not check.ok]
     assert off
     assert {at["mask"] for at in off} == {"causal"}
     assert {at["dtype"] for at in off} == {"bfloat16", "float16"}
@@ -120,10 +116,7 @@ def test_what_nothing_explains_stays_and_is_named():
     *_, left = attribute(finding("SWEEP", training="fail", failed=[OFF, other]), [finding("SDPA002")])
     assert (left.status, left.training, left.evaluation) == ("fail", "pass", "fail")
     assert left.failed == (other,)
-    assert (
-        "1 of them explained by nothing that failed here (the others by SDPA002 (1)); other: NaN"
-        in left.detail
-    )
+    assert "1 of them explained by nothing that failed here (the others by SDPA002 (1)); other: NaN" in left.detail
 
 
 @pytest.mark.parametrize("status", ["skip", "error", "pass"])

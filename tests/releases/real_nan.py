@@ -30,9 +30,7 @@ print("NaN" if rows.isnan().any() else "zeros" if not rows.any() else "other", b
 
 def seen(*words: str) -> tuple[int, str]:
     """The exit code and the standard output of a command of mpsdiag."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mpsdiag", *words], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "mpsdiag", *words], capture_output=True, text=True, check=False)
     sys.stderr.write(done.stderr)
     return done.returncode, done.stdout
 
@@ -48,13 +46,7 @@ def main() -> None:
         script.write_text(SCRIPT, encoding="utf-8")
         stock = seen("run", "--fix", "sdpa", str(script))[1].strip()
         fixed = seen("run", "--fix", "safe_sdpa", str(script))[1].strip()
-    found = {
-        "exit": code,
-        "probe": probe,
-        "emulated": document["emulated"],
-        "stock": stock,
-        "safe_sdpa": fixed,
-    }
+    found = {"exit": code, "probe": probe, "emulated": document["emulated"], "stock": stock, "safe_sdpa": fixed}
     wanted = {
         "exit": int(real),
         "probe": "fail" if real else "pass",

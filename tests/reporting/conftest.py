@@ -39,9 +39,7 @@ def stories(journal):
     }
 
 
-def make_record(
-    status: str = "ok", number: int = 0, *, samples=(), moved=0.0, versions="1", **more: Any
-) -> Record:
+def make_record(status: str = "ok", number: int = 0, *, samples=(), moved=0.0, versions="1", **more: Any) -> Record:
     names = {*Scenario.model_fields} & {*more}
     if isinstance(more.get("environment"), dict):  # that of the record, not the axis
         names.remove("environment")
@@ -94,9 +92,7 @@ def journal_of():
             "mpsdiag": "0.1.0",
             "command": "mpsdiag bench",
             "created": "2026-11-20T08:00:00Z",
-            "environment": {"chip": "A", "versions": {"torch": "2.8.0"}}
-            if environment is None
-            else environment,
+            "environment": {"chip": "A", "versions": {"torch": "2.8.0"}} if environment is None else environment,
         }
         return Journal(header=Header(**{**values, **header}), records=list(records))
 
@@ -134,17 +130,9 @@ def hostile(journal_of):
         records = [
             make_record("nan", model=text, dataset=text),
             make_record("ok", attn_implementation="safe_sdpa", model=text, dataset=text),
+            make_record("ok", 1, samples=(0.01, 0.011), attn_implementation="safe_sdpa", model=text, dataset=text),
             make_record(
-                "ok", 1, samples=(0.01, 0.011), attn_implementation="safe_sdpa", model=text, dataset=text
-            ),
-            make_record(
-                "crash",
-                attn_implementation="eager",
-                model=text,
-                dataset=text,
-                reason=text,
-                signal=text,
-                log_tail=text,
+                "crash", attn_implementation="eager", model=text, dataset=text, reason=text, signal=text, log_tail=text
             ),
             make_record("ok", environment=text, model=text, dataset=text),
             make_record("skip", attn_implementation="flex_attention", model=text, dataset=text, reason=text),
@@ -152,8 +140,7 @@ def hostile(journal_of):
         made = journal_of(*records, environment={"chip": text, "system": text, text: text}, **header)
         made.warnings = [text]
         return assemble(
-            [made],
-            [journal_of(make_record("ok", model=text, dataset=text), environment={"chip": text + "2"})],
+            [made], [journal_of(make_record("ok", model=text, dataset=text), environment={"chip": text + "2"})]
         )
 
     return tell_of

@@ -115,10 +115,7 @@ def test_a_matrix_is_run_from_python(tmp_path):
     cells = {"attn_implementation": ["sdpa", "safe_sdpa"], "trainer": ["standard"], "device": ["cpu"]}
     found = mpsdiag.bench(out=tmp_path, emulate=["2.8"], **few, **cells)
     table = found.to_pandas()
-    assert dict(zip(table.attn_implementation, table.status, strict=True)) == {
-        "sdpa": "nan",
-        "safe_sdpa": "ok",
-    }
+    assert dict(zip(table.attn_implementation, table.status, strict=True)) == {"sdpa": "nan", "safe_sdpa": "ok"}
     assert mpsdiag.report(tmp_path).statuses == found.statuses
     with pytest.raises(mpsdiag.BadInput, match="Did you mean 'attn_implementation'"):
         mpsdiag.bench(out=tmp_path, atn_implementation=["sdpa"])

@@ -71,25 +71,17 @@ class Browser:
     def resize(self, width: int) -> None:
         """Give the page a width; a window has a least width, an emulated screen has not."""
         self.devtools(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=900,
-            deviceScaleFactor=1,
-            mobile=width < 500,
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
         )
 
     def scheme(self, name: str) -> None:
-        self.devtools(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}]
-        )
+        self.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
     def requests(self) -> set[str]:
         """Addresses that were asked for since the last call; embedded data is none."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
         asked = {
-            event["params"]["request"]["url"]
-            for event in events
-            if event["method"] == "Network.requestWillBeSent"
+            event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
         }
         return {address for address in asked if not address.startswith("data:")}
 
@@ -111,9 +103,7 @@ def browser(tmp_path_factory):
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("no Chromium with its driver here; Debian has them as chromium and chromium-driver")
-    process = subprocess.Popen(
-        [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         port = None
         for line in process.stdout:
@@ -166,9 +156,7 @@ def page(browser, site):
 
 def test_it_loads_without_an_error_and_asks_for_nothing_but_itself(page, site):
     assert page.run("return document.title") == "mpsdiag report"
-    assert page.run("return document.querySelector('.verdict').textContent").startswith(
-        "Affected in 2 of 3 settings"
-    )
+    assert page.run("return document.querySelector('.verdict').textContent").startswith("Affected in 2 of 3 settings")
     assert page.run("return document.querySelectorAll('h2').length") >= 6
     page.run("document.querySelectorAll('details').forEach((one) => one.open = true)")
     assert page.log("browser") == []
@@ -208,9 +196,7 @@ def test_what_was_not_measured_stays_at_the_end_either_way(page):
 
 
 def test_every_table_can_be_sorted_by_keyboard(page):
-    heads = page.run(
-        "return Array.from(document.querySelectorAll('table.sortable th'), (th) => th.innerHTML)"
-    )
+    heads = page.run("return Array.from(document.querySelectorAll('table.sortable th'), (th) => th.innerHTML)")
     assert heads
     assert all(head.startswith('<button type="button">') for head in heads)
 

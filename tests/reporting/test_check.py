@@ -25,9 +25,7 @@ def diagnosis(text: str = "plain") -> Diagnosis:
         environment=gather(),
         kernel=Judged(verdict="affected", reason=f"kernel {text}"),
         probes=[
-            ProbeResult(
-                id="SDPA001", title=text, status="fail", detail="x" * 700, training="pass", evaluation="fail"
-            )
+            ProbeResult(id="SDPA001", title=text, status="fail", detail="x" * 700, training="pass", evaluation="fail")
         ],
         scenario=ScenarioResult(
             verdict="affected",
@@ -53,9 +51,7 @@ def diagnosis(text: str = "plain") -> Diagnosis:
             first_nonfinite=None,
             max_abs_logit_diff=None,
             bound=None,
-            cause=Blame(
-                cause="dead_rows", layer=0, module="m", operation="o", summary=f"cause {text}", remedy=advice
-            ),
+            cause=Blame(cause="dead_rows", layer=0, module="m", operation="o", summary=f"cause {text}", remedy=advice),
         ),
         fixes=[
             FixResult(
@@ -121,13 +117,7 @@ def test_the_answer_is_in_the_first_24_lines():
     screen = terminal.write(documents()[0]).splitlines()[:24]
     assert screen[0] == "affected: EMULATED MPS of torch 2.8 on macOS 15 (on the CPU)"
     shown = "\n".join(screen)
-    for part in (
-        "Nothing here was measured",
-        "Kernel: affected",
-        "Scenario: affected",
-        "safe_sdpa",
-        "command",
-    ):
+    for part in ("Nothing here was measured", "Kernel: affected", "Scenario: affected", "safe_sdpa", "command"):
         assert part in shown
 
 
@@ -152,9 +142,7 @@ def test_hostile_texts_stay_text_in_every_format(hostile_text):
         block = markdown.issue_block(made)
         assert len(block) < markdown.GITHUB_LIMIT
         block.encode("utf-8")
-        tables = [
-            one for one in MarkdownIt("commonmark").enable("table").parse(block) if one.type == "table_open"
-        ]
+        tables = [one for one in MarkdownIt("commonmark").enable("table").parse(block) if one.type == "table_open"]
         assert len(tables) == block.count("\n|---")
 
 

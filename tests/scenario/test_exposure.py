@@ -12,17 +12,7 @@ from mpsdiag.inputs.builtin import BYTE_VOCABULARY, builtin_config, byte_tokeniz
 from mpsdiag.inputs.models import build_model
 from mpsdiag.reporting.check import document
 from mpsdiag.reporting.formats.markdown import issue_block
-from mpsdiag.scenario.exposure import (
-    EMPTY,
-    FIXED,
-    GAPS,
-    GIVEN,
-    LEFT,
-    WINDOW,
-    Kind,
-    dead_positions,
-    predict,
-)
+from mpsdiag.scenario.exposure import EMPTY, FIXED, GAPS, GIVEN, LEFT, WINDOW, Kind, dead_positions, predict
 from mpsdiag.scenario.observer import Observer
 from mpsdiag.scenario.scenario import Measured, Scenario
 from mpsdiag.words import BUILTIN_DECODERS
@@ -81,9 +71,7 @@ def batch_of(mask):
 masks = st.integers(1, 3).flatmap(
     lambda rows: st.integers(2, 24).flatmap(
         lambda length: st.lists(
-            st.tuples(st.integers(0, length), st.sampled_from(["left", "right"])),
-            min_size=rows,
-            max_size=rows,
+            st.tuples(st.integers(0, length), st.sampled_from(["left", "right"])), min_size=rows, max_size=rows
         ).map(
             lambda pads: [
                 [0] * pad + [1] * (length - pad) if side == "left" else [1] * (length - pad) + [0] * pad
@@ -127,9 +115,7 @@ kinds = st.builds(
     Kind, st.sampled_from(["full", "sliding", "chunked"]), st.integers(1, 9), st.sampled_from([True, False])
 )
 any_padding = st.integers(1, 20).flatmap(
-    lambda length: st.lists(
-        st.lists(st.sampled_from([0, 1]), min_size=length, max_size=length), min_size=1, max_size=3
-    )
+    lambda length: st.lists(st.lists(st.sampled_from([0, 1]), min_size=length, max_size=length), min_size=1, max_size=3)
 )
 
 

@@ -81,9 +81,7 @@ def test_bad_rows_of_attention_are_counted_once_over_the_heads():
     with torch.no_grad():
         model.blocks[0].norm.weight.fill_(float("nan"))
     seen = watch(model, left_padded(0, 0))
-    assert {event.operation: int(event.bad_rows) for event in seen.events}[
-        "scaled_dot_product_attention"
-    ] == 10
+    assert {event.operation: int(event.bad_rows) for event in seen.events}["scaled_dot_product_attention"] == 10
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -49,9 +49,7 @@ def test_no_emulation_reaches_the_reference(model, batch, truth):
 
 @pytest.mark.parametrize(("sequence", "position", "real"), [(0, 0, False), (0, 4, True), (1, 0, True)])
 @pytest.mark.parametrize("value", [math.nan, 7.0])
-def test_what_is_wrong_at_padding_is_not_wrong_at_real_positions(
-    batch, truth, sequence, position, real, value
-):
+def test_what_is_wrong_at_padding_is_not_wrong_at_real_positions(batch, truth, sequence, position, real, value):
     logits = truth.logits[0].float()
     logits[sequence, position, 5] = value
     found = compare([logits], truth)

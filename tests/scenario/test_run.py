@@ -43,11 +43,7 @@ def test_evaluation_is_nan_and_training_is_not(broken):
 
 def test_the_nan_is_born_in_the_attention_of_layer_0(broken):
     first = broken.first_nonfinite
-    assert (first.layer, first.module, first.operation) == (
-        0,
-        "transformer.h.0.attn",
-        "scaled_dot_product_attention",
-    )
+    assert (first.layer, first.module, first.operation) == (0, "transformer.h.0.attn", "scaled_dot_product_attention")
 
 
 def test_it_spreads_from_padded_positions_to_all_of_them(broken):
@@ -119,8 +115,7 @@ def test_padding_is_told_apart_from_tokens(stock):
 
 
 @pytest.mark.parametrize(
-    ("losses", "printed"),
-    [([1.0, math.nan, 3.0], 2.0), ([math.nan, math.inf], None), ([1.0, 2.0], 1.5)],
+    ("losses", "printed"), [([1.0, math.nan, 3.0], 2.0), ([math.nan, math.inf], None), ([1.0, 2.0], 1.5)]
 )
 def test_what_stock_transformers_prints(losses, printed):
     value = filtered_mean(losses, [2] * len(losses))

@@ -48,9 +48,7 @@ def test_the_masks_say_why(mask, why):
 
 
 def advice_for(exposure, verdict, device="cpu"):
-    measured = Measured(
-        eval_losses=[1.0], eval_loss=1.0, exposure=exposure, max_abs_logit_diff=0.0, bound=1.0
-    )
+    measured = Measured(eval_losses=[1.0], eval_loss=1.0, exposure=exposure, max_abs_logit_diff=0.0, bound=1.0)
     status = "fail" if verdict == "affected" else "pass"
     probe = ProbeResult(id="SDPA001", title="", status=status, detail="", training="pass", evaluation=status)
     case = Scenario(model="tiny-gpt2", device=device)
@@ -67,9 +65,7 @@ def test_the_advice_says_so_and_not_what_was_run_already():
     assert "finite masks" in advice_for(exposure, "not_affected")[0].text
 
 
-@pytest.mark.parametrize(
-    ("device", "release"), [("cpu", "2.5"), ("mps", "2.9"), ("cuda", "2.5"), ("xpu", None)]
-)
+@pytest.mark.parametrize(("device", "release"), [("cpu", "2.5"), ("mps", "2.9"), ("cuda", "2.5"), ("xpu", None)])
 def test_the_release_that_cures_is_that_of_the_device(device, release):
     lines = [line for advice in advice_for(PREDICTED, "affected", device) for line in advice.commands]
     cures = [line for line in lines if line.startswith("pip install")]

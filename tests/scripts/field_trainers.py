@@ -13,17 +13,10 @@ torch.manual_seed(0)
 words = ["<pad>", "<eos>", *[f"w{number}" for number in range(62)]]
 inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<eos>"))
 inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", padding_side=side
-)
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", padding_side=side)
 model = LlamaForCausalLM(
     LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=0,
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
     )
 )
 
@@ -47,11 +40,7 @@ with tempfile.TemporaryDirectory() as folder:
 
         data = Dataset.from_list([{"text": text(n)} for n in (12, 5, 8, 3)])
         trainer = SFTTrainer(
-            model,
-            args=SFTConfig(folder, **common),
-            train_dataset=data,
-            eval_dataset=data,
-            processing_class=tokenizer,
+            model, args=SFTConfig(folder, **common), train_dataset=data, eval_dataset=data, processing_class=tokenizer
         )
     else:
         from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments

@@ -87,10 +87,7 @@ def _another_process(mask):
 EDITS = [
     edit
     for name, edit in list(globals().items())
-    if name.startswith("_")
-    and callable(edit)
-    and getattr(edit, "__module__", None) == __name__
-    and edit is not _write
+    if name.startswith("_") and callable(edit) and getattr(edit, "__module__", None) == __name__ and edit is not _write
 ]
 
 
@@ -107,8 +104,7 @@ def attend(request):
 @pytest.mark.parametrize(
     "edit",
     [  # torch 2.7 hands numpy a view that cannot be written
-        pytest.param(edit, marks=[pytest.mark.needs(torch="2.9")] if edit is _numpy_dlpack else [])
-        for edit in EDITS
+        pytest.param(edit, marks=[pytest.mark.needs(torch="2.9")] if edit is _numpy_dlpack else []) for edit in EDITS
     ],
 )
 def test_an_edit_that_nobody_can_notice(edit: Callable[[torch.Tensor], None], attend):

@@ -38,11 +38,7 @@ def test_against_plain_python(rows, keys, causal, additive, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (rows, keys, keys))
     keep = torch.rand(rows, keys, generator=generator) < 0.6
-    bias = (
-        torch.randn(rows, keys, generator=generator, dtype=torch.float64)
-        if additive
-        else torch.zeros(rows, keys)
-    )
+    bias = torch.randn(rows, keys, generator=generator, dtype=torch.float64) if additive else torch.zeros(rows, keys)
     mask = torch.where(keep, bias, NEVER) if additive else keep
     visible = keep & torch.ones(rows, keys).tril().bool() if causal else keep
     factor = 1 / math.sqrt(3) if scale is None else scale

@@ -39,10 +39,7 @@ def test_torchs_causal_biases(attend, kind, rows, keys, emulated):
     q = torch.randn(1, 2, rows, 8, generator=generator)
     k, v = torch.randn(2, 1, 2, keys, 8, generator=generator)
     want = STOCK(
-        q,
-        k,
-        v,
-        torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows if kind is causal_lower_right else 0),
+        q, k, v, torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows if kind is causal_lower_right else 0)
     )
     with mpsdiag.emulate_mps("2.8") if emulated else contextlib.nullcontext():
         for call in ({"attn_mask": bias(kind, rows, keys)},):

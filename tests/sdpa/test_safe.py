@@ -28,17 +28,13 @@ def calls(draw):
     shared = draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0]))
     rows, keys = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     width = draw(st.sampled_from([4, 8, 16]))
-    dtype = draw(
-        st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64])
-    )
+    dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     q = torch.randn(batch, heads, rows, width, generator=generator).to(dtype)
     k, v = (torch.randn(batch, shared, keys, width, generator=generator).to(dtype) for _ in range(2))
     kind = draw(st.sampled_from(["bool", "float", "finfo", "causal", "none"]))
     shape = draw(
-        st.sampled_from(
-            [(rows, keys), (batch, 1, rows, keys), (batch, heads, rows, keys), (batch, 1, 1, keys)]
-        )
+        st.sampled_from([(rows, keys), (batch, 1, rows, keys), (batch, heads, rows, keys), (batch, 1, 1, keys)])
     )
     keep = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.1, 0.5, 0.9]))
     keep &= torch.rand(*shape[:-1], 1, generator=generator) < 0.7
@@ -124,9 +120,7 @@ def test_a_learned_bias_gets_the_same_kernel_where_no_gradient_is_wanted():
     for bias in (torch.randn(6, 6) * 9, torch.randn(4, 1, 1, 6).expand(4, 1, 6, 6)):
         bias.requires_grad_()
         with torch.no_grad():
-            want, got = (
-                f(q, k, v, bias) for f in (scaled_dot_product_attention, safe_scaled_dot_product_attention)
-            )
+            want, got = (f(q, k, v, bias) for f in (scaled_dot_product_attention, safe_scaled_dot_product_attention))
         assert torch.equal(got, want)
         assert not got.requires_grad
 

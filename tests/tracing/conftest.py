@@ -142,9 +142,7 @@ class Plants:
         """In one layer the sequences get each other's masks."""
         for other in range(LAYERS):
             flip = other == layer
-            cls.on_mask(
-                model, other, lambda mask, f=flip: mask.flip(0) if f else mask | ~mask.any(-1, keepdim=True)
-            )
+            cls.on_mask(model, other, lambda mask, f=flip: mask.flip(0) if f else mask | ~mask.any(-1, keepdim=True))
         return cls.path(model, cls.attention(model, layer)), "scaled_dot_product_attention"
 
     @classmethod

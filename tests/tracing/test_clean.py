@@ -21,11 +21,7 @@ def test_clean_runs_give_no_finding(build, batch_of, chunk):
         model = build(dice.choice(BUILTIN_DECODERS), dice.choice(("float32", "bfloat16", "float16")))
         pads = [dice.randrange(5) if dice.random() < 0.8 else 0 for _ in range(dice.randint(1, 3))]
         batch = batch_of(
-            pads,
-            length=dice.randint(6, 13),
-            side=dice.choice(("left", "right")),
-            seed=number,
-            labels=number % 5,
+            pads, length=dice.randint(6, 13), side=dice.choice(("left", "right")), seed=number, labels=number % 5
         )
         with contextlib.ExitStack() as stack:
             if dice.random() < 0.4:
@@ -47,10 +43,7 @@ def tasks():
 
     names = [name for name in BUILTIN_MODELS if name not in BUILTIN_DECODERS]
     models = {name: build_model(name, max_positions=64) for name in names}
-    found = {
-        name: (model, task_of(model.config, name=name), load_tokenizer(name))
-        for name, model in models.items()
-    }
+    found = {name: (model, task_of(model.config, name=name), load_tokenizer(name)) for name, model in models.items()}
     return found, synthetic_texts(10)
 
 
@@ -62,9 +55,7 @@ def test_clean_runs_of_every_task_give_no_finding(tasks, chunk):
         model, task, tokenizer = found[dice.choice(sorted(found))]
         model = copy.deepcopy(model).to(getattr(torch, dice.choice(("float32", "bfloat16", "float16"))))
         tokenizer.padding_side = dice.choice(("left", "right"))
-        rows = task.rows(
-            dice.sample(texts, dice.randint(1, 3)), tokenizer, 24, config=model.config, seed=number
-        )
+        rows = task.rows(dice.sample(texts, dice.randint(1, 3)), tokenizer, 24, config=model.config, seed=number)
         batch = task.collator(tokenizer, model)(rows)
         if "pixel_values" in batch:
             batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
@@ -87,8 +78,6 @@ def test_weights_at_the_edge_of_the_dtype_are_no_finding(build, batch_of):
     """Sums of finite numbers may overflow in the cheap pass; the detailed one then finds nothing."""
     model = build("tiny-llama", "float32")
     for layer in model.model.layers:
-        layer.register_forward_hook(
-            lambda module, args, output: output * 0 + torch.finfo(torch.float32).max / 2
-        )
+        layer.register_forward_hook(lambda module, args, output: output * 0 + torch.finfo(torch.float32).max / 2)
     model.model.norm.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
     assert trace(model, batch_of()) is None

@@ -87,11 +87,7 @@ def test_the_callbacks_see_it_too(form, callback, batch, tmp_path):
     trainer = Trainer(
         model=Small(form, "loss"),
         args=TrainingArguments(
-            output_dir=str(tmp_path),
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            prediction_loss_only=True,
+            output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, prediction_loss_only=True
         ),
         eval_dataset=[{name: tensor[i] for name, tensor in batch.items()} for i in range(2)],
         callbacks=[watcher],

@@ -40,10 +40,7 @@ def diverged(model="tiny-gpt2"):
 def test_evaluation_counts_are_in_metrics_and_log(trainer_of, collator, filtered, caplog):
     watcher = NonFiniteCallback()
     trainer = trainer_of(
-        Trainer,
-        callbacks=[watcher],
-        data_collator=NanAt(collator, {1}),
-        options={"logging_nan_inf_filter": filtered},
+        Trainer, callbacks=[watcher], data_collator=NanAt(collator, {1}), options={"logging_nan_inf_filter": filtered}
     )
     with caplog.at_level(logging.WARNING, LOGGER):
         metrics = trainer.evaluate()
@@ -135,10 +132,7 @@ def test_non_finite_gradients_alone_are_seen_too(trainer_of):
 def test_it_can_stop_the_training(trainer_of, collator):
     watcher = NonFiniteCallback(stop_training=True)
     trainer = trainer_of(
-        Trainer,
-        callbacks=[watcher],
-        data_collator=NanAt(collator, {2}),
-        options={"max_steps": 9, "logging_steps": 50},
+        Trainer, callbacks=[watcher], data_collator=NanAt(collator, {2}), options={"max_steps": 9, "logging_steps": 50}
     )
     trainer.train()
     assert trainer.state.global_step == 3
@@ -195,9 +189,7 @@ def test_with_the_safe_trainer_the_final_losses_count(trainer_of, caplog):
 
 def test_several_evaluation_sets_are_counted_apart(trainer_of, examples):
     trainer = trainer_of(
-        Trainer,
-        callbacks=[NonFiniteCallback()],
-        eval_dataset={"padded": examples, "even": [examples[0]] * 4},
+        Trainer, callbacks=[NonFiniteCallback()], eval_dataset={"padded": examples, "even": [examples[0]] * 4}
     )
     with emulate_mps("2.8"):
         metrics = trainer.evaluate()
@@ -231,9 +223,7 @@ def test_weights_that_a_step_broke_are_named_in_the_next_one(trainer_of, caplog)
     with caplog.at_level(logging.WARNING, LOGGER):
         trainer_of(Trainer, callbacks=[watcher], options=options).train()
     assert watcher.train.bad == 1
-    assert ("weights of the model are not finite" in caplog.text) or (
-        "neither labels nor weights" in caplog.text
-    )
+    assert ("weights of the model are not finite" in caplog.text) or ("neither labels nor weights" in caplog.text)
 
 
 def test_a_gradient_that_is_not_finite_is_said_to_be_one(trainer_of, caplog):

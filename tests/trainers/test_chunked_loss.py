@@ -56,20 +56,14 @@ def test_cross_entropy_is_bit_equal_to_torch(rows, classes, ignored, chunk_bytes
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 99),
 )
-def test_label_smoothing_is_bit_equal_to_transformers(
-    batch, length, classes, ignored, chunk_bytes, items, dtype, seed
-):
+def test_label_smoothing_is_bit_equal_to_transformers(batch, length, classes, ignored, chunk_bytes, items, dtype, seed):
     logits, labels = logits_and_labels((batch, length), classes, ignored, seed, dtype)
     if "num_items_in_batch" not in inspect.signature(LabelSmoother.__call__).parameters:
         items = None  # older transformers
     given = {} if items is None else {"num_items_in_batch": items}
     stock = LabelSmoother(epsilon=0.1)({"logits": logits}, labels.clone(), shift_labels=True, **given)
     ours = smoothed_loss(
-        logits[..., :-1, :],
-        labels[..., 1:],
-        epsilon=0.1,
-        num_items_in_batch=items,
-        chunk_bytes=chunk_bytes,
+        logits[..., :-1, :], labels[..., 1:], epsilon=0.1, num_items_in_batch=items, chunk_bytes=chunk_bytes
     )
     assert same(ours, stock)
 
@@ -141,8 +135,7 @@ def test_chunks_cover_all_rows_in_order_without_a_lonely_last_one(rows, per_chun
 def test_no_rows_at_all(reduction):
     logits, labels = torch.empty(0, 5), torch.empty(0, dtype=torch.long)
     assert same(
-        cross_entropy(logits, labels, reduction=reduction),
-        F.cross_entropy(logits, labels, reduction=reduction),
+        cross_entropy(logits, labels, reduction=reduction), F.cross_entropy(logits, labels, reduction=reduction)
     )
 
 

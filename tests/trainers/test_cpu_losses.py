@@ -62,8 +62,7 @@ def test_the_loss_itself_does_not_run_under_emulation(monkeypatch):
     """The CPU is no MPS: what is computed there must not meet MPS's defects."""
     seen = []
     monkeypatch.setattr(
-        "mpsdiag.trainers.chunked_loss.cross_entropy",
-        lambda *_, **__: seen.append(active()) or torch.tensor(1.0),
+        "mpsdiag.trainers.chunked_loss.cross_entropy", lambda *_, **__: seen.append(active()) or torch.tensor(1.0)
     )
     with emulate_mps("2.8"), LossesOnCPU():
         functional.cross_entropy(VALUES, CLASSES)

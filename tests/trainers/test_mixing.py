@@ -103,12 +103,7 @@ def test_undoing_leaves_what_was_there_before():
         pass
 
     holder = Holder()
-    holder.counts, holder.rows, holder.n, holder.data = (
-        {"a": [1.0], "b": {}},
-        [1],
-        2,
-        dict.fromkeys(range(5000), 0),
-    )
+    holder.counts, holder.rows, holder.n, holder.data = ({"a": [1.0], "b": {}}, [1], 2, dict.fromkeys(range(5000), 0))
     undo = remember_counts(holder)
     holder.counts["a"].append(2.0)
     holder.counts["b"]["x"] = 1
@@ -144,11 +139,7 @@ def test_with_seq2seq_trainer(tmp_path):
 
     def make(kind):
         arguments = Seq2SeqTrainingArguments(
-            str(tmp_path),
-            **QUIET,
-            predict_with_generate=True,
-            generation_max_length=6,
-            label_smoothing_factor=0.1,
+            str(tmp_path), **QUIET, predict_with_generate=True, generation_max_length=6, label_smoothing_factor=0.1
         )
         fresh = build_model("tiny-t5")
         collate = task.collator(byte_tokenizer("right"), fresh)
@@ -184,9 +175,7 @@ def rolled(collator):
     return collate
 
 
-PAIRS = [
-    {"prompt": text, "chosen": f" {text[::-1]}", "rejected": " no" * (3 + i)} for i, text in enumerate(TEXTS)
-]
+PAIRS = [{"prompt": text, "chosen": f" {text[::-1]}", "rejected": " no" * (3 + i)} for i, text in enumerate(TEXTS)]
 
 
 @pytest.mark.parametrize("name", ["DPO", "Reward", "SFT"])
@@ -204,9 +193,7 @@ def test_with_trl(tmp_path, name):
             config = model.config
             config.num_labels = 1
             model = transformers.LlamaForSequenceClassification(config)
-        arguments = settings(
-            output_dir=str(tmp_path), **QUIET, max_length=64, bf16=False, gradient_checkpointing=False
-        )
+        arguments = settings(output_dir=str(tmp_path), **QUIET, max_length=64, bf16=False, gradient_checkpointing=False)
         more = {"ref_model": build_model("tiny-llama", seed=1, max_positions=128)} if name == "DPO" else {}
         trainer = chosen(
             model=model,
@@ -268,8 +255,7 @@ def test_with_sentence_transformers(tmp_path):
     st = pytest.importorskip("sentence_transformers")
     datasets = pytest.importorskip("datasets")
     modules, losses = (
-        importlib.import_module(f"sentence_transformers.sentence_transformer.{part}")
-        for part in ("modules", "losses")
+        importlib.import_module(f"sentence_transformers.sentence_transformer.{part}") for part in ("modules", "losses")
     )
     build_model("tiny-embedder", max_positions=128).save_pretrained(tmp_path)
     byte_tokenizer("left").save_pretrained(tmp_path)

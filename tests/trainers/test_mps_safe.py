@@ -31,9 +31,7 @@ def own_loss(outputs, labels, num_items_in_batch=None):
 def shifted(collator):
     def collate(features):
         batch = collator(features)
-        batch["shift_labels"] = torch.nn.functional.pad(batch["labels"], (0, 1), value=-100)[
-            :, 1:
-        ].contiguous()
+        batch["shift_labels"] = torch.nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:].contiguous()
         return batch
 
     return collate
@@ -62,9 +60,7 @@ def test_evaluation_and_prediction_equal_the_stock_trainer(trainer_of, model, va
 
 def test_shift_labels_are_used_as_they_are(trainer_of, collator):
     stock = trainer_of(Trainer, data_collator=shifted(collator))
-    ours = trainer_of(
-        MPSSafeTrainer, always=True, loss_chunk_bytes=SMALL_CHUNK, data_collator=shifted(collator)
-    )
+    ours = trainer_of(MPSSafeTrainer, always=True, loss_chunk_bytes=SMALL_CHUNK, data_collator=shifted(collator))
     assert losses(ours.evaluate()) == losses(stock.evaluate())
 
 
@@ -120,9 +116,7 @@ def test_training_is_untouched(trainer_of):
 
 def test_it_is_the_stock_trainer_where_there_is_no_mps(trainer_of, monkeypatch, examples):
     stock, trainer = trainer_of(Trainer), trainer_of(MPSSafeTrainer)
-    monkeypatch.setattr(
-        "mpsdiag.trainers.mps_safe.evaluation_losses_on_cpu", None
-    )  # would fail if it were called
+    monkeypatch.setattr("mpsdiag.trainers.mps_safe.evaluation_losses_on_cpu", None)  # would fail if it were called
     found, theirs = trainer.evaluate(), stock.evaluate()
     assert found.keys() == theirs.keys()
     assert losses(found) == losses(theirs)

@@ -53,10 +53,7 @@ def client(trainer_of, examples, tmp_path):
 
 def numbers(history):
     timing = ("runtime", "_per_second")
-    return [
-        {name: value for name, value in row.items() if not name.endswith((*timing, "_batches"))}
-        for row in history
-    ]
+    return [{name: value for name, value in row.items() if not name.endswith((*timing, "_batches"))} for row in history]
 
 
 def test_every_number_of_the_client_is_the_same(client):
@@ -68,8 +65,6 @@ def test_every_number_of_the_client_is_the_same(client):
     np.testing.assert_array_equal(ours["predictions"], stock["predictions"])
     assert numbers([ours["prediction metrics"]]) == numbers([stock["prediction metrics"]])
     assert ours["checkpoint"].keys() == stock["checkpoint"].keys()
-    assert all(
-        torch.equal(ours["checkpoint"][name], stock["checkpoint"][name]) for name in stock["checkpoint"]
-    )
+    assert all(torch.equal(ours["checkpoint"][name], stock["checkpoint"][name]) for name in stock["checkpoint"])
     last = [row for row in ours["history"] if "eval_loss" in row][-1]
     assert last["eval_nonfinite_batches"] == 0

@@ -54,14 +54,7 @@ def t5():
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=97,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=1,
-        num_heads=4,
-        decoder_start_token_id=0,
-        pad_token_id=0,
+        vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0, pad_token_id=0
     )
     return seeded(T5ForConditionalGeneration, config)
 
@@ -69,9 +62,7 @@ def t5():
 def bert():
     from transformers import BertConfig, BertForMaskedLM
 
-    config = BertConfig(
-        vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
-    )
+    config = BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     return seeded(BertForMaskedLM, config)
 
 
@@ -108,10 +99,7 @@ CASES = {
     "mixture of experts": (mixture_of_experts, tokens),
     "bart": (bart, tokens),
     # Label smoothing takes the labels away, and T5 alone makes its decoder's input from them.
-    "t5": (
-        t5,
-        lambda: [{**example, "decoder_input_ids": example["input_ids"].roll(1)} for example in tokens()],
-    ),
+    "t5": (t5, lambda: [{**example, "decoder_input_ids": example["input_ids"].roll(1)} for example in tokens()]),
     "bert": (bert, tokens),
     "classes": (lambda: classifier(3), lambda: with_labels([torch.tensor(i % 3) for i in range(8)])),
     "regression": (lambda: classifier(1), lambda: with_labels([torch.tensor(i / 3) for i in range(8)])),
@@ -139,9 +127,7 @@ def test_evaluation_equals_the_stock_trainer(case, smoothing, arguments):
     make, data = CASES[case]
     options = arguments(label_smoothing_factor=smoothing)
     stock = Trainer(model=make(), args=options, eval_dataset=data()).evaluate()["eval_loss"]
-    ours = MPSSafeTrainer(
-        model=make(), args=options, eval_dataset=data(), always=True, loss_chunk_bytes=2_000
-    )
+    ours = MPSSafeTrainer(model=make(), args=options, eval_dataset=data(), always=True, loss_chunk_bytes=2_000)
     assert ours.evaluate()["eval_loss"] == stock
     assert torch.isfinite(torch.tensor(stock))
 
@@ -162,9 +148,7 @@ def test_a_compiled_model_is_evaluated_alike(trainer_of, examples):
     assert ours.evaluate()["eval_loss"] == stock
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)  # peft asks for it
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_a_model_with_adapters(trainer_of):
     peft = pytest.importorskip("peft")
     from mpsdiag.emulation import emulate_mps
@@ -172,16 +156,11 @@ def test_a_model_with_adapters(trainer_of):
 
     def adapted():
         torch.manual_seed(0)
-        config = peft.LoraConfig(
-            target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-        )
+        config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
         return peft.get_peft_model(build_model("tiny-llama", max_positions=128), config)
 
     for options in ({}, {"label_smoothing_factor": 0.1}):
         stock = trainer_of(Trainer, adapted(), options=options).evaluate()["eval_loss"]
-        assert (
-            trainer_of(MPSSafeTrainer, adapted(), options=options, always=True).evaluate()["eval_loss"]
-            == stock
-        )
+        assert trainer_of(MPSSafeTrainer, adapted(), options=options, always=True).evaluate()["eval_loss"] == stock
         with emulate_mps("2.8"):
             assert trainer_of(MPSSafeTrainer, adapted(), options=options).evaluate()["eval_loss"] == stock

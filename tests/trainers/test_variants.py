@@ -22,13 +22,7 @@ def test_without_the_defect_all_give_the_stock_loss(trainer_of, variant):
 
 @pytest.mark.parametrize(
     ("variant", "resolves"),
-    [
-        ("standard", False),
-        ("cpu_loss", False),
-        ("cpu_forward", True),
-        ("grad_eval", True),
-        ("mps_safe", True),
-    ],
+    [("standard", False), ("cpu_loss", False), ("cpu_forward", True), ("grad_eval", True), ("mps_safe", True)],
 )
 def test_which_of_them_resolves_the_defect(trainer_of, variant, resolves):
     true_loss = trainer_of(Trainer).evaluate()["eval_loss"]

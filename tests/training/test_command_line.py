@@ -29,9 +29,7 @@ def test_defaults_hide_no_nan_and_report_to_nobody():
     assert training.logging_nan_inf_filter is False
     assert training.report_to == []
     assert training.output_dir == "runs/train"
-    assert (
-        parse(["--device", "cpu", "--logging_nan_inf_filter", "true"]).training.logging_nan_inf_filter is True
-    )
+    assert parse(["--device", "cpu", "--logging_nan_inf_filter", "true"]).training.logging_nan_inf_filter is True
 
 
 def test_help_lists_our_options_and_all_of_the_training_arguments():
@@ -88,10 +86,7 @@ def test_resuming_from_the_latest_or_a_path(given, expected):
         ("--eval_strategy never", "invalid choice: 'never'"),
         ("--max_length 1", "--max_length is 1; give a number from 2 to 1000000"),
         ("--eval_max_batches 0", "--eval_max_batches is 0"),
-        (
-            "--per_device_eval_batch_size 0",
-            "--per_device_eval_batch_size is 0; give a number from 1 to 1000000",
-        ),
+        ("--per_device_eval_batch_size 0", "--per_device_eval_batch_size is 0; give a number from 1 to 1000000"),
         ("--per_device_train_batch_size 0", "--per_device_train_batch_size is 0"),
         ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps is 0"),
         ("--learning_rate nan", "--learning_rate is nan; give a number from 0 to 1000000"),
@@ -121,9 +116,7 @@ def test_bad_input_is_one_sentence(line, sentence):
 def test_a_device_that_does_not_work_is_refused_with_the_reason(monkeypatch):
     from mpsdiag import device
 
-    monkeypatch.setattr(
-        device, "usable", lambda _: device.Usability(ok=False, reason="it is a virtual machine")
-    )
+    monkeypatch.setattr(device, "usable", lambda _: device.Usability(ok=False, reason="it is a virtual machine"))
     with pytest.raises(BadInput, match="Device 'mps' cannot be used here: it is a virtual machine"):
         parse(["--device", "mps"])
 

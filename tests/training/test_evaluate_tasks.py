@@ -17,16 +17,7 @@ def evaluate(tmp_path, capsys):
     text.write_text("rain\nmy neighbour counts seven letters\nthe lamp answers\na heron\n", encoding="utf-8")
 
     def go(model, *words, dataset=text):
-        given = [
-            "--mode",
-            "evaluate",
-            "--model",
-            model,
-            "--dataset",
-            dataset,
-            "--output_dir",
-            tmp_path / "out",
-        ]
+        given = ["--mode", "evaluate", "--model", model, "--dataset", dataset, "--output_dir", tmp_path / "out"]
         code = main([*map(str, given), "--device", "cpu", "--disable_tqdm", "true", *words])
         summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
         return code, summary, capsys.readouterr().err
@@ -61,12 +52,7 @@ def test_only_causal_language_models_are_trained(tmp_path):
 @pytest.fixture
 def classifier(tmp_path):
     config = transformers.BertConfig(
-        vocab_size=259,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=3,
+        vocab_size=259, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
     )
     folder = tmp_path / "classifier"
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
@@ -91,9 +77,7 @@ def test_a_classifier_is_evaluated_on_the_labels_of_the_data(evaluate, classifie
 
 @pytest.mark.parametrize("label", ["good", 3, -1, 0.5, True, [1, 2], None])
 def test_a_label_of_a_wrong_type_is_one_sentence(evaluate, classifier, tmp_path, label):
-    with pytest.raises(
-        BadInput, match=r"is not one of the model's: give a whole number from 0 to 2"
-    ) as caught:
+    with pytest.raises(BadInput, match=r"is not one of the model's: give a whole number from 0 to 2") as caught:
         evaluate(classifier, dataset=labelled(tmp_path, 0, label))
     assert "\n" not in str(caught.value)
 

@@ -22,11 +22,7 @@ def texts(*lines, **options):
 
 def test_texts_end_with_the_end_token_where_it_fits():
     found = texts("abc", "abcdefgh", max_length=5)
-    assert found[0] == {
-        "input_ids": [1, *ids("abc"), 2],
-        "attention_mask": [1] * 5,
-        "labels": [1, *ids("abc"), 2],
-    }
+    assert found[0] == {"input_ids": [1, *ids("abc"), 2], "attention_mask": [1] * 5, "labels": [1, *ids("abc"), 2]}
     assert found[1]["input_ids"] == [1, *ids("abcd")]
     assert (len(found), found.tokens, found.longest) == (2, 10, 5)
     with pytest.raises(IndexError):
@@ -55,9 +51,7 @@ def test_an_example_of_one_token_has_nothing_to_predict():
 @given(st.lists(st.text("ab ", min_size=1).filter(str.strip), min_size=1, max_size=9), st.integers(2, 40))
 def test_packing_keeps_every_token_but_the_rest_at_the_end(lines, length):
     loose = texts(*lines, max_length=None)
-    everything = [
-        token for example in (loose[i] for i in range(len(loose))) for token in example["input_ids"]
-    ]
+    everything = [token for example in (loose[i] for i in range(len(loose))) for token in example["input_ids"]]
     packed = loose.packed(length)
     found = [token for example in (packed[i] for i in range(len(packed))) for token in example["input_ids"]]
     assert found == everything[: len(found)]
@@ -146,9 +140,7 @@ def rows_file(tmp_path, rows):
 
 def test_labels_that_are_all_ignored_are_said_and_not_called_the_mps_defect(tmp_path, caplog):
     long = {"prompt": "p" * 50, "completion": "c"}
-    with pytest.raises(
-        BadInput, match=r"All labels of the 38 training example\(s\) are -100.*not the MPS defect"
-    ):
+    with pytest.raises(BadInput, match=r"All labels of the 38 training example\(s\) are -100.*not the MPS defect"):
         prepare("sft", dataset=rows_file(tmp_path, [long] * 40), max_length=16)
     some = [long] * 5 + [{"prompt": "p", "completion": "c"}] * 35
     prepare("sft", dataset=rows_file(tmp_path, some), max_length=16)

@@ -318,11 +318,7 @@ def test_what_is_not_finite_is_counted_where_it_ran_and_nowhere_else(run, tmp_pa
     batches = summary["nonfinite"]["eval_batches_seen"]
     trained = 2 if mode == "sft" else 0
     assert summary["nonfinite"]["train_batches"] == summary["nonfinite"]["train_batches_seen"] == trained
-    said = (
-        f"nonfinite_batches = 2 in training, {batches} in evaluation"
-        if trained
-        else f"= {batches} in evaluation"
-    )
+    said = f"nonfinite_batches = 2 in training, {batches} in evaluation" if trained else f"= {batches} in evaluation"
     assert said in out
     assert ("in training" in out) == bool(trained)
     assert "training has diverged, or they were loaded so" in err

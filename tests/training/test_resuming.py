@@ -7,13 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from mpsdiag.errors import BadInput
-from mpsdiag.training.resuming import (
-    interrupts_deferred,
-    last_whole,
-    save_undisturbed,
-    to_resume_from,
-    what_is_missing,
-)
+from mpsdiag.training.resuming import interrupts_deferred, last_whole, save_undisturbed, to_resume_from, what_is_missing
 
 
 def checkpoint(folder, step=5):

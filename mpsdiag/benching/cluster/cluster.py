@@ -96,9 +96,7 @@ class ClusterExecutor:
                 quiet_until = time.monotonic() + QUIET_SECONDS
             elif time.monotonic() > quiet_until:
                 what = f"No worker that offers {RESOURCE}" if timed else "No worker"
-                self.told(
-                    f"{what} is left at the scheduler; waiting for one (Ctrl-C stops). Start some again."
-                )
+                self.told(f"{what} is left at the scheduler; waiting for one (Ctrl-C stops). Start some again.")
                 quiet_until = time.monotonic() + QUIET_SECONDS
 
     def close(self) -> None:
@@ -133,9 +131,7 @@ class ClusterExecutor:
 
     def _submit(self, task: _Task) -> Any:
         options: dict[str, Any] = {"resources": {RESOURCE: 1}} if task.job.round else {}
-        request = json.dumps(
-            {"job": task.job.model_dump(mode="json"), "preload": self.preload, "token": self.token}
-        )
+        request = json.dumps({"job": task.job.model_dump(mode="json"), "preload": self.preload, "token": self.token})
         future = self.fleet.submit(run_job, request, task.address, **options)
         future.add_done_callback(lambda _: self._news.set())
         return future

@@ -91,9 +91,7 @@ class Fleet:
         said = self._ask("resolve", device)
         if len(set(said.values())) > 1:
             words = ", ".join(f"{word} on {address}" for address, word in sorted(said.items()))
-            raise BadInput(
-                f"The workers disagree about --device {device}: {words}. Name one that all of them have."
-            )
+            raise BadInput(f"The workers disagree about --device {device}: {words}. Name one that all of them have.")
         return str(next(iter(said.values())))
 
     def unavailable(self, cell: Scenario) -> str | None:
@@ -171,8 +169,7 @@ class Fleet:
         """Ask every worker, in its own thread: the answer may need an import of torch."""
         with self._reached():
             futures = {
-                one: self.client.submit(answer, question, argument, workers=[one], pure=False)
-                for one in self.workers
+                one: self.client.submit(answer, question, argument, workers=[one], pure=False) for one in self.workers
             }
             return {one: future.result() for one, future in futures.items()}
 
@@ -180,9 +177,7 @@ class Fleet:
         """Why a worker cannot take part, if it cannot."""
         if isinstance(facts, BaseException):
             return f"A worker of {self.address} cannot run mpsdiag ({facts}). Install the same mpsdiag on all of them."
-        ours, theirs = (
-            [one["mpsdiag"], one["versions"]] for one in (self._first() if self.facts else facts, facts)
-        )
+        ours, theirs = ([one["mpsdiag"], one["versions"]] for one in (self._first() if self.facts else facts, facts))
         if ours == theirs:
             return None
         return (

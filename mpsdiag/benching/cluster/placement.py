@@ -49,9 +49,7 @@ class Placement:
                 self._cells[group] = cells
                 self._move(group, before.get(group), timed=False, strangers=True)
 
-    def choose(
-        self, group: Scenario, busy: Mapping[str, int], *, timed: bool, strangers: bool = False
-    ) -> str | None:
+    def choose(self, group: Scenario, busy: Mapping[str, int], *, timed: bool, strangers: bool = False) -> str | None:
         """A free worker for a cell of a group; None if it has to wait."""
         if not self._serves(self._homes.get(group), timed=timed):
             self._move(group, self._kinds.get(group), timed=timed, strangers=strangers)

@@ -71,15 +71,11 @@ def _any(gate: AnyGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
     hits = [name for name, statuses in asked if statuses & wanted]
     if hits:
         return Judgement(
-            gate,
-            tripped=True,
-            sentence=f"{gate}: {len(hits)} of {count(len(asked), 'cell')}, the first {hits[0]}",
+            gate, tripped=True, sentence=f"{gate}: {len(hits)} of {count(len(asked), 'cell')}, the first {hits[0]}"
         )
     silent = sum(not statuses & _FINDINGS for _, statuses in asked)
     if silent == len(asked) and wanted & _FINDINGS:
-        return Judgement(
-            gate, None, f"{gate}: none of {count(len(asked), 'cell')} finished, so this cannot be decided"
-        )
+        return Judgement(gate, None, f"{gate}: none of {count(len(asked), 'cell')} finished, so this cannot be decided")
     rest = f", {silent} of which did not finish" if silent else ""
     return Judgement(gate, tripped=False, sentence=f"{gate}: 0 of {count(len(asked), 'cell')}{rest}")
 
@@ -87,14 +83,10 @@ def _any(gate: AnyGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
 def _compare(gate: CompareGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
     unknown: list[str] = []
     held = 0
-    ran = [
-        (label, {cell: rounds for cell, rounds in cells.items() if _ran(rounds)}) for label, cells in places
-    ]
+    ran = [(label, {cell: rounds for cell, rounds in cells.items() if _ran(rounds)}) for label, cells in places]
     for left, right in _pairs(gate, list(dict.fromkeys(cell for _, cells in ran for cell in cells))):
         name = next(cell.title for cell in (left, right) if cell is not None)
-        known = [
-            (label, pair) for label, cells in ran if (pair := _numbers(gate, left, right, cells)) is not None
-        ]
+        known = [(label, pair) for label, cells in ran if (pair := _numbers(gate, left, right, cells)) is not None]
         if not known:
             unknown.append(f"{gate}: a number is missing ({name})")
         for label, (one, other) in known:

@@ -173,9 +173,7 @@ def parse_gate(text: str) -> Gate:
     if found:
         status, selector = found.groups()
         if status not in {*CELL_STATUSES, "bad"}:
-            raise BadInput(
-                f"--fail-if '{text}': unknown status '{status}'. {nearest(status, [*CELL_STATUSES, 'bad'])}"
-            )
+            raise BadInput(f"--fail-if '{text}': unknown status '{status}'. {nearest(status, [*CELL_STATUSES, 'bad'])}")
         return AnyGate(status, Selector(()) if selector == "all" else _selector(selector, text))
     sides = _SIDES.fullmatch(text)
     if not sides:
@@ -196,9 +194,7 @@ def require_words(gate: Gate, cells: Sequence[Scenario]) -> None:
     for selector in _selectors(gate):
         for word in selector.words:
             if not any(_axis_of(word, cell) for cell in cells):
-                raise BadInput(
-                    f"--fail-if '{gate}': no cell of the matrix has '{word}'. {_hint(word, cells)}"
-                )
+                raise BadInput(f"--fail-if '{gate}': no cell of the matrix has '{word}'. {_hint(word, cells)}")
         if not any(selector.takes(cell) for cell in cells):
             raise BadInput(f"--fail-if '{gate}': no cell of the matrix has all of '{selector}'.")
 

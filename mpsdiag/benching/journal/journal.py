@@ -115,9 +115,7 @@ def read_journal(path: Path | str) -> Journal:
     try:
         data = read_file(path)
     except FileNotFoundError as problem:
-        raise BadInput(
-            f"There is no journal at {path}. `mpsdiag bench --out FOLDER` writes one."
-        ) from problem
+        raise BadInput(f"There is no journal at {path}. `mpsdiag bench --out FOLDER` writes one.") from problem
     except OSError as problem:
         raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
     journal = parse_journal(data, str(path))

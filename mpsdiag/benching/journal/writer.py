@@ -119,9 +119,7 @@ class JournalWriter:
         if not _lock_path(self.path).exists():
             old, self._lock = self._lock, _lock(self.path)
             os.close(old)
-        found = (
-            "was deleted" if kept is None else f"was changed by something else (that file is kept as {kept})"
-        )
+        found = "was deleted" if kept is None else f"was changed by something else (that file is kept as {kept})"
         self._note(f"{self.path} {found}; every line is written again")
 
     def close(self) -> None:
@@ -151,9 +149,7 @@ def set_aside(path: Path) -> Path | None:
         kept = _free_name(path)
         path.rename(kept)
     except OSError as problem:
-        raise BadInput(
-            f"Cannot set {path} aside: {problem.strerror}. Choose another folder with --out."
-        ) from problem
+        raise BadInput(f"Cannot set {path} aside: {problem.strerror}. Choose another folder with --out.") from problem
     finally:
         os.close(lock)
     return kept
@@ -192,8 +188,7 @@ def _lock(path: Path) -> int:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
         raise BadInput(
-            f"Another mpsdiag (process {owner}) is writing {path}. Wait for it, or choose another folder with "
-            "--out."
+            f"Another mpsdiag (process {owner}) is writing {path}. Wait for it, or choose another folder with --out."
         ) from problem
     with contextlib.suppress(OSError):  # the process number is only for the sentence above
         os.ftruncate(lock, 0)

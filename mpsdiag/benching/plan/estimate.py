@@ -71,8 +71,7 @@ def estimate(
     timing = TIMING + fresh if timing != timing else timing  # noqa: PLR0124 - likewise
     boot = FRESH if start == "forkserver" else 0.0
     least, most = (
-        boot + (work.verdicts * verdict / jobs + rounds * timing) / machines
-        for rounds in (work.least, work.most)
+        boot + (work.verdicts * verdict / jobs + rounds * timing) / machines for rounds in (work.least, work.most)
     )
     return least, most
 

@@ -108,12 +108,8 @@ def _cells(
     """The cells, each once, and the rules that change nothing."""
     axes = {name: getattr(spec.axes, name) for name in AXES}
     found = (idle_exclude(number, rule, axes) for number, rule in enumerate(spec.exclude, start=1))
-    notes = [
-        note for note in (idle_macos(spec.axes), idle_environment(spec.axes), *found) if note is not None
-    ]
-    points = [
-        point for point in _points(spec, axes) if not any(_matches(rule, point) for rule in spec.exclude)
-    ]
+    notes = [note for note in (idle_macos(spec.axes), idle_environment(spec.axes), *found) if note is not None]
+    points = [point for point in _points(spec, axes) if not any(_matches(rule, point) for rule in spec.exclude)]
     cell_of = _maker(spec, resolve, files)
     cells = dict.fromkeys(map(cell_of, points))
     for number, rule in enumerate(spec.include, start=1):

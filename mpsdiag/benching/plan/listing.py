@@ -20,14 +20,10 @@ def as_text(session: Session) -> str:
     if plan.empty:
         return f"0 cells, 0 skipped; {plan.empty}."
     cells = [*plan.cells, *(skipped.cell for skipped in plan.skipped)]
-    names = [name for name in Scenario.model_fields if len({getattr(cell, name) for cell in cells}) > 1] or [
-        "model"
-    ]
+    names = [name for name in Scenario.model_fields if len({getattr(cell, name) for cell in cells}) > 1] or ["model"]
     widths = {name: max(len(name), *(len(_word(cell, name)) for cell in cells)) for name in names}
     lines = ["  ".join(name.ljust(widths[name]) for name in names)]
-    lines += [
-        "  ".join(_word(cell, name).ljust(widths[name]) for name in names).rstrip() for cell in plan.cells
-    ]
+    lines += ["  ".join(_word(cell, name).ljust(widths[name]) for name in names).rstrip() for cell in plan.cells]
     for reason, number in Counter(skipped.reason for skipped in plan.skipped).items():
         lines.append(f"skip ({number}): {reason}")
     lines.append(_sums(session))

@@ -13,15 +13,7 @@ from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.emulation import RELEASES
 from mpsdiag.emulation.selection import MACOS, no_such_macos
 from mpsdiag.errors import BadInput, nearest
-from mpsdiag.words import (
-    LARGEST_SEED,
-    MOST,
-    AttentionMode,
-    DtypeName,
-    PaddingSide,
-    TaskChoice,
-    TrainerVariant,
-)
+from mpsdiag.words import LARGEST_SEED, MOST, AttentionMode, DtypeName, PaddingSide, TaskChoice, TrainerVariant
 
 
 def _listed(value: Any) -> Any:
@@ -84,9 +76,7 @@ def _environment(value: str | None) -> str | None:
         ValueError: It is a path, or empty.
     """
     if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError(
-            f"{value!r} does not name an environment. `mpsdiag bisect` builds them and shows their names."
-        )
+        raise ValueError(f"{value!r} does not name an environment. `mpsdiag bisect` builds them and shows their names.")
     return value
 
 
@@ -97,9 +87,7 @@ def _device(value: str) -> str:
         ValueError: It names none.
     """
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
-        raise ValueError(
-            f"there is no device '{value}'. {nearest(value, ('auto', 'cpu', 'mps', 'cuda', 'xpu'))}"
-        )
+        raise ValueError(f"there is no device '{value}'. {nearest(value, ('auto', 'cpu', 'mps', 'cuda', 'xpu'))}")
     return value
 
 
@@ -191,9 +179,7 @@ class MatrixSpec(_Strict):
     @model_validator(mode="after")
     def _rounds_fit(self) -> MatrixSpec:
         if {"rounds", "max_rounds"} <= self.model_fields_set and self.rounds > self.max_rounds:
-            raise ValueError(
-                f"rounds is {self.rounds} and max_rounds {self.max_rounds}: the most is below the least."
-            )
+            raise ValueError(f"rounds is {self.rounds} and max_rounds {self.max_rounds}: the most is below the least.")
         return self
 
     @property

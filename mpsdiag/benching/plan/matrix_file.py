@@ -39,14 +39,10 @@ def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) 
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
         raise BadInput(f"Cannot read the matrix file {path}: {reason}.") from problem
-    return parse_matrix(
-        text, str(path), name=re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip(".-_"), note=note
-    )
+    return parse_matrix(text, str(path), name=re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip(".-_"), note=note)
 
 
-def parse_matrix(
-    text: str, file: str, *, name: str = "", note: Callable[[str], None] = lambda _: None
-) -> MatrixSpec:
+def parse_matrix(text: str, file: str, *, name: str = "", note: Callable[[str], None] = lambda _: None) -> MatrixSpec:
     """Make a matrix of the text of a file.
 
     Raises:
@@ -54,10 +50,7 @@ def parse_matrix(
     """
     try:
         document: dict[str, Any] = tomllib.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as problem:  # not only of TOML: a number of too many digits, too many brackets
+    except (ValueError, RecursionError) as problem:  # not only of TOML: a number of too many digits, too many brackets
         raise BadInput(f"{file} is not TOML: {problem}.") from problem
     if name:
         document.setdefault("name", name)

@@ -14,9 +14,7 @@ def unavailable(cell: Scenario) -> str | None:
     """Why a cell cannot run here, or None if it can."""
     if cell.emulate is not None and cell.device != "cpu":
         return f"the emulation is of MPS on the CPU; it cannot run on {cell.device}"
-    return (
-        _emulated_dtype(cell) or _device(cell.device) or _dtype(cell.device, cell.dtype) or _attention(cell)
-    )
+    return _emulated_dtype(cell) or _device(cell.device) or _dtype(cell.device, cell.dtype) or _attention(cell)
 
 
 def _emulated_dtype(cell: Scenario) -> str | None:
@@ -71,9 +69,7 @@ def fingerprint(names: tuple[str, ...]) -> str | None:
         path = Path(name).expanduser()
         for file in _files(path):
             found = True
-            digest.update(
-                f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape")
-            )
+            digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
             for part in _parts(file):
                 digest.update(part)
         digest.update(b"\0")

@@ -73,13 +73,9 @@ class LocalExecutor:
     def _run_together(self, jobs: Sequence[Job], stop: Stop, together: int) -> Iterator[tuple[Job, Ended]]:
         waiting = iter(() if stop.asked else jobs)
         with concurrent.futures.ThreadPoolExecutor(together, thread_name_prefix="cell") as threads:
-            running = {
-                threads.submit(self._run, job, stop): job for job in itertools.islice(waiting, together)
-            }
+            running = {threads.submit(self._run, job, stop): job for job in itertools.islice(waiting, together)}
             while running:
-                done, _ = concurrent.futures.wait(
-                    running, timeout=0.1, return_when=concurrent.futures.FIRST_COMPLETED
-                )
+                done, _ = concurrent.futures.wait(running, timeout=0.1, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
                     yield running.pop(future), future.result()
                     job = None if stop.asked else next(waiting, None)

@@ -94,9 +94,7 @@ def _stand_alone(job: Job) -> None:
     faulthandler.dump_traceback_later(0.9 * job.time_limit, file=2)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(
-            target=_end_with, args=(parent, job.scratch), daemon=True, name="parent-watch"
-        ).start()
+        threading.Thread(target=_end_with, args=(parent, job.scratch), daemon=True, name="parent-watch").start()
 
 
 def _end_with(parent: Any, scratch: str) -> None:

@@ -121,10 +121,7 @@ class Isolation:
             # Ctrl-C reaches a child that has not left the terminal's group yet.
             status, reason, name = "interrupted", "ended together with the bench", None
         if name == "SIGKILL" and status == "crash" and _more(kills, self.kills()):
-            status, reason = (
-                "oom",
-                "killed by the kernel: the machine (or its memory limit) ran out of memory",
-            )
+            status, reason = ("oom", "killed by the kernel: the machine (or its memory limit) ran out of memory")
         return Ended(
             status=status,
             reason=reason,
@@ -142,11 +139,7 @@ class Isolation:
             future, child = self._start(job, stop)
         except (OSError, EOFError) as problem:
             if not stop.asked:
-                return (
-                    "error",
-                    f"its process could not be started ({type(problem).__name__}: {problem})",
-                    None,
-                )
+                return ("error", f"its process could not be started ({type(problem).__name__}: {problem})", None)
             return "interrupted", "stopped by the user before it began", None
         launched = time.perf_counter()
         try:

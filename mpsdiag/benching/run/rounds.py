@@ -84,10 +84,7 @@ def settled(ours: Timings, theirs: Timings, precision: float) -> bool:
 
 
 def wanted(
-    number: int,
-    history: Mapping[Scenario, Timings],
-    partners: Mapping[Scenario, Scenario | None],
-    rule: StopRule,
+    number: int, history: Mapping[Scenario, Timings], partners: Mapping[Scenario, Scenario | None], rule: StopRule
 ) -> list[Scenario]:
     """The cells that get round `number`, in its order.
 

@@ -137,10 +137,7 @@ class MatrixRun:
             # Refuses what is no journal before anything of it is touched; a torn line is told before it is mended.
             for warning in read_journal(path).warnings:
                 self.listener.note(warning)
-        with (
-            JournalWriter(path, self.header, self.listener.note) as journal,
-            Interruptible(self.stop),
-        ):
+        with JournalWriter(path, self.header, self.listener.note) as journal, Interruptible(self.stop):
             try:
                 self._remember(parse_journal(journal.data, str(path)))
                 self._skip(journal)
@@ -209,9 +206,7 @@ class MatrixRun:
             if verdict is None or verdict.status not in FINDINGS:
                 continue
             if all(record.timing is not None for record in rounds.values()):
-                history[cell] = {
-                    n: record.timing for n, record in rounds.items() if record.timing is not None
-                }
+                history[cell] = {n: record.timing for n, record in rounds.items() if record.timing is not None}
         return history
 
     def _leg(self, journal: JournalWriter, title: str, number: int, cells: Sequence[Scenario]) -> None:
@@ -257,7 +252,5 @@ class MatrixRun:
 
 def skip_record(key: str, cell: Scenario, reason: str, header: Header) -> Record:
     """The record of a cell that cannot run here."""
-    ended = Ended(
-        status="skip", reason=reason, started=utc_now(), seconds=0.0, environment=header.environment
-    )
+    ended = Ended(status="skip", reason=reason, started=utc_now(), seconds=0.0, environment=header.environment)
     return ended.record(Job(key=key, cell=cell, log=""))

@@ -66,9 +66,7 @@ class Session:
             if kept is not None:
                 listener.note(f"the older journal is kept as {kept}")
         if request.jobs > 1 and request.spec.rule.rounds:
-            listener.note(
-                f"--jobs {request.jobs} is for the verdicts; what is timed runs alone, one cell at a time"
-            )
+            listener.note(f"--jobs {request.jobs} is for the verdicts; what is timed runs alone, one cell at a time")
         run = self._run(listener, stop)
         with _fresh_would_do():
             outcome = run.run()
@@ -96,8 +94,7 @@ class Session:
             "rounds_run_now": outcome.fresh,
             "rounds_by_status": dict(Counter(record.status for record in outcome.records)),
             "gates": [
-                {"gate": str(one.gate), "tripped": one.tripped, "sentence": one.sentence}
-                for one in self.judgements
+                {"gate": str(one.gate), "tripped": one.tripped, "sentence": one.sentence} for one in self.judgements
             ],
         }
 
@@ -105,9 +102,7 @@ class Session:
         """The last sentences: what did not finish, what the gates found, how to go on."""
         sentences = [outcome.broken] if outcome.broken else []
         if outcome.interrupted:
-            sentences.append(
-                "interrupted; the report is of what finished. Run the same command again: it resumes."
-            )
+            sentences.append("interrupted; the report is of what finished. Run the same command again: it resumes.")
         bad = Counter(record.status for record in outcome.unfinished)
         if bad:
             counts = ", ".join(f"{number} {status}" for status, number in bad.items())
@@ -131,9 +126,7 @@ class Session:
             with _fresh_would_do():
                 records = read_journal(path).records
         work = remaining(self.plan.cells, spec.rule, spec.baseline, self._found(records))
-        seconds = estimate(
-            work, self.site.start, records, jobs=self.request.jobs, machines=self.site.machines
-        )
+        seconds = estimate(work, self.site.start, records, jobs=self.request.jobs, machines=self.site.machines)
         return Forecast(work, *seconds)
 
     def header(self) -> Header:

@@ -109,9 +109,7 @@ def in_blocks(
     output = query.new_empty(batch, heads, rows, value.size(3))
     kept = query.new_empty(batch, heads, rows, columns) if want_weights else None
     for block in _blocks(batch, heads, rows * columns):
-        part, part_weights = kernel(
-            query[block], key[block], value[block], None if mask is None else mask[block]
-        )
+        part, part_weights = kernel(query[block], key[block], value[block], None if mask is None else mask[block])
         output[block] = part
         if kept is not None:
             kept[block] = part_weights

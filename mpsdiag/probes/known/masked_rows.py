@@ -122,9 +122,7 @@ def _dead_row_value(output: Tensor, live: Tensor, inputs: tuple[Tensor, Tensor, 
         "unmasked softmax": reference_attention(q, k, v),
     }
     dead = ~live.unsqueeze(-1)
-    distances = {
-        name: float(((output.double() - value) * dead).abs().max()) for name, value in candidates.items()
-    }
+    distances = {name: float(((output.double() - value) * dead).abs().max()) for name, value in candidates.items()}
     return min(distances, key=lambda name: distances[name])
 
 
@@ -142,8 +140,6 @@ def _multihead(lab: Lab) -> Iterator[Check]:
     mask = torch.ones(8, 8, dtype=torch.bool).triu(1)
     on_device = module.to(lab.device)
     with torch.set_grad_enabled(lab.training):
-        output, _ = on_device(
-            x.to(lab.device) + 0, x.to(lab.device), x.to(lab.device), attn_mask=mask.to(lab.device)
-        )
+        output, _ = on_device(x.to(lab.device) + 0, x.to(lab.device), x.to(lab.device), attn_mask=mask.to(lab.device))
     finite = bool(torch.isfinite(output).all())
     yield Check("causal mask, dropout 0.1", finite, "right" if finite else "NaN", lab.mode)

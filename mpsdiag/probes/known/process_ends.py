@@ -79,9 +79,7 @@ def spared_machine() -> Iterator[None]:
 
     from mpsdiag.emulation import EmulatedAbort
 
-    without_abort = (
-        "no abort; to compute it on a CPU would take minutes and 4 GiB, so nothing is known of its values"
-    )
+    without_abort = "no abort; to compute it on a CPU would take minutes and 4 GiB, so nothing is known of its values"
     end = time.monotonic() + ENOUGH_SECONDS
 
     class Deadline(TorchDispatchMode):  # type: ignore[no-untyped-call]  # in torch

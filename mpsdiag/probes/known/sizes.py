@@ -83,9 +83,7 @@ def _grew(lab: Lab, name: str, more: int, allowed: int) -> Check:
 @shows("SDPA018")
 def _huge_scores(lab: Lab) -> Iterator[Check]:
     """Judge a few rows of the last head: the first whose scores start beyond 2**32."""
-    lab.require_real_mps(
-        "the addresses that overflow are MPSGraph's, and the CPU would need minutes and 18 GB"
-    )
+    lab.require_real_mps("the addresses that overflow are MPSGraph's, and the CPU would need minutes and 18 GB")
     lab.require_evaluation()
     lab.require_memory(HUGE_BYTES)
     q, k, v = lab.qkv(HUGE)

@@ -26,9 +26,7 @@ SUFFIXES: Final[dict[str, str]] = {
 }
 
 
-def text_of(
-    report: Report, form: str, *, width: int = 100, color: bool = False, beside: Path | None = None
-) -> str:
+def text_of(report: Report, form: str, *, width: int = 100, color: bool = False, beside: Path | None = None) -> str:
     """Render a report in one format that is text: any of FORMATS but parquet.
 
     Raises:

@@ -154,9 +154,7 @@ _NOT_MEASURED = dict.fromkeys(_measured(Measured()))
 
 
 def _timed(cost: CostRow | None) -> dict[str, Any]:
-    row = {
-        name: getattr(cost, name, None) for name in ("rank", "tokens_per_second", "train_tokens_per_second")
-    }
+    row = {name: getattr(cost, name, None) for name in ("rank", "tokens_per_second", "train_tokens_per_second")}
     for name in ("eval_tokens", "eval_pads", "train_tokens", "train_pads"):
         row[name] = cost and getattr(cost.result, name)
     # A ratio is a claim about a fix: a cell that is not right makes none.

@@ -33,9 +33,7 @@ def render(report: Report, pictures: Mapping[str, Svg] | None = None) -> str:
     return page(document(report, LIMITS), LIMITS, pictures or {}, footer=footer)
 
 
-def page(
-    made: Document, limits: Limits = WHOLE, pictures: Mapping[str, Svg] | None = None, *, footer: str = ""
-) -> str:
+def page(made: Document, limits: Limits = WHOLE, pictures: Mapping[str, Svg] | None = None, *, footer: str = "") -> str:
     """Lay a document out on a page.
 
     The content security policy allows our own style and script by their hashes and embedded pictures: even a

@@ -60,8 +60,7 @@ def _changes(changes: Changes) -> dict[str, Any]:
     return {
         "sentence": changes.sentence,
         "environments": [
-            {"new": pair.new.letter, "old": pair.old.label, "differences": pair.differences}
-            for pair in changes.pairs
+            {"new": pair.new.letter, "old": pair.old.label, "differences": pair.differences} for pair in changes.pairs
         ],
         "cells": [
             {

@@ -38,9 +38,7 @@ def render(report: Report, *, width: int = 100, color: bool = False) -> str:
     return write(document(report, LIMITS), LIMITS, width=width, color=color)
 
 
-def write(
-    made: blocks.Document, limits: blocks.Limits = WHOLE, *, width: int = 100, color: bool = False
-) -> str:
+def write(made: blocks.Document, limits: blocks.Limits = WHOLE, *, width: int = 100, color: bool = False) -> str:
     """Render a document: the headline, then its sections; lines have no trailing blanks."""
     stream = StringIO()
     console = Console(

@@ -16,9 +16,7 @@ from mpsdiag.reporting.story.report import Panel, Report, Scene
 from mpsdiag.scenario.scenario import FirstNonfinite, Measured
 
 
-def cost_table(
-    panel: Panel, table: CostTable, report: Report, limits: blocks.Limits, *, alone: bool
-) -> blocks.Table:
+def cost_table(panel: Panel, table: CostTable, report: Report, limits: blocks.Limits, *, alone: bool) -> blocks.Table:
     """Lay out the timed cells of a panel on one padding side."""
     where = f"timed on {' and '.join(table.timed_on)}" + (" without emulation" if table.emulated else "")
     samples = {row.eval_step.n for row in table.rows if row.eval_step}
@@ -28,18 +26,14 @@ def cost_table(
     if table.baseline_mark is None:
         notes.append(f"The baseline, {report.baseline} attention, was not timed here: no ratios.")
     elif table.baseline_mark.tone not in {"good", "moved"}:
-        notes.append(
-            f"The baseline itself came out {table.baseline_mark.text}: its time is a reference, not a goal."
-        )
+        notes.append(f"The baseline itself came out {table.baseline_mark.text}: its time is a reference, not a goal.")
     if any(step.noisy for row in table.rows for step in (row.eval_step, row.train_step) if step):
         notes.append(
             "~ noisy: the interquartile range is above 10 % of the median; something else was using the machine, or it "
             "was throttling."
         )
     if all(row.result.eval_pads == 0 for row in table.rows if row.eval_step):
-        notes.append(
-            "The timed batch has no padding: what a fix does with padded rows is not in these times."
-        )
+        notes.append("The timed batch has no padding: what a fix does with padded rows is not in these times.")
     label = "" if alone else f", {panel.label}"
     minor = ("MAD", "Mann-Whitney p", "train to baseline", "n")
     numbers = ["eval step", "MAD", "eval to baseline", "Mann-Whitney p", "train step", "train to baseline"]
@@ -71,9 +65,7 @@ def _cost_row(row: CostRow) -> tuple[blocks.Entry, ...]:
         baseline or _ratio_entry(_claim(row.train_ratio, row)),
         blocks.Entry(figures.rate(row.tokens_per_second), tone, row.tokens_per_second or -1.0),
         blocks.Entry(figures.memory(row.result.peak_memory), tone, float(row.result.peak_memory or -1)),
-        blocks.Entry(
-            str(row.eval_step.n if row.eval_step else row.train_step.n if row.train_step else 0), tone
-        ),
+        blocks.Entry(str(row.eval_step.n if row.eval_step else row.train_step.n if row.train_step else 0), tone),
     )
 
 
@@ -119,21 +111,11 @@ STOCK_PRINTS = (
 
 def loss_table(panel: Panel, scene: Scene, limits: blocks.Limits, *, alone: bool) -> blocks.Table:
     """Lay out the losses of a panel."""
-    results = sorted(
-        (one for one in panel.results if one.measured),
-        key=lambda one: (one.side, severity(one.status)),
-    )
+    results = sorted((one for one in panel.results if one.measured), key=lambda one: (one.side, severity(one.status)))
     title = [] if alone else [panel.label]
     where = scene.emulated or f"on {scene.device}"
     title.append(where[:1].upper() + where[1:] if alone and scene.emulated else where)
-    numbers = (
-        "train loss",
-        "eval loss",
-        "stock prints",
-        "bad batches",
-        "fully masked rows",
-        "padded to alone",
-    )
+    numbers = ("train loss", "eval loss", "stock prints", "bad batches", "fully masked rows", "padded to alone")
     remark = "where, or how far off"
     heads = blocks.columns(
         "padding", "attention + trainer", "result", *numbers, remark, numbers=numbers, minor=[remark]
@@ -242,9 +224,7 @@ def change_blocks(changes: Changes, limits: blocks.Limits) -> Iterable[blocks.Bl
         yield blocks.Fold(table.title, (table,)) if limits.folds else table
 
 
-def _change_table(
-    title: str, rows: list[CellChange], limits: blocks.Limits, *, several: bool
-) -> blocks.Table:
+def _change_table(title: str, rows: list[CellChange], limits: blocks.Limits, *, several: bool) -> blocks.Table:
     ratios = ("eval, new to old", "p", "train, new to old", "p")
     made = blocks.table(
         title,

@@ -89,9 +89,7 @@ def _fixes(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> 
             yield blocks.Prose(f"Resolved everywhere by, the recommended first: {_some(names, 12)}.")
         if limits.folds and len(scene.panels) > 1:
             for panel in scene.panels[: limits.panels]:
-                yield blocks.Fold(
-                    f"Only {panel.label}", tuple(_grid(grid, scene, "") for grid in panel.grids)
-                )
+                yield blocks.Fold(f"Only {panel.label}", tuple(_grid(grid, scene, "") for grid in panel.grids))
             yield from _more(len(scene.panels) - limits.panels, "setting")
     yield from _more(len(report.scenes) - limits.panels, "setting")
 
@@ -114,9 +112,7 @@ def _costs(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> 
         yield from _by_scene(report, scene)
         for number, panel in timed[: limits.panels]:
             shown: list[blocks.Block] = [*_placed(pictures, "time", place, number)]
-            shown += [
-                cost_table(panel, table, report, limits, alone=len(timed) == 1) for table in panel.costs
-            ]
+            shown += [cost_table(panel, table, report, limits, alone=len(timed) == 1) for table in panel.costs]
             if number == timed[0][0] or not limits.folds:
                 yield from shown
             else:
@@ -196,8 +192,7 @@ def _environment(report: Report) -> Iterable[blocks.Block]:
 def _more(number: int, noun: str) -> Iterable[blocks.Block]:
     if number > 0:
         yield blocks.Prose(
-            f"{count(number, f'more {noun}')} not shown here; the CSV and JSON formats hold all.",
-            "muted",
+            f"{count(number, f'more {noun}')} not shown here; the CSV and JSON formats hold all.", "muted"
         )
 
 
@@ -227,9 +222,7 @@ class Shown:
     @property
     def name(self) -> str:
         """Its key and the stem of its files."""
-        return (
-            "releases" if self.kind == "releases" else f"{self.kind}-{self.scene + 1}-{self.panel_number + 1}"
-        )
+        return "releases" if self.kind == "releases" else f"{self.kind}-{self.scene + 1}-{self.panel_number + 1}"
 
     @property
     def block(self) -> blocks.Picture:
@@ -268,8 +261,7 @@ def _by_panel(report: Report) -> Iterable[Shown]:
                 alt = f"Training and evaluation losses, the first NaN marked: {title}."
                 yield Shown("losses", number, place, title, alt, panel=panel)
             sick = next(
-                (one for one in panel.results if one.measured and any(map(any, one.measured.nonfinite_rows))),
-                None,
+                (one for one in panel.results if one.measured and any(map(any, one.measured.nonfinite_rows))), None
             )
             if place == 0 and sick is not None:
                 title = f"{name(sick)}, {panel.label}, {label}"

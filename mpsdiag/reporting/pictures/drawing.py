@@ -128,9 +128,7 @@ def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
     return svg[svg.index("<svg") :]  # without what only an XML file needs: the same text can be embedded
 
 
-def save(
-    pictures: Mapping[str, Svg], report: Path, failed: Callable[[str], None] | None = None
-) -> dict[str, Svg]:
+def save(pictures: Mapping[str, Svg], report: Path, failed: Callable[[str], None] | None = None) -> dict[str, Svg]:
     """Write the drawings beside a report, into a folder named after it: `report.pictures/time-1.light.svg`.
 
     `failed` gets a sentence for each drawing that cannot be written and is left out.

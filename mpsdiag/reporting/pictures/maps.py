@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def status_map(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    marks: Sequence[Sequence[Mark]],
-    title: str,
-    theme: Theme,
+    rows: Sequence[str], columns: Sequence[str], marks: Sequence[Sequence[Mark]], title: str, theme: Theme
 ) -> Figure:
     """Draw a table of marks as coloured fields, each with its symbol: release x defect, release x attention."""
     from matplotlib.patches import Rectangle
@@ -41,13 +37,7 @@ def status_map(
                 )
             )
             axes.text(
-                across,
-                down,
-                one.symbol,
-                ha="center",
-                va="center",
-                color=theme.page if filled else colour,
-                fontsize=9,
+                across, down, one.symbol, ha="center", va="center", color=theme.page if filled else colour, fontsize=9
             )
     axes.set_xlim(-0.6, len(columns) - 0.4)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -77,9 +67,7 @@ def _short(scene: Scene) -> str:
     if scene.emulated is not None:
         cell = scene.results[0].cell
         return (
-            f"emulated {cell.emulate}, macOS {cell.emulate_macos}"
-            if cell.emulate_macos
-            else f"emulated {cell.emulate}"
+            f"emulated {cell.emulate}, macOS {cell.emulate_macos}" if cell.emulate_macos else f"emulated {cell.emulate}"
         )
     if scene.results[0].cell.environment is not None:
         return f"{scene.device}, {scene.results[0].cell.environment}"

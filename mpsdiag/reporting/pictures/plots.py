@@ -59,12 +59,7 @@ def times(table: CostTable, title: str, theme: Theme) -> Figure:
         if row.rank is None:
             axes.plot([edge], [place], marker="o", ls="", mfc=theme.page, mec=colour, mew=1.6, ms=7)
             axes.annotate(
-                row.mark.text,
-                (edge, place),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                color=colour,
+                row.mark.text, (edge, place), xytext=(8, 0), textcoords="offset points", va="center", color=colour
             )
             continue
         low, high = _ends(row)
@@ -167,16 +162,7 @@ def _courses(axes: Axes, groups: list[tuple[list[float], list[PooledCell]]], the
         height = high + (0.12 + 0.12 * number) * room
         axes.plot(range(1, first + 1), values[:first], color=colour, lw=1, ls=":")
         what = "NaN" if math.isnan(values[first]) else "infinite"
-        axes.plot(
-            [first + 1],
-            [height],
-            marker="x",
-            ls="",
-            color=colour,
-            ms=8,
-            mew=2,
-            label=f"{what}: {_who(cells)}",
-        )
+        axes.plot([first + 1], [height], marker="x", ls="", color=colour, ms=8, mew=2, label=f"{what}: {_who(cells)}")
     longest = max((len(values) for values, _ in groups), default=1)
     axes.set_xlim(0.5, longest + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

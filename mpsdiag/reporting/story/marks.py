@@ -73,9 +73,7 @@ def mark(results: Sequence[PooledCell]) -> Mark:
 def _correct(results: Sequence[PooledCell]) -> Mark:
     if all(exact(result) for result in results):
         return EXACT
-    largest = max(
-        (shift for one in results if (shift := moved_by(one)) and not exact(one)), key=abs, default=0.0
-    )
+    largest = max((shift for one in results if (shift := moved_by(one)) and not exact(one)), key=abs, default=0.0)
     if largest != 0.0:
         return Mark("≈", f"moved {figures.moved(largest)}", "moved")
     return Mark("✓", "correct", "good")

@@ -84,10 +84,7 @@ class PooledCell:
     @property
     def aborted(self) -> bool:
         """Some round of it ended by its own fault, as a failed assertion in a kernel ends it, and was not killed."""
-        return any(
-            one.signal in OWN_SIGNALS or (one.reason or "").startswith(EMULATED_ABORT)
-            for one in self.setbacks
-        )
+        return any(one.signal in OWN_SIGNALS or (one.reason or "").startswith(EMULATED_ABORT) for one in self.setbacks)
 
     @property
     def correct(self) -> bool:
@@ -138,9 +135,7 @@ def _pooled(place: Place, rounds: dict[int, Record]) -> PooledCell:
         result.reason = "only timing rounds are in the journal, not the one that judges the numbers"
     for record in order:
         if record.status not in FINDINGS:
-            result.setbacks.append(
-                Setback(record.round, record.status, record.reason, record.signal, record.log_tail)
-            )
+            result.setbacks.append(Setback(record.round, record.status, record.reason, record.signal, record.log_tail))
         if record.timing is not None:
             result.timed_on = record.timing.device
             for name in ("train_tokens", "train_pads", "eval_tokens", "eval_pads"):

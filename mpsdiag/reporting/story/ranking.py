@@ -146,9 +146,7 @@ def _table(side: str, timed: Sequence[PooledCell], baseline: str, budget: Budget
 
 def _speed(result: PooledCell) -> tuple[float, float]:
     """Sort key: the evaluation step, where the defect is, then the training step."""
-    middle = [
-        statistics.median(values) if values else math.inf for values in (result.eval_step, result.train_step)
-    ]
+    middle = [statistics.median(values) if values else math.inf for values in (result.eval_step, result.train_step)]
     return middle[0], middle[1]
 
 
@@ -166,9 +164,7 @@ def _estimate(values: Sequence[float], *, full: bool) -> Estimate | None:
     )
 
 
-def ratio(
-    ours: Mapping[int, Sequence[float]], theirs: Mapping[int, Sequence[float]], *, full: bool
-) -> Estimate | None:
+def ratio(ours: Mapping[int, Sequence[float]], theirs: Mapping[int, Sequence[float]], *, full: bool) -> Estimate | None:
     """Median ratio over the rounds that both sides ran; with `full` its interval and the Mann-Whitney test.
 
     Other rounds, where the stop rule gave one side more of them, are another time of day and say nothing about the

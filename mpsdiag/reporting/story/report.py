@@ -115,9 +115,7 @@ class Report(Answer):
         return jsonable(found.document(self))  # type: ignore[no-any-return]
 
 
-def assemble(
-    journals: Sequence[Journal], against: Sequence[Journal] = (), baseline: str | None = None
-) -> Report:
+def assemble(journals: Sequence[Journal], against: Sequence[Journal] = (), baseline: str | None = None) -> Report:
     """Assemble what the journals hold."""
     pooled = pool(journals)
     headers = [journal.header for journal in journals]
@@ -125,9 +123,7 @@ def assemble(
     if baseline is None:
         baseline = headers[0].baseline
         if len({header.baseline for header in headers}) > 1:
-            notes.append(
-                f"The journals name different baselines; '{baseline}', that of the first, is used for all."
-            )
+            notes.append(f"The journals name different baselines; '{baseline}', that of the first, is used for all.")
     varying = _varying(pooled.results)
     budget = Budget()
     scenes = tuple(_scenes(pooled, baseline, varying, budget))
@@ -153,9 +149,7 @@ def assemble(
 def name(result: PooledCell, varying: frozenset[str] = frozenset()) -> str:
     """Name a cell for a sentence: its panel where panels differ, then attention, trainer and padding."""
     words = [f"{result.title}, {result.side}"]
-    words += [
-        text for axis in sorted(varying - _GRID_AXES) if (text := _axis(axis, getattr(result.cell, axis)))
-    ]
+    words += [text for axis in sorted(varying - _GRID_AXES) if (text := _axis(axis, getattr(result.cell, axis)))]
     return ", ".join(words)
 
 
@@ -187,9 +181,7 @@ def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: Budget
                 place=pooled.places[number],
                 device=device,
                 emulated=emulated,
-                verdict=decide(
-                    [panel.results for panel in panels], baseline, emulated, [one.costs for one in panels]
-                ),
+                verdict=decide([panel.results for panel in panels], baseline, emulated, [one.costs for one in panels]),
                 grids=_grids(results),
                 panels=panels,
                 results=tuple(results),
@@ -198,9 +190,7 @@ def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: Budget
     return scenes
 
 
-def _panels(
-    results: Sequence[PooledCell], baseline: str, varying: frozenset[str], budget: Budget
-) -> tuple[Panel, ...]:
+def _panels(results: Sequence[PooledCell], baseline: str, varying: frozenset[str], budget: Budget) -> tuple[Panel, ...]:
     groups: dict[tuple[Any, ...], list[PooledCell]] = {}
     for result in results:
         key = _panel_key(result.cell)

@@ -74,10 +74,7 @@ class SceneVerdict:
 
 
 def decide(
-    panels: Sequence[Sequence[PooledCell]],
-    baseline: str,
-    emulated: str | None,
-    costs: Sequence[Sequence[CostTable]],
+    panels: Sequence[Sequence[PooledCell]], baseline: str, emulated: str | None, costs: Sequence[Sequence[CostTable]]
 ) -> SceneVerdict:
     """Judge a scene."""
     spots: dict[tuple[int, str], dict[tuple[str, str], PooledCell]] = {}
@@ -171,8 +168,7 @@ def _without_trouble(
         settings = "" if len(reference) == 1 else f" in {len(reference)} of {len(reference)} settings"
         return SceneVerdict(
             "not_affected",
-            f"Not affected{where}: {stock[0]} attention with the {stock[1]} trainer is right"
-            f"{settings}.{others}",
+            f"Not affected{where}: {stock[0]} attention with the {stock[1]} trainer is right{settings}.{others}",
             "No fix is needed.",
             (),
         )

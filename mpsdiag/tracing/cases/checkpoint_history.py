@@ -22,9 +22,7 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
             raise BadInput(
                 f"There is no folder {path}. Give checkpoints, or the folder that a Trainer wrote them into."
             )
-        inner = sorted(
-            (folder for folder in path.iterdir() if folder.is_dir() and _weights(folder)), key=_step
-        )
+        inner = sorted((folder for folder in path.iterdir() if folder.is_dir() and _weights(folder)), key=_step)
         here = [path] if _weights(path) else []
         if not inner and not here:
             pickled = any(path.rglob("*.bin")) or any(path.rglob("*.pt"))

@@ -94,9 +94,7 @@ def read_case(folder: Path) -> tuple[About, dict[str, Any], Path | None]:
         document = json.loads(read_file(path))
         version = document.get("schema") if isinstance(document, dict) else None
         if isinstance(version, int) and version > SCHEMA:
-            raise BadInput(
-                f"{path} has schema {version}, newer than this mpsdiag knows ({SCHEMA}). Upgrade mpsdiag."
-            )
+            raise BadInput(f"{path} has schema {version}, newer than this mpsdiag knows ({SCHEMA}). Upgrade mpsdiag.")
         about = About.model_validate(document)
     except (ValueError, OSError, RecursionError) as problem:
         raise BadInput(f"{path} cannot be read: {_first(problem)}. Record the case again.") from problem

@@ -55,9 +55,7 @@ class BadBatchRecorder(TrainerCallback):
         self._watched: weakref.ref[nn.Module] | None = None
         self._handle: RemovableHandle | None = None
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any = None, **__: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any = None, **__: Any) -> None:
         """Begin to watch the model."""
         self._arguments, self._state = args, state
         if model is None or (self._watched is not None and self._watched() is model):

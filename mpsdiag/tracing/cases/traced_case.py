@@ -82,9 +82,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
     if request.batch_file is not None:
         batch = load_batch(request.batch_file)
     if about is not None and weights is None and request.model is None:
-        raise BadInput(
-            f"{request.folder} was recorded without weights. Give the model it was made with: --model."
-        )
+        raise BadInput(f"{request.folder} was recorded without weights. Give the model it was made with: --model.")
     name = request.model or str(weights or DEFAULT_MODEL)
     attention = request.attention or (about.attention if about else None)
     emulation = _emulation(request, about)
@@ -148,9 +146,7 @@ def _batches(request: TraceRequest, name: str, model: Any, longest: int) -> list
 def _emulation(request: TraceRequest, about: About | None) -> Emulation | None:
     if request.emulate is not None:
         if request.device not in (None, "auto", "cpu"):
-            raise BadInput(
-                f"--emulate runs on the CPU, not on '{request.device}'. Leave out --device, or --emulate."
-            )
+            raise BadInput(f"--emulate runs on the CPU, not on '{request.device}'. Leave out --device, or --emulate.")
         return Emulation(request.emulate, request.emulate_macos)
     return about.emulation if about is not None and request.device is None else None
 

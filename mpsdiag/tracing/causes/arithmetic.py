@@ -25,10 +25,7 @@ _POLES = (*POLES, "atanh", "logit", "log1p", "erfinv", "lgamma", "tan")
 _REMEDIES = {
     torch.float16: Advice(
         text="Use bfloat16, which has the range of float32, or float32, at least for this module.",
-        commands=[
-            'AutoModelForCausalLM.from_pretrained(..., dtype="bfloat16")',
-            "mpsdiag trace ... --dtype bfloat16",
-        ],
+        commands=['AutoModelForCausalLM.from_pretrained(..., dtype="bfloat16")', "mpsdiag trace ... --dtype bfloat16"],
     ),
     torch.bfloat16: Advice(
         text="Even the range of float32 is not enough: look at the scale of the weights and inputs of this module.",
@@ -144,9 +141,7 @@ def _zeros(first: Candidate, bad: Tensor) -> tuple[Tensor, str]:
     operation, args = first.event.operation, list(first.named.values())
     if operation in ("div", "remainder", "fmod", "floor_divide"):
         turned = getattr(first.call and first.call.func, "__name__", "") in ("__rtruediv__", "__rdiv__")
-        divided, divisor = (
-            torch.as_tensor(x, device=bad.device) for x in (args[1::-1] if turned else args[:2])
-        )
+        divided, divisor = (torch.as_tensor(x, device=bad.device) for x in (args[1::-1] if turned else args[:2]))
         zero = bad & (divisor == 0)
         return zero, "0/0" if bool((zero & (divided == 0)).any()) else "a number by 0"
     if operation in ("reciprocal", "rsqrt") and args and isinstance(args[0], Tensor):

@@ -108,9 +108,7 @@ def bad_inputs(first: Candidate) -> Origin | None:
     return first.origin(
         "bad_inputs",
         f"'{name}' of the batch is not finite before the model sees it",
-        Advice(
-            text="Look at what made the batch: the features, images or embeddings that were computed before."
-        ),
+        Advice(text="Look at what made the batch: the features, images or embeddings that were computed before."),
         input=name,
     )
 

@@ -45,7 +45,7 @@ EMPTY_REMEDY = Advice(
 
 CONTRADICTION_REMEDY = Advice(
     text="Look at what turns the attention_mask into the mask of this layer: it has to be (sequences, 1 or heads, "
-    "queries, keys), and broadcasting must not put another sequence's padding, or keys for queries, in its place.",
+    "queries, keys), and broadcasting must not put another sequence's padding, or keys for queries, in its place."
 )
 
 

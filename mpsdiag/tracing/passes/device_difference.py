@@ -63,9 +63,7 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin 
         logger.warning("Not compared with the CPU: the model does not run there in float64 (%s).", problem)
         return None, None
     if not all(math.isfinite(difference.bound) for difference in differences):
-        logger.warning(
-            "Not compared with the CPU: its own results are not finite, in float64 or in this dtype."
-        )
+        logger.warning("Not compared with the CPU: its own results are not finite, in float64 or in this dtype.")
         return None, None
     if not differences or not differences[-1].wrong:
         return None, None
@@ -79,10 +77,7 @@ def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin 
 
 
 def _origin(
-    model: nn.Module,
-    differences: Sequence[TensorDifference],
-    first: TensorDifference,
-    worst: WrongOperation | None,
+    model: nn.Module, differences: Sequence[TensorDifference], first: TensorDifference, worst: WrongOperation | None
 ) -> Origin:
     device = device_label(model)
     inside = first.module or model
@@ -99,9 +94,7 @@ def _origin(
         evidence={
             "device": device,
             "logits": {"difference": differences[-1].distance, "bound": differences[-1].bound},
-            "layers": [
-                {"layer": d.layer, "difference": d.distance, "bound": d.bound} for d in differences[:-1]
-            ],
+            "layers": [{"layer": d.layer, "difference": d.distance, "bound": d.bound} for d in differences[:-1]],
             "operation": None if worst is None else worst.evidence(),
         },
         remedy=Advice(

@@ -58,9 +58,7 @@ class Trajectory:
         return {"step": self.step, **asdict(self)}
 
 
-def or_divergence(
-    model: nn.Module, origin: Origin, trajectory: Trajectory, initial: Mapping[str, Tensor]
-) -> Origin:
+def or_divergence(model: nn.Module, origin: Origin, trajectory: Trajectory, initial: Mapping[str, Tensor]) -> Origin:
     """The origin as it is, or as the end of a divergence: losses, gradients or weights grew at least tenfold.
 
     With the initial weights the caller has run the control; without them the summary leaves it out.

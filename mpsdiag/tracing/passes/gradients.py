@@ -32,10 +32,7 @@ OVERFLOW_REMEDY = Advice(
 DERIVATIVE_REMEDY = Advice(
     text="Roots, norms, logarithms and quotients have infinite derivatives at zero, and torch.where does not keep out "
     "the branch that was not chosen: 0 times infinity is NaN. Make the input harmless before it.",
-    commands=[
-        "torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)",
-        "(x.square().sum() + eps).sqrt()",
-    ],
+    commands=["torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)", "(x.square().sum() + eps).sqrt()"],
 )
 
 

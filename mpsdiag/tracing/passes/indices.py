@@ -70,11 +70,7 @@ def _tables(model: nn.Module) -> Iterator[_Table]:
     embedding = ask(model, "get_input_embeddings")
     if isinstance(embedding, nn.Embedding):
         name = next((name for name, module in model.named_modules() if module is embedding), "")
-        keys = (
-            ("input_ids", "decoder_input_ids")
-            if getattr(config, "is_encoder_decoder", False)
-            else ("input_ids",)
-        )
+        keys = ("input_ids", "decoder_input_ids") if getattr(config, "is_encoder_decoder", False) else ("input_ids",)
         for key in keys:
             yield _Table(key, embedding.num_embeddings, name, "embedding", "the embedding of the model")
     weight = output_matrix(model)

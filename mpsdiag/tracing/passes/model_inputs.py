@@ -127,7 +127,6 @@ def _parameters(model: nn.Module) -> list[str]:
 
 def _shapes(batch: Mapping[str, Any]) -> str:
     found = [
-        f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-        for name, tensor in tensors_in(batch)
+        f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in tensors_in(batch)
     ]
     return ", ".join([*found, *(n for n, value in batch.items() if not any(True for _ in tensors_in(value)))])

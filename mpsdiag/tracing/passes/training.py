@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.outputs import loss_of
 from mpsdiag.tracing.origin import Origin, Phase
-from mpsdiag.tracing.passes.divergence import (
-    OF_TRAINING,
-    Trajectory,
-    after_the_optimizer,
-    exploded_norm,
-    or_divergence,
-)
+from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the_optimizer, exploded_norm, or_divergence
 from mpsdiag.tracing.passes.forward import TracedRun, explain_forward
 from mpsdiag.tracing.passes.gradients import explain_backward
 from mpsdiag.tracing.passes.indices import Indices
@@ -59,9 +53,7 @@ def trace_training(
 ) -> TracedRun:
     """Train, and stop at the first step with a non-finite value; the weights are put back at the end."""
     if not any(weight.requires_grad for weight in model.parameters()):
-        raise BadInput(
-            "No weight of the model wants a gradient, so there is nothing to train. Unfreeze some."
-        )
+        raise BadInput("No weight of the model wants a gradient, so there is nothing to train. Unfreeze some.")
     indices = Indices(model)
     for batch in batches:
         if (outside := indices.explain(batch)) is not None:
@@ -102,9 +94,7 @@ class _Training:
             self._optimizer.zero_grad(set_to_none=True)
             for weight in self._trained:
                 self._flags.note(weight)
-        spoilt = (
-            self._flags.read().suspicious
-        )  # No further step has read what the last one made of the weights.
+        spoilt = self._flags.read().suspicious  # No further step has read what the last one made of the weights.
         return (self._spoilt_by_the_optimizer() if spoilt else None), None
 
     def _step(self, batch: Mapping[str, Any]) -> bool:

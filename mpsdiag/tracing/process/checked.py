@@ -60,9 +60,7 @@ def _look(found: ScriptCheck, forwards: Sequence[WatchedForward]) -> None:
     if config is not None:
         found.exposure = predict(config, batches, attention=getattr(config, "_attn_implementation", "sdpa"))
     if found.padding_error is None:
-        found.notes.append(
-            "no batch with input_ids and a 2D attention_mask: padding invariance was not looked at"
-        )
+        found.notes.append("no batch with input_ids and a 2D attention_mask: padding invariance was not looked at")
 
 
 def _finite(output: Any) -> bool:
@@ -81,12 +79,7 @@ def _alone(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[Tensor, Ten
 
 def _sequences(batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     ids, mask = batch.get("input_ids"), batch.get("attention_mask")
-    if (
-        not isinstance(ids, Tensor)
-        or not isinstance(mask, Tensor)
-        or mask.shape != ids.shape
-        or ids.dim() != 2
-    ):
+    if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or mask.shape != ids.shape or ids.dim() != 2:
         return
     for row in range(len(ids)):
         kept = mask[row].bool()
@@ -103,9 +96,7 @@ def _padding(
         return 0.0, before
     with suspended():
         exact = copy_to_cpu(model).double()
-    rows = [
-        row for row, mask in enumerate(batch["attention_mask"]) if bool(mask.any()) and not bool(mask.all())
-    ]
+    rows = [row for row, mask in enumerate(batch["attention_mask"]) if bool(mask.any()) and not bool(mask.all())]
     error, bound = 0.0, before
     for row, (ids, kept, hidden) in zip(rows, alone, strict=True):
         with suspended():

@@ -21,9 +21,7 @@ from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat
 from mpsdiag.tracing.watch.tensors import facts, impurity, judged_in
 
 
-def of_forward(
-    forward: WatchedForward, optimizers: Iterable[torch.optim.Optimizer], trajectory: Trajectory
-) -> Origin:
+def of_forward(forward: WatchedForward, optimizers: Iterable[torch.optim.Optimizer], trajectory: Trajectory) -> Origin:
     """Why a forward is not finite: the step before it, the batch, or an operation in it."""
     if forward.step and (origin := of_step(forward.model, optimizers, trajectory)) is not None:
         return origin
@@ -77,9 +75,7 @@ def of_backward(
     return refused
 
 
-def of_step(
-    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], trajectory: Trajectory
-) -> Origin | None:
+def of_step(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], trajectory: Trajectory) -> Origin | None:
     """The optimizer step that made weights of a model non-finite; None if they are finite."""
     own = {id(weight) for weight in model.parameters()}
     for optimizer in optimizers:

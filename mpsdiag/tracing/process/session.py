@@ -159,9 +159,7 @@ def watch(model: nn.Module | None = None, *, stop: bool = False) -> Iterator[Wat
         NonFiniteFoundError: Something was found, and `stop` is set.
     """
     if model is not None and not isinstance(model, nn.Module):
-        raise BadInput(
-            f"model is a {type(model).__name__}, not a torch.nn.Module. Give the loaded model itself."
-        )
+        raise BadInput(f"model is a {type(model).__name__}, not a torch.nn.Module. Give the loaded model itself.")
 
     def found(_: ProcessWatch, finding: ScriptFinding, __: WatchedForward) -> None:
         if stop:

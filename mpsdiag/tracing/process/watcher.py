@@ -229,10 +229,7 @@ class ProcessWatch:
             if any(flagged):
                 return
             last = next((forward for forward in forwards if forward.grad), forwards[-1])
-            why = {
-                "bad_loss": not all(map(math.isfinite, values.roots)),
-                "unlabelled": any(values.unlabelled),
-            }
+            why = {"bad_loss": not all(map(math.isfinite, values.roots)), "unlabelled": any(values.unlabelled)}
             self._look(last, lambda: explained.of_backward(forwards, self._trajectory, **why))
 
     def _look_at(self, forward: WatchedForward) -> None:

@@ -167,9 +167,7 @@ def _groups(tensors: tuple[Tensor, ...]) -> Iterable[tuple[tuple[int, int], ...]
     return dict.fromkeys(map(tuple, (*same, *aligned, *([place] for place in places))))
 
 
-def _shrink(
-    tensors: tuple[Tensor, ...], group: tuple[tuple[int, int], ...], check: Shows
-) -> tuple[Tensor, ...] | None:
+def _shrink(tensors: tuple[Tensor, ...], group: tuple[tuple[int, int], ...], check: Shows) -> tuple[Tensor, ...] | None:
     (t, d), *_ = group
     size = tensors[t].shape[d]
     for length in dict.fromkeys((1, 2, size // 4, size // 2, size - 1)):

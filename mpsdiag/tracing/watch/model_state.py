@@ -127,9 +127,7 @@ def only_unwatched(model: nn.Module) -> Origin:
     )
 
 
-def did_not_repeat(
-    model: nn.Module, what: str, *, operation: str, phase: Phase = "forward", **evidence: Any
-) -> Origin:
+def did_not_repeat(model: nn.Module, what: str, *, operation: str, phase: Phase = "forward", **evidence: Any) -> Origin:
     """The origin of what was not finite, and is finite when it is run again."""
     return Origin(
         cause="unknown",

@@ -36,9 +36,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
         ("cross_entropy", "nll_loss"),
         ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction"),
     ),
-    **dict.fromkeys(
-        (*SOFTMAX, "std", "var", "std_mean", "var_mean", "mean", "sum", "log", "sqrt"), ("input", "dim")
-    ),
+    **dict.fromkeys((*SOFTMAX, "std", "var", "std_mean", "var_mean", "mean", "sum", "log", "sqrt"), ("input", "dim")),
     **dict.fromkeys(("matmul", "bmm", "add", "sub", "mul", "div"), ("input", "other")),
 }
 

@@ -124,10 +124,7 @@ class Provenance:
 
 
 def _given(model: nn.Module, batch: Mapping[str, Any]) -> dict[int, tuple[Tensor, Source]]:
-    sources = [
-        (buffer, Source("buffer", name, statistic=is_statistic(name)))
-        for name, buffer in model.named_buffers()
-    ]
+    sources = [(buffer, Source("buffer", name, statistic=is_statistic(name))) for name, buffer in model.named_buffers()]
     sources += [(weight, Source("weight", name)) for name, weight in model.named_parameters()]
     sources += [(tensor, Source("batch", name)) for name, tensor in tensors_in(batch)]
     return {id(tensor): (tensor, source) for tensor, source in sources}

@@ -32,9 +32,7 @@ class Patches:
         if terminal.kind in ("weight", "batch"):
             return replace(self, given=True)
         of_attention = "dead_rows" in causes or (causes == {"bad_mask"} and terminal.kind == "nan")
-        return replace(
-            self, outputs=self.outputs | {terminal.event.index}, attention=self.attention or of_attention
-        )
+        return replace(self, outputs=self.outputs | {terminal.event.index}, attention=self.attention or of_attention)
 
     def apply(self, index: int, call: TorchCall, result: Any, *, in_place: bool) -> Any:
         """The result of an operation, made finite where that is wanted."""

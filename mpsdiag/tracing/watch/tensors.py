@@ -94,9 +94,7 @@ def fresh(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def flat(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch with what lies in mappings of its own, for a model that takes all of it as one argument."""
-    inner = {
-        name: item for value in batch.values() if isinstance(value, Mapping) for name, item in value.items()
-    }
+    inner = {name: item for value in batch.values() if isinstance(value, Mapping) for name, item in value.items()}
     return {**inner, **batch}
 
 

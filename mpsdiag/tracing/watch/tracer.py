@@ -125,9 +125,7 @@ class Tracer(TorchFunctionMode):
     def _operands(self, call: TorchCall) -> tuple[Operand, ...]:
         """The inputs that are not finite."""
         states = [(name, tensor, impurity(tensor)) for name, tensor in tensors_in(call.named)]
-        return tuple(
-            Operand(name, state, self._provenance.of(tensor)) for name, tensor, state in states if state
-        )
+        return tuple(Operand(name, state, self._provenance.of(tensor)) for name, tensor, state in states if state)
 
     def _patch_given(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

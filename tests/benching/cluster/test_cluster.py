@@ -25,12 +25,7 @@ from mpsdiag.errors import BadInput, CannotDecide
 pytest.importorskip("distributed")
 
 HERE = Path(__file__).parents[1]
-ONE = {
-    "trainer": ["standard"],
-    "padding_side": ["left"],
-    "device": ["cpu"],
-    "attn_implementation": ["sdpa", "eager"],
-}
+ONE = {"trainer": ["standard"], "padding_side": ["left"], "device": ["cpu"], "attn_implementation": ["sdpa", "eager"]}
 
 
 def start(log, *words, machine=""):
@@ -136,9 +131,7 @@ def test_verdicts_and_timings_come_back_from_the_workers(fleet, session, tmp_pat
     assert {record.timing is not None for record in records if record.round} == {True}
 
 
-def test_cells_that_are_compared_are_timed_by_one_worker_however_idle_the_other_is(
-    fleet, session, tmp_path, quiet
-):
+def test_cells_that_are_compared_are_timed_by_one_worker_however_idle_the_other_is(fleet, session, tmp_path, quiet):
     made = session(fleet[0], tmp_path, "fake_cells:whereabouts", seed=[0, 1], rounds=3, max_rounds=3)
     assert made.exit_code(made.run(quiet)) == 0
     workers = {
@@ -164,9 +157,7 @@ def test_on_unlike_machines_a_cell_has_its_verdict_where_it_is_timed_also_after_
     assert set().union(*machines.values()) == {"1", "4"}
 
 
-def test_cells_of_a_lost_machine_wait_and_then_go_to_one_of_another_kind(
-    unlike, session, tmp_path, quiet, monkeypatch
-):
+def test_cells_of_a_lost_machine_wait_and_then_go_to_one_of_another_kind(unlike, session, tmp_path, quiet, monkeypatch):
     monkeypatch.setattr(cluster_module, "PATIENCE", 1.0)
     made = session(unlike[0], tmp_path / "out", seed=[0, 1], rounds=0)
     _kill(unlike[2][0])
@@ -175,9 +166,7 @@ def test_cells_of_a_lost_machine_wait_and_then_go_to_one_of_another_kind(
     assert found == {"4"}
 
 
-def test_a_lost_scheduler_is_a_sentence_and_what_finished_is_kept(
-    unlike, session, tmp_path, quiet, monkeypatch
-):
+def test_a_lost_scheduler_is_a_sentence_and_what_finished_is_kept(unlike, session, tmp_path, quiet, monkeypatch):
     monkeypatch.setattr(fleet_module, "CONNECT_SECONDS", 3.0)
     made = session(unlike[0], tmp_path / "out", "fake_cells:slow", seed=list(range(20)), rounds=0)
 
@@ -202,13 +191,7 @@ def test_cells_that_go_wrong_stay_in_their_child(fleet, session, tmp_path, quiet
     )
     outcome = made.run(quiet)
     assert made.exit_code(outcome) == 3
-    assert {r.cell.seed: r.signal for r in outcome.records} == {
-        0: None,
-        1: "SIGABRT",
-        3: "SIGSEGV",
-        9: None,
-        11: None,
-    }
+    assert {r.cell.seed: r.signal for r in outcome.records} == {0: None, 1: "SIGABRT", 3: "SIGSEGV", 9: None, 11: None}
     assert len(made.site.executor.fleet.client.nthreads()) == 2  # no worker noticed
 
 

@@ -73,9 +73,7 @@ def test_gates_decide(gate, tripped):
     assert str(parse_gate(gate)) in found.sentence
 
 
-@pytest.mark.parametrize(
-    ("gate", "words"), [("any ok in all", "1 of 1 cell,"), ("any nan in all", "0 of 1 cell")]
-)
+@pytest.mark.parametrize(("gate", "words"), [("any ok in all", "1 of 1 cell,"), ("any nan in all", "0 of 1 cell")])
 def test_one_cell_is_no_plural(gate, words):
     assert f"{words} " in f"{evaluate(gate, records(Scenario())).sentence} "
 
@@ -94,11 +92,7 @@ def test_what_cannot_be_decided_does_not_pass():
         *records(Scenario(), eval_loss=NAN),
         *records(Scenario(attn_implementation="eager"), eval_loss=5.0, times=()),
     ]
-    for gate in (
-        "eager.eval_loss > sdpa.eval_loss",
-        "eager.eval_time > 0",
-        "safe_sdpa.eval_time > sdpa.eval_time",
-    ):
+    for gate in ("eager.eval_loss > sdpa.eval_loss", "eager.eval_time > 0", "safe_sdpa.eval_time > sdpa.eval_time"):
         assert evaluate(gate, rows).tripped is None
 
 
@@ -115,11 +109,7 @@ def test_pairs_agree_on_every_axis_that_is_not_named():
 
 def test_each_environment_is_judged_by_itself():
     """Pooled, safe_sdpa would take 2.05 times as long; on either machine it is as fast as sdpa."""
-    slow = [
-        one
-        for mode in ("sdpa", "safe_sdpa")
-        for one in records(Scenario(attn_implementation=mode), times=(1.0,))
-    ]
+    slow = [one for mode in ("sdpa", "safe_sdpa") for one in records(Scenario(attn_implementation=mode), times=(1.0,))]
     fast = [
         *records(Scenario(attn_implementation="sdpa"), times=(0.1, 0.1, 0.1), chip="B"),
         *records(Scenario(attn_implementation="safe_sdpa"), times=(0.1,), chip="B"),
@@ -163,9 +153,7 @@ def test_a_pair_that_is_torn_between_two_machines_is_undecided():
 
 
 def test_a_verdict_on_one_machine_and_timings_on_another_is_enough_to_decide():
-    rows = [
-        one for mode in ("sdpa", "safe_sdpa") for one in records(Scenario(attn_implementation=mode), times=())
-    ]
+    rows = [one for mode in ("sdpa", "safe_sdpa") for one in records(Scenario(attn_implementation=mode), times=())]
     for mode in ("sdpa", "safe_sdpa"):
         _, timed = records(Scenario(attn_implementation=mode), times=(0.1,), chip="B")
         rows.append(timed)

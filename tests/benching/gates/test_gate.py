@@ -43,10 +43,7 @@ def test_no_text_breaks_the_parser(text):
 
 
 def test_words_are_checked_against_the_matrix_before_it_runs():
-    cells = [
-        Scenario(attn_implementation="sdpa"),
-        Scenario(attn_implementation="safe_sdpa", padding_side="right"),
-    ]
+    cells = [Scenario(attn_implementation="sdpa"), Scenario(attn_implementation="safe_sdpa", padding_side="right")]
     require_words(parse_gate("any nan in safe_sdpa+right"), cells)
     with pytest.raises(BadInput, match="Did you mean 'safe_sdpa'"):
         require_words(parse_gate("any nan in safe_spda"), cells)
@@ -81,10 +78,7 @@ def test_a_word_can_name_its_axis(gate, taken):
     [
         ("any nan in 512", "has '512'. Name the axis of a number: max_length=512."),
         ("any nan in 4", "Name the axis of a number: batch_size=4 or eval_max_batches=4."),
-        (
-            "any nan in max_length=51",
-            "has 'max_length=51'. Did you mean '512'? Choose from: 512, 64.",
-        ),
+        ("any nan in max_length=51", "has 'max_length=51'. Did you mean '512'? Choose from: 512, 64."),
         ("any nan in padding_side=lft", "has 'padding_side=lft'. Did you mean 'left'?"),
     ],
 )

@@ -43,9 +43,7 @@ def lines(path):
 
 def test_what_is_written_is_read(tmp_path, header):
     path = tmp_path / "deep" / "journal.jsonl"
-    one = record(
-        1, "nan", measured=Measured(eval_loss=NAN, eval_losses=[1.0, NAN, float("inf")]), log_tail="ä\n|"
-    )
+    one = record(1, "nan", measured=Measured(eval_loss=NAN, eval_losses=[1.0, NAN, float("inf")]), log_tail="ä\n|")
     write(path, header, one, record(2, round_=3))
     journal = read_journal(path)
     assert journal.header == header
@@ -94,12 +92,7 @@ def test_other_bad_lines_are_left_out_by_number(tmp_path, header):
     path.write_bytes(b"\n".join([*parts[:-1], parts[0], b"[1, 2]", b""]))
     journal = read_journal(path)
     assert [r.cell.seed for r in journal.records] == [1, 4]
-    assert [warning.split(" is ")[0].rsplit(" ", 1)[1] for warning in journal.warnings] == [
-        "3",
-        "4",
-        "6",
-        "7",
-    ]
+    assert [warning.split(" is ")[0].rsplit(" ", 1)[1] for warning in journal.warnings] == ["3", "4", "6", "7"]
     assert "status" in journal.warnings[1]
     assert "second header" in journal.warnings[2]
 
@@ -107,9 +100,7 @@ def test_other_bad_lines_are_left_out_by_number(tmp_path, header):
 @pytest.mark.parametrize("seconds", [0.0, -1.0, "nan", "inf", 1e308])
 def test_durations_that_cannot_be_are_left_out(tmp_path, header, seconds):
     path = tmp_path / "journal.jsonl"
-    write(
-        path, header, record(1), record(1, round_=1, timing=Timing(device="cpu", warmup=0, eval_step=[0.5]))
-    )
+    write(path, header, record(1), record(1, round_=1, timing=Timing(device="cpu", warmup=0, eval_step=[0.5])))
     path.write_text(path.read_text().replace("[0.5]", json.dumps([seconds])))
     journal = read_journal(path)
     assert [r.round for r in journal.records] == [0]
@@ -166,9 +157,7 @@ def test_schema_2_is_migrated():
         assert {name: new[name] for name in line["measured"]} == line["measured"]  # nothing of it is lost
         assert json.loads(dumps(record.timing)) == line["timing"]
         if record.round == 0:
-            assert (
-                record.measured.status == record.status
-            )  # what follows from the numbers is what was written
+            assert record.measured.status == record.status  # what follows from the numbers is what was written
 
 
 def test_a_migrated_line_without_versions_keeps_its_key():
@@ -186,9 +175,7 @@ def test_a_newer_schema_is_refused_with_a_sentence(tmp_path, header):
     path = tmp_path / "journal.jsonl"
     write(path, header, record(1))
     path.write_bytes(path.read_bytes() + b'{"schema": 4, "kind": "cell"}\n')
-    with pytest.raises(
-        BadInput, match=r"line 3 was written by a newer mpsdiag \(schema 4; this one reads up to 3\)"
-    ):
+    with pytest.raises(BadInput, match=r"line 3 was written by a newer mpsdiag \(schema 4; this one reads up to 3\)"):
         read_journal(path)
 
 
@@ -207,10 +194,7 @@ def test_a_missing_journal_is_a_sentence(tmp_path):
 
 def test_a_second_writer_is_told_who_writes(tmp_path, header):
     path = tmp_path / "journal.jsonl"
-    with (
-        JournalWriter(path, header),
-        pytest.raises(BadInput, match=r"Another mpsdiag \(process \d+\) is writing"),
-    ):
+    with JournalWriter(path, header), pytest.raises(BadInput, match=r"Another mpsdiag \(process \d+\) is writing"):
         JournalWriter(path, header)
     write(path, header, record(1))  # and the lock is gone with the first
 

@@ -51,16 +51,11 @@ def test_cells_are_the_product_less_what_is_excluded_plus_what_is_included():
 
 def test_the_device_is_resolved_and_an_emulation_stands_on_the_cpu():
     cells = plan("[axes]\nemulate = ['none', '2.8']\nattention = 'sdpa'", resolve=lambda word: "mps").cells
-    assert {(c.emulate, c.device, c.emulate_macos) for c in cells} == {
-        (None, "mps", None),
-        ("2.8", "cpu", 15),
-    }
+    assert {(c.emulate, c.device, c.emulate_macos) for c in cells} == {(None, "mps", None), ("2.8", "cpu", 15)}
 
 
 def test_one_cell_a_key_however_often_it_is_named():
-    cells = plan(
-        "[axes]\nemulate = 'none'\nemulate_macos = [14, 15]\ntrainer='standard'\nattention='sdpa'"
-    ).cells
+    cells = plan("[axes]\nemulate = 'none'\nemulate_macos = [14, 15]\ntrainer='standard'\nattention='sdpa'").cells
     assert len(cells) == len(set(cells)) == 2  # left and right; the macOS of no emulation is none
 
 
@@ -87,14 +82,10 @@ def test_edited_data_make_other_cells(tmp_path):
 
 def test_cells_that_cannot_be_are_skipped_with_the_reason():
     made = expand(
-        parse_matrix(
-            "[axes]\nattention = ['sdpa', 'flash_attention_2']\ndevice = 'cpu'\npadding = 'left'", "m"
-        )
+        parse_matrix("[axes]\nattention = ['sdpa', 'flash_attention_2']\ndevice = 'cpu'\npadding = 'left'", "m")
     )
     assert [cell.attn_implementation for cell in made.cells] == ["sdpa"] * 3
-    assert {skip.reason for skip in made.skipped} == {
-        "flash_attention_2 needs a CUDA or XPU device, this is cpu"
-    }
+    assert {skip.reason for skip in made.skipped} == {"flash_attention_2 needs a CUDA or XPU device, this is cpu"}
 
 
 def test_an_emulation_on_a_real_device_is_skipped():
@@ -126,12 +117,7 @@ def test_more_combinations_than_can_be_looked_at():
     [
         ("[[exclude]]\nmodel = 'tiny-gtp2'", 1, "model = tiny-gtp2", "Did you mean 'tiny-gpt2'?"),
         ("[[exclude]]\npadding = 'left'\n[[exclude]]\nseed = [7, 8]", 2, "seed = 7 or 8", "Choose from: 0."),
-        (
-            "[[exclude]]\npadding = 'left'\nemulate = '2.8'",
-            1,
-            "emulate = 2.8, padding_side = left",
-            "from: none.",
-        ),
+        ("[[exclude]]\npadding = 'left'\nemulate = '2.8'", 1, "emulate = 2.8, padding_side = left", "from: none."),
     ],
 )
 def test_an_exclude_rule_that_leaves_nothing_out_says_so(rules, number, named, hint):
@@ -213,11 +199,7 @@ def test_a_key_depends_on_every_axis_and_on_the_versions():
         Scenario(emulate="2.8"),
         Scenario(dataset="x"),
     ]
-    keys = {
-        cell.key(versions),
-        *(one.key(versions) for one in others),
-        cell.key({**versions, "torch": "2.9.0"}),
-    }
+    keys = {cell.key(versions), *(one.key(versions) for one in others), cell.key({**versions, "torch": "2.9.0"})}
     assert len(keys) == 7
     assert Scenario().key(dict(reversed(versions.items()))) == cell.key(versions)
 

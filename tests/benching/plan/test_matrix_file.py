@@ -45,11 +45,7 @@ def test_a_file_without_a_name_has_that_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "where", "what"),
     [
-        (
-            'rounds = 2\n\n[axes]\nattention = ["sdpa", "egar"]',
-            "line 4, axes.attention",
-            "Did you mean 'eager'?",
-        ),
+        ('rounds = 2\n\n[axes]\nattention = ["sdpa", "egar"]', "line 4, axes.attention", "Did you mean 'eager'?"),
         ("[axes]\nattenton = 'sdpa'", "line 2, axes.attenton", "Did you mean 'attn_implementation'?"),
         ("roundz = 1", "line 1, roundz", "Did you mean 'rounds'?"),
         ("\n[axis]\nx = 1", "line 2, axis", "Did you mean 'axes'?"),
@@ -59,11 +55,7 @@ def test_a_file_without_a_name_has_that_of_the_file(tmp_path):
         ("[axes]\nbatch_size = 0", "line 2, axes.batch_size", "should be at least 1 (got 0)"),
         ("[axes]\nattention = []", "line 2, axes.attention", "should have at least one value (got [])"),
         ("rounds = 'three'", "line 1, rounds", "should be a whole number (got 'three')"),
-        (
-            "[[exclude]]\nmodel = 'a'\n[[exclude]]\ntrainr = 'x'",
-            "line 4, exclude.trainr",
-            "Did you mean 'trainer'?",
-        ),
+        ("[[exclude]]\nmodel = 'a'\n[[exclude]]\ntrainr = 'x'", "line 4, exclude.trainr", "Did you mean 'trainer'?"),
         ("[[include]]\nmodel = 'a'\n\n[[include]]", "line 4, include", "names no axis"),
         ("rounds = 4\nmax_rounds = 2", "the matrix", "the most is below the least"),
         ("exclude = 3", "line 1, exclude", "write [[exclude]] above each (got 3)"),
@@ -121,10 +113,7 @@ def test_the_line_is_found_however_the_key_is_written(text, where):
         ("rounds = 2026-11-01", "should be a whole number (got 2026-11-01)."),
         ("axes = 3", "should be a table: write [axes] and its keys below it (got 3)."),
         ("exclude = ['x']", "should be a table: write [[exclude]] and its keys below it (got 'x')."),
-        (
-            "include = {model = 'a'}",
-            "should be a list of tables: write [[include]] above each (got a table).",
-        ),
+        ("include = {model = 'a'}", "should be a list of tables: write [[include]] above each (got a table)."),
         ("name = 'a b'", "'a b' cannot name the output folder. Use letters, digits"),
         ("rounds = true", "should be a whole number (got true)."),
         ("train_steps = '2'", "should be a whole number (got '2')."),
@@ -182,9 +171,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_options_replace_axes_and_numbers_and_keep_the_rest():
-    spec = changed(
-        parse_matrix(WHOLE, "m"), {"attn_implementation": ["sdpa"], "rounds": 0, "model": None, "seed": []}
-    )
+    spec = changed(parse_matrix(WHOLE, "m"), {"attn_implementation": ["sdpa"], "rounds": 0, "model": None, "seed": []})
     assert spec.axes.attn_implementation == ["sdpa"]
     assert spec.rounds == 0
     assert spec.axes.model == ["tiny-gpt2", "tiny-llama"]
@@ -247,9 +234,7 @@ def test_old_names_still_work_with_one_note():
 
 
 def test_a_key_under_both_names_is_an_error():
-    with pytest.raises(
-        BadInput, match=r"line 2, axes.padding: unknown key 'padding'. Did you mean 'padding_side'"
-    ):
+    with pytest.raises(BadInput, match=r"line 2, axes.padding: unknown key 'padding'. Did you mean 'padding_side'"):
         parse_matrix("[axes]\npadding = 'left'\npadding_side = 'left'", "m.toml")
 
 

@@ -75,10 +75,7 @@ def test_an_emulated_abort_is_a_crash(monkeypatch):
 
     monkeypatch.setattr(run, "run_scenario", abort)
     answer = verdict(Scenario(emulate="2.8"))
-    assert (answer.status, answer.reason) == (
-        "crash",
-        "emulated abort: LLVM ERROR: Failed to infer result type(s)",
-    )
+    assert (answer.status, answer.reason) == ("crash", "emulated abort: LLVM ERROR: Failed to infer result type(s)")
 
 
 STRUCK = {"tiny-embedder", "tiny-vlm"}  # Of the other tasks' models, encoders, no row is fully masked.
@@ -87,14 +84,7 @@ STRUCK = {"tiny-embedder", "tiny-vlm"}  # Of the other tasks' models, encoders, 
 @pytest.mark.parametrize("model", [name for name in BUILTIN_MODELS if name not in BUILTIN_DECODERS])
 def test_the_built_in_model_of_every_task_has_verdicts_and_timings(model):
     axes = {"model": [model], "emulate": ["none", "2.8"], "padding_side": ["left"], "trainer": ["standard"]}
-    few = {
-        "max_length": [200],
-        "batch_size": [4],
-        "max_steps": 1,
-        "eval_max_batches": 1,
-        "repeats": 1,
-        "warmup": 1,
-    }
+    few = {"max_length": [200], "batch_size": [4], "max_steps": 1, "eval_max_batches": 1, "repeats": 1, "warmup": 1}
     cells = expand(changed(MatrixSpec(), {**axes, **few, "attn_implementation": ["sdpa", "safe_sdpa"]})).cells
     found = {(cell.emulate, cell.attn_implementation): verdict(cell).status for cell in cells}
     assert found.pop(("2.8", "sdpa")) == ("nan" if model in STRUCK else "ok")
@@ -103,9 +93,7 @@ def test_the_built_in_model_of_every_task_has_verdicts_and_timings(model):
 
 
 def test_a_matrix_names_the_task_and_the_key_holds_it():
-    cells = expand(
-        changed(MatrixSpec(), {"model": ["tiny-bert"], "task": ["auto", "token-classification"]})
-    ).cells
+    cells = expand(changed(MatrixSpec(), {"model": ["tiny-bert"], "task": ["auto", "token-classification"]})).cells
     assert {cell.task for cell in cells} == {"auto", "token-classification"}
     assert len({cell.key({"torch": "2.8"}) for cell in cells}) == len(cells)
     tagger = next(cell for cell in cells if cell.task == "token-classification")

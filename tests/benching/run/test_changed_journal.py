@@ -63,9 +63,7 @@ FAULTS = [replaced, replaced_by_less, edited, cut, emptied, a_folder, a_dangling
 def test_no_finished_cell_is_lost(tmp_path, header, quiet, seeds, start_run, fault, fake_executor):
     folder = tmp_path / "out"
     executor = fake_executor()
-    executor.before_each = lambda job: (
-        fault(folder / JOURNAL) if (job.cell.seed, job.round) == (3, 0) else None
-    )
+    executor.before_each = lambda job: fault(folder / JOURNAL) if (job.cell.seed, job.round) == (3, 0) else None
     outcome, _ = start_run(seeds(6), executor, folder, rule=Settings().rule)
     found = read_journal(folder)
     assert found.warnings == []
@@ -81,9 +79,7 @@ def test_no_finished_cell_is_lost(tmp_path, header, quiet, seeds, start_run, fau
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_after_the_last_cell_is_mended_too(
-    tmp_path, header, quiet, seeds, start_run, fault, fake_executor
-):
+def test_a_fault_after_the_last_cell_is_mended_too(tmp_path, header, quiet, seeds, start_run, fault, fake_executor):
     folder = tmp_path / "out"
 
     class Last(fake_executor):
@@ -119,9 +115,7 @@ def test_logs_that_became_a_file_end_the_run_with_3(tmp_path, header, quiet, see
 
     (tmp_path / "logs").write_text("")
     executor = LocalExecutor(Isolation("forkserver", LIGHT), {}, tmp_path / "elsewhere")
-    run = MatrixRun(
-        Plan(tuple(seeds(2))), tmp_path, header, {}, executor, quiet, Settings(function="fake_cells:quick")
-    )
+    run = MatrixRun(Plan(tuple(seeds(2))), tmp_path, header, {}, executor, quiet, Settings(function="fake_cells:quick"))
     with pytest.raises(Exception, match="Cannot write the log") as caught:
         run.run()
     assert caught.value.exit_code == 3

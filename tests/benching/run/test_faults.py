@@ -51,11 +51,7 @@ def test_twelve_cells_with_six_faults_make_twelve_true_lines_and_exit_code_3(tmp
     assert (tmp_path / "journal.jsonl").read_bytes() == before
     again = prepare(
         BenchRequest(
-            spec,
-            tmp_path,
-            retry=frozenset({"oom"}),
-            function="fake_cells:quick",
-            isolation=Isolation(preload=LIGHT),
+            spec, tmp_path, retry=frozenset({"oom"}), function="fake_cells:quick", isolation=Isolation(preload=LIGHT)
         )
     )
     outcome = again.run(quiet)

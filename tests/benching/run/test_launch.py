@@ -138,9 +138,7 @@ def test_a_cell_that_ends_while_the_user_stops_is_interrupted_not_crashed(light,
 
 def test_launches_from_many_threads_leave_the_process_as_it_was(light, job, tmp_path):
     main = sys.modules["__main__"]
-    jobs = [
-        job("quick").model_copy(update={"key": f"k{n}", "log": str(tmp_path / f"{n}.log")}) for n in range(8)
-    ]
+    jobs = [job("quick").model_copy(update={"key": f"k{n}", "log": str(tmp_path / f"{n}.log")}) for n in range(8)]
     with ThreadPoolExecutor(8) as threads:
         assert {ended.status for ended in threads.map(light.run, jobs)} == {"ok"}
     assert sys.modules["__main__"] is main

@@ -26,9 +26,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MPSDIAG_CACHE", str(tmp_path))
     made = tmp_path / "environments" / NAME
     (made / "bin").mkdir(parents=True)
-    built = Built(
-        name=NAME, python="3.9.1", requirements=("torch==9.9",), freeze=("torch==9.9", "numpy==1.0")
-    )
+    built = Built(name=NAME, python="3.9.1", requirements=("torch==9.9",), freeze=("torch==9.9", "numpy==1.0"))
     (made / MARKER).write_text(built.model_dump_json())
     return made
 
@@ -78,10 +76,7 @@ def test_how_that_python_ends_is_how_the_cell_ends(folder, run, text, status, si
 def test_key_and_facts_are_those_of_the_environment(folder):
     script(folder, "")
     assert versions_in(None, {"torch": "2.0"}) == {"torch": "2.0"}
-    assert versions_in(NAME, {"torch": "2.0", "transformers": "5"}) == {
-        "torch": "9.9",
-        "transformers": "missing",
-    }
+    assert versions_in(NAME, {"torch": "2.0", "transformers": "5"}) == {"torch": "9.9", "transformers": "missing"}
     facts = facts_in(NAME, {"chip": "A", "python": "3.11", "versions": {"torch": "2.0", "datasets": "5"}})
     assert facts == {"chip": "A", "python": "3.9.1", "versions": {"torch": "9.9", "numpy": "1.0"}}
     plain = Scenario()

@@ -46,11 +46,7 @@ def test_a_linear_drift_cancels_between_neighbours():
 
 
 def test_the_baseline_is_the_standard_trainer_with_the_baselines_attention():
-    cells = [
-        Scenario(attn_implementation=a, trainer=t)
-        for a in ("sdpa", "eager")
-        for t in ("standard", "mps_safe")
-    ]
+    cells = [Scenario(attn_implementation=a, trainer=t) for a in ("sdpa", "eager") for t in ("standard", "mps_safe")]
     assert baseline_of(Scenario(attn_implementation="eager", trainer="mps_safe"), cells, "sdpa") == Scenario()
     without = [cell for cell in cells if cell.trainer != "standard"]
     assert baseline_of(without[1], without, "sdpa") == without[0]
@@ -83,18 +79,14 @@ def simulate(rule, spread, seed=0):
     number = 1
     while order := wanted(number, history, partners, rule):
         for cell in order:
-            samples = generator.lognormal(
-                0.0, spread[cell.attn_implementation], 10
-            ).tolist()  # durations are above 0
+            samples = generator.lognormal(0.0, spread[cell.attn_implementation], 10).tolist()  # durations are above 0
             history[cell][number] = Timing(device="cpu", warmup=0, eval_step=samples)
         number += 1
     return {cell.attn_implementation: len(rounds) for cell, rounds in history.items()}
 
 
 def test_precise_cells_stop_early_and_noisy_ones_go_on_with_their_baseline():
-    rounds = simulate(
-        StopRule(rounds=3, most=9, precision=0.03), {"sdpa": 0.002, "eager": 0.002, "safe_sdpa": 0.3}
-    )
+    rounds = simulate(StopRule(rounds=3, most=9, precision=0.03), {"sdpa": 0.002, "eager": 0.002, "safe_sdpa": 0.3})
     assert rounds == {"sdpa": 9, "eager": 3, "safe_sdpa": 9}
 
 

@@ -65,9 +65,7 @@ def test_a_run_that_finds_all_done_has_no_exit_code_of_its_own(start_run, seeds)
     assert (outcome.exit_code, executor.ran) == (0, [])
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [("nan", 0), ("wrong", 0), ("error", 3), ("crash", 3), ("timeout", 3)]
-)
+@pytest.mark.parametrize(("status", "code"), [("nan", 0), ("wrong", 0), ("error", 3), ("crash", 3), ("timeout", 3)])
 def test_findings_are_no_failures_and_failures_are_not_timed(start_run, seeds, executor, status, code):
     outcome, done = start_run(seeds(2), executor({(1, 0): status}), **TWO_ROUNDS)
     assert outcome.exit_code == code
@@ -181,9 +179,7 @@ def test_a_cell_knows_on_which_kind_of_machine_its_group_ran_before(start_run, s
     start_run(seeds(2), executor({(0, 0): ended("M1"), (1, 0): ended("M4")}), **VERDICTS)
     machines = {}
     spy = executor()
-    spy.before_each = lambda job: machines.setdefault(
-        (job.cell.seed, job.cell.attn_implementation), job.machine
-    )
+    spy.before_each = lambda job: machines.setdefault((job.cell.seed, job.cell.attn_implementation), job.machine)
     start_run([*seeds(3), Scenario(seed=1, attn_implementation="eager")], spy, rule=StopRule(1, 1))
     assert machines == {
         (0, "sdpa"): kind({"chip": "M1"}),

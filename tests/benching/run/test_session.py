@@ -13,14 +13,7 @@ from mpsdiag.benching.run.session import prepare
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.scenario.scenario import Measured
 
-ONE = {
-    "trainer": ["standard"],
-    "padding_side": ["left"],
-    "device": ["cpu"],
-    "rounds": 1,
-    "max_rounds": 1,
-    "repeats": 2,
-}
+ONE = {"trainer": ["standard"], "padding_side": ["left"], "device": ["cpu"], "rounds": 1, "max_rounds": 1, "repeats": 2}
 
 
 @pytest.fixture
@@ -117,9 +110,7 @@ def test_a_matrix_that_cannot_run_here_at_all_is_undecided(request_for, quiet):
         ({}, {"max_cells": 2}, "more than --max-cells"),
     ],
 )
-def test_bad_requests_are_sentences_before_anything_is_written(
-    request_for, tmp_path, fields, values, sentence
-):
+def test_bad_requests_are_sentences_before_anything_is_written(request_for, tmp_path, fields, values, sentence):
     with pytest.raises(BadInput) as caught:
         prepare(request_for(values, **fields))
     assert sentence in str(caught.value)
@@ -191,9 +182,7 @@ def test_rules_that_change_nothing_are_notes(request_for, quiet):
     assert [note for note in quiet.notes if "leaves nothing out" in note]
 
 
-@pytest.mark.parametrize(
-    "act", [lambda session, quiet: session.run(quiet), lambda session, _: as_text(session)]
-)
+@pytest.mark.parametrize("act", [lambda session, quiet: session.run(quiet), lambda session, _: as_text(session)])
 def test_what_is_no_journal_is_in_the_way_and_fresh_helps(request_for, quiet, tmp_path, act):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "journal.jsonl").write_text("garbage\n")
@@ -205,10 +194,5 @@ def test_what_is_no_journal_is_in_the_way_and_fresh_helps(request_for, quiet, tm
 
 @pytest.mark.parametrize(("pads", "said"), [(0, True), (3, False)])
 def test_data_without_padding_is_mentioned(start_run, seeds, request_for, executor_answers, pads, said):
-    outcome, _ = start_run(
-        seeds(2), executor_answers(Measured(real_tokens=9, pad_tokens=pads)), rule=StopRule(0)
-    )
-    assert (
-        any("no evaluation batch has any padding" in one for one in prepare(request_for()).closing(outcome))
-        is said
-    )
+    outcome, _ = start_run(seeds(2), executor_answers(Measured(real_tokens=9, pad_tokens=pads)), rule=StopRule(0))
+    assert any("no evaluation batch has any padding" in one for one in prepare(request_for()).closing(outcome)) is said

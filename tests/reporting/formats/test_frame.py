@@ -57,9 +57,7 @@ def test_a_cell_that_is_not_right_has_no_rank_and_no_ratio(stories):
 
 
 def test_a_nan_is_written_as_one_and_not_as_nothing(stories):
-    found = {
-        row["attn_implementation"]: row for row in rows(stories["every_end"]) if row["trainer"] == "standard"
-    }
+    found = {row["attn_implementation"]: row for row in rows(stories["every_end"]) if row["trainer"] == "standard"}
     assert found["unmask_sdpa"]["eval_loss"] == ""
     stock = next(row for row in rows(stories["every_end"]) if row["status"] == "nan")
     assert stock["eval_loss"] == "nan"

@@ -66,9 +66,7 @@ def test_noise_is_no_change(record, journal_of):
 
 def test_other_versions_are_the_same_cell(record, journal_of):
     [row] = compare(
-        pool([journal_of(record(versions="2"), environment={"chip": "B"})]),
-        pool([journal_of(record())]),
-        Budget(),
+        pool([journal_of(record(versions="2"), environment={"chip": "B"})]), pool([journal_of(record())]), Budget()
     ).rows
     assert row.change == "same"
 

@@ -7,9 +7,7 @@ from mpsdiag.reporting.story.pooling import pool
 
 
 def test_rounds_of_a_cell_pool_their_raw_samples(record, journal_of):
-    found = pool(
-        [journal_of(record(), record(number=1, samples=(1.0, 2.0)), record(number=2, samples=(3.0,)))]
-    )
+    found = pool([journal_of(record(), record(number=1, samples=(1.0, 2.0)), record(number=2, samples=(3.0,)))])
     [one] = found.results
     assert one.eval_step == [1.0, 2.0, 3.0]
     assert one.rounds == 3
@@ -30,10 +28,7 @@ def test_different_environments_are_never_put_together(record, journal_of):
     one = journal_of(record(), record(number=1, samples=(1.0,)), environment={"chip": "A"})
     other = journal_of(record(), record(number=1, samples=(5.0,)), environment={"chip": "B"})
     found = pool([one, other])
-    assert [(result.place.letter, result.eval_step) for result in found.results] == [
-        ("A", [1.0]),
-        ("B", [5.0]),
-    ]
+    assert [(result.place.letter, result.eval_step) for result in found.results] == [("A", [1.0]), ("B", [5.0])]
     assert [place.label for place, _ in keep([one, other]).by_place()] == ["A", "B"]
 
 

@@ -77,9 +77,7 @@ def test_not_affected_needs_a_right_baseline(record, journal_of):
     assert assemble([journal_of(record())]).headline.startswith("Not affected: sdpa attention")
     assert assemble([journal_of(record("timeout"))]).headline.startswith("Undecided")
     assert assemble([journal_of(record("skip"))]).headline.startswith("Undecided")
-    assert assemble([journal_of(record(attn_implementation="eager"))]).headline.startswith(
-        "Undecided: the baseline"
-    )
+    assert assemble([journal_of(record(attn_implementation="eager"))]).headline.startswith("Undecided: the baseline")
     assert assemble([journal_of(record("nan", attn_implementation="eager"))]).headline.startswith(
         "Affected: the baseline"
     )
@@ -88,11 +86,7 @@ def test_not_affected_needs_a_right_baseline(record, journal_of):
 
 def test_a_baseline_without_the_standard_trainer_is_named(record, journal_of):
     text = assemble(
-        [
-            journal_of(
-                record("nan", trainer="cpu_loss"), record(attn_implementation="eager", trainer="cpu_loss")
-            )
-        ]
+        [journal_of(record("nan", trainer="cpu_loss"), record(attn_implementation="eager", trainer="cpu_loss"))]
     ).headline
     assert "sdpa attention with the cpu_loss trainer gives a NaN" in text
 
@@ -147,9 +141,7 @@ def test_ratios_are_to_the_baseline_of_the_same_side(stories):
 def test_a_ratio_is_one_of_rounds_that_both_ran(record, journal_of):
     """The machine got twice as slow when only the baseline still ran."""
     cells = [record("nan"), record(attn_implementation="safe_sdpa")]
-    cells += [
-        record(number=number, attn_implementation="safe_sdpa", samples=(1.0, 1.0)) for number in (1, 2, 3)
-    ]
+    cells += [record(number=number, attn_implementation="safe_sdpa", samples=(1.0, 1.0)) for number in (1, 2, 3)]
     for number, seconds in enumerate((1.0, 1.0, 1.0, 2.0, 2.0), start=1):
         cells.append(record(number=number, samples=(seconds, seconds)))
     [table] = assemble([journal_of(*cells)]).scenes[0].panels[0].costs
@@ -203,22 +195,17 @@ def test_what_to_do_about_an_unfinished_baseline(record, journal_of, status, wor
 
 def test_another_baseline_can_be_asked_for(record, journal_of):
     cells = [record("nan"), record(attn_implementation="eager"), record(attn_implementation="safe_sdpa")]
-    cells += [
-        record(number=1, attn_implementation=one, samples=(1.0, 1.0))
-        for one in ("sdpa", "eager", "safe_sdpa")
-    ]
+    cells += [record(number=1, attn_implementation=one, samples=(1.0, 1.0)) for one in ("sdpa", "eager", "safe_sdpa")]
     story = assemble([journal_of(*cells)], baseline="eager")
     assert story.baseline == "eager"
     assert story.scenes[0].verdict.word == "not_affected"
-    assert [
-        row.result.cell.attn_implementation for row in story.scenes[0].panels[0].costs[0].rows if row.baseline
-    ] == ["eager"]
+    assert [row.result.cell.attn_implementation for row in story.scenes[0].panels[0].costs[0].rows if row.baseline] == [
+        "eager"
+    ]
 
 
 def test_cells_that_did_not_finish_are_all_there_with_their_rounds(stories):
-    found = {
-        (setback.status, setback.round) for one in stories["every_end"].unfinished for setback in one.setbacks
-    }
+    found = {(setback.status, setback.round) for one in stories["every_end"].unfinished for setback in one.setbacks}
     assert found == {("crash", 0), ("oom", 0), ("timeout", 0), ("error", 0), ("interrupted", 4)}
 
 
@@ -237,10 +224,7 @@ def test_beyond_the_budget_cells_go_without_intervals_and_it_says_so(record, jou
 
     monkeypatch.setattr(ranking, "INTERVALS_FOR", 1)
     cells = [record(), record(number=1, samples=(1.0, 1.1))]
-    cells += [
-        record(attn_implementation="eager"),
-        record(number=1, attn_implementation="eager", samples=(1.0, 1.1)),
-    ]
+    cells += [record(attn_implementation="eager"), record(number=1, attn_implementation="eager", samples=(1.0, 1.1))]
     story = assemble([journal_of(*cells)])
     rows = story.scenes[0].panels[0].costs[0].rows
     assert [row.eval_step.low is None for row in rows] == [False, True]
@@ -250,10 +234,7 @@ def test_beyond_the_budget_cells_go_without_intervals_and_it_says_so(record, jou
 def test_the_price_is_that_of_the_side_where_the_baseline_fails(record, journal_of):
     cells = []
     for side, status, factor in (("left", "nan", 2.0), ("right", "ok", 9.0)):
-        cells += [
-            record(status, padding_side=side),
-            record(number=1, padding_side=side, samples=(1.0, 1.0, 1.0)),
-        ]
+        cells += [record(status, padding_side=side), record(number=1, padding_side=side, samples=(1.0, 1.0, 1.0))]
         cells += [record(padding_side=side, attn_implementation="safe_sdpa")]
         cells += [record(number=1, padding_side=side, attn_implementation="safe_sdpa", samples=(factor,) * 3)]
     assert "takes 2.00× [2.00, 2.00] the baseline's." in assemble([journal_of(*cells)]).headline
@@ -265,9 +246,7 @@ def test_several_settings_give_their_range_and_a_noisy_one_a_warning(record, jou
         cells += [record("nan", model=model), record(number=1, model=model, samples=(1.0, 1.0))]
         cells += [record(model=model, attn_implementation="safe_sdpa")]
         cells += [record(number=1, model=model, attn_implementation="safe_sdpa", samples=(factor,) * 2)]
-    assert (
-        "takes 2.00× the baseline's (1.00 to 4.00 in 2 settings)" in assemble([journal_of(*cells)]).headline
-    )
+    assert "takes 2.00× the baseline's (1.00 to 4.00 in 2 settings)" in assemble([journal_of(*cells)]).headline
     noisy = [record("nan"), record(number=1, samples=(1.0, 9.0, 2.0))]
     noisy += [
         record(attn_implementation="safe_sdpa"),

@@ -23,20 +23,8 @@ from mpsdiag.words import BUILTIN_MODELS
 
 CLEAN_RUNS = int(os.environ.get("MPSDIAG_CLEAN_RUNS", "30"))
 TEXTS = ["a heron paints", "rain", "my neighbour counts seven letters"]
-STRUCK = {
-    "tiny-bert": None,
-    "tiny-bart": None,
-    "tiny-t5": None,
-    "tiny-embedder": "dead_rows",
-    "tiny-vlm": "dead_rows",
-}
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": 259,
-    "pad_token_id": 0,
-}
+STRUCK = {"tiny-bert": None, "tiny-bart": None, "tiny-t5": None, "tiny-embedder": "dead_rows", "tiny-vlm": "dead_rows"}
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 259, "pad_token_id": 0}
 
 
 def batch_of(model, name=""):
@@ -94,11 +82,7 @@ def test_what_is_recorded_is_replayed_with_the_model_that_was_recorded(tmp_path,
         str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, remove_unused_columns=False
     )
     trainer = Trainer(
-        model=model,
-        args=arguments,
-        eval_dataset=[0],
-        data_collator=lambda _: dict(batch),
-        callbacks=[recorder],
+        model=model, args=arguments, eval_dataset=[0], data_collator=lambda _: dict(batch), callbacks=[recorder]
     )
     if release is None:
         trainer.evaluate()
@@ -117,9 +101,7 @@ def test_what_is_recorded_is_replayed_with_the_model_that_was_recorded(tmp_path,
 
 def test_a_recorded_folder_given_as_another_task_is_one_sentence(tmp_path):
     build_model("tiny-bert", max_positions=64).save_pretrained(tmp_path)
-    with pytest.raises(
-        BadInput, match="is a BertForMaskedLM, not a model for token-classification"
-    ) as caught:
+    with pytest.raises(BadInput, match="is a BertForMaskedLM, not a model for token-classification") as caught:
         investigate(TraceRequest(model=str(tmp_path), task="token-classification"))
     assert "\n" not in str(caught.value)
 
@@ -139,9 +121,7 @@ def test_a_broken_weight_that_the_class_does_not_read_is_a_finding(tmp_path, als
     assert (found.cause, found.module, found.operation) == ("bad_weights", "lm_head", "from_pretrained")
     assert (report.origin.cause == "dead_rows") is also
     assert "in weights that LlamaModel does not read: lm_head.weight" in found.summary
-    outcome = run_scenario(
-        Scenario(model=str(tmp_path), task="feature-extraction", max_length=32, max_steps=0)
-    )
+    outcome = run_scenario(Scenario(model=str(tmp_path), task="feature-extraction", max_length=32, max_steps=0))
     assert (outcome.status, outcome.missing_weights) == ("ok", found.summary)
 
 

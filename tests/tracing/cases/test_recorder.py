@@ -36,9 +36,7 @@ def trainer_of(tmp_path):
             dataloader_pin_memory=False,
             **options,
         )
-        return Trainer(
-            model=model, args=arguments, train_dataset=rows, eval_dataset=rows, callbacks=[recorder]
-        )
+        return Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, callbacks=[recorder])
 
     return make
 

@@ -39,23 +39,14 @@ BY_ZERO = {
     "number / tensor": (lambda x, y: (1.0 / (y.clamp(min=0) * x)).sum(), "div"),
     "reciprocal": (lambda x, y: (y.clamp(min=0) * x).reciprocal().sum(), "reciprocal"),
     "rsqrt": (lambda x, y: (y.clamp(min=0) * x).rsqrt().sum(), "rsqrt"),
-    "the norm of a zero row": (
-        lambda x, y: (z := x * y.clamp(min=0)).div(z.norm(dim=-1, keepdim=True)).sum(),
-        "div",
-    ),
-    "normalize without eps": (
-        lambda x, y: F.normalize(x * y.clamp(min=0), dim=-1, eps=0.0).sum(),
-        "normalize",
-    ),
+    "the norm of a zero row": (lambda x, y: (z := x * y.clamp(min=0)).div(z.norm(dim=-1, keepdim=True)).sum(), "div"),
+    "normalize without eps": (lambda x, y: F.normalize(x * y.clamp(min=0), dim=-1, eps=0.0).sum(), "normalize"),
     "the spread of one value": (lambda x, y: x[:1, :1].std() + x.sum(), "std"),
     "the variance of one row": (lambda x, y: x[:1].var(0).sum(), "var"),
     "a mean over nothing": (lambda x, y: x[y > 99].mean(), "mean"),
     "an empty mse": (lambda x, y: F.mse_loss(x[y > 99], x[y > 99]), "mse_loss"),
     "remainder": (lambda x, y: torch.remainder(x, y.clamp(min=0)).sum(), "remainder"),
-    "layer norm of a constant row, eps 0": (
-        lambda x, y: F.layer_norm(x * 0 + 2, (3,), eps=0.0).sum(),
-        "layer_norm",
-    ),
+    "layer norm of a constant row, eps 0": (lambda x, y: F.layer_norm(x * 0 + 2, (3,), eps=0.0).sum(), "layer_norm"),
 }
 
 

@@ -21,10 +21,7 @@ class Normalized(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
-BATCH = {
-    "x": torch.randn(5, 4, generator=torch.Generator().manual_seed(3)),
-    "labels": torch.tensor([0, 1, 2, 0, 1]),
-}
+BATCH = {"x": torch.randn(5, 4, generator=torch.Generator().manual_seed(3)), "labels": torch.tensor([0, 1, 2, 0, 1])}
 
 
 @pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
@@ -53,12 +50,7 @@ def test_minus_infinity_in_a_buffer_that_masks_is_meant():
 
 def classifier(name, **options):
     config = hf.BertConfig(
-        vocab_size=60,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        **options,
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, **options
     )
     torch.manual_seed(0)
     return getattr(hf, name)(config).eval()
@@ -73,16 +65,9 @@ def test_a_class_that_the_model_does_not_have(train, value):
     sequences = torch.tensor([0, value])
     tokens = torch.full_like(IDS, -100)
     tokens[1, 2] = value
-    for name, labels in (
-        ("BertForSequenceClassification", sequences),
-        ("BertForTokenClassification", tokens),
-    ):
+    for name, labels in (("BertForSequenceClassification", sequences), ("BertForTokenClassification", tokens)):
         origin = trace(classifier(name, num_labels=4), {"input_ids": IDS, "labels": labels}, train=train)
-        assert (origin.cause, origin.evidence["input"], origin.evidence["size"]) == (
-            "bad_inputs",
-            "labels",
-            4,
-        )
+        assert (origin.cause, origin.evidence["input"], origin.evidence["size"]) == ("bad_inputs", "labels", 4)
         assert "num_labels 4" in origin.summary
         assert "num_labels" in origin.remedy.commands[0]
 
@@ -91,11 +76,7 @@ def test_a_class_that_the_model_does_not_have(train, value):
 def test_a_class_out_of_range_in_a_model_of_ones_own(train):
     labels = torch.tensor([0, 1, 3, 0, -100])
     origin = trace(Normalized(), {**BATCH, "labels": labels}, train=train)
-    assert (origin.cause, origin.operation, origin.evidence["input"]) == (
-        "bad_inputs",
-        "cross_entropy",
-        "labels",
-    )
+    assert (origin.cause, origin.operation, origin.evidence["input"]) == ("bad_inputs", "cross_entropy", "labels")
     assert origin.evidence["range"] == [-100, 3]
     assert "num_labels" in origin.summary
     assert trace(Normalized(), {**BATCH, "labels": labels.clamp(max=2)}) is None
@@ -106,11 +87,7 @@ def test_a_token_type_out_of_range_is_named():
     types = torch.zeros_like(IDS)
     types[0, 3] = 2
     origin = trace(model, {"input_ids": IDS, "token_type_ids": types, "labels": torch.tensor([0, 1])})
-    assert (origin.cause, origin.operation, origin.evidence["input"]) == (
-        "bad_inputs",
-        "embedding",
-        "token_type_ids",
-    )
+    assert (origin.cause, origin.operation, origin.evidence["input"]) == ("bad_inputs", "embedding", "token_type_ids")
 
 
 def test_labels_of_a_regression_are_no_classes():

@@ -105,11 +105,7 @@ def test_torchs_attention_without_weights_under_emulation():
         emulated = trace(model, batch())
     assert (emulated.cause, emulated.operation) == ("dead_rows", "scaled_dot_product_attention")
     fused = trace(model, batch())
-    assert (fused.cause, fused.module, fused.operation) == (
-        "dead_rows",
-        "attention.inner",
-        "MultiheadAttention",
-    )
+    assert (fused.cause, fused.module, fused.operation) == ("dead_rows", "attention.inner", "MultiheadAttention")
     assert fused.evidence["where"] == emulated.evidence["where"] == {"padding before the first real token": 2}
     assert "set_fastpath_enabled(False)" in fused.remedy.commands[0]
     torch.backends.mha.set_fastpath_enabled(False)

@@ -55,9 +55,7 @@ def test_the_bound_is_twice_the_error_of_eager_attention(build, batch_of):
     with torch.no_grad():
         model.set_attn_implementation("eager")
         eager = model(**inputs).logits
-        model.set_attn_implementation(
-            "sdpa"
-        )  # Eager attention takes its softmax in float32, in a float64 model too.
+        model.set_attn_implementation("sdpa")  # Eager attention takes its softmax in float32, in a float64 model too.
         exact = model.double()(**inputs).logits
     error = float((eager.double() - exact).abs().max())
     assert origin.evidence["logits"]["bound"] == pytest.approx(2 * error, rel=1e-9)

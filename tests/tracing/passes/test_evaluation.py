@@ -44,11 +44,7 @@ def test_batches_that_are_bad_for_different_reasons(build, batch_of):
     unlabelled["labels"].fill_(-100)
     with emulate_mps("2.8"):
         found = trace_batches(build("tiny-llama"), [batch_of((0, 0)), unlabelled, batch_of((2, 0))])
-    assert [found.origin.cause, *(o.cause for o in found.origin.also)] == [
-        "no_labels",
-        "dead_rows",
-        "hidden_by_filter",
-    ]
+    assert [found.origin.cause, *(o.cause for o in found.origin.also)] == ["no_labels", "dead_rows", "hidden_by_filter"]
     assert [found.origin.evidence["batch"], found.origin.also[0].evidence["batch"]] == [1, 2]
 
 

@@ -19,9 +19,7 @@ def seeded(model_class, config):
 
 
 def t5():
-    config = hf.T5Config(
-        vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0
-    )
+    config = hf.T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0)
     config.decoder_start_token_id = 0
     return seeded(hf.T5ForConditionalGeneration, config)
 
@@ -57,11 +55,7 @@ def encoder_outputs():
     model, batch = bart(), source()
     with torch.no_grad():
         encoded = model.get_encoder()(**batch)
-    return model, {
-        "encoder_outputs": encoded,
-        "attention_mask": batch["attention_mask"],
-        "labels": batch["input_ids"],
-    }
+    return model, {"encoder_outputs": encoded, "attention_mask": batch["attention_mask"], "labels": batch["input_ids"]}
 
 
 def clip():
@@ -69,11 +63,7 @@ def clip():
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"image_size": 8, "patch_size": 4}
     config = hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    return seeded(hf.CLIPModel, config), {
-        **source(),
-        "pixel_values": torch.zeros(2, 3, 8, 8),
-        "return_loss": True,
-    }
+    return seeded(hf.CLIPModel, config), {**source(), "pixel_values": torch.zeros(2, 3, 8, 8), "return_loss": True}
 
 
 TAKEN = {
@@ -204,11 +194,7 @@ def test_a_cache_with_a_history(cache_name):
     model = seeded(hf.LlamaForCausalLM, hf.LlamaConfig(**SIZES, intermediate_size=32))
     batch = source()
     cache = model(input_ids=batch["input_ids"][:, :4], use_cache=True)[cache_name]
-    given = {
-        "input_ids": batch["input_ids"][:, 4:],
-        "attention_mask": batch["attention_mask"],
-        cache_name: cache,
-    }
+    given = {"input_ids": batch["input_ids"][:, 4:], "attention_mask": batch["attention_mask"], cache_name: cache}
     assert trace(model, given) is None
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")

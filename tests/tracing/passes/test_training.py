@@ -98,10 +98,7 @@ def test_a_gradient_that_overflows(build, batch_of, plants, name, dtype):
     assert trace(model, batch) is None
     origin = trace(model, batch, train=True)
     assert (origin.cause, origin.phase, origin.layer) == ("overflow", "backward", layer)
-    assert (origin.module, origin.operation) == (
-        plants.path(model, plants.layers(model)[layer].mlp),
-        "mul",
-    )
+    assert (origin.module, origin.operation) == (plants.path(model, plants.layers(model)[layer].mlp), "mul")
 
 
 def test_a_derivative_that_is_infinite(build, batch_of, plants):
@@ -109,12 +106,7 @@ def test_a_derivative_that_is_infinite(build, batch_of, plants):
     module = plants.layers(model)[1].mlp
     module.register_forward_hook(lambda m, args, output: output + (output * 0.0).abs().sqrt())
     origin = trace(model, batch_of(), train=True)
-    assert (origin.cause, origin.phase, origin.layer, origin.operation) == (
-        "derivative",
-        "backward",
-        1,
-        "sqrt",
-    )
+    assert (origin.cause, origin.phase, origin.layer, origin.operation) == ("derivative", "backward", 1, "sqrt")
     assert origin.evidence["derivative"].startswith("SqrtBackward")
 
 

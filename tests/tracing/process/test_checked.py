@@ -18,10 +18,7 @@ def llama():
 
 
 def batch(pad, side="left"):
-    ids, mask = (
-        torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(0)),
-        torch.ones(2, 9).long(),
-    )
+    ids, mask = (torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(0)), torch.ones(2, 9).long())
     mask[1, slice(0, pad) if side == "left" else slice(9 - pad, 9)] = 0
     return {"input_ids": ids, "attention_mask": mask}
 

@@ -74,12 +74,7 @@ def test_dead_rows_come_down_to_one_number(build, batch_of, tmp_path, monkeypatc
     assert not tensors["attn_mask"].any()
     assert "Found under emulation, not measured" in text
     assert f"torch: {metadata.version('torch')}" in text
-    imports = {
-        alias.name
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
+    imports = {alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names}
     assert imports == {"sys", "torch"}
     # On the plain CPU nothing is wrong, and the script says so.
     monkeypatch.setattr(sys, "argv", ["repro.py", "cpu"])
@@ -89,9 +84,7 @@ def test_dead_rows_come_down_to_one_number(build, batch_of, tmp_path, monkeypatc
 
 
 def test_a_wrong_kernel(build, batch_of, tmp_path, here):
-    (written, note), text = write(
-        tmp_path, build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9), "2.11", 26
-    )
+    (written, note), text = write(tmp_path, build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9), "2.11", 26)
     assert written
     assert "largest difference" in note
     assert max(max(t.shape) for t in assigned(text).values()) <= 4
@@ -149,9 +142,7 @@ def test_strides_that_matter_are_kept(tmp_path, here):
         remedy={"text": "-"},
     )
     path = tmp_path / "repro.py"
-    written, _note = repro.write_repro(
-        path, origin, call, environment.gather(), grad=False, emulation=Emulation("2.8")
-    )
+    written, _note = repro.write_repro(path, origin, call, environment.gather(), grad=False, emulation=Emulation("2.8"))
     assert written
     assert ".permute(" in path.read_text()
 

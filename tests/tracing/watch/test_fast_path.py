@@ -98,12 +98,7 @@ def test_compiled_layers(build, batch_of, plants, way, broken):
     way(model)
     origin = trace(model, batch_of())
     if broken:
-        assert (origin.cause, origin.layer, origin.module, origin.operation) == (
-            "bad_weights",
-            2,
-            module,
-            operation,
-        )
+        assert (origin.cause, origin.layer, origin.module, origin.operation) == ("bad_weights", 2, module, operation)
     else:
         assert origin is None
 
