@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Final, Literal, get_args
+
+from mpsdiag.errors import one_of
 
 ProbeStatus = Literal["pass", "fail", "skip", "error"]
 CellStatus = Literal["ok", "nan", "wrong", "error", "crash", "oom", "timeout", "interrupted", "skip"]
@@ -27,6 +31,7 @@ DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 CELL_STATUSES: Final[tuple[str, ...]] = get_args(CellStatus)
 ATTENTION_MODES: Final[tuple[str, ...]] = get_args(AttentionMode)
 TRAINER_VARIANTS: Final[tuple[str, ...]] = get_args(TrainerVariant)
+_KERNEL: Final = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w.-]+)?(:\w+)?", re.ASCII)
 POSITIONS: Final = "positions"
 """The fix that is no attention mode: position ids made from the attention mask."""
 PADDING_SIDES: Final[tuple[str, ...]] = get_args(PaddingSide)
@@ -56,6 +61,22 @@ EXIT_FOUND: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNDECIDED: Final = 3
 EXIT_INTERRUPTED: Final = 130
+
+
+def is_kernel(attention: str) -> bool:
+    """Whether an attention mode is a kernel of the hub: `organization/repository`, then `@revision`, `:function`."""
+    return _KERNEL.fullmatch(attention) is not None
+
+
+def attention_mode(name: str) -> str:
+    """Return the name of an attention mode, one of ours or a kernel of the hub; raises BadInput for any other."""
+    return name if is_kernel(name) else one_of("attention mode", name, ATTENTION_MODES)
+
+
+def attention_modes(names: Iterable[str]) -> list[str]:
+    """The attention modes among some names, each once: ours in their order, then kernels of the hub."""
+    found = set(names)
+    return [*(mode for mode in ATTENTION_MODES if mode in found), *sorted(filter(is_kernel, found))]
 
 
 def count(number: int, noun: str) -> str:

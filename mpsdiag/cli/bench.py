@@ -52,7 +52,7 @@ def bench(
     model: Annotated[list[str] | None, _axis("--model", "Built-in, local folder or hub name.")] = None,
     task: Annotated[list[str] | None, _axis("--task", "auto, or a task of Hugging Face, as for check.")] = None,
     attn_implementation: Annotated[
-        list[str] | None, _axis("--attn-implementation", "Attention mode, such as safe_sdpa.")
+        list[str] | None, _axis("--attn-implementation", "Attention mode, or a kernel of the hub (ORG/REPO).")
     ] = None,
     trainer: Annotated[list[str] | None, _axis("--trainer", "Trainer variant, such as mps_safe.")] = None,
     padding_side: Annotated[list[str] | None, _axis("--padding-side", "left or right.")] = None,

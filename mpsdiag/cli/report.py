@@ -9,7 +9,7 @@ import typer
 
 from mpsdiag.cli import options, output
 from mpsdiag.errors import BadInput, one_of
-from mpsdiag.words import ATTENTION_MODES, EXIT_FOUND, EXIT_OK
+from mpsdiag.words import EXIT_FOUND, EXIT_OK, attention_mode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,7 @@ def report(
         journals = _journals(results)
         gates = _gates(fail_if or [], journals)
         if baseline is not None:
-            one_of("attention mode", baseline, ATTENTION_MODES)
+            attention_mode(baseline)
         _render(journals, _journals(against or []), chosen, out, baseline)
         tripped = _tripped(gates, journals)
     raise typer.Exit(EXIT_FOUND if tripped else EXIT_OK)

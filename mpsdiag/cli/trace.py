@@ -73,7 +73,7 @@ def trace(
         str | None,
         typer.Option(
             "--attn-implementation",
-            help="An attention mode, such as sdpa, eager, safe_sdpa. [sdpa]",
+            help="An attention mode, such as sdpa, eager, safe_sdpa, or a kernel of the hub (ORG/REPO). [sdpa]",
             rich_help_panel=WHAT,
             autocompletion=MODES,
         ),

@@ -87,7 +87,7 @@ def _apply(model: Any, mode: Mode) -> Callable[[], None]:
         with errors_only("transformers.modeling_utils"):
             _set(model, key, spared)
         _read_back(model, mode, key, used)
-    except (ValueError, ImportError, KeyError) as refusal:
+    except (ValueError, ImportError, KeyError, OSError) as refusal:
         _restore(entry)
         reason = str(refusal).split(". ", maxsplit=1)[0].rstrip(".")
         raise BadInput(f"{type(model).__name__} refuses attention mode '{mode.name}': {reason}.") from refusal

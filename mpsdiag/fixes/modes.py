@@ -11,7 +11,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 from mpsdiag.errors import one_of
-from mpsdiag.words import ATTENTION_MODES, POSITIONS
+from mpsdiag.words import ATTENTION_MODES, POSITIONS, is_kernel
 
 if TYPE_CHECKING:
     from mpsdiag.fixes.repairs import Function, Repair
@@ -87,6 +87,17 @@ def _flash(device: str, dtype: str, training: bool) -> str | None:
     return None
 
 
+def _kernel(device: str, dtype: str, training: bool) -> str | None:
+    """What a kernel runs on, only the hub knows; here it is asked whether transformers can load any."""
+    del device, dtype, training
+    from transformers.utils import import_utils
+
+    if import_utils.is_kernels_available():
+        return None
+    least = getattr(import_utils, "KERNELS_MIN_VERSION", None)
+    return f"kernels of the hub need the package kernels (pip install kernels{f'=={least}' if least else ''})"
+
+
 _ALL = (
     Mode("sdpa", True, "Stock F.scaled_dot_product_attention."),
     Mode(
@@ -115,6 +126,8 @@ MODES: Final[Mapping[str, Mode]] = MappingProxyType(
 
 def mode_named(name: str, *, process_wide: bool = False) -> Mode:
     """Look a mode up; the refusal of an unknown name suggests the nearest."""
+    if is_kernel(name):
+        return Mode(name, False, "A kernel of the hub, which the package kernels loads.", False, _kernel)
     if name not in MODES:
         fitting = [word for word, mode in MODES.items() if mode.process_wide or not process_wide]
         one_of("attention mode", name, [*fitting, POSITIONS] if process_wide else fitting)

@@ -15,7 +15,7 @@ from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, of
 from mpsdiag.inputs.nonfinite import keep_unread_nonfinite
 from mpsdiag.inputs.tasks import Task, task_of
 from mpsdiag.quiet import held_back
-from mpsdiag.words import ATTENTION_MODES, AUTO_TASK, DTYPES, count
+from mpsdiag.words import AUTO_TASK, DTYPES, attention_mode, count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ def build_model(
     import torch
 
     one_of("dtype", dtype, DTYPES)
-    one_of("attention mode", attention, ATTENTION_MODES)
+    attention_mode(attention)
     torch_dtype = getattr(torch, dtype)
     model: Any
     at_load = attention if attention in _STOCK_ATTENTION else "sdpa"

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from mpsdiag.errors import nearest
 from mpsdiag.findings import Blame, Exposure, Invariance, Number
-from mpsdiag.words import AttentionMode, DtypeName, PaddingSide, TaskChoice, TrainerVariant
+from mpsdiag.words import ATTENTION_MODES, DtypeName, PaddingSide, TaskChoice, TrainerVariant, is_kernel
 
 if TYPE_CHECKING:
     from mpsdiag.emulation import Emulation
@@ -32,6 +33,16 @@ OLD_NAMES: Final = {
 """Fields that had names of our own before they got Hugging Face's; files, options and gates may still use them."""
 
 
+def _attention(name: str) -> str:
+    if name in ATTENTION_MODES or is_kernel(name):
+        return name
+    raise ValueError(f"unknown attn_implementation '{name}'. {nearest(name, ATTENTION_MODES)}")
+
+
+Attention = Annotated[str, AfterValidator(_attention)]
+"""One of `ATTENTION_MODES`, or a kernel of the hub."""
+
+
 class Scenario(BaseModel):
     """A model, its data, a Trainer and a device, fully resolved; `bench` calls it a cell of its matrix."""
 
@@ -40,7 +51,7 @@ class Scenario(BaseModel):
     model: str = "tiny-gpt2"
     task: TaskChoice = "auto"
     """What the model is for; `auto` reads it from its config."""
-    attn_implementation: AttentionMode = "sdpa"
+    attn_implementation: Attention = "sdpa"
     trainer: TrainerVariant = "standard"
     padding_side: PaddingSide = "left"
     dtype: DtypeName = "float32"

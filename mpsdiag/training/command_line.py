@@ -12,10 +12,10 @@ from transformers import HfArgumentParser, TrainingArguments
 from mpsdiag import device as devices
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, close_to, first_line, one_of
-from mpsdiag.fixes import MODES
+from mpsdiag.fixes.modes import MODES, mode_named
 from mpsdiag.training.help_text import render
 from mpsdiag.training.resuming import LATEST
-from mpsdiag.words import AUTO_TASK, BUILTIN_MODELS, DTYPES, LARGEST_SEED, MOST, PADDING_SIDES, TASKS
+from mpsdiag.words import AUTO_TASK, BUILTIN_MODELS, DTYPES, LARGEST_SEED, MOST, PADDING_SIDES, TASKS, attention_mode
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,9 @@ class ModelArguments:
         "every task).",
     )
     attn_implementation: str = _option(
-        AUTO, f"auto, {', '.join(MODES)}. On MPS, auto and sdpa become eager unless --disable_mps_fix."
+        AUTO,
+        f"auto, {', '.join(MODES)}, or a kernel of the hub (ORG/REPO). On MPS, "
+        "auto and sdpa become eager unless --disable_mps_fix.",
     )
     dtype: str = _option("float32", f"Of the weights: {', '.join(DTYPES)}.")
     disable_mps_fix: bool = _option(False, "On MPS: the standard Trainer, and SDPA left alone.")
@@ -153,7 +155,8 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     model, data = _take(ModelArguments, given), _take(DataArguments, given)
     one_of("mode", model.mode, RUN_MODES)
     one_of("task", model.task, (AUTO_TASK, *TASKS))
-    one_of("attention mode", model.attn_implementation, (AUTO, *MODES))
+    if model.attn_implementation != AUTO:
+        attention_mode(model.attn_implementation)
     one_of("dtype", model.dtype, DTYPES)
     one_of("padding side", data.padding_side, PADDING_SIDES)
     if not 0 < data.validation_fraction < 1:
@@ -249,7 +252,7 @@ def choose_attention(asked: str, *, on_mps: bool, fix_disabled: bool) -> str:
 
 def require_available(mode: str, device: str, dtype: str, *, training: bool) -> None:
     """Refuse an attention mode that cannot run here, with the reason."""
-    reason = MODES[mode].unavailable(device, dtype, training=training)
+    reason = mode_named(mode).unavailable(device, dtype, training=training)
     if reason is not None:
         raise BadInput(
             f"Attention '{mode}' cannot run here: {reason.rstrip('.')}. Choose another --attn_implementation."

@@ -97,7 +97,7 @@ AXES: Final[tuple[str, ...]] = tuple(Scenario.model_fields)
 _ANY = re.compile(r"any\s+(\S+)\s+in\s+(\S+)")
 _SIDES = re.compile(r"(.+?)\s*(>=|<=|>|<)\s*(.+)")
 _NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
-_TERM = re.compile(rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?P<selector>[\w/:+.=-]+)\.(?P<measure>[a-z_]+)")
+_TERM = re.compile(rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?P<selector>[\w/:+.=@-]+)\.(?P<measure>[a-z_]+)")
 HELP = (
     "Write it like 'safe_sdpa.eval_time > 1.05 * sdpa.eval_time', 'safe_sdpa.loss_moved_by > 0' "
     "or 'any nan in safe_sdpa'."

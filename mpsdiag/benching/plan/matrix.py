@@ -13,7 +13,8 @@ from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.emulation import RELEASES
 from mpsdiag.emulation.selection import MACOS, no_such_macos
 from mpsdiag.errors import BadInput, nearest
-from mpsdiag.words import LARGEST_SEED, MOST, AttentionMode, DtypeName, PaddingSide, TaskChoice, TrainerVariant
+from mpsdiag.scenario.scenario import Attention
+from mpsdiag.words import LARGEST_SEED, MOST, DtypeName, PaddingSide, TaskChoice, TrainerVariant
 
 
 def _listed(value: Any) -> Any:
@@ -127,7 +128,7 @@ class Axes(_Strict):
     seed: Values[Seed] = [0]
     padding_side: Values[PaddingSide] = ["left", "right"]
     trainer: Values[TrainerVariant] = ["standard", "mps_safe", "cpu_loss"]
-    attn_implementation: Values[AttentionMode] = ["sdpa", "eager", "safe_sdpa"]
+    attn_implementation: Values[Attention] = ["sdpa", "eager", "safe_sdpa"]
 
 
 class Rule(Axes):
@@ -152,7 +153,7 @@ class MatrixSpec(_Strict):
 
     name: Annotated[str, AfterValidator(_name)] = "default"
     """Names the output folder."""
-    baseline: AttentionMode = "sdpa"
+    baseline: Attention = "sdpa"
     """The attention mode that ratios are to."""
     dataset: str = "synthetic"
     eval_dataset: str | None = None

@@ -47,9 +47,9 @@ def _dtype(device: str, dtype: str) -> str | None:
 def _attention(cell: Scenario) -> str | None:
     if cell.attn_implementation in {"sdpa", "eager"}:
         return None
-    from mpsdiag.fixes import MODES
+    from mpsdiag.fixes.modes import mode_named
 
-    return MODES[cell.attn_implementation].unavailable(cell.device, cell.dtype, training=cell.max_steps > 0)
+    return mode_named(cell.attn_implementation).unavailable(cell.device, cell.dtype, training=cell.max_steps > 0)
 
 
 WHOLE = 64 * 2**20

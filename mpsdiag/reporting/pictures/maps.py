@@ -9,7 +9,7 @@ from mpsdiag.reporting.pictures.drawing import Theme, figure, label
 from mpsdiag.reporting.story.marks import NOT_RUN, Mark, mark
 from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.reporting.story.report import Report, Scene
-from mpsdiag.words import ATTENTION_MODES
+from mpsdiag.words import attention_modes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,8 @@ def status_map(
 
 def map_of_releases(report: Report, theme: Theme) -> Figure:
     """Draw which attention modes come out right in which scene, with the standard trainer and left padding."""
-    columns = [word for word in ATTENTION_MODES if any(_cells(scene, word) for scene in report.scenes)]
+    results = [one for scene in report.scenes for one in scene.results]
+    columns = attention_modes(one.pair[0] for one in results if (one.pair[1], one.side) == ("standard", "left"))
     return status_map(
         rows=[_short(scene) for scene in report.scenes],
         columns=columns,

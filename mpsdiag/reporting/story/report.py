@@ -18,7 +18,7 @@ from mpsdiag.reporting.story.ranking import Budget, CostTable, rank
 from mpsdiag.reporting.story.verdicts import SceneVerdict, decide, headline
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.serialization import jsonable
-from mpsdiag.words import ATTENTION_MODES, PADDING_SIDES, TRAINER_VARIANTS
+from mpsdiag.words import PADDING_SIDES, TRAINER_VARIANTS, attention_modes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +222,7 @@ def _grids(results: Sequence[PooledCell]) -> tuple[Grid, ...]:
     places: dict[tuple[str, str, str], list[PooledCell]] = {}
     for one in results:
         places.setdefault((one.side, *one.pair), []).append(one)
-    attentions = tuple(word for word in ATTENTION_MODES if any(word == place[1] for place in places))
+    attentions = tuple(attention_modes(place[1] for place in places))
     trainers = tuple(word for word in TRAINER_VARIANTS if any(word == place[2] for place in places))
     return tuple(
         Grid(

@@ -19,7 +19,7 @@ from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task
 from mpsdiag.tracing.cases.recorded_case import About, load_batch, read_case
 from mpsdiag.tracing.passes.model_inputs import prepare_batch
-from mpsdiag.words import ATTENTION_MODES, AUTO_TASK, BUILTIN_DATASET, PADDING_SIDES, TASKS
+from mpsdiag.words import ATTENTION_MODES, AUTO_TASK, BUILTIN_DATASET, PADDING_SIDES, TASKS, attention_mode
 
 DEFAULT_MODEL = "tiny-gpt2"
 
@@ -74,7 +74,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
     """Load what is to be traced; inside the block its attention, emulation and autocast are in effect."""
     one_of("padding side", request.padding_side, PADDING_SIDES)
     if request.attention is not None:
-        one_of("attention mode", request.attention, ATTENTION_MODES)
+        attention_mode(request.attention)
     one_of("task", request.task, (AUTO_TASK, *TASKS))
     about, batch, weights = (None, None, None) if request.folder is None else read_case(request.folder)
     if request.folder is not None and request.batch_file is not None:
@@ -95,7 +95,8 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
         task, seed = request.task, request.seed
         model: nn.Module = build_model(name, seed=seed, dtype=dtype, from_config=False, task=task)
         model.to(device)
-        if attention in ATTENTION_MODES:  # A recorded one may be another, such as a kernel of the hub.
+        # One that was recorded may be a kernel of the hub, which is loaded only where it is asked for.
+        if attention is not None and (attention in ATTENTION_MODES or attention == request.attention):
             stack.enter_context(apply(model, attention_for(model, attention)))
         stack.enter_context(as_on_mps(emulation))
         if about is not None and about.autocast and request.dtype is None:
