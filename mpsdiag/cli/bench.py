@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,27 +18,18 @@ from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED
 
 if TYPE_CHECKING:
     from mpsdiag.benching.plan.matrix import MatrixSpec
+    from mpsdiag.benching.run.bench import Session
     from mpsdiag.benching.run.runner import RunOutcome
-    from mpsdiag.benching.run.session import Session
 
 MANY = 1000
 """Combinations that take long enough to be mentioned."""
-AXES_PANEL = "Axes (repeat an option for several values)"
-AMOUNT = "How much is measured"
-RUN = "How it is run"
+Texts = list[str] | None
+Numbers = list[int] | None
+Whole = int | None
 
-
-def _axis(name: str, words: str) -> Any:
-    known = {"--model": MODELS, "--attn-implementation": MODES, "--trainer": TRAINERS, "--padding-side": SIDES}
-    return typer.Option(name, metavar="VALUE", help=words, rich_help_panel=AXES_PANEL, autocompletion=known.get(name))
-
-
-def _amount(name: str, words: str) -> Any:
-    return typer.Option(name, help=words, rich_help_panel=AMOUNT, show_default=False)
-
-
-def _run(name: str, words: str, metavar: str | None = None) -> Any:
-    return typer.Option(name, metavar=metavar, help=words, rich_help_panel=RUN, show_default=False)
+axis = partial(options.option, "Axes (repeat an option for several values)", metavar="VALUE")
+amount = partial(options.option, "How much is measured", show_default=False)
+how = partial(options.option, "How it is run", show_default=False)
 
 
 def bench(
@@ -49,78 +41,75 @@ def bench(
             "{left, right} on the built-in model.",
         ),
     ] = None,
-    model: Annotated[list[str] | None, _axis("--model", "Built-in, local folder or hub name.")] = None,
-    task: Annotated[list[str] | None, _axis("--task", "auto, or a task of Hugging Face, as for check.")] = None,
+    model: Annotated[Texts, axis("--model", options.MODEL, autocompletion=MODELS)] = None,
+    task: Annotated[Texts, axis("--task", "auto, or a task of Hugging Face, as for check.")] = None,
     attn_implementation: Annotated[
-        list[str] | None, _axis("--attn-implementation", "Attention mode, or a kernel of the hub (ORG/REPO).")
+        Texts, axis("--attn-implementation", "Attention mode, or a kernel of the hub (ORG/REPO).", autocompletion=MODES)
     ] = None,
-    trainer: Annotated[list[str] | None, _axis("--trainer", "Trainer variant, such as mps_safe.")] = None,
-    padding_side: Annotated[list[str] | None, _axis("--padding-side", "left or right.")] = None,
-    dtype: Annotated[list[str] | None, _axis("--dtype", "float32, bfloat16, float16 or float64.")] = None,
-    device: Annotated[list[str] | None, _axis("--device", "auto, cpu, mps, cuda[:N] or xpu.")] = None,
+    trainer: Annotated[Texts, axis("--trainer", "Trainer variant, such as mps_safe.", autocompletion=TRAINERS)] = None,
+    padding_side: Annotated[Texts, axis("--padding-side", "left or right.", autocompletion=SIDES)] = None,
+    dtype: Annotated[Texts, axis("--dtype", "float32, bfloat16, float16 or float64.")] = None,
+    device: Annotated[Texts, axis("--device", "auto, cpu, mps, cuda[:N] or xpu.")] = None,
     emulate: Annotated[
-        list[str] | None, _axis("--emulate", "CPU model of the MPS kernels of that torch release, 2.0 to 2.15.")
+        Texts, axis("--emulate", "CPU model of the MPS kernels of that torch release, 2.0 to 2.15.")
     ] = None,
     environment: Annotated[
-        list[str] | None, _axis("--environment", "Other releases: an environment that bisect built, or none.")
+        Texts, axis("--environment", "Other releases: an environment that bisect built, or none.")
     ] = None,
-    emulate_macos: Annotated[
-        list[int] | None, _axis("--emulate-macos", "macOS version to emulate: 13, 14, 15 or 26.")
-    ] = None,
-    max_length: Annotated[list[int] | None, _axis("--max-length", "Longest sequence, in tokens.")] = None,
-    batch_size: Annotated[list[int] | None, _axis("--batch-size", "Sequences in a batch.")] = None,
+    emulate_macos: Annotated[Numbers, axis("--emulate-macos", options.MACOS)] = None,
+    max_length: Annotated[Numbers, axis("--max-length", "Longest sequence, in tokens.")] = None,
+    batch_size: Annotated[Numbers, axis("--batch-size", "Sequences in a batch.")] = None,
     pad_to_multiple_of: Annotated[
-        list[int] | None, _axis("--pad-to-multiple-of", "Batches are padded to a multiple of this; 0: no.")
+        Numbers, axis("--pad-to-multiple-of", "Batches are padded to a multiple of this; 0: no.")
     ] = None,
-    seed: Annotated[list[int] | None, _axis("--seed", "Seed of weights, data and dropout.")] = None,
-    dataset: Annotated[str | None, _amount("--dataset", "synthetic, a local file or folder, or a hub name.")] = None,
+    seed: Annotated[Numbers, axis("--seed", "Seed of weights, data and dropout.")] = None,
+    dataset: Annotated[str | None, amount("--dataset", options.DATASET)] = None,
     eval_dataset: Annotated[
-        str | None, _amount("--eval-dataset", "What is evaluated on; a part of --dataset by default.")
+        str | None, amount("--eval-dataset", "What is evaluated on; a part of --dataset by default.")
     ] = None,
-    max_steps: Annotated[int | None, _amount("--max-steps", "Training steps.")] = None,
-    eval_max_batches: Annotated[int | None, _amount("--eval-max-batches", "Evaluation batches.")] = None,
-    rounds: Annotated[int | None, _amount("--rounds", "Timing rounds that every cell gets; 0: verdicts only.")] = None,
+    max_steps: Annotated[Whole, amount("--max-steps", "Training steps.")] = None,
+    eval_max_batches: Annotated[Whole, amount("--eval-max-batches", "Evaluation batches.")] = None,
+    rounds: Annotated[Whole, amount("--rounds", "Timing rounds that every cell gets; 0: verdicts only.")] = None,
     max_rounds: Annotated[
-        int | None, _amount("--max-rounds", "Timing rounds at most, where the ratio is not yet precise.")
+        Whole, amount("--max-rounds", "Timing rounds at most, where the ratio is not yet precise.")
     ] = None,
     precision: Annotated[
-        float | None, _amount("--precision", "Relative width of a ratio's interval that is enough [0.03].")
+        float | None, amount("--precision", "Relative width of a ratio's interval that is enough [0.03].")
     ] = None,
-    warmup: Annotated[int | None, _amount("--warmup", "Untimed steps at the start of a round.")] = None,
-    repeats: Annotated[int | None, _amount("--repeats", "Timed steps of each kind in a round.")] = None,
+    warmup: Annotated[Whole, amount("--warmup", "Untimed steps at the start of a round.")] = None,
+    repeats: Annotated[Whole, amount("--repeats", "Timed steps of each kind in a round.")] = None,
     threads: Annotated[
-        int | None,
-        _amount("--threads", "CPU threads of torch in a cell [built-in models: 1; others: torch's default]."),
+        Whole, amount("--threads", "CPU threads of torch in a cell [built-in models: 1; others: torch's default].")
     ] = None,
     time_limit: Annotated[
-        float | None, _amount("--time-limit", "Seconds that a round of a cell may take [300].")
+        float | None, amount("--time-limit", "Seconds that a round of a cell may take [300].")
     ] = None,
-    baseline: Annotated[str | None, _amount("--baseline", "Attention mode that ratios are to [sdpa].")] = None,
-    max_cells: Annotated[int | None, _amount("--max-cells", "Refuse larger matrices [1000].")] = None,
+    baseline: Annotated[str | None, amount("--baseline", "Attention mode that ratios are to [sdpa].")] = None,
+    max_cells: Annotated[Whole, amount("--max-cells", "Refuse larger matrices [1000].")] = None,
     out: Annotated[
-        str | None, _run("--out", "Folder for journal, logs and report [reports/<matrix>].", "FOLDER")
+        str | None, how("--out", "Folder for journal, logs and report [reports/<matrix>].", metavar="FOLDER")
     ] = None,
-    dry_run: Annotated[bool, _run("--dry-run", "List the cells, their number and a time, and stop.")] = False,
-    fresh: Annotated[bool, _run("--fresh", "Start over; the older journal is kept aside.")] = False,
+    dry_run: Annotated[bool, how("--dry-run", "List the cells, their number and a time, and stop.")] = False,
+    fresh: Annotated[bool, how("--fresh", "Start over; the older journal is kept aside.")] = False,
     retry: Annotated[
-        str, _run("--retry", "Run cells with these statuses again: error,crash,oom,timeout.", "STATUSES")
+        str, how("--retry", "Run cells with these statuses again: error,crash,oom,timeout.", metavar="STATUSES")
     ] = "",
     fail_if: Annotated[
-        list[str] | None,
-        _run(
+        Texts,
+        how(
             "--fail-if",
             "Exit 1 if it holds: 'safe_sdpa.eval_time > 1.05 * sdpa.eval_time', 'any nan in safe_sdpa'.",
-            "GATE",
+            metavar="GATE",
         ),
     ] = None,
     jobs: Annotated[
         int, typer.Option("--jobs", min=1, max=1024, help="Verdicts at once; timings always run alone.")
     ] = 1,
     shard: Annotated[
-        str | None, _run("--shard", "Only part I of N; `mpsdiag report` merges the journals.", "I/N")
+        str | None, how("--shard", "Only part I of N; `mpsdiag report` merges the journals.", metavar="I/N")
     ] = None,
     cluster: Annotated[
-        str | None, _run("--cluster", "Scheduler of dask.distributed; see docs/fleet.md.", "ADDRESS")
+        str | None, how("--cluster", "Scheduler of dask.distributed; see docs/fleet.md.", metavar="ADDRESS")
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -136,8 +125,8 @@ def bench(
     require_working_pair()
     with Remembered() as interrupts:
         from mpsdiag.benching.plan.request import BenchRequest, parse_retry, parse_shard
+        from mpsdiag.benching.run.bench import prepare
         from mpsdiag.benching.run.progress_bar import Progress
-        from mpsdiag.benching.run.session import prepare
 
         spec = _spec(matrix, given)
         if out is not None and not out.strip():
@@ -168,11 +157,7 @@ def bench(
         if outcome is None:
             _list_cells(session, as_json=json)
             raise typer.Exit(0)
-        whole = True
-        if session.plan.empty:
-            _nothing(session, outcome, as_json=json)
-        else:
-            whole = _report(session, outcome, as_json=json)
+        whole = _report(session, outcome, as_json=json)
         if interrupts.pressed and not outcome.interrupted:
             output.say("interrupted, but nothing was left to run; the report is whole.")
         code = EXIT_INTERRUPTED if interrupts.pressed else session.exit_code(outcome)
@@ -207,34 +192,27 @@ def _list_cells(session: Session, *, as_json: bool) -> None:
         output.show(as_text(session))
 
 
-def _nothing(session: Session, outcome: RunOutcome, *, as_json: bool) -> None:
-    """An empty part leaves no folder; a script that asked for a JSON document gets one all the same."""
-    if as_json:
-        from mpsdiag.benching.journal.journal import Journal
-        from mpsdiag.reporting.formats.json_document import document
-        from mpsdiag.reporting.story.report import assemble
-        from mpsdiag.serialization import dumps
-
-        story = assemble([Journal(session.header(), [])])
-        headline = f"Nothing to do: {session.plan.empty}."
-        made = {**document(story), "headline": headline, "bench": session.summary(outcome)}
-        output.show_document(dumps(made, indent=1))
-
-
 def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> bool:
-    """Print the story, or one JSON document, and write the report's folder; whether all of it could be written."""
+    """Print the story, or one JSON document, and write the report's folder; whether all of it could be written.
+
+    An empty part leaves no folder; a script that asked for a JSON document gets one all the same.
+    """
     from mpsdiag.benching.journal.journal import Journal
     from mpsdiag.reporting.formats.export import text_of, write_folder
     from mpsdiag.reporting.formats.json_document import document
     from mpsdiag.reporting.story.report import assemble
     from mpsdiag.serialization import dumps
 
+    empty = session.plan.empty
     story = assemble([outcome.journal or Journal(session.header(), [])], baseline=session.request.spec.baseline)
     # The answer first: whatever happens to the files, it has been given.
     if as_json:
-        output.show_document(dumps({**document(story), "bench": session.summary(outcome)}, indent=1))
-    else:
+        headline = {"headline": f"Nothing to do: {empty}."} if empty else {}
+        output.show_document(dumps({**document(story), **headline, "bench": session.summary(outcome)}, indent=1))
+    elif not empty:
         output.show(text_of(story, "terminal", width=output.width(), color=output.colored()))
+    if empty:
+        return True
     for sentence in session.closing(outcome):
         output.say(sentence)
     failed: list[str] = []
@@ -244,8 +222,3 @@ def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> bool:
     if written:
         output.say(f"wrote {', '.join(str(path) for path in written)}")
     return not failed
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(bench)

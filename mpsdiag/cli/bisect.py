@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.cli.options import other
 from mpsdiag.errors import BadInput, one_of
 
 if TYPE_CHECKING:
@@ -23,36 +24,27 @@ def bisect(
             "[mpsdiag's kernel and scenario]",
         ),
     ] = None,
-    torch: Annotated[
-        str | None, typer.Option("--torch", metavar="A..B", help="Releases of torch, such as 2.5..2.10.")
-    ] = None,
+    torch: Annotated[str | None, other("--torch", "Releases of torch, such as 2.5..2.10.", metavar="A..B")] = None,
     transformers: Annotated[
-        str | None,
-        typer.Option("--transformers", metavar="A..B", help="Releases of transformers, such as 4.52.4..5.24."),
+        str | None, other("--transformers", "Releases of transformers, such as 4.52.4..5.24.", metavar="A..B")
     ] = None,
     pin: Annotated[
-        list[str] | None, typer.Option("--pin", metavar="NAME==X", help="Pin another package. [what is installed]")
+        list[str] | None, other("--pin", "Pin another package. [what is installed]", metavar="NAME==X")
     ] = None,
-    find: Annotated[
-        str | None, typer.Option("--find", metavar="break|fix", help="What to look for. [by the ends]")
-    ] = None,
-    python: Annotated[
-        str | None, typer.Option("--python", metavar="X.Y", help="Python of the environments. [this one]")
-    ] = None,
+    find: Annotated[str | None, other("--find", "What to look for. [by the ends]", metavar="break|fix")] = None,
+    python: Annotated[str | None, other("--python", "Python of the environments. [this one]", metavar="X.Y")] = None,
     device: options.Device = "auto",
-    nightly: Annotated[bool, typer.Option("--nightly", help="Nightly builds and pre-releases count.")] = False,
+    nightly: Annotated[bool, other("--nightly", "Nightly builds and pre-releases count.")] = False,
     bad_if: Annotated[
-        str | None, typer.Option("--bad-if", metavar="CONDITION", help="Which exit codes are bad: 'exit==1'.")
+        str | None, other("--bad-if", "Which exit codes are bad: 'exit==1'.", metavar="CONDITION")
     ] = None,
-    crash_is: Annotated[
-        str, typer.Option("--crash-is", metavar="bad|skip", help="What a crash or a time-out counts as.")
-    ] = "skip",
-    timeout: Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds that a try may take.")] = 600.0,
+    crash_is: Annotated[str, other("--crash-is", "What a crash or a time-out counts as.", metavar="bad|skip")] = "skip",
+    timeout: Annotated[float, other("--timeout", "Seconds that a try may take.", metavar="S")] = 600.0,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Journal, logs, report. [reports/bisect-AXIS]")
+        Path | None, other("--out", "Journal, logs, report. [reports/bisect-AXIS]", metavar="FOLDER")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the older journal is kept aside.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the releases and the tries, and stop.")] = False,
+    fresh: Annotated[bool, other("--fresh", "Start over; the older journal is kept aside.")] = False,
+    dry_run: Annotated[bool, other("--dry-run", "List the releases and the tries, and stop.")] = False,
     json: options.Json = False,
 ) -> None:
     """Find the release of torch or transformers that broke it, or that cured it. Run again: it resumes.
@@ -111,8 +103,3 @@ def _list(plan: PlannedSearch, *, as_json: bool) -> None:
         return
     words = {name: one if isinstance(one, str | int) else " ".join(one) for name, one in document.items()}
     output.show("\n".join(f"{name}: {text}" for name, text in words.items()))
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(bisect)

@@ -7,21 +7,18 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options, output
-from mpsdiag.cli.help_page import OUTPUT, PROBES, WHAT
+from mpsdiag.cli.help_page import PROBES
 from mpsdiag.cli.notes import note_without_effect
-from mpsdiag.errors import BadInput
-from mpsdiag.words import BUILTIN_DATASET, EXIT_OK, MOST
+from mpsdiag.words import BUILTIN_DATASET, EXIT_OK
 
 Level = Annotated[
     int,
-    typer.Option(
+    options.what(
         "--level",
-        help="1: fully masked rows (about 2 s). 2: plus the scenario through transformers (about 8 s). "
+        "1: fully masked rows (about 2 s). 2: plus the scenario through transformers (about 8 s). "
         "3: plus the whole catalogue and the sweep (about 1 min on a CPU).",
-        rich_help_panel=WHAT,
     ),
 ]
-
 
 # What only the scenario reads.
 SCENARIO = ("model", "task", "dataset", "padding_side", "dtype", "max_length", "seed")
@@ -39,21 +36,12 @@ def check(
     dataset: options.Dataset = BUILTIN_DATASET,
     padding_side: options.PaddingSide = "left",
     dtype: options.Dtype = "float32",
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            "--max-length",
-            min=2,
-            max=MOST,
-            help="Longest sequence, in tokens. [128; own data: 512]",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
+    max_length: options.MaxLength = None,
     seed: options.Seed = 0,
     level: Level = 2,
     emulate: options.Emulate = None,
     emulate_macos: options.EmulateMacos = 15,
-    listing: Annotated[bool, typer.Option("--list", help="List the probes and stop.", rich_help_panel=OUTPUT)] = False,
+    listing: Annotated[bool, options.printed("--list", "List the probes and stop.")] = False,
     json: options.Json = False,
     markdown: options.Markdown = False,
     html: options.Html = None,
@@ -62,8 +50,7 @@ def check(
 
     Exit code: 0 not affected, 1 affected, 2 bad usage or input, 3 undecided, 130 interrupted.
     """
-    if json and markdown:
-        raise BadInput("--json and --markdown exclude each other: choose one.")
+    options.one_format(json=json, markdown=markdown)
     if listing:
         from mpsdiag.reporting.check import catalogue, catalogue_document
 
@@ -101,8 +88,3 @@ def check(
 
     output.show_answer(diagnosis.to_dict(), document(diagnosis), as_json=json, markdown=markdown, page=html)
     raise typer.Exit(diagnosis.exit_code)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(check)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options, output
-from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 Document = Annotated[Path, typer.Argument(metavar="A.json", help="What `mpsdiag check --json` printed.")]
@@ -27,8 +26,7 @@ def compare(
 
     Exit code: 0 same findings, 1 they differ, 2 bad usage or input.
     """
-    if json and markdown:
-        raise BadInput("--json and --markdown exclude each other: choose one.")
+    options.one_format(json=json, markdown=markdown)
     from mpsdiag.reporting.compare import differences, document, read_diagnosis
 
     ours, theirs = read_diagnosis(first), read_diagnosis(second)
@@ -38,8 +36,3 @@ def compare(
     made = document(ours, theirs, (first.name, second.name))
     output.show_answer(plain, made, as_json=json, markdown=markdown, page=html)
     raise typer.Exit(EXIT_OK if same else EXIT_FOUND)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(compare)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import typer
-
 from mpsdiag.cli import options, output
 from mpsdiag.errors import first_line
 
@@ -51,8 +49,3 @@ def _or_none(what: str, broken: dict[str, str], ask: Callable[[], T]) -> T | Non
     except Exception as problem:  # noqa: BLE001 - a broken library may raise anything
         broken.setdefault(what, f"{type(problem).__name__}: {first_line(problem)}")
         return None
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(env)

@@ -44,11 +44,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (check, compare, trace, bench, bisect, report, train, run, env):
-    command.register(app)
-for registered in app.registered_commands:
-    registered.cls = GroupedCommand
-
+for command in (check.check, compare.compare, trace.trace, bench.bench, bisect.bisect, report.report):
+    app.command(cls=GroupedCommand)(command)
+app.command(
+    cls=GroupedCommand,
+    add_help_option=False,  # every word after `train`, --help too, is the pipeline's
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(train.train)
+app.command(cls=GroupedCommand, context_settings={"allow_interspersed_args": False})(run.run)
+app.command(cls=GroupedCommand)(env.env)
 
 UNDECIDED = frozenset({"check", "bench", "trace", "bisect"})
 """Commands whose table of exit codes has a 3."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.cli.options import other
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, attention_mode
 
@@ -27,23 +28,17 @@ def report(
     ],
     form: Annotated[
         str | None,
-        typer.Option(
-            "--format", help="terminal, markdown, html, csv, json or parquet. [by the suffix of --out; terminal]"
-        ),
+        other("--format", "terminal, markdown, html, csv, json or parquet. [by the suffix of --out; terminal]"),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="File to write instead of stdout; a folder gets Markdown, HTML and CSV."),
+        Path | None, other("--out", "File to write instead of stdout; a folder gets Markdown, HTML and CSV.")
     ] = None,
-    against: Annotated[
-        list[Path] | None, typer.Option("--against", metavar="OLD", help="Older results to compare with.")
-    ] = None,
+    against: Annotated[list[Path] | None, other("--against", "Older results to compare with.", metavar="OLD")] = None,
     fail_if: Annotated[
-        list[str] | None,
-        typer.Option("--fail-if", metavar="GATE", help="Exit 1 if it holds, such as 'any nan in safe_sdpa'."),
+        list[str] | None, other("--fail-if", "Exit 1 if it holds, such as 'any nan in safe_sdpa'.", metavar="GATE")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", help="Attention mode that ratios are to. [that of the first journal]")
+        str | None, other("--baseline", "Attention mode that ratios are to. [that of the first journal]")
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -85,19 +80,14 @@ def _check(path: Path, form: str | None, out: Path | None) -> None:
     from mpsdiag.redaction import redact_all
     from mpsdiag.reporting.api import render
     from mpsdiag.reporting.compare import read_diagnosis
-    from mpsdiag.serialization import dumps, jsonable, write_atomically
+    from mpsdiag.serialization import dumps, jsonable
 
     diagnosis = read_diagnosis(path)
     form = form or "terminal"
     if form in {"csv", "parquet"}:
         raise BadInput(f"A check has no format '{form}'. Choose from: terminal, markdown, html, json.")
     plain = redact_all(jsonable(diagnosis.to_dict()))
-    text = dumps(plain, indent=2) if form == "json" else render(diagnosis, form)
-    if out is None:
-        (output.show if form == "terminal" else output.show_document)(text)
-    else:
-        write_atomically(out, text)
-        output.say(f"wrote {out}")
+    _give(dumps(plain, indent=2) if form == "json" else render(diagnosis, form), form, out)
 
 
 def _bisect(path: Path, form: str | None, out: Path | None) -> None:
@@ -105,7 +95,6 @@ def _bisect(path: Path, form: str | None, out: Path | None) -> None:
     from mpsdiag.bisect.found import conclude
     from mpsdiag.bisect.render import text_of
     from mpsdiag.bisect.tries import read_tries
-    from mpsdiag.serialization import write_atomically
 
     journal = read_tries(path)
     if journal is None:
@@ -113,13 +102,24 @@ def _bisect(path: Path, form: str | None, out: Path | None) -> None:
     for warning in journal.warnings:
         output.say(warning)
     found = conclude(journal.search, journal.tries)
-    if out is None:
-        text = text_of(found, form or "terminal", width=output.width(), color=output.colored())
-        (output.show if form == "terminal" else output.show_document)(text)
+    if out is not None and form is None:
+        for kind, name in (("markdown", "report.md"), ("html", "report.html")):
+            _give(text_of(found, kind), kind, out / name)
         return
-    for kind, file in ((form, out),) if form else (("markdown", out / "report.md"), ("html", out / "report.html")):
-        write_atomically(file, text_of(found, kind, width=output.width()))
-        output.say(f"wrote {file}")
+    form = form or "terminal"
+    color = out is None and output.colored()
+    _give(text_of(found, form, width=output.width(), color=color), form, out)
+
+
+def _give(text: str, form: str, out: Path | None) -> None:
+    """Print an answer, or write it into a file."""
+    from mpsdiag.serialization import write_atomically
+
+    if out is None:
+        (output.show if form == "terminal" else output.show_document)(text)
+    else:
+        write_atomically(out, text)
+        output.say(f"wrote {out}")
 
 
 def _render(
@@ -140,8 +140,7 @@ def _render(
         write(story, form, out)
         output.say(f"wrote {out}")
         return
-    show = output.show if form == "terminal" else output.show_document
-    show(text_of(story, form, width=output.width(), color=output.colored()))
+    _give(text_of(story, form, width=output.width(), color=output.colored()), form, None)
 
 
 def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
@@ -200,8 +199,3 @@ def _tripped(gates: Sequence[Gate], journals: Sequence[Journal]) -> bool:
     for judgement in judgements:
         output.say(str(judgement))
     return not all(judgement.passed for judgement in judgements)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(report)

@@ -14,6 +14,7 @@ import typer
 
 from mpsdiag.cli import options, output
 from mpsdiag.cli.notes import note_without_effect
+from mpsdiag.cli.options import other
 from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_FOUND
 
@@ -26,38 +27,26 @@ Target = Annotated[
 Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="[ARGS]...", help="All that follows is the script's own.")
 ]
-AsModule = Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")]
+AsModule = Annotated[bool, other("-m", "SCRIPT is a module, as in python -m.")]
 Fix = Annotated[
     list[str] | None,
-    typer.Option(
+    other(
         "--fix",
-        metavar="FIX",
-        help="sdpa (none), eager, safe_sdpa, unmask_sdpa, min_mask_sdpa or positions; repeat to combine. [safe_sdpa; "
+        "sdpa (none), eager, safe_sdpa, unmask_sdpa, min_mask_sdpa or positions; repeat to combine. [safe_sdpa; "
         "watched: sdpa]",
+        metavar="FIX",
         show_default=False,
     ),
 ]
-Trace = Annotated[
-    bool, typer.Option("--trace", help="Watch all models in it; stop at the first non-finite value and say why.")
-]
-Check = Annotated[
-    bool, typer.Option("--check", help="Stop after the first evaluation and say what check says, for this script.")
-]
-Steps = Annotated[
-    int, typer.Option("--steps", min=0, help="With --check: take the first forward if none came in so many steps.")
-]
-KeepGoing = Annotated[
-    bool, typer.Option("--keep-going", help="With --trace: finish the script, then tell all that was found.")
-]
+Trace = Annotated[bool, other("--trace", "Watch all models in it; stop at the first non-finite value and say why.")]
+Check = Annotated[bool, other("--check", "Stop after the first evaluation and say what check says, for this script.")]
+Steps = Annotated[int, other("--steps", "With --check: take the first forward if none came in so many steps.", min=0)]
+KeepGoing = Annotated[bool, other("--keep-going", "With --trace: finish the script, then report all that was found.")]
 Record = Annotated[
     Path | None,
-    typer.Option(
-        "--record", metavar="FOLDER", help="With --trace: keep the bad batch; mpsdiag trace FOLDER replays it."
-    ),
+    other("--record", "With --trace: keep the bad batch; mpsdiag trace FOLDER replays it.", metavar="FOLDER"),
 ]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="With --trace: write what was seen as JSON.")
-]
+JsonFile = Annotated[Path | None, other("--json", "With --trace: write what was seen as JSON.", metavar="FILE")]
 
 
 def run(
@@ -123,7 +112,7 @@ def _watch(
     from mpsdiag.fixes.script import end_as, supervise
     from mpsdiag.reporting.formats import terminal
     from mpsdiag.reporting.formats.html import page
-    from mpsdiag.reporting.script import script_document
+    from mpsdiag.reporting.run import script_document
     from mpsdiag.serialization import dumps, write_atomically
     from mpsdiag.tracing.cases.recorded_case import check_free
     from mpsdiag.tracing.process.session import ENTRY, OPTIONS, WatchOptions
@@ -153,8 +142,3 @@ def _watch(
     if wanted.check_steps is not None:
         end_as(check_code(report))
     end_as(EXIT_FOUND if report.stopped else code)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command(context_settings={"allow_interspersed_args": False})(run)

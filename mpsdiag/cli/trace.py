@@ -8,30 +8,10 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options, output
-from mpsdiag.cli.help_page import MODES, OUTPUT, WHAT, WHERE
+from mpsdiag.cli.help_page import MODES
 from mpsdiag.cli.notes import note_without_effect
-from mpsdiag.errors import BadInput
+from mpsdiag.cli.options import count, what
 from mpsdiag.words import MOST
-
-OptionalDevice = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu.",
-        rich_help_panel=WHERE,
-    ),
-]
-OptionalDtype = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        metavar="DTYPE",
-        help="float32, bfloat16 or float16. [float32; recorded: its own]",
-        rich_help_panel=WHAT,
-    ),
-]
-
 
 # What only a data set is read with.
 DATA = ("dataset", "padding_side", "max_length", "batch_size", "eval_max_batches", "pad_to_multiple_of")
@@ -43,87 +23,42 @@ def trace(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[FOLDER]", help="A case that BadBatchRecorder wrote.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Built-in, local folder or hub name. [tiny-gpt2]", rich_help_panel=WHAT),
-    ] = None,
+    model: Annotated[str | None, what("--model", f"{options.MODEL} [tiny-gpt2]")] = None,
     task: options.Task = "auto",
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset", help="synthetic, a local file or folder, or a hub name. [synthetic]", rich_help_panel=WHAT
-        ),
-    ] = None,
-    batch: Annotated[
-        Path | None,
-        typer.Option("--batch", metavar="FILE", help="A batch saved as .safetensors.", rich_help_panel=WHAT),
-    ] = None,
-    train: Annotated[
-        bool, typer.Option("--train", help="Trace training steps: forward, backward, optimizer.", rich_help_panel=WHAT)
-    ] = False,
-    max_steps: Annotated[
-        int | None, typer.Option("--max-steps", min=1, max=MOST, help="Training steps. [10]", rich_help_panel=WHAT)
-    ] = None,
+    dataset: Annotated[str | None, what("--dataset", f"{options.DATASET} [synthetic]")] = None,
+    batch: Annotated[Path | None, what("--batch", "A batch saved as .safetensors.", metavar="FILE")] = None,
+    train: Annotated[bool, what("--train", "Trace training steps: forward, backward, optimizer.")] = False,
+    max_steps: Annotated[int | None, count("--max-steps", "Training steps. [10]")] = None,
     learning_rate: Annotated[
-        float | None,
-        typer.Option("--learning-rate", min=0.0, max=MOST, help="Of the training steps. [5e-5]", rich_help_panel=WHAT),
+        float | None, what("--learning-rate", "Of the training steps. [5e-5]", min=0.0, max=MOST)
     ] = None,
     padding_side: options.PaddingSide = "left",
     attn_implementation: Annotated[
         str | None,
-        typer.Option(
+        what(
             "--attn-implementation",
-            help="An attention mode, such as sdpa, eager, safe_sdpa, or a kernel of the hub (ORG/REPO). [sdpa]",
-            rich_help_panel=WHAT,
+            "An attention mode, such as sdpa, eager, safe_sdpa, or a kernel of the hub (ORG/REPO). [sdpa]",
             autocompletion=MODES,
         ),
     ] = None,
-    device: OptionalDevice = None,
-    dtype: OptionalDtype = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            "--max-length",
-            min=2,
-            max=MOST,
-            help="Longest sequence, in tokens. [128; own data: 512]",
-            rich_help_panel=WHAT,
-        ),
+    device: Annotated[str | None, options.DEVICE] = None,
+    dtype: Annotated[
+        str | None, what("--dtype", "float32, bfloat16 or float16. [float32; recorded: its own]", metavar="DTYPE")
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, max=MOST, help="Sequences in a batch.", rich_help_panel=WHAT)
-    ] = 4,
-    eval_max_batches: Annotated[
-        int, typer.Option("--eval-max-batches", min=1, max=MOST, help="Batches to look at.", rich_help_panel=WHAT)
-    ] = 4,
-    pad_to_multiple_of: Annotated[
-        int | None,
-        typer.Option(
-            "--pad-to-multiple-of", min=1, max=MOST, help="As for transformers' collators.", rich_help_panel=WHAT
-        ),
-    ] = None,
+    max_length: options.MaxLength = None,
+    batch_size: Annotated[int, count("--batch-size", "Sequences in a batch.")] = 4,
+    eval_max_batches: Annotated[int, count("--eval-max-batches", "Batches to look at.")] = 4,
+    pad_to_multiple_of: Annotated[int | None, count("--pad-to-multiple-of", "As for transformers' collators.")] = None,
     checkpoints: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--checkpoints", metavar="FOLDER", help="Find out since which one weights are bad.", rich_help_panel=WHAT
-        ),
+        list[Path] | None, what("--checkpoints", "Find out since which one weights are bad.", metavar="FOLDER")
     ] = None,
     compare: Annotated[
         bool | None,
-        typer.Option(
-            "--compare/--no-compare",
-            help="Compare finite results with float64 on the CPU. [unless on the plain CPU]",
-            rich_help_panel=WHAT,
-        ),
+        what("--compare/--no-compare", "Compare finite results with float64 on the CPU. [unless on the plain CPU]"),
     ] = None,
     repro: Annotated[
         Path | None,
-        typer.Option(
-            "--repro",
-            metavar="FILE.py",
-            help="Write a script that shows it alone, with torch only.",
-            rich_help_panel=OUTPUT,
-        ),
+        options.printed("--repro", "Write a script that shows it alone, with torch only.", metavar="FILE.py"),
     ] = None,
     seed: options.Seed = 0,
     emulate: options.Emulate = None,
@@ -136,8 +71,7 @@ def trace(
 
     Exit code: 0 all finite, 1 something found, 2 bad usage or input, 3 undecided, 130 interrupted.
     """
-    if json and markdown:
-        raise BadInput("--json and --markdown exclude each other: choose one.")
+    options.one_format(json=json, markdown=markdown)
     if emulate is None:
         note_without_effect(context, ["emulate_macos"], "without --emulate")
     if folder is not None or batch is not None:
@@ -179,8 +113,3 @@ def trace(
 
     output.show_answer(report.to_dict(), document(report), as_json=json, markdown=markdown, page=html)
     raise typer.Exit(report.exit_code)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(trace)

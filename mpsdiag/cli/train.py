@@ -23,10 +23,3 @@ def train(context: typer.Context) -> None:
     from mpsdiag.training.pipeline import main
 
     raise typer.Exit(main(context.args))
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application. Every word after it, --help too, is the pipeline's."""
-    app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-        train
-    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from mpsdiag.errors import BadInput, nearest
 from mpsdiag.inputs.files import Rows, Splits, open_local
 from mpsdiag.inputs.names import classify, explain_missing, offline_if_unreachable
-from mpsdiag.inputs.synthetic import synthetic_texts
 from mpsdiag.serialization import readable
 
 if TYPE_CHECKING:
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 
 _SYNTHETIC_LINES: Final = 256
 _TEXT_COLUMNS: Final = ("text", "content", "sentence", "document", "body")
+_SUBJECTS: Final = ("the lamp", "a heron", "the second engine", "my neighbour", "an old map", "the river", "she", "he")
+_VERBS: Final = ("carries", "forgets", "measures", "repairs", "follows", "paints", "counts", "answers")
+_OBJECTS: Final = (
+    "the harbour",
+    "a broken clock",
+    "seven letters",
+    "the northern road",
+    "every window",
+    "salt",
+    "rain",
+)
+_LINKS: Final = ("while", "because", "and then", "although", "until", "before")
 
 
 def open_splits(dataset: str, *, config: str | None = None, seed: int = 0, lines: int = _SYNTHETIC_LINES) -> Splits:
@@ -158,3 +170,23 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length:
 def greatest_id(rows: Iterable[Mapping[str, list[int]]]) -> int:
     """The greatest token id of rows that `encode` gave."""
     return max((max(row["input_ids"], default=0) for row in rows), default=0)
+
+
+def _clause(random_: random.Random) -> str:
+    return f"{random_.choice(_SUBJECTS)} {random_.choice(_VERBS)} {random_.choice(_OBJECTS)}"
+
+
+def _line(random_: random.Random) -> str:
+    # Lengths spread over two orders of magnitude: 1 to 48 clauses, short ones often.
+    clauses = min(48, 1 + int(random_.paretovariate(0.7)))
+    parts = [_clause(random_)]
+    for _ in range(clauses - 1):
+        parts.append(random_.choice(_LINKS))
+        parts.append(_clause(random_))
+    return " ".join(parts).capitalize() + "."
+
+
+def synthetic_texts(count: int = 256, *, seed: int = 0, split: str = "train") -> list[str]:
+    """Make `count` lines of text; the same arguments give the same lines on every machine."""
+    random_ = random.Random(f"mpsdiag:{split}:{seed}")
+    return [_line(random_) for _ in range(count)]

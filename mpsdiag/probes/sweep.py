@@ -12,7 +12,7 @@ from mpsdiag.device import supports_dtype, torch_dtype
 from mpsdiag.emulation.defects import Remedy
 from mpsdiag.probes.declaration import Check, Finding, Probe, Refused
 from mpsdiag.probes.known import CATALOGUE
-from mpsdiag.probes.known.masked_rows import additive
+from mpsdiag.probes.known.fully_masked import additive
 from mpsdiag.words import ProbeStatus
 
 if TYPE_CHECKING:

@@ -72,8 +72,8 @@ def bench(
     from mpsdiag.benching.plan.matrix import AXES, MatrixSpec, changed
     from mpsdiag.benching.plan.matrix_file import load_matrix
     from mpsdiag.benching.plan.request import BenchRequest
+    from mpsdiag.benching.run.bench import prepare
     from mpsdiag.benching.run.progress_bar import Progress
-    from mpsdiag.benching.run.session import prepare
     from mpsdiag.errors import one_of
 
     for name in changes:
@@ -123,7 +123,7 @@ def _document(answer: Answer) -> Document:
         return trace.document(answer)
     if isinstance(answer, Origin):
         return trace.origin_document(answer)
-    from mpsdiag.reporting.script import script_document
+    from mpsdiag.reporting.run import script_document
     from mpsdiag.tracing.process.watched import ScriptReport
 
     if isinstance(answer, ScriptReport):

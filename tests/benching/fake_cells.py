@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 
-from mpsdiag.benching.journal.record import Answer, Timing
+from mpsdiag.benching.journal.record import CellAnswer, Timing
 from mpsdiag.scenario.scenario import Measured
 
 FAULTS = {1: "abort", 3: "segfault", 5: "hang", 7: "memory", 9: "silent", 11: "megabyte"}
@@ -20,10 +20,10 @@ def quick(job):
         with open(started, "a", encoding="ascii") as stream:  # noqa: PTH123 - one write, appended
             stream.write(f"{job.name}\n")
     if job.round:
-        return Answer(
+        return CellAnswer(
             status="ok", timing=Timing(device="cpu", warmup=job.cell.warmup, eval_step=[0.1] * job.cell.repeats)
         )
-    return Answer(status="ok", measured=Measured(eval_loss=float(job.cell.seed), eval_losses=[1.0, float("nan")]))
+    return CellAnswer(status="ok", measured=Measured(eval_loss=float(job.cell.seed), eval_losses=[1.0, float("nan")]))
 
 
 def whereabouts(job):
@@ -36,7 +36,7 @@ def whereabouts(job):
 def slow(job):
     """Take as many tenths of a second as the seed says."""
     time.sleep(job.cell.seed / 10)
-    return Answer(status="ok")
+    return CellAnswer(status="ok")
 
 
 def faulty(job):
@@ -76,7 +76,7 @@ def memory(job):
     soft = psutil.Process().memory_info().vms + 2**29
     resource.setrlimit(resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1]))
     blocks = [bytearray(2**28) for _ in range(16)]
-    return Answer(status="ok", reason=str(len(blocks)))
+    return CellAnswer(status="ok", reason=str(len(blocks)))
 
 
 def silent(job):
@@ -88,7 +88,7 @@ def megabyte(job):
     sys.stdout.write("x" * 2**20)
     os.write(1, b"\xff\x00 garbage {json: \n")
     os.write(2, b"the end of the log\n")
-    return Answer(status="ok")
+    return CellAnswer(status="ok")
 
 
 def leaves(job):
@@ -119,7 +119,7 @@ def tells_and_sleeps(job):
 def leaves_a_folder(job):
     """Leave something in the temporary folder, as a process that is killed does; the reason is where."""
     folder = tempfile.mkdtemp(prefix="mpsdiag-")
-    return Answer(status="ok", reason=os.path.basename(os.path.dirname(folder)))  # noqa: PTH119, PTH120
+    return CellAnswer(status="ok", reason=os.path.basename(os.path.dirname(folder)))  # noqa: PTH119, PTH120
 
 
 def leaves_a_folder_and_dies(job):

@@ -103,7 +103,7 @@ def test_every_path_that_cannot_be_used_is_one_sentence(command, option, kind, c
 @pytest.mark.parametrize(("command", "option"), [(name, words) for name, options in PATHS.items() for words in options])
 def test_a_path_that_may_not_be_used_is_one_sentence(command, option, tmp_path):
     """In a fork that gives up its rights, as root may read everything; what it imports is imported before."""
-    for name in ("benching.run.session", "benching.plan.matrix_file", "bisect.environments", "training.pipeline"):
+    for name in ("benching.run.bench", "benching.plan.matrix_file", "bisect.environments", "training.pipeline"):
         importlib.import_module(f"mpsdiag.{name}")
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o000)

@@ -11,7 +11,7 @@ import torch
 
 from mpsdiag.emulation import Emulation
 from mpsdiag.probes import run_level, run_probe
-from mpsdiag.probes.known.masked_rows import additive, left_padded
+from mpsdiag.probes.known.fully_masked import additive, left_padded
 
 
 def level_one(release, macos=15):

@@ -37,8 +37,8 @@ def test_clean_runs_give_no_finding(build, batch_of, chunk):
 def tasks():
     """Every built-in model of another task with its tokenizer, and ten texts."""
     from mpsdiag.inputs.models import build_model
-    from mpsdiag.inputs.synthetic import synthetic_texts
     from mpsdiag.inputs.tasks import task_of
+    from mpsdiag.inputs.texts import synthetic_texts
     from mpsdiag.inputs.tokenizer import load_tokenizer
 
     names = [name for name in BUILTIN_MODELS if name not in BUILTIN_DECODERS]

@@ -23,7 +23,7 @@ Using standard HuggingFace Trainer
 @pytest.fixture
 def lines(tmp_path):
     """Text of unequal lines, without a validation split."""
-    from mpsdiag.inputs.synthetic import synthetic_texts
+    from mpsdiag.inputs.texts import synthetic_texts
 
     file = tmp_path / "lines.txt"
     file.write_text("\n".join(synthetic_texts(60)), encoding="utf-8")

@@ -94,7 +94,7 @@ class Job(BaseModel):
     cell: Scenario
     round: int = Field(default=0, ge=0)
     function: str = CELL_FUNCTION
-    """`module:function`, looked up in the child; it takes this Job and returns an Answer."""
+    """`module:function`, looked up in the child; it takes this Job and returns a CellAnswer."""
     time_limit: float = Field(default=300.0, gt=0)
     """Seconds until the process of this round is ended."""
     log: str
@@ -111,7 +111,7 @@ class Job(BaseModel):
         return f"{self.key}-{self.round}"
 
 
-class Answer(BaseModel):
+class CellAnswer(BaseModel):
     """What the function of a cell found out."""
 
     model_config = ConfigDict(extra="forbid")
@@ -122,7 +122,7 @@ class Answer(BaseModel):
     timing: Timing | None = None
 
 
-class Ended(Answer):
+class Ended(CellAnswer):
     """How a round ended, by its own answer or by what the process met."""
 
     signal: str | None = None

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from mpsdiag.benching.plan.estimate import in_words
-from mpsdiag.benching.run.session import Session
+from mpsdiag.benching.run.bench import Session
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.serialization import dumps
 from mpsdiag.words import count

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mpsdiag.benching.journal.record import Answer, Job, Timing
+from mpsdiag.benching.journal.record import CellAnswer, Job, Timing
 from mpsdiag.emulation import EmulatedAbort
 from mpsdiag.scenario.scenario import Measured, Scenario
 
@@ -15,7 +15,7 @@ EMULATED_ABORT = "emulated abort"
 """How the reason of a cell begins whose process would be gone on a Mac."""
 
 
-def run_cell(job: Job) -> Answer:
+def run_cell(job: Job) -> CellAnswer:
     """Run one round of a cell.
 
     Raises:
@@ -28,7 +28,7 @@ def run_cell(job: Job) -> Answer:
     return verdict(job.cell) if job.round == 0 else timing(job.cell)
 
 
-def verdict(cell: Scenario) -> Answer:
+def verdict(cell: Scenario) -> CellAnswer:
     """Train a few steps and evaluate, under the cell's emulation if it has one, judged by the float64 reference."""
     from mpsdiag.device import reset_peak_memory
     from mpsdiag.scenario.run import run_scenario
@@ -38,11 +38,11 @@ def verdict(cell: Scenario) -> Answer:
         found = run_scenario(cell, invariance=True, causes=False)
     except EmulatedAbort as problem:
         # On a Mac the process would be gone; here it is not, so that the reason can be told.
-        return Answer(status="crash", reason=f"{EMULATED_ABORT}: {str(problem).splitlines()[0]}")
-    return Answer(status=found.status, reason=found.reason, measured=_memory(found, cell.device))
+        return CellAnswer(status="crash", reason=f"{EMULATED_ABORT}: {str(problem).splitlines()[0]}")
+    return CellAnswer(status=found.status, reason=found.reason, measured=_memory(found, cell.device))
 
 
-def timing(cell: Scenario, clock: Callable[[], float] = time.perf_counter) -> Answer:
+def timing(cell: Scenario, clock: Callable[[], float] = time.perf_counter) -> CellAnswer:
     """Time training and evaluation steps on the cell's device, without emulation.
 
     Every step of a kind runs the same batch, so that the samples differ by the machine only. The first warm-up
@@ -89,7 +89,7 @@ def timing(cell: Scenario, clock: Callable[[], float] = time.perf_counter) -> An
         eval_tokens=_tokens(evaluation),
         eval_pads=_pads(evaluation),
     )
-    return Answer(status="ok", timing=result, measured=_memory(Measured(), cell.device))
+    return CellAnswer(status="ok", timing=result, measured=_memory(Measured(), cell.device))
 
 
 def _memory(found: Measured, device: str) -> Measured:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from mpsdiag.benching.journal.record import Answer, Job
+from mpsdiag.benching.journal.record import CellAnswer, Job
 from mpsdiag.errors import MpsdiagError
 from mpsdiag.serialization import dumps
 
@@ -26,7 +26,7 @@ def run_in_child(request: str) -> str:
     """Run one job in this process and answer; exceptions are answers too, with the traceback in the log.
 
     Returns:
-        An Answer as JSON.
+        A CellAnswer as JSON.
     """
     job = Job.model_validate_json(request)
     _redirect(job.log)
@@ -43,22 +43,22 @@ def run_in_child(request: str) -> str:
     return text
 
 
-def answer_to(job: Job) -> Answer:
+def answer_to(job: Job) -> CellAnswer:
     """Call the function of a job; what it raises is an answer too, with the traceback on standard error."""
     try:
         answer = _function(job.function)(job)
-        if not isinstance(answer, Answer):
-            raise TypeError(f"{job.function} returned {type(answer).__name__}, not an Answer")  # noqa: TRY301
+        if not isinstance(answer, CellAnswer):
+            raise TypeError(f"{job.function} returned {type(answer).__name__}, not a CellAnswer")  # noqa: TRY301
     except BaseException as problem:  # noqa: BLE001 - sys.exit in a cell is an end like any other
-        answer = Answer(status="oom" if _is_memory(problem) else "error", reason=_sentence(problem))
+        answer = CellAnswer(status="oom" if _is_memory(problem) else "error", reason=_sentence(problem))
         with contextlib.suppress(BaseException):  # a process out of memory may not even have room for this
             traceback.print_exc()
     return answer
 
 
-def nothing(job: Job) -> Answer:  # noqa: ARG001 - the signature of every cell function
+def nothing(job: Job) -> CellAnswer:  # noqa: ARG001 - the signature of every cell function
     """Answer at once: makes a fork server import what it preloads, and shows what isolation alone costs."""
-    return Answer(status="ok")
+    return CellAnswer(status="ok")
 
 
 def _function(name: str) -> Callable[[Job], Any]:

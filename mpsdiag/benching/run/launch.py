@@ -24,7 +24,7 @@ from typing import Any, Literal
 from pebble import ProcessExpired
 from pebble.concurrent import process as pebble_process
 
-from mpsdiag.benching.journal.record import Answer, Ended, Job, utc_now
+from mpsdiag.benching.journal.record import CellAnswer, Ended, Job, utc_now
 from mpsdiag.benching.run.in_child import run_in_child
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.errors import CannotDecide
@@ -133,7 +133,7 @@ class Isolation:
             timing=None if isinstance(ended, tuple) else ended.timing,
         )
 
-    def _end_of(self, job: Job, stop: Stop) -> Answer | tuple[Any, str, str | None]:
+    def _end_of(self, job: Job, stop: Stop) -> CellAnswer | tuple[Any, str, str | None]:
         """Launch a job and wait for its end: its own answer, or (status, reason, signal)."""
         try:
             future, child = self._start(job, stop)
@@ -148,7 +148,7 @@ class Isolation:
             seconds = time.perf_counter() - launched
             _end(child, at_once=stop.due)
         # pebble looks at its clock every tenth of a second, or later.
-        if isinstance(ended, Answer) and seconds > job.time_limit:
+        if isinstance(ended, CellAnswer) and seconds > job.time_limit:
             return LATE
         return ended
 
@@ -196,13 +196,13 @@ def log_tail(path: Path, limit: int = TAIL_BYTES) -> str:
         return ""
 
 
-def _await(future: concurrent.futures.Future[str], stop: Stop) -> Answer | tuple[Any, str, str | None]:
+def _await(future: concurrent.futures.Future[str], stop: Stop) -> CellAnswer | tuple[Any, str, str | None]:
     """Wait for the end: the cell's own answer, or (status, reason, signal)."""
     while not concurrent.futures.wait([future], timeout=POLL).done:
         if stop.due:  # not cancelled: pebble may be answering for a process that the same signal ended
             return "interrupted", "stopped by the user before it finished", None
     try:
-        return Answer.model_validate_json(future.result())
+        return CellAnswer.model_validate_json(future.result())
     except (TimeoutError, concurrent.futures.TimeoutError):
         return LATE
     except ProcessExpired as problem:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mpsdiag.benching.journal.record import CELL_FUNCTION, Answer, Job
+from mpsdiag.benching.journal.record import CELL_FUNCTION, CellAnswer, Job
 from mpsdiag.benching.run.in_child import answer_to
 from mpsdiag.release_environment import cache_folder
 from mpsdiag.serialization import dumps
@@ -17,7 +17,7 @@ from mpsdiag.serialization import dumps
 _INSIDE = "from mpsdiag.benching.run.release import inside; inside()"
 
 
-def run_in_release(job: Job) -> Answer:
+def run_in_release(job: Job) -> CellAnswer:
     """Run one round of a cell in the environment that the cell names; a signal that ends it ends this process too.
 
     Raises:
@@ -43,7 +43,7 @@ def run_in_release(job: Job) -> Answer:
         raise RuntimeError(f"the Python of {job.cell.environment} ended with exit code {done.returncode}")
     text = answer.read_text(encoding="utf-8")
     answer.unlink()
-    return Answer.model_validate_json(text)
+    return CellAnswer.model_validate_json(text)
 
 
 def inside() -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from mpsdiag.errors import one_of
 from mpsdiag.probes.declaration import PROBES, Probe
-from mpsdiag.probes.known import arguments, kernels, masked_rows, process_ends, sizes, strides  # noqa: F401 - each adds its triggers to the probes
+from mpsdiag.probes.known import arguments, fully_masked, kernels, process_ends, sizes, strides  # noqa: F401 - each adds its triggers to the probes
 
 CATALOGUE: Final[Mapping[str, Probe]] = MappingProxyType(PROBES)
 

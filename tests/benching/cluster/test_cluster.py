@@ -17,9 +17,9 @@ from mpsdiag.benching.cluster import fleet as fleet_module
 from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.benching.plan.matrix import MatrixSpec, changed
 from mpsdiag.benching.plan.request import BenchRequest
+from mpsdiag.benching.run.bench import prepare
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.launch import LIGHT, Isolation
-from mpsdiag.benching.run.session import prepare
 from mpsdiag.errors import BadInput, CannotDecide
 
 pytest.importorskip("distributed")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from mpsdiag.benching.journal.record import Answer, Job
+from mpsdiag.benching.journal.record import CellAnswer, Job
 from mpsdiag.benching.plan.expand import expand
 from mpsdiag.benching.plan.matrix import MatrixSpec, changed
 from mpsdiag.benching.run.cell import run_cell, timing, verdict
@@ -36,7 +36,7 @@ def test_the_verdict_leg_is_emulated_and_finds_the_defect(affected):
 def test_an_answer_survives_the_border(affected):
     from mpsdiag.serialization import dumps
 
-    again = Answer.model_validate_json(dumps(affected.model_dump()))
+    again = CellAnswer.model_validate_json(dumps(affected.model_dump()))
     assert dumps(again) == dumps(affected)
 
 

@@ -7,8 +7,8 @@ from fake_cells import FAULTS
 from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.benching.plan.matrix import MatrixSpec, changed
 from mpsdiag.benching.plan.request import BenchRequest
+from mpsdiag.benching.run.bench import prepare
 from mpsdiag.benching.run.launch import LIGHT, Isolation
-from mpsdiag.benching.run.session import prepare
 
 ENDS = {
     "abort": ("crash", "SIGABRT"),

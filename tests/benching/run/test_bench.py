@@ -7,9 +7,9 @@ from mpsdiag.benching.plan.listing import as_document, as_text
 from mpsdiag.benching.plan.matrix import MatrixSpec, changed
 from mpsdiag.benching.plan.matrix_file import parse_matrix
 from mpsdiag.benching.plan.request import BenchRequest
+from mpsdiag.benching.run.bench import prepare
 from mpsdiag.benching.run.launch import LIGHT, Isolation
 from mpsdiag.benching.run.rounds import StopRule
-from mpsdiag.benching.run.session import prepare
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.scenario.scenario import Measured
 
