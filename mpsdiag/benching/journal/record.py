@@ -112,20 +112,20 @@ class Job(BaseModel):
 
 
 class CellAnswer(BaseModel):
-    """What the function of a cell found out."""
+    """What the function of a cell found out, or what its process met instead of answering."""
 
     model_config = ConfigDict(extra="forbid")
 
     status: CellStatus
     reason: str | None = None
+    signal: str | None = None
     measured: Measured | None = None
     timing: Timing | None = None
 
 
 class Ended(CellAnswer):
-    """How a round ended, by its own answer or by what the process met."""
+    """How a round ended, with the end of its log."""
 
-    signal: str | None = None
     log_tail: str = ""
     started: str
     seconds: Number

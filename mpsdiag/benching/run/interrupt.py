@@ -5,13 +5,14 @@ SIGTERM and SIGHUP (the terminal is gone) end it now, too. Before cells run, Ctr
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 GRACE = 5.0
 """Seconds that a running cell gets after the first Ctrl-C to finish by itself."""
+STOPPED = "stopped by the user before it finished"
 
 
 @dataclass
@@ -59,11 +61,26 @@ class Stop:
         return self._deadline is not None and self.clock() >= self._deadline
 
 
-class Remembered:
+class _Handlers(contextlib.AbstractContextManager[Any, None]):
+    """Puts signal handlers in place while a block runs. Only the main thread may; elsewhere its owner decides."""
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+
+    def _handle(self, number: signal.Signals, handler: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before[number] = signal.signal(number, handler)
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+
+class Remembered(_Handlers):
     """Ctrl-C, SIGTERM and SIGHUP around the cells: the KeyboardInterrupt that Ctrl-C is everywhere, and remembered.
 
     The exception gets lost where it meets a finalizer, or an import that catches everything; `Interruptible` then asks
-    to stop for it. A context manager; what other handlers the process may have stay in place.
+    to stop for it. What other handlers the process may have stay in place.
 
     Attributes:
         pressed: Whether the user wants to stop.
@@ -71,25 +88,21 @@ class Remembered:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.pressed = False
         self.spare = False
-        self._before: dict[signal.Signals, Any] = {}
         self._unraisable: Any = None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) in {signal.default_int_handler, signal.SIG_DFL}:
-                    self._before[number] = signal.signal(number, self)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) in {signal.default_int_handler, signal.SIG_DFL}:
+                self._handle(number, self)
         self._unraisable, sys.unraisablehook = sys.unraisablehook, self._lost
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         sys.unraisablehook = self._unraisable
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        super().__exit__()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """As a signal's handler."""
@@ -98,42 +111,23 @@ class Remembered:
             signal.default_int_handler(number, frame)
 
     def _lost(self, problem: Any) -> None:
-        """Python's report of an exception that nothing could catch; ours is not lost, and no news."""
+        """Python's report of an exception that nothing could catch; ours is not lost, and not worth reporting."""
         if not (self.pressed and problem.exc_type is KeyboardInterrupt):
             self._unraisable(problem)
 
 
-class Interruptible:
-    """Turns Ctrl-C, SIGTERM and SIGHUP into words to a Stop while its block runs: no exception cuts a journal line."""
+class Interruptible(_Handlers):
+    """Turns Ctrl-C, SIGTERM and SIGHUP into calls of a Stop while its block runs: none cuts a journal line."""
 
     def __init__(self, stop: Stop) -> None:
+        super().__init__()
         self._stop = stop
-        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        # Only the main thread may set signal handlers; elsewhere whoever runs the thread decides.
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in (
-                (signal.SIGINT, self._ask),
-                (signal.SIGTERM, self._end),
-                (signal.SIGHUP, self._end),
-            ):
-                self._before[number] = signal.signal(number, handler)
-            before = self._before[signal.SIGINT]
-            if isinstance(before, Remembered) and before.pressed:
-                self._stop.ask()
+        self._handle(signal.SIGINT, lambda *_: self._stop.ask())
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            self._handle(number, lambda *_: self._stop.end())
+        before = self._before.get(signal.SIGINT)
+        if isinstance(before, Remembered) and before.pressed:
+            self._stop.ask()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._stop.ask()
-
-    def _end(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._stop.end()

@@ -26,7 +26,7 @@ from pebble.concurrent import process as pebble_process
 
 from mpsdiag.benching.journal.record import CellAnswer, Ended, Job, utc_now
 from mpsdiag.benching.run.in_child import run_in_child
-from mpsdiag.benching.run.interrupt import Stop
+from mpsdiag.benching.run.interrupt import STOPPED, Stop
 from mpsdiag.errors import CannotDecide
 
 _launching = threading.Lock()
@@ -40,7 +40,7 @@ TAIL_BYTES = 4000
 POLL = 0.1
 END_SECONDS = 10.0
 BOOT_SECONDS = 600.0
-LATE = ("timeout", "did not finish within its time limit", None)
+LATE = CellAnswer(status="timeout", reason="did not finish within its time limit")
 
 
 def start_method(devices: Iterable[str]) -> StartMethod:
@@ -116,41 +116,27 @@ class Isolation:
             ended = self._end_of(job.model_copy(update={"scratch": scratch}), stop)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        status, reason, name = ended if isinstance(ended, tuple) else (ended.status, ended.reason, None)
-        if status == "crash" and stop.asked:
+        if ended.status == "crash" and stop.asked:
             # Ctrl-C reaches a child that has not left the terminal's group yet.
-            status, reason, name = "interrupted", "ended together with the bench", None
-        if name == "SIGKILL" and status == "crash" and _more(kills, self.kills()):
-            status, reason = ("oom", "killed by the kernel: the machine (or its memory limit) ran out of memory")
-        return Ended(
-            status=status,
-            reason=reason,
-            signal=name,
-            log_tail=log_tail(log),
-            started=started,
-            seconds=time.perf_counter() - clock,
-            measured=None if isinstance(ended, tuple) else ended.measured,
-            timing=None if isinstance(ended, tuple) else ended.timing,
-        )
+            ended = CellAnswer(status="interrupted", reason="ended together with the bench")
+        if ended.signal == "SIGKILL" and _more(kills, self.kills()):
+            ended.status = "oom"
+            ended.reason = "killed by the kernel: the machine (or its memory limit) ran out of memory"
+        return Ended(**dict(ended), log_tail=log_tail(log), started=started, seconds=time.perf_counter() - clock)
 
-    def _end_of(self, job: Job, stop: Stop) -> CellAnswer | tuple[Any, str, str | None]:
-        """Launch a job and wait for its end: its own answer, or (status, reason, signal)."""
+    def _end_of(self, job: Job, stop: Stop) -> CellAnswer:
+        """Launch a job and wait for its end: its own answer, or what its process met."""
         try:
             future, child = self._start(job, stop)
         except (OSError, EOFError) as problem:
             if not stop.asked:
-                return ("error", f"its process could not be started ({type(problem).__name__}: {problem})", None)
-            return "interrupted", "stopped by the user before it began", None
-        launched = time.perf_counter()
+                what = f"{type(problem).__name__}: {problem}"
+                return CellAnswer(status="error", reason=f"its process could not be started ({what})")
+            return CellAnswer(status="interrupted", reason="stopped by the user before it began")
         try:
-            ended = _await(future, stop)
+            return _await(future, stop, time.perf_counter() + job.time_limit)
         finally:
-            seconds = time.perf_counter() - launched
             _end(child, at_once=stop.due)
-        # pebble looks at its clock every tenth of a second, or later.
-        if isinstance(ended, CellAnswer) and seconds > job.time_limit:
-            return LATE
-        return ended
 
     def _start(self, job: Job, stop: Stop) -> tuple[concurrent.futures.Future[str], Any]:
         """Launch a job; a fork server that was itself killed is started anew, once."""
@@ -196,32 +182,31 @@ def log_tail(path: Path, limit: int = TAIL_BYTES) -> str:
         return ""
 
 
-def _await(future: concurrent.futures.Future[str], stop: Stop) -> CellAnswer | tuple[Any, str, str | None]:
-    """Wait for the end: the cell's own answer, or (status, reason, signal)."""
+def _await(future: concurrent.futures.Future[str], stop: Stop, deadline: float) -> CellAnswer:
+    """Wait for the end: the cell's own answer, or what its process met."""
     while not concurrent.futures.wait([future], timeout=POLL).done:
         if stop.due:  # not cancelled: pebble may be answering for a process that the same signal ended
-            return "interrupted", "stopped by the user before it finished", None
+            return CellAnswer(status="interrupted", reason=STOPPED)
     try:
-        return CellAnswer.model_validate_json(future.result())
+        answer = CellAnswer.model_validate_json(future.result())
+        # pebble looks at its clock every tenth of a second, or later.
+        return LATE if time.perf_counter() > deadline else answer
     except (TimeoutError, concurrent.futures.TimeoutError):
         return LATE
     except ProcessExpired as problem:
         return _expired(problem.exitcode)
     except ValueError as problem:
-        return "error", f"the cell's answer is no answer: {str(problem).splitlines()[0]}", None
+        return CellAnswer(status="error", reason=f"the cell's answer is no answer: {str(problem).splitlines()[0]}")
     except Exception as problem:  # noqa: BLE001 - anything raised in the child comes out here
-        return "error", f"{type(problem).__name__}: {problem}"[:500], None
+        return CellAnswer(status="error", reason=f"{type(problem).__name__}: {problem}"[:500])
 
 
-def _expired(code: int | None) -> tuple[str, str, str | None]:
+def _expired(code: int | None) -> CellAnswer:
     """What an exit code without an answer means."""
     if code is None or code >= 0:
-        return "crash", f"ended by itself without an answer (exit code {code})", None
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return "crash", f"the process was ended by {name}", name
+        return CellAnswer(status="crash", reason=f"ended by itself without an answer (exit code {code})")
+    name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+    return CellAnswer(status="crash", reason=f"the process was ended by {name}", signal=name)
 
 
 def _more(before: int | None, after: int | None) -> bool:
