@@ -7,8 +7,12 @@ import pytest
 
 from mpsdiag.benching.journal.record import Ended, Header, Timing
 from mpsdiag.benching.plan.expand import Plan
+from mpsdiag.benching.plan.matrix import MatrixSpec
+from mpsdiag.benching.plan.request import BenchRequest
+from mpsdiag.benching.run.executor import Site
+from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.launch import LIGHT, Isolation
-from mpsdiag.benching.run.runner import MatrixRun, Settings
+from mpsdiag.benching.run.runner import MatrixRun
 from mpsdiag.scenario.scenario import Measured, Scenario
 
 HERE = Path(__file__).parent
@@ -88,11 +92,12 @@ def light():
 def start_run(tmp_path, header, quiet):
     """Run a plan of cells that differ in seed; returns (outcome, executor)."""
 
-    def start(cells, executor=None, folder=tmp_path, stop=None, **settings):
+    def start(cells, executor=None, folder=tmp_path, stop=None, rule=None, **asked):
         executor = executor or FakeExecutor()
         plan = cells if isinstance(cells, Plan) else Plan(tuple(cells))
-        extra = {} if stop is None else {"stop": stop}
-        run = MatrixRun(plan, folder, header, VERSIONS, executor, quiet, Settings(**settings), **extra)
+        spec = MatrixSpec() if rule is None else MatrixSpec(rounds=rule.rounds, max_rounds=rule.most)
+        site = Site(plan, executor, VERSIONS, {}, "spawn")
+        run = MatrixRun(BenchRequest(spec, folder, **asked), plan, site, header, quiet, stop or Stop())
         return run.run(), executor
 
     return start

@@ -16,10 +16,11 @@ from pathlib import Path
 from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.benching.journal.record import Header
 from mpsdiag.benching.plan.expand import Plan
-from mpsdiag.benching.run.executor import LocalExecutor
+from mpsdiag.benching.plan.matrix import MatrixSpec
+from mpsdiag.benching.plan.request import BenchRequest
+from mpsdiag.benching.run.executor import LocalExecutor, Site
 from mpsdiag.benching.run.launch import LIGHT, Isolation
-from mpsdiag.benching.run.rounds import StopRule
-from mpsdiag.benching.run.runner import MatrixRun, Settings
+from mpsdiag.benching.run.runner import MatrixRun
 from mpsdiag.scenario.scenario import Scenario
 
 CELLS, ROUNDS = 8, 1
@@ -46,9 +47,10 @@ def isolation():
 def bench(folder):
     plan = Plan(tuple(Scenario(seed=seed, repeats=1) for seed in range(CELLS)))
     header = Header(mpsdiag="0", command="kill", created="now")
-    settings = Settings(rule=StopRule(ROUNDS, ROUNDS), function="fake_cells:quick")
+    request = BenchRequest(MatrixSpec(rounds=ROUNDS, max_rounds=ROUNDS), folder, function="fake_cells:quick")
     executor = LocalExecutor(isolation(), logs=folder / "logs")
-    return MatrixRun(plan, folder, header, {"torch": "2"}, executor, Silent(), settings).run().exit_code
+    site = Site(plan, executor, {"torch": "2"}, {}, "spawn")
+    return MatrixRun(request, plan, site, header, Silent()).run().exit_code
 
 
 def life(folder, starts, begun, moment):

@@ -13,7 +13,7 @@ from typing import Final
 
 from mpsdiag.benching.gates.gate import AnyGate, CompareGate, Gate, Term, measure, ratio_of_times
 from mpsdiag.benching.journal.provenance import Place
-from mpsdiag.benching.journal.record import BAD_ENDS, Record
+from mpsdiag.benching.journal.record import BAD_ENDS, FINDINGS, Record
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import count
 
@@ -23,7 +23,6 @@ _COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-_FINDINGS: Final = frozenset({"ok", "nan", "wrong"})
 
 Rounds = Mapping[Scenario, Sequence[Record]]
 """The rounds of each cell in one environment."""
@@ -73,8 +72,8 @@ def _any(gate: AnyGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
         return Judgement(
             gate, tripped=True, sentence=f"{gate}: {len(hits)} of {count(len(asked), 'cell')}, the first {hits[0]}"
         )
-    silent = sum(not statuses & _FINDINGS for _, statuses in asked)
-    if silent == len(asked) and wanted & _FINDINGS:
+    silent = sum(statuses.isdisjoint(FINDINGS) for _, statuses in asked)
+    if silent == len(asked) and not wanted.isdisjoint(FINDINGS):
         return Judgement(gate, None, f"{gate}: none of {count(len(asked), 'cell')} finished, so this cannot be decided")
     rest = f", {silent} of which did not finish" if silent else ""
     return Judgement(gate, tripped=False, sentence=f"{gate}: 0 of {count(len(asked), 'cell')}{rest}")

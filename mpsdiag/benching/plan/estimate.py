@@ -6,9 +6,9 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mpsdiag.benching.journal.record import Record, Timing
+from mpsdiag.benching.journal.record import Record
 from mpsdiag.benching.run.launch import StartMethod
-from mpsdiag.benching.run.rounds import StopRule, baselines, wanted
+from mpsdiag.benching.run.rounds import StopRule, baselines, timings, wanted
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.statistics import median
 
@@ -42,7 +42,7 @@ class Work:
 def remaining(cells: Sequence[Scenario], rule: StopRule, baseline: str, found: Found) -> Work:
     """What a run will do, as far as it can be foreseen: which ratios will be precise early cannot."""
     partners = baselines(cells, baseline)
-    history = {cell: timings for cell in cells if (timings := _timings(found.get(cell, {}))) is not None}
+    history = {cell: known for cell in cells if (known := timings(found.get(cell, {}))) is not None}
     asked = functools.cache(lambda number: frozenset(wanted(number, history, partners, rule)))
     most_of_one = rule.most if rule.rounds else 0
     verdicts = least = most = 0
@@ -81,12 +81,3 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _timings(rounds: Mapping[int, Record]) -> dict[int, Timing] | None:
-    """The timings of a cell that may be timed further: its verdict finished, and so did all timing rounds."""
-    if 0 not in rounds or rounds[0].status not in {"ok", "nan", "wrong"}:
-        return None
-    timings = {number: record.timing for number, record in rounds.items() if number > 0}
-    finished = {number: timing for number, timing in timings.items() if timing is not None}
-    return finished if len(finished) == len(timings) else None

@@ -40,8 +40,10 @@ class Plan:
     empty: str = ""
     """Why there is nothing to do, where there is no cell at all."""
 
-    def __len__(self) -> int:
-        return len(self.cells) + len(self.skipped)
+    @property
+    def all_cells(self) -> list[Scenario]:
+        """Those that can run, then those that cannot."""
+        return [*self.cells, *(skipped.cell for skipped in self.skipped)]
 
 
 def expand(

@@ -19,7 +19,7 @@ def as_text(session: Session) -> str:
     plan = session.plan
     if plan.empty:
         return f"0 cells, 0 skipped; {plan.empty}."
-    cells = [*plan.cells, *(skipped.cell for skipped in plan.skipped)]
+    cells = plan.all_cells
     names = [name for name in Scenario.model_fields if len({getattr(cell, name) for cell in cells}) > 1] or ["model"]
     widths = {name: max(len(name), *(len(_word(cell, name)) for cell in cells)) for name in names}
     lines = ["  ".join(name.ljust(widths[name]) for name in names)]
@@ -32,25 +32,24 @@ def as_text(session: Session) -> str:
 
 def _sums(session: Session) -> str:
     """How many cells, how much of each, and how long that takes."""
-    plan, rule, forecast = session.plan, session.request.spec.rule, session.forecast()
+    plan, rule, (work, *seconds) = session.plan, session.request.spec.rule, session.forecast()
     rounds = count(rule.most, "timing round")
     rounds = rounds if rule.rounds == rule.most else f"{rule.rounds} to {rounds}"
     legs = f"a verdict and {rounds} each" if rule.rounds else "verdicts only"
-    found = f"the journal has {forecast.work.done} of these rounds already; " if forecast.work.done else ""
-    words = in_words(forecast.least), in_words(forecast.most)
-    time = f"about {' to '.join(dict.fromkeys(words))}" if forecast.work else "nothing is left to run"
+    found = f"the journal has {work.done} of these rounds already; " if work.done else ""
+    time = f"about {' to '.join(dict.fromkeys(map(in_words, seconds)))}" if work else "nothing is left to run"
     return f"{count(len(plan.cells), 'cell')}, {len(plan.skipped)} skipped; {legs}; {found}{time}."
 
 
 def as_document(session: Session) -> str:
     """The same as one JSON document."""
-    forecast = session.forecast()
+    work, least, most = session.forecast()
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "cells": [cell.model_dump() for cell in session.plan.cells],
         "skipped": [{"cell": one.cell.model_dump(), "reason": one.reason} for one in session.plan.skipped],
-        "seconds": {"least": forecast.least, "most": forecast.most},
-        "rounds_in_journal": forecast.work.done,
+        "seconds": {"least": least, "most": most},
+        "rounds_in_journal": work.done,
     }
     return dumps(document, indent=1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,29 +14,19 @@ from mpsdiag.benching.gates.evaluate import Judgement, concerns, judge
 from mpsdiag.benching.gates.gate import Gate, parse_gate, require_words
 from mpsdiag.benching.journal.journal import Journal, NotAJournal, read_journal
 from mpsdiag.benching.journal.provenance import keep
-from mpsdiag.benching.journal.record import Header, Record, utc_now
+from mpsdiag.benching.journal.record import Header, utc_now
 from mpsdiag.benching.journal.writer import set_aside
 from mpsdiag.benching.plan.estimate import Work, estimate, remaining
 from mpsdiag.benching.plan.expand import Plan, shard
 from mpsdiag.benching.plan.request import BenchRequest
 from mpsdiag.benching.run.executor import Site, here, on_cluster
 from mpsdiag.benching.run.interrupt import Stop
+from mpsdiag.benching.run.progress_bar import Progress
 from mpsdiag.benching.run.rounds import group_of
-from mpsdiag.benching.run.runner import JOURNAL, Listener, MatrixRun, RunOutcome, Settings
+from mpsdiag.benching.run.runner import JOURNAL, Known, MatrixRun, RunOutcome
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.redaction import redact
-from mpsdiag.release_environment import versions_in
-from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a session will run, and how many seconds it will take at least and at most."""
-
-    work: Work
-    least: float
-    most: float
 
 
 @dataclass
@@ -49,14 +39,14 @@ class Session:
     site: Site
     judgements: list[Judgement] = field(default_factory=list)
 
-    def run(self, listener: Listener, stop: Stop | None = None) -> RunOutcome:
+    def run(self, listener: Progress, stop: Stop | None = None) -> RunOutcome:
         """Run what the journal does not have, then decide the gates.
 
         Raises:
             BadInput: The folder cannot be written, or another bench writes its journal.
             CannotDecide: No cell of the matrix can run here.
         """
-        if not len(self.plan):
+        if self.plan.empty:
             return RunOutcome()
         if not self.plan.cells:
             raise CannotDecide(f"No cell of the matrix can run here: {self.plan.skipped[0].reason}.")
@@ -67,7 +57,9 @@ class Session:
                 listener.note(f"the older journal is kept as {kept}")
         if request.jobs > 1 and request.spec.rule.rounds:
             listener.note(f"--jobs {request.jobs} is for the verdicts; what is timed runs alone, one cell at a time")
-        run = self._run(listener, stop)
+        grace = "asked to stop: the running cell gets a moment (Ctrl-C again ends it now)"
+        stop = stop or Stop(told=lambda: listener.note(grace))
+        run = MatrixRun(request, self.plan, self.site, self.header(), listener, stop)
         with _fresh_would_do():
             outcome = run.run()
         places = keep([Journal(run.header, outcome.records)]).by_place()
@@ -80,7 +72,7 @@ class Session:
 
     def exit_code(self, outcome: RunOutcome) -> int:
         """The exit code of the contract, gates included: 130, then 1, then 3, then 0. An empty part is 0."""
-        if not len(self.plan):
+        if self.plan.empty:
             return EXIT_OK
         gated = not outcome.interrupted and not all(one.passed for one in self.judgements)
         return EXIT_FOUND if gated else outcome.exit_code
@@ -114,20 +106,22 @@ class Session:
             )
         return [*sentences, *map(str, self.judgements)]
 
-    def forecast(self) -> Forecast:
-        """What will be run and how long that takes, by the journal if there is one.
+    def forecast(self) -> tuple[Work, float, float]:
+        """What will be run, and how many seconds that takes at least and at most, by the journal if there is one.
 
-        Raises:
-            BadInput: What is there is no journal.
+        Raises BadInput where what is there is no journal.
         """
         path, spec = self.request.out / JOURNAL, self.request.spec
-        records: list[Record] = []
+        journal = Journal(self.header(), [])
         if path.exists() and path.stat().st_size and not self.request.fresh:
             with _fresh_would_do():
-                records = read_journal(path).records
-        work = remaining(self.plan.cells, spec.rule, spec.baseline, self._found(records))
-        seconds = estimate(work, self.site.start, records, jobs=self.request.jobs, machines=self.site.machines)
-        return Forecast(work, *seconds)
+                journal = read_journal(path)
+        known = Known(self.request, self.site.versions)
+        known.take(journal)
+        found = {cell: rounds for cell in self.plan.cells if (rounds := known.rounds(cell))}
+        work = remaining(self.plan.cells, spec.rule, spec.baseline, found)
+        options = {"jobs": self.request.jobs, "machines": self.site.machines}
+        return work, *estimate(work, self.site.start, journal.records, **options)
 
     def header(self) -> Header:
         """The first line of a new journal."""
@@ -137,39 +131,6 @@ class Session:
             created=utc_now(),
             baseline=self.request.spec.baseline,
             environment=self.site.facts,
-        )
-
-    def _found(self, records: Sequence[Record]) -> dict[Scenario, dict[int, Record]]:
-        """The rounds of this plan that are not run again, by cell."""
-        again = {"interrupted", *self.request.retry}
-        done = {(one.key, one.round): one for one in records if one.status not in again}
-        found = {}
-        for cell in self.plan.cells:
-            key = cell.key(versions_in(cell.environment, self.site.versions))
-            numbers = range(self.request.spec.rule.most + 1)
-            rounds = {number: done[key, number] for number in numbers if (key, number) in done}
-            if rounds and not (0 in rounds and rounds[0].status == "skip"):
-                found[cell] = rounds
-        return found
-
-    def _run(self, listener: Listener, stop: Stop | None) -> MatrixRun:
-        spec = self.request.spec
-        grace = "asked to stop: the running cell gets a moment (Ctrl-C again ends it now)"
-        return MatrixRun(
-            plan=self.plan,
-            folder=self.request.out,
-            header=self.header(),
-            versions=self.site.versions,
-            executor=self.site.executor,
-            listener=listener,
-            settings=Settings(
-                rule=spec.rule,
-                time_limit=spec.time_limit,
-                retry=self.request.retry,
-                jobs=self.request.jobs,
-                function=self.request.function,
-            ),
-            stop=stop or Stop(told=lambda: listener.note(grace)),
         )
 
 
@@ -193,7 +154,7 @@ def prepare(request: BenchRequest, note: Callable[[str], None] = lambda _: None)
                 note(sentence)
         for gate in gates:
             require_words(gate, site.plan.order)
-        if request.shard is not None and len(plan):
+        if request.shard is not None and not plan.empty:
             gates = list(_of_this_part(gates, plan, note))
     except BaseException:
         site.executor.close()
@@ -203,9 +164,8 @@ def prepare(request: BenchRequest, note: Callable[[str], None] = lambda _: None)
 
 def _of_this_part(gates: Iterable[Gate], plan: Plan, note: Callable[[str], None]) -> Iterator[Gate]:
     """The gates that the cells of a part of the matrix can decide; the others are named."""
-    cells = [*plan.cells, *(skipped.cell for skipped in plan.skipped)]
     for gate in gates:
-        if concerns(gate, cells):
+        if concerns(gate, plan.all_cells):
             yield gate
         else:
             judge_later = "`mpsdiag report --fail-if` judges the merged journals"

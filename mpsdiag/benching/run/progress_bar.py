@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mpsdiag.benching.journal.record import BAD_ENDS, Record
@@ -21,7 +20,7 @@ EVERY_SECONDS = 15.0
 
 @dataclass
 class Progress:
-    """Shows a run; a context manager and a `mpsdiag.benching.run.runner.Listener`.
+    """Shows a run; a context manager.
 
     Attributes:
         stream: Where to; standard error by default.
@@ -56,14 +55,12 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
     def leg(self, title: str, total: int, done: int) -> None:
-        """See `Listener`."""
+        """A leg begins: its jobs, and how many of them the journal has already."""
         self._title, self._total, self._done = title, total, done
         self._statuses.clear()
         if self._bar is None:
@@ -75,7 +72,7 @@ class Progress:
         self._task = self._bar.add_task(title, total=total, completed=done, statuses="")
 
     def ended(self, record: Record) -> None:
-        """See `Listener`."""
+        """A round ended and is in the journal."""
         self._done += 1
         self._statuses[record.status] += 1
         if record.status in BAD_ENDS:
@@ -87,7 +84,7 @@ class Progress:
             self.note(f"{self._title}: {self._done} of {self._total} ({counts})")
 
     def note(self, sentence: str) -> None:
-        """See `Listener`."""
+        """Something to know: one sentence, on a line of its own."""
         self._said = self.clock()
         clean = "".join(character if character.isprintable() else " " for character in sentence)
         if self._bar is not None:

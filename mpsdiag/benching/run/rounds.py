@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mpsdiag.benching.journal.record import Timing
+from mpsdiag.benching.journal.record import FINDINGS, Record, Timing
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.statistics import ratio_interval_of_rounds
 
@@ -68,6 +68,15 @@ def group_of(cell: Scenario) -> Scenario:
 
 
 Timings = Mapping[int, Timing]
+
+
+def timings(rounds: Mapping[int, Record]) -> Timings | None:
+    """The timings of a cell that may be timed further: its verdict finished, and so did all timing rounds."""
+    if 0 not in rounds or rounds[0].status not in FINDINGS:
+        return None
+    found = {number: record.timing for number, record in rounds.items() if number > 0}
+    finished = {number: timing for number, timing in found.items() if timing is not None}
+    return finished if len(finished) == len(found) else None
 
 
 def settled(ours: Timings, theirs: Timings, precision: float) -> bool:

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mpsdiag.benching.journal.provenance import Place, keep
-from mpsdiag.benching.journal.record import Record
+from mpsdiag.benching.journal.record import FINDINGS, Record
 from mpsdiag.benching.run.cell import EMULATED_ABORT
 from mpsdiag.scenario.scenario import Measured, Scenario
 
 if TYPE_CHECKING:
     from mpsdiag.benching.journal.journal import Journal
-
-# What a round found out about the numbers, worst first; the other statuses say that it did not finish.
-FINDINGS = ("nan", "wrong", "ok")
 
 # What a process brings upon itself; SIGKILL and SIGTERM come from outside.
 OWN_SIGNALS = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGTRAP", "SIGFPE"})

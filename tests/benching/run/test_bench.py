@@ -150,13 +150,13 @@ def test_a_dry_run_leaves_out_what_the_journal_has(request_for, quiet):
     assert "already" not in as_text(whole)
     assert prepare(request_for({"attn_implementation": ["sdpa"]})).run(quiet).fresh == 2
     assert "; the journal has 2 of these rounds already; about " in as_text(whole)
-    assert (whole.forecast().work.verdicts, whole.forecast().work.most) == (2, 2)
+    assert (whole.forecast()[0].verdicts, whole.forecast()[0].most) == (2, 2)
     whole.run(quiet)
     assert as_text(whole).endswith("; the journal has 6 of these rounds already; nothing is left to run.")
     document = json.loads(as_document(whole))
     assert (document["seconds"], document["rounds_in_journal"]) == ({"least": 0.0, "most": 0.0}, 6)
-    assert prepare(request_for(fresh=True)).forecast().work.verdicts == 3
-    assert prepare(request_for(retry=frozenset({"ok"}))).forecast().work.verdicts == 3
+    assert prepare(request_for(fresh=True)).forecast()[0].verdicts == 3
+    assert prepare(request_for(retry=frozenset({"ok"}))).forecast()[0].verdicts == 3
 
 
 @pytest.mark.parametrize("gates", [(), ["any nan in safe_sdpa"]])

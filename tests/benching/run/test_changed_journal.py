@@ -8,7 +8,7 @@ import pytest
 from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.benching.journal.writer import JournalWriter
 from mpsdiag.benching.run.launch import LIGHT, Isolation
-from mpsdiag.benching.run.runner import JOURNAL, MatrixRun, Settings
+from mpsdiag.benching.run.runner import JOURNAL, MatrixRun
 from mpsdiag.errors import BadInput
 
 
@@ -64,7 +64,7 @@ def test_no_finished_cell_is_lost(tmp_path, header, quiet, seeds, start_run, fau
     folder = tmp_path / "out"
     executor = fake_executor()
     executor.before_each = lambda job: fault(folder / JOURNAL) if (job.cell.seed, job.round) == (3, 0) else None
-    outcome, _ = start_run(seeds(6), executor, folder, rule=Settings().rule)
+    outcome, _ = start_run(seeds(6), executor, folder)
     found = read_journal(folder)
     assert found.warnings == []
     assert {r.cell.seed for r in found.records} == set(range(6))
@@ -111,11 +111,15 @@ def test_a_folder_that_became_a_file_ends_the_run_with_3_and_keeps_the_answer(
 
 def test_logs_that_became_a_file_end_the_run_with_3(tmp_path, header, quiet, seeds):
     from mpsdiag.benching.plan.expand import Plan
-    from mpsdiag.benching.run.executor import LocalExecutor
+    from mpsdiag.benching.plan.matrix import MatrixSpec
+    from mpsdiag.benching.plan.request import BenchRequest
+    from mpsdiag.benching.run.executor import LocalExecutor, Site
 
     (tmp_path / "logs").write_text("")
     executor = LocalExecutor(Isolation("forkserver", LIGHT), {}, tmp_path / "elsewhere")
-    run = MatrixRun(Plan(tuple(seeds(2))), tmp_path, header, {}, executor, quiet, Settings(function="fake_cells:quick"))
+    plan = Plan(tuple(seeds(2)))
+    request = BenchRequest(MatrixSpec(), tmp_path, function="fake_cells:quick")
+    run = MatrixRun(request, plan, Site(plan, executor, {}, {}, "forkserver"), header, quiet)
     with pytest.raises(Exception, match="Cannot write the log") as caught:
         run.run()
     assert caught.value.exit_code == 3
