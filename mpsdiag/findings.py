@@ -136,6 +136,18 @@ class FirstLabel(Part):
     eval_loss_without: Number
     eval_loss_alone: Number
 
+    @property
+    def sentence(self) -> str:
+        """How much of the loss comes from labels predicted at padding, for people."""
+        alone = f"{self.eval_loss_alone:.6g} with each sequence alone"
+        if not math.isfinite(self.eval_loss_without):
+            return f"over all labels the mean loss is {self.eval_loss:.6g}, and {alone}"
+        return (
+            f"labels predicted from a padded position move the mean loss over all labels by "
+            f"{self.eval_loss - self.eval_loss_without:+.3g}: it is {self.eval_loss:.6g} with them, "
+            f"{self.eval_loss_without:.6g} without, {alone}"
+        )
+
 
 class Invariance(Part):
     """Whether padding changes the numbers at real positions; `fixes`: those that were tried, alone or together."""
@@ -150,4 +162,4 @@ class Invariance(Part):
     fixes: list[FixTried] = Field(default_factory=list)
     first_label: FirstLabel | None = None
     by_position: dict[str, list[Number]] = Field(default_factory=dict)
-    """Per padding side, the largest error at each position of a sequence, counted from its first token."""
+    """By arrangement, the largest error at each position of a sequence, counted from its first token; three digits."""

@@ -39,6 +39,8 @@ TASKS: Final[tuple[str, ...]] = get_args(TaskName)
 AUTO_TASK: Final = "auto"
 DTYPES: Final[tuple[str, ...]] = get_args(DtypeName)
 
+DEFAULT_MODEL: Final = "tiny-llama"
+"""Padding does not change its numbers, so on a sound machine nothing is found."""
 BUILTIN_DECODERS: Final[tuple[str, ...]] = ("tiny-gpt2", "tiny-llama", "tiny-mistral", "tiny-qwen2")
 """The causal language models among the built-in ones."""
 BUILTIN_MODELS: Final[tuple[str, ...]] = (

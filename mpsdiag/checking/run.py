@@ -28,7 +28,7 @@ from mpsdiag.findings import Advice, Emulated
 from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.scenario.scenario import Measured, Scenario
-from mpsdiag.words import AUTO_TASK, BUILTIN_DATASET, PADDING_SIDES, TASKS
+from mpsdiag.words import AUTO_TASK, BUILTIN_DATASET, DEFAULT_MODEL, PADDING_SIDES, TASKS
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ Progress = Callable[[str], None]
 def check(
     device: str = "auto",
     *,
-    model: str | PathLike[str] = "tiny-llama",
+    model: str | PathLike[str] = DEFAULT_MODEL,
     dataset: str | PathLike[str] = "synthetic",
     task: str = "auto",
     level: int = 2,

@@ -9,7 +9,7 @@ import typer
 from mpsdiag.cli import options, output
 from mpsdiag.cli.help_page import PROBES
 from mpsdiag.cli.notes import note_without_effect
-from mpsdiag.words import BUILTIN_DATASET, EXIT_OK
+from mpsdiag.words import BUILTIN_DATASET, DEFAULT_MODEL, EXIT_OK
 
 Level = Annotated[
     int,
@@ -31,7 +31,7 @@ def check(
         typer.Argument(metavar="[PROBE]...", help="Run only these, such as SDPA003.", autocompletion=PROBES),
     ] = None,
     device: options.Device = "auto",
-    model: options.Model = "tiny-llama",
+    model: options.Model = DEFAULT_MODEL,
     task: options.Task = "auto",
     dataset: options.Dataset = BUILTIN_DATASET,
     padding_side: options.PaddingSide = "left",

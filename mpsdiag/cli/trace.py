@@ -11,7 +11,7 @@ from mpsdiag.cli import options, output
 from mpsdiag.cli.help_page import MODES
 from mpsdiag.cli.notes import note_without_effect
 from mpsdiag.cli.options import count, what
-from mpsdiag.words import MOST
+from mpsdiag.words import DEFAULT_MODEL, MOST
 
 # What only a data set is read with.
 DATA = ("dataset", "padding_side", "max_length", "batch_size", "eval_max_batches", "pad_to_multiple_of")
@@ -23,7 +23,7 @@ def trace(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[FOLDER]", help="A case that BadBatchRecorder wrote.")
     ] = None,
-    model: Annotated[str | None, what("--model", f"{options.MODEL} [tiny-gpt2]")] = None,
+    model: Annotated[str | None, what("--model", f"{options.MODEL} [{DEFAULT_MODEL}]")] = None,
     task: options.Task = "auto",
     dataset: Annotated[str | None, what("--dataset", f"{options.DATASET} [synthetic]")] = None,
     batch: Annotated[Path | None, what("--batch", "A batch saved as .safetensors.", metavar="FILE")] = None,

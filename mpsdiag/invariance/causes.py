@@ -8,21 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpsdiag.emulation import suspended
 from mpsdiag.findings import ArrangementResult, FixTried, InvarianceCause
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
-from mpsdiag.invariance.alone_truth import (
-    AloneTruth,
-    distance,
-    in_attention,
-    outputs_of,
-    reference_of,
-    takes_positions,
-    text_config,
-)
-from mpsdiag.invariance.arrangements import Arrangement, Example, companions, scrambled
+from mpsdiag.invariance.alone_truth import AloneTruth, distance, in_attention, outputs_of, reference_of, takes_positions
+from mpsdiag.invariance.arrangements import Arrangement, Example, alone, companions, scrambled
 from mpsdiag.sdpa.bound import largest_error
 
 SENTENCES: dict[InvarianceCause, str] = {
@@ -41,7 +33,7 @@ class ArrangementTrial:
     result: ArrangementResult
     batches: list[Arrangement]
     errors: list[float] = field(default_factory=list)
-    """By position, of the first batch."""
+    """By position of a sequence; empty for generated tokens."""
 
     @property
     def holds(self) -> bool:
@@ -90,7 +82,7 @@ def explain(
     sentence = SENTENCES[cause]
     if cause == "attention" and not restores.get("eager"):
         sentence += f", and {SENTENCES['positions']}"
-    if cause == "model" and _routes(model):
+    if cause == "model" and _routes_by_company(model, examples, truth.allowed):
         sentence = "the routing to experts depends on what else is in the batch"
     where = ", on every device" if on_cpu else ""
     fixes = [FixTried(name=name, restores=does) for name, does in restores.items()]
@@ -162,7 +154,41 @@ def _leaks(model: nn.Module, failed: Sequence[ArrangementTrial], allowed: float)
     return False
 
 
-def _routes(model: Any) -> bool:
-    """Whether the model is a mixture of experts."""
-    text = text_config(model)
-    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+def _routes_by_company(model: nn.Module, examples: Sequence[Example], allowed: float) -> bool:
+    """Whether a router of a mixture of experts answers the same tokens differently beside other sequences."""
+    cut, together = companions(examples)
+    routers = [module for name, module in model.named_modules() if _is_router(name, module)]
+    single = [_routed(model, routers, batch) for batch in alone(cut)]
+    for number, (given, answers) in enumerate(_routed(model, routers, together)):
+        before = torch.cat([calls[number][0] for calls in single])
+        after = [torch.cat(parts) for parts in zip(*(calls[number][1] for calls in single), strict=True)]
+        if largest_error(given, before) > allowed:
+            return False  # what reaches it differs already
+        if any(largest_error(mine, right) > allowed for mine, right in zip(answers, after, strict=True)):
+            return True
+    return False
+
+
+def _is_router(name: str, module: nn.Module) -> bool:
+    return name.rpartition(".")[2] in ("gate", "router") or "router" in type(module).__name__.lower()
+
+
+def _routed(
+    model: nn.Module, routers: Sequence[nn.Module], arrangement: Arrangement
+) -> list[tuple[Tensor, list[Tensor]]]:
+    """What each router is given and what floating numbers it answers, token by token, in a forward."""
+    calls: list[tuple[Tensor, list[Tensor]]] = []
+
+    def note(_: nn.Module, given: Any, output: Any) -> None:
+        answers = output if isinstance(output, tuple | list) else [output]
+        kept = [one.flatten(0, -2).cpu() for one in answers if isinstance(one, Tensor) and one.is_floating_point()]
+        calls.append((given[0].flatten(0, -2).cpu(), kept))
+
+    hooks = [router.register_forward_hook(note) for router in routers]
+    try:
+        with torch.no_grad():
+            outputs_of(model, arrangement)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ from mpsdiag.inputs.outputs import logits_of
 IGNORED = -100
 
 
-def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: Sequence[Tensor]) -> FirstLabel | None:
+def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: Iterable[Tensor]) -> FirstLabel | None:
     """Mean losses over labels: of all, without those predicted at padding, and of each sequence alone.
 
     Args:
         model: A causal language model, in evaluation mode, on its device.
         batches: `input_ids`, `attention_mask`, `labels` of shape (sequences, positions).
-        logits: What it gave for each batch, (sequences, positions, vocabulary).
+        logits: What it gives for each batch, (sequences, positions, vocabulary); asked for one at a time.
 
     Returns:
         None where no label is predicted at padding.
@@ -29,13 +29,12 @@ def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: 
     padded = [predicted_at_padding(batch["labels"], batch["attention_mask"]) for batch in batches]
     if not any(bool(found.any()) for found in padded):
         return None
-    every = [_losses(out, batch["labels"]) for out, batch in zip(logits, batches, strict=True)]
-    rest = [
-        _losses(out, batch["labels"].masked_fill(found, IGNORED))
-        for out, batch, found in zip(logits, batches, padded, strict=True)
-    ]
+    every, rest, alone = [], [], []
     with torch.no_grad():
-        alone = [_alone(model, batch, row) for batch in batches for row in range(len(batch["input_ids"]))]
+        for batch, found, out in zip(batches, padded, logits, strict=True):
+            every.append(_losses(out, batch["labels"]))
+            rest.append(_losses(out, batch["labels"].masked_fill(found, IGNORED)))
+            alone += [_alone(model, batch, row) for row in range(len(found))]
     return FirstLabel(eval_loss=_mean(every), eval_loss_without=_mean(rest), eval_loss_alone=_mean(alone))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -125,7 +126,9 @@ def _measure(
         padding_side=side,
         reason="each sequence gives the same alone and in every padded batch, within the bound",
         arrangements=[trial.result for trial in trials],
-        by_position={trial.result.name: trial.errors for trial in trials if trial.result.name in PADDING_SIDES},
+        by_position={
+            trial.result.name: [float(f"{error:.3g}") for error in trial.errors] for trial in trials if trial.errors
+        },
     )
     if not failed:
         return found
@@ -144,7 +147,8 @@ def _trial(name: str, batches: list[Arrangement], model: nn.Module, truth: Alone
     found = [errors(model, arrangement, truth) for arrangement in batches]
     off = max(map(max, found))
     result = ArrangementResult(name=name, max_abs_diff=off, allowed=0.0, holds=False, counts=batches[0].counts)
-    return _judged(ArrangementTrial(result, batches, found[0]), truth.allowed)
+    by_position = [] if batches[0].generates else [max(at) for at in itertools.zip_longest(*found, fillvalue=0.0)]
+    return _judged(ArrangementTrial(result, batches, by_position), truth.allowed)
 
 
 def _judged(trial: ArrangementTrial, allowed: float) -> ArrangementTrial:

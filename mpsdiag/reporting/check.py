@@ -136,12 +136,7 @@ def _invariance(found: Invariance | None) -> Iterable[blocks.Block]:
         tried = "; ".join(f"{fix.name}: {'restores it' if fix.restores else 'does not'}" for fix in found.fixes)
         yield blocks.Prose(f"Fixes that were tried: {tried}.")
     if found.first_label is not None:
-        losses = found.first_label
-        yield blocks.Prose(
-            f"Labels predicted from a padded position move the mean loss by "
-            f"{losses.eval_loss - losses.eval_loss_without:+.3g}: {number(losses.eval_loss)} with them, "
-            f"{number(losses.eval_loss_without)} without, {number(losses.eval_loss_alone)} with each sequence alone."
-        )
+        yield blocks.Prose(f"First label: {found.first_label.sentence}.")
 
 
 def _whys(fixes: list[FixResult]) -> Iterable[blocks.Block]:

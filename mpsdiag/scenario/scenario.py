@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from mpsdiag.errors import nearest
 from mpsdiag.findings import Blame, Exposure, Invariance, Number
-from mpsdiag.words import ATTENTION_MODES, DtypeName, PaddingSide, TaskChoice, TrainerVariant, is_kernel
+from mpsdiag.words import ATTENTION_MODES, DEFAULT_MODEL, DtypeName, PaddingSide, TaskChoice, TrainerVariant, is_kernel
 
 if TYPE_CHECKING:
     from mpsdiag.emulation import Emulation
@@ -48,7 +48,7 @@ class Scenario(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = "tiny-gpt2"
+    model: str = DEFAULT_MODEL
     task: TaskChoice = "auto"
     """What the model is for; `auto` reads it from its config."""
     attn_implementation: Attention = "sdpa"
@@ -165,6 +165,11 @@ class Measured(BaseModel):
         """How far padded batches are from each sequence alone, at most, where it counts; None if not compared."""
         results = [] if self.invariance is None else self.invariance.arrangements
         return max((r.max_abs_diff for r in results if r.counts and r.name != "generate"), default=None)
+
+    @property
+    def by_position(self) -> dict[str, list[float]]:
+        """By arrangement, the largest difference at each position of a sequence; empty if not compared."""
+        return {} if self.invariance is None else self.invariance.by_position
 
     @property
     def status(self) -> Literal["ok", "nan", "wrong"]:

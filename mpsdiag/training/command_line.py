@@ -15,7 +15,17 @@ from mpsdiag.errors import BadInput, close_to, first_line, one_of
 from mpsdiag.fixes.modes import MODES, mode_named
 from mpsdiag.training.help_text import render
 from mpsdiag.training.resuming import LATEST
-from mpsdiag.words import AUTO_TASK, BUILTIN_MODELS, DTYPES, LARGEST_SEED, MOST, PADDING_SIDES, TASKS, attention_mode
+from mpsdiag.words import (
+    AUTO_TASK,
+    BUILTIN_MODELS,
+    DEFAULT_MODEL,
+    DTYPES,
+    LARGEST_SEED,
+    MOST,
+    PADDING_SIDES,
+    TASKS,
+    attention_mode,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +72,7 @@ def _option(default: Any, help_text: str) -> Any:
 class ModelArguments:
     """Which model, and how it computes."""
 
-    model: str = _option("tiny-gpt2", f"{', '.join(BUILTIN_MODELS)}, a local folder, or a hub name.")
+    model: str = _option(DEFAULT_MODEL, f"{', '.join(BUILTIN_MODELS)}, a local folder, or a hub name.")
     task: str = _option(AUTO_TASK, f"auto reads it from the model's config; or {', '.join(TASKS)}.")
     mode: str = _option(
         "pretrain",

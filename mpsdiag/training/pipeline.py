@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sys
 import time
@@ -12,15 +13,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from transformers import DataCollatorForSeq2Seq, Trainer
 
 from mpsdiag import emulation as emulations
 from mpsdiag.errors import BadInput, MpsdiagError
+from mpsdiag.findings import FirstLabel
 from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.inputs.models import build_model, fitting_length, load_task, require_known_tokens
 from mpsdiag.inputs.names import is_builtin_model
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
 from mpsdiag.inputs.tokenizer import load_processor
+from mpsdiag.invariance.first_label import first_label
 from mpsdiag.serialization import dumps, readable
 from mpsdiag.trainers.callbacks import NonFiniteCallback
 from mpsdiag.trainers.mps_safe import MPSSafeTrainer, first_examples
@@ -41,6 +45,8 @@ from mpsdiag.words import EXIT_FOUND, EXIT_INTERRUPTED, EXIT_OK
 logger = logging.getLogger(__name__)
 
 TRACEBACK_FILE: Final = "traceback.txt"
+FIRST_BATCHES: Final = 4
+"""Of the evaluation, in which labels predicted at padding are looked at."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,6 +59,17 @@ def main(arguments: Sequence[str]) -> int:
         return Run(parse(arguments)).execute()
 
 
+def _first_label(trainer: Trainer) -> FirstLabel | None:
+    """What labels predicted at padding make of the loss of the first evaluation batches; None if there are none."""
+    model: Any = trainer.model
+    model.eval()
+    batches = [
+        trainer._prepare_inputs(dict(batch)) for batch in itertools.islice(trainer.get_eval_dataloader(), FIRST_BATCHES)
+    ]
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        return first_label(model, batches, (model(**batch).logits for batch in batches))
+
+
 class Run:
     """One run of the pipeline."""
 
@@ -63,6 +80,8 @@ class Run:
         self.trainer: Trainer | None = None
         self.facts: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
+        self.first_label: FirstLabel | None = None
+        self._causal = True
         self._started = time.time()
 
     def execute(self) -> int:
@@ -101,7 +120,7 @@ class Run:
         )
         require_available(mode, self.arguments.device, model_options.dtype, training=model_options.mode != "evaluate")
         task, _ = load_task(model_options.model, model_options.task, trust_remote_code=model_options.trust_remote_code)
-        causal = task.name == "text-generation"
+        causal = self._causal = task.name == "text-generation"
         if not causal and model_options.mode != "evaluate":
             raise BadInput(
                 f"'{model_options.model}' is a model for {task.name}; mpsdiag train trains causal language models. Use "
@@ -170,6 +189,8 @@ class Run:
                 trainer.save_model()
                 trainer.save_state()
             self.metrics.update(trainer.evaluate())
+            if self._causal:
+                self.first_label = _first_label(trainer)
 
     def _device_in_words(self) -> str:
         emulation = self.arguments.emulation
@@ -229,6 +250,7 @@ class Run:
             "train_loss": self.metrics.get("train_loss"),
             "eval_loss": self.metrics.get("eval_loss"),
             "losses": losses_of(history),
+            "first_label": None if self.first_label is None else dict(self.first_label),
             "nonfinite": {
                 "train_batches": self.watcher.train.bad,
                 "train_batches_seen": self.watcher.train.batches,

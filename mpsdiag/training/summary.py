@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from transformers import TrainerCallback
 
 from mpsdiag.environment import versions
+from mpsdiag.findings import FirstLabel
 from mpsdiag.serialization import dumps, write_atomically
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def lines_for_people(summary: Mapping[str, Any]) -> list[str]:
     loss = losses["eval_loss"]
     if loss is not None and math.isfinite(loss):
         found.append(f"eval_perplexity = {math.exp(min(loss, 700.0)):.4f}{mark}")
+    if summary["first_label"] is not None:
+        said = FirstLabel.model_validate(summary["first_label"]).sentence
+        found.append(f"first_label = {said} (the first batches of the evaluation){mark}")
     bad = summary["nonfinite"]
     counts = []
     if bad["train_batches_seen"]:

@@ -1,5 +1,18 @@
+import importlib
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+
+@pytest.fixture(scope="session")
+def alarms():
+    """The script that draws models at random."""
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module("invariance_alarms")
+    sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

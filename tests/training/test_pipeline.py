@@ -77,6 +77,21 @@ def test_a_plain_run_on_the_cpu(run, tmp_path):
     assert (tmp_path / "out" / "checkpoint-4" / "model.safetensors").is_file()
 
 
+def test_it_says_what_labels_predicted_at_padding_make_of_eval_loss(run):
+    _, summary, out, _ = run(max_steps=1)
+    losses = summary["first_label"]
+    assert summary["nonfinite"]["eval_batches_seen"] == summary["nonfinite"]["train_batches_seen"] + 1
+    # The first batches are all that there are; eval_loss is the mean of their means.
+    assert losses["eval_loss"] == pytest.approx(summary["eval_loss"], abs=0.02)
+    assert losses["eval_loss_without"] == pytest.approx(losses["eval_loss_alone"], abs=1e-5)
+    assert losses["eval_loss"] != losses["eval_loss_without"]
+    (line,) = (line for line in out.splitlines() if line.startswith("first_label = "))
+    assert f"it is {losses['eval_loss']:.6g} with them, {losses['eval_loss_without']:.6g} without" in line
+    _, summary, out, _ = run(max_steps=1, padding_side="right", name="right")
+    assert summary["first_label"] is None
+    assert "first_label" not in out
+
+
 def test_on_mps_the_fix_is_on_and_says_so(run):
     code, summary, _, err = run(emulate="2.8")
     assert code == 0
@@ -127,7 +142,7 @@ def test_tensorboard_gets_our_counts_of_the_evaluation(run, tmp_path):
 
 
 def test_tensorboard_gets_our_counts_of_the_training(run, tmp_path):
-    _, summary, _, _ = run(report_to="tensorboard", learning_rate=1e6, lr_scheduler_type="constant")
+    _, summary, _, _ = run(model="tiny-gpt2", report_to="tensorboard", learning_rate=1e6, lr_scheduler_type="constant")
     found = logged(tmp_path / "out")
     assert found["train/nonfinite_train_batches"][-1] == summary["nonfinite"]["train_batches"] > 0
     assert found["eval/nonfinite_batches"] == [summary["nonfinite"]["eval_batches"]]
@@ -198,7 +213,7 @@ def test_fine_tuning_on_completions(run, tmp_path):
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     _, summary, _, err = run(mode="sft", dataset=str(file), padding_side="right", max_steps=2)
     assert math.isfinite(summary["eval_loss"])
-    assert "'tiny-gpt2' has no checkpoint: its weights are random" in err
+    assert "'tiny-llama' has no checkpoint: its weights are random" in err
 
 
 def test_packing_leaves_nothing_to_pad_so_the_defect_has_no_hold(run):

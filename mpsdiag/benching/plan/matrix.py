@@ -14,7 +14,7 @@ from mpsdiag.emulation import RELEASES
 from mpsdiag.emulation.selection import MACOS, no_such_macos
 from mpsdiag.errors import BadInput, nearest
 from mpsdiag.scenario.scenario import Attention
-from mpsdiag.words import LARGEST_SEED, MOST, DtypeName, PaddingSide, TaskChoice, TrainerVariant
+from mpsdiag.words import DEFAULT_MODEL, LARGEST_SEED, MOST, DtypeName, PaddingSide, TaskChoice, TrainerVariant
 
 
 def _listed(value: Any) -> Any:
@@ -115,7 +115,7 @@ class _Strict(BaseModel):
 class Axes(_Strict):
     """What varies. The order of the fields is the order of the loops, the first outermost."""
 
-    model: Values[str] = ["tiny-gpt2"]
+    model: Values[str] = [DEFAULT_MODEL]
     task: Values[TaskChoice] = ["auto"]
     dtype: Values[DtypeName] = ["float32"]
     device: Values[Device] = ["auto"]

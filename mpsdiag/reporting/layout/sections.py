@@ -129,12 +129,14 @@ def _losses(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) ->
         yield from _first_bad(scene)
         yield from _placed(pictures, "losses", place)
         yield from _placed(pictures, "spread", place)
+        yield from _placed(pictures, "padding", place)
         for number, panel in enumerate(shown[: limits.panels]):
             table = loss_table(panel, scene, limits, alone=len(shown) == 1)
             if number == 0 or not limits.folds:
                 yield table
             else:
                 yield blocks.Fold(panel.label, (table,))
+        yield from _first_label(report, scene)
         yield from _more(len(shown) - limits.panels, "setting")
     if any(one.measured for scene in report.scenes for one in scene.results):
         yield blocks.Prose(STOCK_PRINTS, "muted")
@@ -145,6 +147,15 @@ def _first_bad(scene: Scene) -> Iterable[blocks.Block]:
     for one in scene.results:
         if one.measured is not None and one.measured.first_nonfinite is not None:
             yield blocks.Prose(f"First seen in {name(one)}: {where(one.measured.first_nonfinite)}.")
+            return
+
+
+def _first_label(report: Report, scene: Scene) -> Iterable[blocks.Block]:
+    """What labels predicted at padding make of the loss, once for a scene: of the first cell that is right."""
+    for one in sorted(scene.results, key=lambda one: not one.correct):
+        compared = None if one.measured is None else one.measured.invariance
+        if compared is not None and compared.first_label is not None:
+            yield blocks.Prose(f"First label, in {name(one, report.varying)}: {compared.first_label.sentence}.")
             return
 
 
@@ -210,7 +221,7 @@ MOST_PANELS = 3
 class Shown:
     """One picture of a report; which of `table`, `panel`, `result` it is drawn from depends on its kind."""
 
-    kind: Literal["time", "losses", "spread", "releases"]
+    kind: Literal["time", "losses", "spread", "padding", "releases"]
     scene: int
     panel_number: int
     title: str
@@ -267,3 +278,9 @@ def _by_panel(report: Report) -> Iterable[Shown]:
                 title = f"{name(sick)}, {panel.label}, {label}"
                 alt = f"Layer by position: how many sequences of the first bad batch are not finite, {title}."
                 yield Shown("spread", number, place, title, alt, result=sick)
+        compared = [one for one in scene.results if one.measured and one.measured.by_position]
+        # The first that varies, if one does.
+        for one in sorted(compared, key=lambda one: not one.varies)[:1]:
+            title = f"{name(one)}, {one.cell.model}, {one.cell.dtype}, {scene.emulated or f'on {scene.device}'}"
+            alt = f"Position by position: how far padded batches are from each sequence alone, {title}."
+            yield Shown("padding", number, 0, title, alt, result=one)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 30
 MOST_CURVES = 6
 MOST_POINTS = 2000
+MOST_POSITIONS = 200
 LARGEST = 1e100
 _UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
@@ -39,6 +40,8 @@ def _maker(shown: Shown, report: Report) -> Any:
         return lambda theme: losses(shown.panel, shown.title, theme)
     if shown.kind == "spread" and shown.result is not None:
         return lambda theme: spread_of(shown.result, shown.title, theme)
+    if shown.kind == "padding" and shown.result is not None:
+        return lambda theme: error_by_position(shown.result, shown.title, theme)
     return lambda theme: map_of_releases(report, theme)
 
 
@@ -171,6 +174,41 @@ def _courses(axes: Axes, groups: list[tuple[list[float], list[PooledCell]]], the
     axes.tick_params(length=0)
     if groups:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=theme.text)
+
+
+def error_by_position(result: PooledCell, title: str, theme: Theme) -> Figure:
+    """Draw how far each arrangement is from the sequences alone, position by position; crosses: not finite."""
+    from matplotlib.ticker import MaxNLocator
+
+    compared = None if result.measured is None else result.measured.invariance
+    found = {} if compared is None else compared.by_position
+    allowed = 0.0 if compared is None else min(one.allowed for one in compared.arrangements)
+    finite = [value for values in found.values() for value in values if math.isfinite(value) and value > 0]
+    low, high = min([*finite, allowed or 1.0]) / 2, max([*finite, allowed or 1.0]) * 3
+    made, axes = figure(theme, 6.6, 3.0)
+    for number, (arrangement, errors) in enumerate(found.items()):
+        width = len(errors) // MOST_POSITIONS + 1
+        drawn = [max(errors[start : start + width]) for start in range(0, len(errors), width)]
+        places = [width * place for place in range(len(drawn))]
+        heights = [max(value, low) if math.isfinite(value) else math.nan for value in drawn]
+        colour, dashes = theme.lines[number % len(theme.lines)], _DASHES[number % len(_DASHES)]
+        infinite = [place for place, value in zip(places, drawn, strict=True) if not math.isfinite(value)]
+        axes.plot(places, heights, label=label(arrangement, 20), color=colour, ls=dashes, lw=1.3)
+        axes.plot(infinite, [high * 2 ** (number / 2)] * len(infinite), marker="x", ls="", ms=4, color=colour)
+    if allowed > 0:
+        axes.axhline(allowed, color=theme.text, lw=1, ls="--", label="allowed")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+    unbounded = any(not math.isfinite(value) for values in found.values() for value in values)
+    axes.set_ylim(low / 1.5, high * (2 ** (len(found) / 2) if unbounded else 1))
+    axes.set_xlabel("position in the sequence, from its first token; crosses: not finite")
+    axes.set_ylabel("largest difference")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(lw=0.6)
+    axes.tick_params(which="both", length=0)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=theme.text)
+    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return made
 
 
 def _who(cells: Sequence[PooledCell]) -> str:

@@ -84,6 +84,12 @@ class PooledCell:
         return any(one.signal in OWN_SIGNALS or (one.reason or "").startswith(EMULATED_ABORT) for one in self.setbacks)
 
     @property
+    def varies(self) -> bool:
+        """Padding changes its numbers."""
+        found = None if self.measured is None else self.measured.invariance
+        return found is not None and found.verdict == "varies"
+
+    @property
     def correct(self) -> bool:
         """It finished, and its numbers are right."""
         return self.status == "ok"

@@ -19,9 +19,15 @@ from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task
 from mpsdiag.tracing.cases.recorded_case import About, load_batch, read_case
 from mpsdiag.tracing.passes.model_inputs import prepare_batch
-from mpsdiag.words import ATTENTION_MODES, AUTO_TASK, BUILTIN_DATASET, PADDING_SIDES, TASKS, attention_mode
-
-DEFAULT_MODEL = "tiny-gpt2"
+from mpsdiag.words import (
+    ATTENTION_MODES,
+    AUTO_TASK,
+    BUILTIN_DATASET,
+    DEFAULT_MODEL,
+    PADDING_SIDES,
+    TASKS,
+    attention_mode,
+)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def test_a_pair_that_is_torn_between_two_machines_is_undecided():
     ]
     found = evaluate(FASTER, torn)
     assert found.tripped is None
-    assert "a number is missing (safe_sdpa + standard, left, tiny-gpt2, float32)" in found.sentence
+    assert "a number is missing (safe_sdpa + standard, left, tiny-llama, float32)" in found.sentence
     whole = [
         one
         for mode in ("sdpa", "safe_sdpa")

@@ -42,9 +42,9 @@ def test_cells_are_the_product_less_what_is_excluded_plus_what_is_included():
         """
     ).cells
     assert [(c.model, c.attn_implementation, c.padding_side) for c in cells] == [
-        ("tiny-gpt2", "sdpa", "left"),
-        ("tiny-gpt2", "eager", "left"),
-        ("tiny-gpt2", "sdpa", "right"),
+        ("tiny-llama", "sdpa", "left"),
+        ("tiny-llama", "eager", "left"),
+        ("tiny-llama", "sdpa", "right"),
         ("tiny-llama", "safe_sdpa", "left"),
     ]
 
@@ -115,7 +115,7 @@ def test_more_combinations_than_can_be_looked_at():
 @pytest.mark.parametrize(
     ("rules", "number", "named", "hint"),
     [
-        ("[[exclude]]\nmodel = 'tiny-gtp2'", 1, "model = tiny-gtp2", "Did you mean 'tiny-gpt2'?"),
+        ("[[exclude]]\nmodel = 'tiny-lama'", 1, "model = tiny-lama", "Did you mean 'tiny-llama'?"),
         ("[[exclude]]\npadding = 'left'\n[[exclude]]\nseed = [7, 8]", 2, "seed = 7 or 8", "Choose from: 0."),
         ("[[exclude]]\npadding = 'left'\nemulate = '2.8'", 1, "emulate = 2.8, padding_side = left", "from: none."),
     ],

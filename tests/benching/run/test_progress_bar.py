@@ -28,7 +28,7 @@ def test_in_a_pipe_a_line_now_and_then_and_trouble_at_once():
     assert stream.getvalue().splitlines() == [
         "mpsdiag: verdicts: 4 cells, 1 of them already in the journal",
         "mpsdiag: verdicts: 3 of 4 (1 ok, 1 nan)",
-        "mpsdiag: crash: sdpa + standard, left, tiny-gpt2, float32: ended by SIGSEGV [2J (key key2)",
+        "mpsdiag: crash: sdpa + standard, left, tiny-llama, float32: ended by SIGSEGV [2J (key key2)",
     ]
 
 

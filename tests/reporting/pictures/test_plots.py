@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
 
 import pytest
 
+from mpsdiag.findings import ArrangementResult, FirstLabel, Invariance
+from mpsdiag.reporting.formats import terminal
 from mpsdiag.reporting.layout.sections import gallery
 from mpsdiag.reporting.pictures import plots
 from mpsdiag.reporting.pictures.drawing import save
@@ -108,3 +111,37 @@ def test_releases_that_were_measured_stand_beside_those_that_were_emulated(journ
     words = texts(plots.pictures(story)["releases"].light)
     assert "emulated 2.8, macOS 15" in words
     assert "cpu, torch-2.4.1-py3.11-1a" in words
+
+
+def padded(record, **more):
+    """A record of a cell whose left-padded batches are off, and not finite at their first token."""
+    results = [
+        ArrangementResult(name=name, max_abs_diff=off, allowed=1e-6, holds=off <= 1e-6)
+        for name, off in (("alone", 2e-7), ("left", math.inf))
+    ]
+    found = record("ok", **more)
+    found.measured.invariance = Invariance(
+        verdict="varies",
+        reason="left: the numbers are not finite",
+        padding_side="left",
+        arrangements=results,
+        first_label=FirstLabel(eval_loss=5.6, eval_loss_without=5.5, eval_loss_alone=5.5),
+        by_position={"alone": [1e-7, 0.0, 2e-7], "left": [math.inf, *[0.5] * 3000]},
+    )
+    return found
+
+
+def test_the_error_of_each_arrangement_is_drawn_by_position(record, journal_of):
+    story = assemble([journal_of(record("ok"), padded(record, model="tiny-gpt2"))])
+    (shown,) = (shown for shown in gallery(story) if shown.kind == "padding")
+    assert shown.name == "padding-1-1"
+    drawing = plots.pictures(story)[shown.name]
+    words = texts(drawing.light)
+    assert all(name in words for name in ("alone", "left", "allowed", "crosses: not finite", "tiny-gpt2"))
+    assert texts(drawing.dark) == words
+    assert len(drawing.light) < 40_000
+    # One cross, for its legend and its place: position 0 is not finite.
+    assert "first token" in words
+    text = terminal.render(story, width=200)
+    said = "labels predicted from a padded position move the mean loss over all labels by +0.1"
+    assert f"First label, in sdpa + standard, left, tiny-gpt2: {said}" in text
