@@ -190,12 +190,12 @@ def _gates(texts: Sequence[str], journals: Sequence[Journal]) -> list[Gate]:
 def _tripped(gates: Sequence[Gate], journals: Sequence[Journal]) -> bool:
     """Whether a gate tripped, or cannot be decided."""
     from mpsdiag.benching.gates.evaluate import judge
-    from mpsdiag.benching.journal.provenance import keep
+    from mpsdiag.benching.journal.pooling import pool
 
     if not gates:
         return False
-    places = keep(journals).by_place()
-    judgements = [judge(gate, places) for gate in gates]
+    pooled = pool(journals)
+    judgements = [judge(gate, pooled) for gate in gates]
     for judgement in judgements:
         output.say(str(judgement))
     return not all(judgement.passed for judgement in judgements)

@@ -46,8 +46,7 @@ def is_check(path: Path) -> bool:
 def read_diagnosis(path: Path) -> Diagnosis:
     """Read a document of `mpsdiag check --json`.
 
-    Raises:
-        BadInput: It cannot be read, is another kind of file, or a newer mpsdiag wrote it.
+    Raises BadInput if it cannot be read, is another kind of file, or a newer mpsdiag wrote it.
     """
     try:
         found: Any = json.loads(read_file(path, LARGEST))

@@ -71,8 +71,7 @@ class ClusterExecutor:
     def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Job, Ended]]:
         """Run jobs on the workers. What a lost worker was running runs again elsewhere.
 
-        Raises:
-            CannotDecide: The scheduler is lost.
+        Raises CannotDecide if the scheduler is lost.
         """
         self._look()
         timed = any(job.round for job in jobs)

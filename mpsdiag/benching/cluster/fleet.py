@@ -56,8 +56,7 @@ class Fleet:
     def look(self) -> list[str]:
         """See who came and who went; sentences about those that cannot take part.
 
-        Raises:
-            CannotDecide: The scheduler is lost.
+        Raises CannotDecide if the scheduler is lost.
         """
         with self._reached():
             threads = dict(self.client.nthreads())
@@ -83,11 +82,7 @@ class Fleet:
         return sentences
 
     def resolve(self, device: str) -> str:
-        """Which device a word means on the workers.
-
-        Raises:
-            BadInput: Not the same on all of them.
-        """
+        """Which device a word means on the workers. Raises BadInput if it is not the same on all."""
         said = self._ask("resolve", device)
         if len(set(said.values())) > 1:
             words = ", ".join(f"{word} on {address}" for address, word in sorted(said.items()))
@@ -100,11 +95,7 @@ class Fleet:
         return next((str(reason) for reason in said.values() if reason is not None), None)
 
     def files(self, names: tuple[str, ...]) -> str | None:
-        """A fingerprint of local files of the workers.
-
-        Raises:
-            BadInput: Not the same on all of them.
-        """
+        """A fingerprint of local files of the workers. Raises BadInput if it is not the same on all."""
         said = self._ask("files", json.dumps(names))
         if len(set(said.values())) > 1:
             raise BadInput(
@@ -114,11 +105,7 @@ class Fleet:
         return None if found is None else str(found)
 
     def submit(self, function: Callable[..., Any], request: str, address: str, **options: Any) -> Any:
-        """Have one worker call a function; a future.
-
-        Raises:
-            CannotDecide: The scheduler is lost.
-        """
+        """Have one worker call a function; a future. Raises CannotDecide if the scheduler is lost."""
         with self._reached():
             return self.client.submit(
                 function, request, workers=[address], pure=False, key=f"mpsdiag-{uuid.uuid4().hex}", **options
@@ -137,19 +124,14 @@ class Fleet:
             return Ended(status="crash", reason=reason, started=utc_now(), seconds=0.0)
 
     def tell(self, function: Callable[..., Any], argument: str) -> None:
-        """Call a function on every worker, at once.
-
-        Raises:
-            CannotDecide: The scheduler is lost.
-        """
+        """Call a function on every worker, at once. Raises CannotDecide if the scheduler is lost."""
         with self._reached():
             self.client.run(function, argument, on_error="ignore")
 
     def require_timing(self) -> None:
         """Make sure, before hours of verdicts, that cells can be timed.
 
-        Raises:
-            BadInput: No worker offers the resource for it.
+        Raises BadInput if no worker offers the resource.
         """
         if not any(one.times for one in self.workers.values()):
             raise BadInput(
@@ -200,9 +182,8 @@ class Fleet:
 def connect(address: str) -> Fleet:
     """Connect to a scheduler and get to know its workers.
 
-    Raises:
-        BadInput: dask.distributed is not installed, or the workers differ in versions.
-        CannotDecide: No scheduler answers, or it has no workers.
+    Raises BadInput without dask.distributed, or if the workers differ in versions; CannotDecide if no scheduler
+    answers, or it has no workers.
     """
     distributed = _distributed()
     try:

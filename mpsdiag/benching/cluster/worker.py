@@ -20,11 +20,7 @@ _stopped: set[str] = set()
 
 
 def run_job(request: str) -> str:
-    """On a worker: run one job in a child process, and answer with how it ended.
-
-    Returns:
-        An Ended as JSON.
-    """
+    """On a worker: run one job in a child process, and answer with how it ended. The answer is an Ended as JSON."""
     document = json.loads(request)
     job = Job.model_validate(document["job"])
     isolation = _isolation(start_method([job.cell.device]), tuple(document["preload"] or ()))

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mpsdiag.benching.gates.gate import AnyGate, CompareGate, Gate, Term, measure, ratio_of_times
-from mpsdiag.benching.journal.provenance import Place
-from mpsdiag.benching.journal.record import BAD_ENDS, FINDINGS, Record
+from mpsdiag.benching.gates.gate import MEASURES, AnyGate, CompareGate, Gate, Term
+from mpsdiag.benching.journal.pooling import Pool, PooledCell, in_common
+from mpsdiag.benching.journal.record import BAD_ENDS, FINDINGS
 from mpsdiag.scenario.scenario import Scenario
+from mpsdiag.statistics import ratio_of_rounds
 from mpsdiag.words import count
 
 _COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
@@ -24,8 +25,10 @@ _COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "<=": operator.le,
 }
 
-Rounds = Mapping[Scenario, Sequence[Record]]
-"""The rounds of each cell in one environment."""
+_ROUNDS: Final = {"train_time": "train_rounds", "eval_time": "eval_rounds"}
+
+Cells = Mapping[Scenario, PooledCell]
+"""The cells of one environment."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ class Judgement:
         return f"gate {word}: {self.sentence}"
 
 
-def judge(gate: Gate, places: Sequence[tuple[Place, Sequence[Record]]]) -> Judgement:
+def judge(gate: Gate, pool: Pool) -> Judgement:
     """Decide a gate."""
-    found = [(f" [{place.label}]" if len(places) > 1 else "", _by_cell(records)) for place, records in places]
+    found = [(f" [{place.label}]" if len(pool.places) > 1 else "", cells) for place, cells in pool.by_place()]
     return _any(gate, found) if isinstance(gate, AnyGate) else _compare(gate, found)
 
 
@@ -59,12 +62,12 @@ def concerns(gate: Gate, cells: Sequence[Scenario]) -> bool:
     return any(True for _ in _pairs(gate, cells))
 
 
-def _any(gate: AnyGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
+def _any(gate: AnyGate, places: Sequence[tuple[str, Cells]]) -> Judgement:
     wanted = BAD_ENDS if gate.status == "bad" else {gate.status}
     asked = [
-        (f"{cell.title}{label}", {record.status for record in rounds})
+        (f"{cell.title}{label}", result.statuses)
         for label, cells in places
-        for cell, rounds in cells.items()
+        for cell, result in cells.items()
         if gate.selector.takes(cell)
     ]
     hits = [name for name, statuses in asked if statuses & wanted]
@@ -79,10 +82,10 @@ def _any(gate: AnyGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
     return Judgement(gate, tripped=False, sentence=f"{gate}: 0 of {count(len(asked), 'cell')}{rest}")
 
 
-def _compare(gate: CompareGate, places: Sequence[tuple[str, Rounds]]) -> Judgement:
+def _compare(gate: CompareGate, places: Sequence[tuple[str, Cells]]) -> Judgement:
     unknown: list[str] = []
     held = 0
-    ran = [(label, {cell: rounds for cell, rounds in cells.items() if _ran(rounds)}) for label, cells in places]
+    ran = [(label, {cell: one for cell, one in cells.items() if one.status != "skip"}) for label, cells in places]
     for left, right in _pairs(gate, list(dict.fromkeys(cell for _, cells in ran for cell in cells))):
         name = next(cell.title for cell in (left, right) if cell is not None)
         known = [(label, pair) for label, cells in ran if (pair := _numbers(gate, left, right, cells)) is not None]
@@ -103,26 +106,26 @@ def _compare(gate: CompareGate, places: Sequence[tuple[str, Rounds]]) -> Judgeme
     return Judgement(gate, tripped=False, sentence=f"{gate}: true of none of {held}")
 
 
-def _ran(rounds: Sequence[Record]) -> bool:
-    return any(record.status != "skip" for record in rounds)
-
-
 def _numbers(
-    gate: CompareGate, left: Scenario | None, right: Scenario | None, cells: Rounds
+    gate: CompareGate, left: Scenario | None, right: Scenario | None, cells: Cells
 ) -> tuple[float, float] | None:
     """What the two sides of a comparison come to in one environment; None where that does not know."""
     one, other = _value(gate.left, left, cells), _value(gate.right, right, cells)
     if one is None or other is None:
         return None
-    if left is not None and right is not None and gate.left.measure == gate.right.measure:
-        ratio = ratio_of_times(cells[left], cells[right], gate.left.measure)
-        if ratio is not None:  # times are compared round by round, as in the report
-            one = ratio * other
+    name = _ROUNDS.get(gate.left.measure)
+    if name and left is not None and right is not None and gate.left.measure == gate.right.measure:
+        ours, theirs = in_common(getattr(cells[left], name), getattr(cells[right], name))
+        if ours:  # times are compared round by round, as in the report
+            one = ratio_of_rounds(ours, theirs) * other
     return gate.left.factor * one, gate.right.factor * other
 
 
-def _value(term: Term, cell: Scenario | None, cells: Rounds) -> float | None:
-    return 1.0 if cell is None else measure(cells.get(cell, ()), term.measure)
+def _value(term: Term, cell: Scenario | None, cells: Cells) -> float | None:
+    if cell is None:
+        return 1.0
+    value = MEASURES[term.measure](cells[cell]) if cell in cells else None
+    return None if value is None else float(value)
 
 
 def _pairs(gate: CompareGate, cells: Sequence[Scenario]) -> Iterable[tuple[Scenario | None, Scenario | None]]:
@@ -139,10 +142,3 @@ def _pairs(gate: CompareGate, cells: Sequence[Scenario]) -> Iterable[tuple[Scena
             free = left.axes(one) | right.axes(other)
             if all(getattr(one, name) == getattr(other, name) for name, _ in one if name not in free):
                 yield one, other
-
-
-def _by_cell(records: Iterable[Record]) -> Rounds:
-    cells: dict[Scenario, list[Record]] = {}
-    for record in records:
-        cells.setdefault(record.cell, []).append(record)
-    return cells

@@ -20,76 +20,24 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 
-from mpsdiag.benching.journal.record import Record
+from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.errors import BadInput, nearest
 from mpsdiag.scenario.scenario import OLD_NAMES, Scenario
-from mpsdiag.statistics import median, ratio_of_rounds
+from mpsdiag.statistics import median
 from mpsdiag.words import CELL_STATUSES
 
-TIMES: Final = {"train_time": "train_step", "eval_time": "eval_step"}
-
-
-def measure(rounds: Sequence[Record], name: str) -> float | None:
-    """A measure of a cell: medians of times in seconds, memory in bytes, losses in nats; None where there is none."""
-    return MEASURES[name](rounds)
-
-
-def ratio_of_times(ours: Sequence[Record], theirs: Sequence[Record], name: str) -> float | None:
-    """The ratio of two cells' times as the report gives it, over the rounds that both ran; None if there are none."""
-    if name not in TIMES:
-        return None
-    sides = [
-        {one.round: samples for one in rounds if one.timing and (samples := getattr(one.timing, TIMES[name]))}
-        for rounds in (ours, theirs)
-    ]
-    common = sorted(sides[0].keys() & sides[1].keys())
-    if not common:
-        return None
-    return ratio_of_rounds([sides[0][one] for one in common], [sides[1][one] for one in common])
-
-
-def _timed(kind: str) -> Callable[[Sequence[Record]], float | None]:
-    def read(rounds: Sequence[Record]) -> float | None:
-        samples = [value for one in rounds if one.timing is not None for value in getattr(one.timing, kind)]
-        return median(samples) if samples else None
-
-    return read
-
-
-def _found(name: str) -> Callable[[Sequence[Record]], float | None]:
-    def read(rounds: Sequence[Record]) -> float | None:
-        found = next((one.measured for one in rounds if one.round == 0 and one.measured is not None), None)
-        value: Any = None if found is None else getattr(found, name)
-        return None if value is None else float(value)
-
-    return read
-
-
-def _memory(rounds: Sequence[Record]) -> float | None:
-    timed = [one for one in rounds if one.timing is not None] or list(rounds)
-    found = [one.measured for one in timed if one.measured is not None]
-    peaks = [one.peak_device_memory or one.peak_process_memory for one in found]
-    return max((float(peak) for peak in peaks if peak is not None), default=None)
-
-
-MEASURES: Final[Mapping[str, Callable[[Sequence[Record]], float | None]]] = {
-    **{name: _timed(kind) for name, kind in TIMES.items()},
-    "memory": _memory,
-    **{
-        name: _found(name)
-        for name in (
-            "eval_loss",
-            "nonfinite_batches",
-            "dead_rows",
-            "loss_moved_by",
-            "max_abs_logit_diff",
-            "invariance_diff",
-        )
-    },
+_MEASURED = ("eval_loss", "nonfinite_batches", "dead_rows", "loss_moved_by", "max_abs_logit_diff", "invariance_diff")
+MEASURES: Final[Mapping[str, Callable[[PooledCell], Any]]] = {
+    "train_time": lambda cell: median(cell.train_step) if cell.train_step else None,
+    "eval_time": lambda cell: median(cell.eval_step) if cell.eval_step else None,
+    "memory": attrgetter("peak_memory"),
+    **{name: partial(lambda name, cell: getattr(cell.measured, name, None), name) for name in _MEASURED},
 }
-
+"""Numbers of a cell: medians of times in seconds, memory in bytes, losses in nats; None where there is none."""
 
 AXES: Final[tuple[str, ...]] = tuple(Scenario.model_fields)
 """Everything that can tell two cells apart, what a matrix sets for all of its cells too."""
@@ -163,11 +111,7 @@ Gate = AnyGate | CompareGate
 
 
 def parse_gate(text: str) -> Gate:
-    """Parse a gate.
-
-    Raises:
-        BadInput: It is none; the sentence shows one and names the nearest word.
-    """
+    """Parse a gate. Raises BadInput for anything else, with an example and the nearest word."""
     text = text.strip()
     found = _ANY.fullmatch(text)
     if found:
@@ -188,8 +132,7 @@ def parse_gate(text: str) -> Gate:
 def require_words(gate: Gate, cells: Sequence[Scenario]) -> None:
     """Make sure, before hours of work, that a gate is about cells that there are.
 
-    Raises:
-        BadInput: A word in it is on no axis of any cell, or no cell has all its words.
+    Raises BadInput if a word is on no axis of any cell, or no cell has all of its words.
     """
     for selector in _selectors(gate):
         for word in selector.words:

@@ -25,9 +25,7 @@ class NewerSchema(BadInput):
 def migrate(line: dict[str, Any], where: str) -> dict[str, Any]:
     """Bring a journal line to today's schema; a line of today comes back as it is.
 
-    Raises:
-        NewerSchema: The line's schema is not known yet.
-        ValueError: Its schema is not one that ever was.
+    Raises NewerSchema if its schema is not known yet, ValueError if there never was such a schema.
     """
     schema = line.get("schema")
     if isinstance(schema, bool) or not isinstance(schema, int):
@@ -106,8 +104,7 @@ def read_journal(path: Path | str) -> Journal:
 
     A torn last line is dropped and every other bad line is left out, each with a warning that names it.
 
-    Raises:
-        BadInput: There is no such file, it cannot be read, it is no journal, or a newer mpsdiag wrote it.
+    Raises BadInput if there is no such file, it cannot be read, it is not a journal, or a newer mpsdiag wrote it.
     """
     path = Path(path)
     if path.is_dir():
@@ -126,8 +123,7 @@ def read_journal(path: Path | str) -> Journal:
 def parse_journal(data: bytes, name: str) -> Journal:
     """Parse the bytes of a journal.
 
-    Raises:
-        BadInput: The first line is no header of a journal, or a newer mpsdiag wrote a line.
+    Raises BadInput if the first line is not a header, or a newer mpsdiag wrote a line.
     """
     *whole, rest = data.split(b"\n")
     if not whole:  # a header whose line feed is missing

@@ -1,15 +1,10 @@
-"""Where records come from: the environments of journals, told apart, and the records that count in each."""
+"""Where records come from: the environments of journals, and what tells them apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from mpsdiag.benching.journal.record import Record
-
-if TYPE_CHECKING:
-    from mpsdiag.benching.journal.journal import Journal
+from typing import Any
 
 # Facts of an environment that differ between two askings on one machine: they do not tell machines apart.
 _UNSTEADY = frozenset({"mps_built", "mps_available", "mps_usable", "mps_note", "default_attention"})
@@ -29,60 +24,18 @@ class Place:
         return chr(ord("A") + self.number) if self.number < 26 else str(self.number + 1)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The records of some journals that count.
-
-    Attributes:
-        places: The environments, in the order in which they first appear.
-        rounds: The newest record of every round, by number of the place and key of the cell.
-        twice: How many rounds were recorded more than once.
-    """
-
-    places: tuple[Place, ...]
-    rounds: dict[tuple[int, str], dict[int, Record]]
-    twice: int
-
-    def by_place(self) -> list[tuple[Place, list[Record]]]:
-        """Every record that counts, apart by environment."""
-        found: list[tuple[Place, list[Record]]] = [(place, []) for place in self.places]
-        for (number, _), rounds in self.rounds.items():
-            found[number][1].extend(rounds[one] for one in sorted(rounds))
-        return found
-
-
-def keep(journals: Sequence[Journal]) -> Kept:
-    """Sort the records of journals by environment and cell."""
-    places: list[Place] = []
-    known: dict[str, Place] = {}
-    kept: dict[tuple[int, str], dict[int, Record]] = {}
-    twice = 0
-    for journal in journals:
-        last: tuple[dict[str, Any], Place] | None = None
-        for record in journal.records:
-            environment = record.environment or journal.header.environment
-            if last is None or (last[0] is not environment and last[0] != environment):
-                last = (environment, _place(environment, known, places))
-            rounds = kept.setdefault((last[1].number, record.key), {})
-            older = rounds.get(record.round)
-            twice += older is not None
-            if older is None or record.started >= older.started:
-                rounds[record.round] = record
-    return Kept(tuple(places), kept, twice)
-
-
 def kind(environment: dict[str, Any]) -> str:
     """The same text for machines that cannot be told apart by what was asked of them."""
     steady = {name: value for name, value in environment.items() if name not in _UNSTEADY}
     return repr(sorted(steady.items(), key=lambda item: item[0]))
 
 
-def _place(environment: dict[str, Any], known: dict[str, Place], places: list[Place]) -> Place:
+def place(environment: dict[str, Any], places: dict[str, Place]) -> Place:
+    """The place of an environment among those known by their kind; a new one is added to them."""
     identity = kind(environment)
-    if identity not in known:
-        known[identity] = Place(number=len(places), label=label(environment), facts=tuple(_flat(environment)))
-        places.append(known[identity])
-    return known[identity]
+    if identity not in places:
+        places[identity] = Place(len(places), label(environment), tuple(_flat(environment)))
+    return places[identity]
 
 
 def label(environment: dict[str, Any]) -> str:

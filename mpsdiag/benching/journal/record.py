@@ -81,6 +81,8 @@ class Header(BaseModel):
 CELL_FUNCTION = "mpsdiag.benching.run.cell:run_cell"
 RELEASE_FUNCTION = "mpsdiag.benching.run.release:run_in_release"
 """What a cell runs that names an environment."""
+EMULATED_ABORT = "emulated abort"
+"""How the reason of a cell begins whose process would be gone on a Mac."""
 FINDINGS = ("nan", "wrong", "ok")
 """What a round finds out about the numbers, worst first; the other statuses say that it did not finish."""
 BAD_ENDS = frozenset({"error", "crash", "oom", "timeout"})

@@ -53,11 +53,7 @@ def expand(
     resolve: Callable[[str], str] = device.resolve,
     files: Callable[[tuple[str, ...]], str | None] = fingerprint,
 ) -> Plan:
-    """List the cells of a matrix.
-
-    Raises:
-        BadInput: It has more cells than `max_cells`, or none.
-    """
+    """List the cells of a matrix. Raises BadInput if there are more than `max_cells`, or none."""
     cells, notes = _cells(spec, resolve, files)
     if not cells:
         raise BadInput(f"The matrix '{spec.name}' has no cells: its exclude rules leave none.")
@@ -78,11 +74,7 @@ def expand(
 def shard(plan: Plan, index: int, count: int, group: Callable[[Scenario], Any]) -> Plan:
     """The part of a plan for one machine of several. Cells that are compared with each other stay together.
 
-    Returns:
-        Its cells. Where there are more parts than groups, the last parts are empty, and say so.
-
-    Raises:
-        BadInput: There is no such part.
+    Where there are more parts than groups, the last parts are empty, and say so.
     """
     if not 1 <= index <= count:
         raise BadInput(f"--shard {index}/{count}: there is no such part. Give 1/{count} to {count}/{count}.")

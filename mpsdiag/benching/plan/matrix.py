@@ -203,8 +203,7 @@ AXES: Final[tuple[str, ...]] = tuple(Axes.model_fields)
 def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
     """The same matrix with other values, as the options of the command line give them.
 
-    Raises:
-        BadInput: A value that cannot be; the sentence names the option and the nearest word.
+    Raises BadInput for an impossible value, naming the option and the nearest word.
     """
     given = {name: value for name, value in values.items() if value is not None and value != []}
     document = spec.model_dump(exclude_unset=True)

@@ -28,8 +28,8 @@ _OLD: dict[int | str, int | str] = {new: old for old, new in OLD_NAMES.items()}
 def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) -> MatrixSpec:
     """Read a matrix file; its name is that of the file unless the file gives one.
 
-    Raises:
-        BadInput: No such file, no TOML, or no matrix; the sentence names file, line and key, and the nearest word.
+    Raises BadInput if there is no such file, it is not TOML, or not a matrix; the sentence names file, line and key,
+    and the nearest word.
     """
     path = Path(path)
     try:
@@ -43,11 +43,7 @@ def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) 
 
 
 def parse_matrix(text: str, file: str, *, name: str = "", note: Callable[[str], None] = lambda _: None) -> MatrixSpec:
-    """Make a matrix of the text of a file.
-
-    Raises:
-        BadInput: As `load_matrix`.
-    """
+    """Make a matrix of the text of a file. Raises BadInput as `load_matrix` does."""
     try:
         document: dict[str, Any] = tomllib.loads(text)
     except (ValueError, RecursionError) as problem:  # not only of TOML: a number of too many digits, too many brackets

@@ -49,11 +49,7 @@ class BenchRequest:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Read `2/4`: the second of four parts.
-
-    Raises:
-        BadInput: It is not of that form.
-    """
+    """Read `2/4`: the second of four parts. Raises BadInput for anything else."""
     found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if found is None or not found[2].strip("0"):
         raise BadInput(f"--shard '{text}' is not of the form I/N, such as 2/4.")
@@ -63,10 +59,6 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def parse_retry(text: str) -> frozenset[str]:
-    """Read `error,crash`.
-
-    Raises:
-        BadInput: A word that is no status of a cell; the sentence suggests the nearest.
-    """
+    """Read `error,crash`. Raises BadInput for a word that is not a status, with the nearest one."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     return frozenset(one_of("status", word, CELL_STATUSES) for word in words)

@@ -28,11 +28,7 @@ LONGEST: Final = 60
 
 
 def validated(model: type[Model], document: Any, where: Callable[[Place], str]) -> Model:
-    """Make a model of a document.
-
-    Raises:
-        BadInput: It is not; every problem is in the sentence, up to three.
-    """
+    """Make a model of a document. Raises BadInput with every problem in the sentence, up to three."""
     try:
         return model.model_validate(document)
     except ValidationError as problem:

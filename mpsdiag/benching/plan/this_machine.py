@@ -61,8 +61,7 @@ END = 2**20
 def fingerprint(names: tuple[str, ...]) -> str | None:
     """Sixteen hex digits that stand for the contents of local files.
 
-    Returns:
-        None where no name is a path. Where the files are, and when they were written, does not matter.
+    It is None where no name is a path. Where the files are, and when they were written, does not matter.
     """
     digest, found = hashlib.sha256(), False
     for name in names:

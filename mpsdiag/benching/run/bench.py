@@ -13,7 +13,7 @@ from mpsdiag import environment
 from mpsdiag.benching.gates.evaluate import Judgement, concerns, judge
 from mpsdiag.benching.gates.gate import Gate, parse_gate, require_words
 from mpsdiag.benching.journal.journal import Journal, NotAJournal, read_journal
-from mpsdiag.benching.journal.provenance import keep
+from mpsdiag.benching.journal.pooling import pool
 from mpsdiag.benching.journal.record import Header, utc_now
 from mpsdiag.benching.journal.writer import set_aside
 from mpsdiag.benching.plan.estimate import Work, estimate, remaining
@@ -42,9 +42,8 @@ class Session:
     def run(self, listener: Progress, stop: Stop | None = None) -> RunOutcome:
         """Run what the journal does not have, then decide the gates.
 
-        Raises:
-            BadInput: The folder cannot be written, or another bench writes its journal.
-            CannotDecide: No cell of the matrix can run here.
+        Raises BadInput if the folder cannot be written or another bench writes its journal, CannotDecide if no cell of
+        the matrix can run here.
         """
         if self.plan.empty:
             return RunOutcome()
@@ -62,8 +61,8 @@ class Session:
         run = MatrixRun(request, self.plan, self.site, self.header(), listener, stop)
         with _fresh_would_do():
             outcome = run.run()
-        places = keep([Journal(run.header, outcome.records)]).by_place()
-        self.judgements = [judge(gate, places) for gate in self.gates]
+        pooled = pool([Journal(run.header, outcome.records)])
+        self.judgements = [judge(gate, pooled) for gate in self.gates]
         return outcome
 
     def close(self) -> None:
@@ -137,9 +136,8 @@ class Session:
 def prepare(request: BenchRequest, note: Callable[[str], None] = lambda _: None) -> Session:
     """Check a request and plan it; nothing is written and no cell is run.
 
-    Raises:
-        BadInput: Anything in it that cannot be: a gate, a shard, a status, data, a model path, too many cells.
-        CannotDecide: No scheduler answers.
+    Raises BadInput for a gate, a shard, a status, data or a model path that cannot be used, or too many cells;
+    CannotDecide if no scheduler answers.
     """
     gates = [parse_gate(text) for text in request.gates]
     if request.cluster is not None and request.jobs > 1:

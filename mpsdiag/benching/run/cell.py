@@ -7,19 +7,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mpsdiag.benching.journal.record import CellAnswer, Job, Timing
+from mpsdiag.benching.journal.record import EMULATED_ABORT, CellAnswer, Job, Timing
 from mpsdiag.emulation import EmulatedAbort
 from mpsdiag.scenario.scenario import Measured, Scenario
-
-EMULATED_ABORT = "emulated abort"
-"""How the reason of a cell begins whose process would be gone on a Mac."""
 
 
 def run_cell(job: Job) -> CellAnswer:
     """Run one round of a cell.
 
-    Raises:
-        Exception: Whatever the model, the data or the device raises; the process around this records it.
+    Raises whatever the model, the data or the device raises; the process around this records it.
     """
     import torch
 

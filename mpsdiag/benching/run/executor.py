@@ -50,11 +50,7 @@ class LocalExecutor:
     _ready: bool = field(default=False, init=False)
 
     def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Job, Ended]]:
-        """See `Executor`.
-
-        Raises:
-            CannotDecide: Not even an empty process can be started here.
-        """
+        """See `Executor`. Raises CannotDecide if not even an empty process can be started here."""
         if not jobs:
             return
         self._prepare(stop)
@@ -125,11 +121,7 @@ class Site:
 
 
 def here(request: BenchRequest) -> Site:
-    """This machine.
-
-    Raises:
-        BadInput: Data or a model path that cannot be used, or too many cells.
-    """
+    """This machine. Raises BadInput for data or a model path that cannot be used, or too many cells."""
     _require_inputs(request.spec)
     plan = expand(request.spec)
     facts = environment.gather().model_dump(exclude_none=True)
@@ -142,9 +134,8 @@ def here(request: BenchRequest) -> Site:
 def on_cluster(request: BenchRequest, address: str, note: Callable[[str], None]) -> Site:
     """The workers of a dask scheduler.
 
-    Raises:
-        BadInput: Too many cells, or environments; workers that differ, or of which none may time a cell.
-        CannotDecide: No scheduler answers, or it has no workers.
+    Raises BadInput for too many cells, environments, workers that differ or of which none may time a cell; CannotDecide
+    if no scheduler answers, or it has no workers.
     """
     from mpsdiag.benching.cluster.cluster import ClusterExecutor
     from mpsdiag.benching.cluster.fleet import connect

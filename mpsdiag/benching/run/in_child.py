@@ -25,8 +25,7 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", 
 def run_in_child(request: str) -> str:
     """Run one job in this process and answer; exceptions are answers too, with the traceback in the log.
 
-    Returns:
-        A CellAnswer as JSON.
+    The answer is a CellAnswer as JSON.
     """
     job = Job.model_validate_json(request)
     _redirect(job.log)

@@ -96,8 +96,7 @@ class Isolation:
     def run(self, job: Job, stop: Stop | None = None) -> Ended:
         """Run a job to its end, whatever end that is; raises nothing of the cell's.
 
-        Raises:
-            CannotDecide: Its log cannot be written.
+        Raises CannotDecide if its log cannot be written.
         """
         stop = stop or Stop()
         log = Path(job.log)

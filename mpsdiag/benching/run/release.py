@@ -20,8 +20,7 @@ _INSIDE = "from mpsdiag.benching.run.release import inside; inside()"
 def run_in_release(job: Job) -> CellAnswer:
     """Run one round of a cell in the environment that the cell names; a signal that ends it ends this process too.
 
-    Raises:
-        RuntimeError: That Python ended without an answer; the log says why.
+    Raises RuntimeError if that Python ended without an answer; the log says why.
     """
     folder = cache_folder() / str(job.cell.environment)
     answer = Path(job.log).with_suffix(".answer.json")

@@ -29,9 +29,7 @@ SUFFIXES: Final[dict[str, str]] = {
 def text_of(report: Report, form: str, *, width: int = 100, color: bool = False, beside: Path | None = None) -> str:
     """Render a report in one format that is text: any of FORMATS but parquet.
 
-    Raises:
-        BadInput: The pictures cannot be written.
-        ValueError: There is no such format.
+    Raises BadInput if the pictures cannot be written.
     """
     if form == "terminal":
         from mpsdiag.reporting.formats import terminal
@@ -62,11 +60,7 @@ def text_of(report: Report, form: str, *, width: int = 100, color: bool = False,
 
 
 def write(report: Report, form: str, path: Path) -> None:
-    """Write a report in one format into a file.
-
-    Raises:
-        BadInput: It cannot be written.
-    """
+    """Write a report in one format into a file. Raises BadInput if it cannot be written."""
     if form == "parquet":
         from mpsdiag.reporting.formats import frame
 

@@ -15,7 +15,7 @@ from mpsdiag.scenario.scenario import Measured
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mpsdiag.reporting.story.pooling import PooledCell
+    from mpsdiag.benching.journal.pooling import PooledCell
     from mpsdiag.reporting.story.ranking import CostRow
 
 # The other texts are words of ours.
@@ -86,9 +86,8 @@ def parquet(report: Report) -> bytes:
 def _rows(report: Report) -> Iterator[dict[str, Any]]:
     for scene in report.scenes:
         for panel in scene.panels:
-            costs = {id(row.result): row for table in panel.costs for row in table.rows}
-            for result in panel.results:
-                yield _row(scene, result, costs.get(id(result)))
+            for result, cost in panel.rows:
+                yield _row(scene, result, cost)
 
 
 def safe(text: str) -> str:
@@ -120,7 +119,7 @@ def _row(scene: Scene, result: PooledCell, cost: CostRow | None) -> dict[str, An
         "rounds": result.rounds,
         "rounds_not_finished": len(result.setbacks),
         **_measured(result.measured),
-        "timed_on": result.timed_on or "",
+        "timed_on": result.timing.device,
         "peak_memory": result.peak_memory,
         **_timed(cost),
     }
@@ -156,13 +155,10 @@ _NOT_MEASURED = dict.fromkeys(_measured(Measured()))
 def _timed(cost: CostRow | None) -> dict[str, Any]:
     row = {name: getattr(cost, name, None) for name in ("rank", "tokens_per_second", "train_tokens_per_second")}
     for name in ("eval_tokens", "eval_pads", "train_tokens", "train_pads"):
-        row[name] = cost and getattr(cost.result, name)
-    # A ratio is a claim about a fix: a cell that is not right makes none.
-    claims = cost is not None and cost.rank is not None
+        row[name] = cost and getattr(cost.result.timing, name)
     for name in ("eval_step", "train_step", "eval_ratio", "train_ratio"):
-        is_step = name.endswith("step")
-        estimate = getattr(cost, name, None) if is_step or claims else None
+        estimate = getattr(cost, name, None)
         row[name] = getattr(estimate, "value", None)
-        for part in ("low", "high", *(("mad", "n") if is_step else ("p",))):
+        for part in ("low", "high", *(("mad", "n") if name.endswith("step") else ("p",))):
             row[f"{name}_{part}"] = getattr(estimate, part, None)
     return row

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.story.changes import Changes
 from mpsdiag.reporting.story.marks import mark
-from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.reporting.story.ranking import CostRow
-from mpsdiag.reporting.story.report import Panel, Report, Scene
+from mpsdiag.reporting.story.report import Report, Scene
 from mpsdiag.serialization import dumps, jsonable
 
 SCHEMA = 2
+_SETBACK = {"round", "status", "reason", "signal", "log_tail"}
+_STEPS = ("eval_step", "train_step", "eval_ratio", "train_ratio")
+_COST = ("rank", "baseline", *_STEPS, "tokens_per_second", "train_tokens_per_second")
+_TOKENS = ("eval_tokens", "eval_pads", "train_tokens", "train_pads")
 
 
 def render(report: Report) -> str:
@@ -23,7 +27,7 @@ def render(report: Report) -> str:
     parts = [_text(rest)[:-1], ', "scenes": [']
     for scene, seen in zip(scenes, report.scenes, strict=True):
         parts += ["" if seen is report.scenes[0] else ",", "\n", _text(scene)[:-1], ', "cells": [']
-        for number, cell in enumerate(cell for panel in seen.panels for cell in _cells(panel)):
+        for number, cell in enumerate(_cell(*row) for panel in seen.panels for row in panel.rows):
             parts += [",\n" if number else "\n", _text(cell)]
         parts.append("\n]}")
     parts.append("]}\n")
@@ -89,13 +93,8 @@ def _scene(scene: Scene, *, cells: bool) -> dict[str, Any]:
         "fixes": scene.verdict.fixes,
     }
     if cells:
-        made["cells"] = [cell for panel in scene.panels for cell in _cells(panel)]
+        made["cells"] = [_cell(*row) for panel in scene.panels for row in panel.rows]
     return made
-
-
-def _cells(panel: Panel) -> list[dict[str, Any]]:
-    costs = {id(row.result): row for table in panel.costs for row in table.rows}
-    return [_cell(result, costs.get(id(result))) for result in panel.results]
 
 
 def _cell(result: PooledCell, cost: CostRow | None) -> dict[str, Any]:
@@ -106,28 +105,14 @@ def _cell(result: PooledCell, cost: CostRow | None) -> dict[str, Any]:
         "mark": mark([result]).text,
         "reason": result.reason,
         "rounds": result.rounds,
-        "setbacks": result.setbacks,
+        "setbacks": [one.model_dump(include=_SETBACK) for one in result.setbacks],
         "measured": None if result.measured is None else result.measured.model_dump(),
-        "timing": None if cost is None else _timing(result, cost),
+        "timing": cost
+        and {
+            "device": result.timing.device,
+            "emulated": False,
+            **{name: getattr(cost, name) for name in _COST},
+            **{name: getattr(result.timing, name) for name in _TOKENS},
+        },
         "peak_memory": result.peak_memory,
-    }
-
-
-def _timing(result: PooledCell, cost: CostRow) -> dict[str, Any]:
-    claims = cost.rank is not None  # a ratio is a claim about a fix: a cell that is not right makes none
-    return {
-        "device": result.timed_on,
-        "emulated": False,
-        "rank": cost.rank,
-        "baseline": cost.baseline,
-        "eval_step": cost.eval_step,
-        "train_step": cost.train_step,
-        "eval_ratio": cost.eval_ratio if claims else None,
-        "train_ratio": cost.train_ratio if claims else None,
-        "tokens_per_second": cost.tokens_per_second,
-        "train_tokens_per_second": cost.train_tokens_per_second,
-        "eval_tokens": result.eval_tokens,
-        "eval_pads": result.eval_pads,
-        "train_tokens": result.train_tokens,
-        "train_pads": result.train_pads,
     }

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable
 from functools import partial
 
+from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.story import figures
 from mpsdiag.reporting.story.changes import NOISE_BAND, CellChange, Change, Changes
 from mpsdiag.reporting.story.marks import NOT_RUN, Tone, mark, severity
-from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.reporting.story.ranking import CostRow, CostTable, Estimate
 from mpsdiag.reporting.story.report import Panel, Report, Scene
 from mpsdiag.scenario.scenario import FirstNonfinite, Measured
@@ -32,7 +32,7 @@ def cost_table(panel: Panel, table: CostTable, report: Report, limits: blocks.Li
             "~ noisy: the interquartile range is above 10 % of the median; something else was using the machine, or it "
             "was throttling."
         )
-    if all(row.result.eval_pads == 0 for row in table.rows if row.eval_step):
+    if all(row.result.timing.eval_pads == 0 for row in table.rows if row.eval_step):
         notes.append("The timed batch has no padding: what a fix does with padded rows is not in these times.")
     label = "" if alone else f", {panel.label}"
     minor = ("MAD", "Mann-Whitney p", "train to baseline", "n")
@@ -52,17 +52,16 @@ def cost_table(panel: Panel, table: CostTable, report: Report, limits: blocks.Li
 def _cost_row(row: CostRow) -> tuple[blocks.Entry, ...]:
     tone: Tone = "plain" if row.rank else "muted"
     baseline = blocks.Entry("baseline", "muted", 1.0) if row.baseline else None
-    claim = _claim(row.eval_ratio, row)
     return (
         blocks.Entry(str(row.rank) if row.rank else figures.NOTHING, tone, row.rank or math.inf),
         blocks.Entry(row.result.title, tone),
         blocks.from_mark(row.mark),
         _duration(row.eval_step, muted=not row.rank),
         _spread(row.eval_step),
-        baseline or _ratio_entry(claim),
-        _chance_entry(claim.p if claim else None),
+        baseline or _ratio_entry(row.eval_ratio),
+        _chance_entry(row.eval_ratio.p if row.eval_ratio and not row.baseline else None),
         _duration(row.train_step, muted=not row.rank),
-        baseline or _ratio_entry(_claim(row.train_ratio, row)),
+        baseline or _ratio_entry(row.train_ratio),
         blocks.Entry(figures.rate(row.tokens_per_second), tone, row.tokens_per_second or -1.0),
         blocks.Entry(figures.memory(row.result.peak_memory), tone, float(row.result.peak_memory or -1)),
         blocks.Entry(str(row.eval_step.n if row.eval_step else row.train_step.n if row.train_step else 0), tone),
@@ -79,11 +78,6 @@ def _duration(estimate: Estimate | None, *, muted: bool) -> blocks.Entry:
         estimate.value,
         short=figures.seconds(estimate.value) + noisy,
     )
-
-
-def _claim(estimate: Estimate | None, row: CostRow) -> Estimate | None:
-    """A ratio is a claim about a fix: cells that are not right make none, and the baseline is 1."""
-    return None if row.baseline or row.rank is None else estimate
 
 
 def _ratio_entry(estimate: Estimate | None) -> blocks.Entry:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from mpsdiag.benching.journal.pooling import PooledCell
+from mpsdiag.benching.journal.record import Record
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.layout.cell_tables import STOCK_PRINTS, change_blocks, cost_table, loss_table, where
-from mpsdiag.reporting.story.pooling import PooledCell, Setback
 from mpsdiag.reporting.story.ranking import CostTable
 from mpsdiag.reporting.story.report import Grid, Panel, Report, Scene, name
 from mpsdiag.words import count
@@ -172,7 +173,7 @@ def _unfinished(report: Report, limits: blocks.Limits) -> Iterable[blocks.Block]
         yield _skipped(report.skipped, limits)
 
 
-def _setback(report: Report, pair: tuple[PooledCell, Setback]) -> tuple[blocks.Entry, ...]:
+def _setback(report: Report, pair: tuple[PooledCell, Record]) -> tuple[blocks.Entry, ...]:
     one, setback = pair
     return (
         blocks.Entry(name(one, report.varying)),

@@ -133,8 +133,7 @@ def save(pictures: Mapping[str, Svg], report: Path, failed: Callable[[str], None
 
     `failed` gets a sentence for each drawing that cannot be written and is left out.
 
-    Raises:
-        BadInput: The folder cannot be made or written, and `failed` is None.
+    Raises BadInput if the folder cannot be made or written and `failed` is None.
     """
     folder = report.with_name(f"{report.stem}.pictures")
     made = {}

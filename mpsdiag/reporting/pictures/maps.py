@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.pictures.drawing import Theme, figure, label
 from mpsdiag.reporting.story.marks import NOT_RUN, Mark, mark
-from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.reporting.story.report import Report, Scene
 from mpsdiag.words import attention_modes
 

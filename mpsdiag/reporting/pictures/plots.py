@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.layout.sections import Shown, gallery
 from mpsdiag.reporting.pictures.drawing import Svg, Theme, draw, figure, label
 from mpsdiag.reporting.pictures.maps import map_of_releases, spread_of
-from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.reporting.story.ranking import CostRow, CostTable
 from mpsdiag.reporting.story.report import Panel, Report
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.story import figures
-from mpsdiag.reporting.story.pooling import PooledCell
 
 Tone = Literal["plain", "good", "moved", "bad", "broken", "muted"]
 

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mpsdiag.benching.journal.pooling import PooledCell, in_common
 from mpsdiag.reporting.story.marks import Mark, mark, severity
-from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.statistics import (
     NOISY,
     bootstrap_interval,
@@ -45,7 +45,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CostRow:
-    """One timed cell. `rank` counts the correct cells from the fastest; None: not correct, so no speed-up."""
+    """One timed cell. `rank` counts the correct cells from the fastest; None: not correct, so no ratios either."""
 
     result: PooledCell
     mark: Mark
@@ -121,6 +121,8 @@ def _table(side: str, timed: Sequence[PooledCell], baseline: str, budget: Budget
     rows = []
     for number, one in enumerate(order, start=1):
         full = budget.take(one)
+        # A ratio is a claim about a fix: a cell that is not right makes none.
+        base = reference if one.correct else None
         rows.append(
             CostRow(
                 result=one,
@@ -129,15 +131,15 @@ def _table(side: str, timed: Sequence[PooledCell], baseline: str, budget: Budget
                 baseline=one is reference,
                 train_step=_estimate(one.train_step, full=full),
                 eval_step=_estimate(one.eval_step, full=full),
-                train_ratio=ratio(one.train_rounds, reference.train_rounds, full=full) if reference else None,
-                eval_ratio=ratio(one.eval_rounds, reference.eval_rounds, full=full) if reference else None,
-                tokens_per_second=_rate(one.eval_tokens, one.eval_step),
-                train_tokens_per_second=_rate(one.train_tokens, one.train_step),
+                train_ratio=ratio(one.train_rounds, base.train_rounds, full=full) if base else None,
+                eval_ratio=ratio(one.eval_rounds, base.eval_rounds, full=full) if base else None,
+                tokens_per_second=_rate(one.timing.eval_tokens, one.eval_step),
+                train_tokens_per_second=_rate(one.timing.train_tokens, one.train_step),
             )
         )
     return CostTable(
         padding=side,
-        timed_on=tuple(dict.fromkeys(one.timed_on for one in timed if one.timed_on)),
+        timed_on=tuple(dict.fromkeys(one.timing.device for one in timed)),
         emulated=any(one.cell.emulate is not None for one in timed),
         baseline_mark=None if reference is None else mark([reference]),
         rows=tuple(rows),
@@ -164,14 +166,16 @@ def _estimate(values: Sequence[float], *, full: bool) -> Estimate | None:
     )
 
 
-def ratio(ours: Mapping[int, Sequence[float]], theirs: Mapping[int, Sequence[float]], *, full: bool) -> Estimate | None:
+def ratio(ours: Mapping[int, list[float]], theirs: Mapping[int, list[float]], *, full: bool) -> Estimate | None:
     """Median ratio over the rounds that both sides ran; with `full` its interval and the Mann-Whitney test.
 
     Other rounds, where the stop rule gave one side more of them, are another time of day and say nothing about the
     ratio. Without any common round it is the ratio of all medians.
     """
-    common = sorted(ours.keys() & theirs.keys())
-    above, below = ([rounds[one] for one in common or sorted(rounds)] for rounds in (ours, theirs))
+    above, below = in_common(ours, theirs)
+    common = bool(above)
+    if not common:
+        above, below = list(ours.values()), list(theirs.values())
     ours_flat, theirs_flat = ([value for values in side for value in values] for side in (above, below))
     if not ours_flat or not theirs_flat:
         return None

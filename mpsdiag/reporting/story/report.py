@@ -9,12 +9,12 @@ from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from mpsdiag.benching.journal.pooling import Pool, PooledCell, pool
 from mpsdiag.benching.journal.provenance import Place
 from mpsdiag.findings import Answer
 from mpsdiag.reporting.story.changes import Changes, compare
 from mpsdiag.reporting.story.marks import Mark, mark
-from mpsdiag.reporting.story.pooling import Pool, PooledCell, pool
-from mpsdiag.reporting.story.ranking import Budget, CostTable, rank
+from mpsdiag.reporting.story.ranking import Budget, CostRow, CostTable, rank
 from mpsdiag.reporting.story.verdicts import SceneVerdict, decide, headline
 from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.serialization import jsonable
@@ -63,6 +63,12 @@ class Panel:
     grids: tuple[Grid, ...]
     costs: tuple[CostTable, ...]
     results: tuple[PooledCell, ...]
+
+    @property
+    def rows(self) -> list[tuple[PooledCell, CostRow | None]]:
+        """Every result, with what it costs where it was timed."""
+        costs = {id(row.result): row for table in self.costs for row in table.rows}
+        return [(result, costs.get(id(result))) for result in self.results]
 
 
 @dataclass(frozen=True)

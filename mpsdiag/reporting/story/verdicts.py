@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean
 
+from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.story import figures
 from mpsdiag.reporting.story.marks import exact, moved_by
-from mpsdiag.reporting.story.pooling import PooledCell
 from mpsdiag.reporting.story.ranking import CostTable, Estimate, reference_trainer
 from mpsdiag.words import Verdict, count
 
@@ -199,9 +199,8 @@ def find(
 ) -> tuple[WorkingFix, ...]:
     """Find what resolves it: right wherever it was run, and run wherever the baseline fails.
 
-    Returns:
-        Exact ones first; then those that change less; then another attention before another trainer, since the one
-        removes the cause and the other avoids it; then the faster ones.
+    Exact ones come first; then those that change less; then another attention before another trainer, since the one
+    removes the cause and the other avoids it; then the faster ones.
     """
     pairs: dict[Pair, list[PooledCell]] = {}
     for spot in spots.values():

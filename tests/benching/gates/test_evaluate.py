@@ -5,7 +5,7 @@ import pytest
 from mpsdiag.benching.gates.evaluate import judge
 from mpsdiag.benching.gates.gate import MEASURES, parse_gate
 from mpsdiag.benching.journal.journal import Journal
-from mpsdiag.benching.journal.provenance import keep
+from mpsdiag.benching.journal.pooling import pool
 from mpsdiag.benching.journal.record import Ended, Header, Job, Timing
 from mpsdiag.scenario.scenario import Measured, Scenario
 
@@ -28,7 +28,7 @@ def records(cell, status="ok", times=(0.1,), chip="A", **measured):
 
 
 def evaluate(gate, rows):
-    return judge(parse_gate(gate), keep([Journal(HEADER, list(rows))]).by_place())
+    return judge(parse_gate(gate), pool([Journal(HEADER, list(rows))]))
 
 
 def matrix(**times):
@@ -197,4 +197,8 @@ def test_what_a_judgement_says(gate, passed, word):
 
 
 def test_every_measure_of_nothing_is_none():
-    assert {read([]) for read in MEASURES.values()} == {None}
+    [cell] = pool(
+        [Journal(HEADER, list(records(Scenario(), status="skip", times=(), peak_process_memory=None)))]
+    ).results
+    cell.measured = None
+    assert {read(cell) for read in MEASURES.values()} == {None}

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from mpsdiag.benching.journal.pooling import pool
 from mpsdiag.reporting.story.changes import compare
-from mpsdiag.reporting.story.pooling import pool
 from mpsdiag.reporting.story.ranking import Budget
 
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpsdiag.benching.journal.provenance import keep
-from mpsdiag.reporting.story.pooling import pool
+from mpsdiag.benching.journal.pooling import pool
 
 
 def test_rounds_of_a_cell_pool_their_raw_samples(record, journal_of):
@@ -29,7 +28,7 @@ def test_different_environments_are_never_put_together(record, journal_of):
     other = journal_of(record(), record(number=1, samples=(5.0,)), environment={"chip": "B"})
     found = pool([one, other])
     assert [(result.place.letter, result.eval_step) for result in found.results] == [("A", [1.0]), ("B", [5.0])]
-    assert [place.label for place, _ in keep([one, other]).by_place()] == ["A", "B"]
+    assert [place.label for place, _ in found.by_place()] == ["A", "B"]
 
 
 def test_what_differs_between_two_askings_on_one_machine_does_not_tell_machines_apart(record, journal_of):

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from mpsdiag.benching.journal.provenance import Place, keep
-from mpsdiag.benching.journal.record import FINDINGS, Record
-from mpsdiag.benching.run.cell import EMULATED_ABORT
+from mpsdiag.benching.journal.provenance import Place, place
+from mpsdiag.benching.journal.record import EMULATED_ABORT, FINDINGS, Record, Timing
 from mpsdiag.scenario.scenario import Measured, Scenario
 
 if TYPE_CHECKING:
     from mpsdiag.benching.journal.journal import Journal
 
+NOT_TIMED: Final = Timing(device="", warmup=0)
+
 # What a process brings upon itself; SIGKILL and SIGTERM come from outside.
 OWN_SIGNALS = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGTRAP", "SIGFPE"})
-
-
-@dataclass(frozen=True)
-class Setback:
-    """A round that did not finish, with the end of its log."""
-
-    round: int
-    status: str
-    reason: str | None
-    signal: str | None
-    log_tail: str
 
 
 @dataclass
@@ -39,19 +29,17 @@ class PooledCell:
     status: str
     reason: str | None
     measured: Measured | None
+    statuses: frozenset[str] = frozenset()
+    """Those of all rounds."""
     rounds: int = 0
     train_rounds: dict[int, list[float]] = field(default_factory=dict)
     eval_rounds: dict[int, list[float]] = field(default_factory=dict)
-    timed_on: str | None = None
-    train_tokens: int = 0
-    """Real tokens of a timed training step; pads are counted apart."""
-    train_pads: int = 0
-    eval_tokens: int = 0
-    """Those of a timed evaluation step."""
-    eval_pads: int = 0
+    timing: Timing = field(default_factory=lambda: NOT_TIMED)
+    """The newest round that was timed: on which device, with how many tokens."""
     peak_memory: int | None = None
-    """Bytes, from a round that was not emulated: of the device where it counts them, else of the process."""
-    setbacks: list[Setback] = field(default_factory=list)
+    """Bytes, from a round that was not emulated: of the device where it counts them, otherwise of the process."""
+    setbacks: list[Record] = field(default_factory=list)
+    """Rounds that did not finish."""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -103,6 +91,13 @@ class Pool:
     places: tuple[Place, ...]
     notes: tuple[str, ...]
 
+    def by_place(self) -> list[tuple[Place, dict[Scenario, PooledCell]]]:
+        """The results of each environment, by what was run."""
+        found: list[tuple[Place, dict[Scenario, PooledCell]]] = [(place, {}) for place in self.places]
+        for one in self.results:
+            found[one.place.number][1][one.cell] = one
+        return found
+
 
 def pool(journals: Sequence[Journal]) -> Pool:
     """Put the rounds of each cell together.
@@ -110,39 +105,43 @@ def pool(journals: Sequence[Journal]) -> Pool:
     Rounds of one cell in one environment pool their raw samples. The same round twice: the newest counts, and
     a note says so. The same cell in two environments stays two results.
     """
-    kept = keep(journals)
-    results = tuple(_pooled(kept.places[number], rounds) for (number, _), rounds in kept.rounds.items())
+    places: dict[str, Place] = {}
+    kept: dict[tuple[int, str], tuple[Place, dict[int, Record]]] = {}
+    twice = 0
+    for journal in journals:
+        last: tuple[dict[str, Any], Place] | None = None
+        for record in journal.records:
+            environment = record.environment or journal.header.environment
+            if last is None or (last[0] is not environment and last[0] != environment):
+                last = (environment, place(environment, places))
+            _, rounds = kept.setdefault((last[1].number, record.key), (last[1], {}))
+            older = rounds.get(record.round)
+            twice += older is not None
+            if older is None or record.started >= older.started:
+                rounds[record.round] = record
     notes = [text for journal in journals for text in journal.warnings]
-    if kept.twice:
-        times = "1 round was" if kept.twice == 1 else f"{kept.twice:,} rounds were"
+    if twice:
+        times = "1 round was" if twice == 1 else f"{twice:,} rounds were"
         notes.append(f"{times} recorded more than once; the newest counts.")
-    return Pool(results=results, places=kept.places, notes=tuple(notes))
+    return Pool(tuple(_pooled(*one) for one in kept.values()), tuple(places.values()), tuple(notes))
 
 
 def _pooled(place: Place, rounds: dict[int, Record]) -> PooledCell:
     """Make one result of the rounds of a cell: round 0 has the verdict, the others have the timings."""
     order = [rounds[number] for number in sorted(rounds)]
     verdict = _verdict(order)
-    result = PooledCell(
-        key=verdict.key,
-        cell=verdict.cell,
-        place=place,
-        status=verdict.status,
-        reason=verdict.reason,
-        measured=verdict.measured,
-        rounds=len(order),
-    )
+    result = PooledCell(verdict.key, verdict.cell, place, verdict.status, verdict.reason, verdict.measured)
+    result.rounds = len(order)
+    result.statuses = frozenset(record.status for record in order)
     if verdict.round > 0 and verdict.status == "ok" and not _evaluated(verdict):
         # Timings alone do not say whether the numbers are right.
         result.status, result.measured = "interrupted", None
         result.reason = "only timing rounds are in the journal, not the one that judges the numbers"
     for record in order:
         if record.status not in FINDINGS:
-            result.setbacks.append(Setback(record.round, record.status, record.reason, record.signal, record.log_tail))
+            result.setbacks.append(record)
         if record.timing is not None:
-            result.timed_on = record.timing.device
-            for name in ("train_tokens", "train_pads", "eval_tokens", "eval_pads"):
-                setattr(result, name, getattr(record.timing, name))
+            result.timing = record.timing
             if record.timing.train_step:
                 result.train_rounds[record.round] = record.timing.train_step
             if record.timing.eval_step:
@@ -151,8 +150,16 @@ def _pooled(place: Place, rounds: dict[int, Record]) -> PooledCell:
     return result
 
 
+def in_common(
+    ours: Mapping[int, list[float]], theirs: Mapping[int, list[float]]
+) -> tuple[list[list[float]], list[list[float]]]:
+    """The samples of the rounds that both sides ran, which alone ran side by side."""
+    common = sorted(ours.keys() & theirs.keys())
+    return [ours[one] for one in common], [theirs[one] for one in common]
+
+
 def _verdict(order: Sequence[Record]) -> Record:
-    """The round that speaks for the cell: the worst finding about its numbers, else the first round.
+    """The round that speaks for the cell: the worst finding about its numbers, otherwise the first round.
 
     A round that only timed found out nothing about the numbers, unless it is the only one there is.
     """
