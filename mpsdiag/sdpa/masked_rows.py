@@ -40,11 +40,15 @@ def masked_rows(attn_mask: Tensor, *, keepdim: bool = True) -> Tensor:
 
 
 def plain_on_cpu(tensor: Tensor) -> bool:
-    """Whether a tensor may be read through another dtype: a plain one on the CPU, outside tracing and transforms."""
+    """Whether a tensor may be read through another dtype: a plain one on the CPU, outside tracing and transforms.
+
+    There its values may be looked at as well: nothing waits for a device, and nobody records the branch.
+    """
     return (
         type(tensor) is torch.Tensor
         and tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None  # noqa: SLF001 - what torch.jit.is_tracing asks
         and not torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public name for it
+        and not torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - fake tensors, tracing by make_fx
     )

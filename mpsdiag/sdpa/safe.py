@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
 
 from mpsdiag.sdpa.masked_rows import masked_rows, plain_on_cpu
 from mpsdiag.sdpa.overrides import answer, overriding
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_SAME_SIZE = {
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
 
 
 def safe_scaled_dot_product_attention(
@@ -40,8 +32,9 @@ def safe_scaled_dot_product_attention(
 
     Fully masked rows may attend to every key, so that no kernel meets a softmax over nothing, and their output is
     then replaced by zeros. All other rows, and all gradients, are those of the stock call: on finite inputs
-    the result is bit-equal to the CPU's of torch 2.5 and later. No device synchronization, no data-dependent
-    branch. Arguments with a `__torch_function__` of their own answer as they do in the stock call.
+    the result is bit-equal to the CPU's of torch 2.5 and later. No device synchronization; no data-dependent branch
+    but on the CPU, outside compilation. Arguments with a `__torch_function__` of their own answer as they do in the
+    stock call.
 
     Args:
         query: `(..., Hq, L, D)`.
@@ -68,45 +61,39 @@ def safe_scaled_dot_product_attention(
         return result
     if attn_mask is None or not (attn_mask.dtype == torch.bool or attn_mask.is_floating_point()):
         return stock(query, key, value, attn_mask, **options)
-    opened, dead = open_dead_rows(attn_mask, query.dtype)
+    opened, dead = open_dead_rows(attn_mask)
     output = stock(query, key, value, opened, **options)
     return zero_rows(output, dead, fresh=isinstance(stock, BuiltinFunctionType))
 
 
-def open_dead_rows(attn_mask: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Let the fully masked rows of a mask attend to every key; also returns them, as bool `(..., L, 1)`.
 
-    The opened mask has the shape of the mask. With a `dtype`, that of the query, a boolean mask may come back
-    as 0 and -inf in it.
+    The opened mask has the shape and dtype of the mask; on the CPU it is the mask itself where no row is fully masked.
     """
-    # A function mode is to see the mask as it came.
-    as_given = not plain_on_cpu(attn_mask) or torch._C._is_torch_function_mode_enabled()  # noqa: SLF001
-    opened, dead = _open(attn_mask, None if as_given else dtype)
+    once = attn_mask
+    for dim in _expanded(attn_mask) if plain_on_cpu(attn_mask) else ():
+        once = once.narrow(dim, 0, 1)  # expanded over rows or heads it stays so: nothing is computed or stored twice
+    opened, dead = _open(once)
+    if once is not attn_mask:
+        opened = opened.expand(attn_mask.shape)
     if attn_mask.requires_grad and not opened.requires_grad and not torch.compiler.is_compiling():
         opened.requires_grad_()  # without gradients too, torch chooses its kernel by this flag of the mask
     return opened, dead
 
 
-def _open(attn_mask: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-    plain = plain_on_cpu(attn_mask)
-    if plain and (expanded := _expanded(attn_mask)):
-        # A mask that is expanded over rows or heads stays so: nothing is computed or stored twice.
-        once = attn_mask
-        for dim in expanded:
-            once = once.narrow(dim, 0, 1)
-        opened, dead = _open(once, dtype)
-        return opened.expand(attn_mask.shape), dead
+def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
     dead = masked_rows(attn_mask)
-    if attn_mask.dtype != torch.bool:
-        return torch.where(dead, 0.0, attn_mask), dead
-    if dtype is not None:
-        # In one pass what the CPU's kernels make of a boolean mask in three: 0 and -inf in the dtype of the query.
-        zero, never = (torch.tensor(x, dtype=dtype) for x in (0.0, float("-inf")))
-        return torch.where(attn_mask, zero, torch.where(dead, zero, never)), dead
-    if plain:
-        # As bytes, for speed: the CPU's "or" of bools takes ten times as long.
-        return (attn_mask.view(torch.uint8) | dead).view(torch.bool), dead
-    return attn_mask | dead, dead
+    is_bool = attn_mask.dtype == torch.bool
+    if not plain_on_cpu(attn_mask) or attn_mask.requires_grad or not attn_mask.dim():
+        return attn_mask | dead if is_bool else torch.where(dead, 0.0, attn_mask), dead
+    # On the CPU it costs nothing to look: the rows are few, and no pass over the whole mask is needed.
+    rows = dead.reshape(-1).nonzero().view(-1)
+    if not len(rows):
+        return attn_mask, dead
+    opened = attn_mask.clone(memory_format=torch.contiguous_format)
+    opened.view(len(dead.view(-1)), -1).index_fill_(0, rows, float(is_bool))
+    return opened, dead
 
 
 def _expanded(tensor: Tensor) -> list[int]:
@@ -114,18 +101,26 @@ def _expanded(tensor: Tensor) -> list[int]:
     return [dim for dim, (size, stride) in steps if size > 1 and not stride]
 
 
-def _has_tangent(tensor: Tensor) -> bool:
-    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]  # in torch
-
-
 def zero_rows(output: Tensor, dead: Tensor, *, fresh: bool = False) -> Tensor:
     """Replace rows of an output `(..., L, Dv)` by zeros, whatever is in them; they get no gradient either.
 
-    A new tensor of the same strides. Where the output is `fresh`, known to be nobody else's, it may be written itself.
+    The strides stay. It is a new tensor, or the output itself: where that has no such row, and where it is `fresh`,
+    known to be nobody else's, and may be written.
     """
-    whole = _SAME_SIZE.get(output.dtype)
-    if whole is None or output.requires_grad or _has_tangent(output) or not plain_on_cpu(output):
+    plain = plain_on_cpu(output) and plain_on_cpu(dead) and dead.dim() <= output.dim()
+    if not plain or output.requires_grad:
         return torch.where(dead, 0.0, output)
-    # Clearing bits, as NaN times 0 is NaN; on the CPU torch.where takes five times as long.
-    bits, kept = output.view(whole), dead.to(whole).sub_(1)
-    return (bits.bitwise_and_(kept) if fresh else bits & kept).view(output.dtype)
+    # As the rows lie in memory, and only those: torch.where takes ten times as long on the CPU.
+    outermost_first = sorted(range(output.dim()), key=output.stride, reverse=True)
+    marks = dead[(None,) * (output.dim() - dead.dim())].permute(outermost_first)
+    split = max((dim for dim, size in enumerate(marks.shape) if size > 1), default=0) + 1
+    marks = marks.expand(*output.permute(outermost_first).shape[:split], *marks.shape[split:]).reshape(-1)
+    rows = marks.nonzero().view(-1)
+    if not len(rows) or not output.numel():
+        return output
+    zeroed = output if fresh else output.clone()
+    laid_out = zeroed.permute(outermost_first)
+    if not laid_out.is_contiguous():
+        return zeroed.masked_fill_(dead, 0.0)
+    laid_out.view(len(marks), -1).index_fill_(0, rows, 0.0)
+    return zeroed

@@ -1,9 +1,12 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -167,6 +170,29 @@ def test_zeroing_broadcasts_over_heads_and_keeps_the_layout():
     assert output.stride() == stride
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+@pytest.mark.parametrize("shape", [(2, 1, 5, 1), (1, 1, 5, 1), (2, 3, 5, 1), (5, 1), (1, 3, 1, 1)])
+def test_zeroing_finds_the_rows_in_every_memory_layout(order, shape):
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.randn([(2, 3, 5, 4)[dim] for dim in order], generator=generator)
+    output = memory.permute([order.index(dim) for dim in range(4)])
+    dead = torch.rand(shape, generator=generator) < 0.5
+    for part in (output, output[..., ::2], output[..., :0]):
+        assert torch.equal(zero_rows(part, dead), part.masked_fill(dead, 0.0))
+    want = output.masked_fill(dead, 0.0)
+    assert torch.equal(zero_rows(output, dead, fresh=True), want)
+
+
+def test_a_traced_graph_holds_for_other_masks_too():
+    torch.manual_seed(0)
+    q, v = torch.randn(2, 2, 6, 4), torch.randn(2, 2, 6, 4).masked_fill(left_padded()[:, :, -1:].mT, float("nan"))
+    masks = [torch.ones(2, 1, 6, 6, dtype=torch.bool), left_padded(), left_padded(pads=(0, 6))]
+    for first in masks:
+        graph = make_fx(lambda mask: safe_scaled_dot_product_attention(q, q, v, mask))(first)
+        for mask in masks:
+            torch.testing.assert_close(graph(mask), safe_scaled_dot_product_attention(q, q, v, mask), equal_nan=True)
+
+
 def test_integer_masks_are_left_to_torch():
     q = torch.randn(1, 1, 3, 4)
     with pytest.raises(RuntimeError, match=r"(?i)mask"):
@@ -250,6 +276,12 @@ def test_neither_mask_nor_output_of_others_is_written():
         safe_scaled_dot_product_attention(q, q, q, mask)
         assert torch.equal(mask, before)
         assert (mask._version, mask.__dict__) == (version, {})
+    theirs = torch.randn(2, 2, 6, 4)
+    before = theirs.clone()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("torch.nn.functional.scaled_dot_product_attention", lambda *_, **__: theirs)
+        assert not safe_scaled_dot_product_attention(q, q, q, left_padded())[0, :, :3].any()
+    assert torch.equal(theirs, before)
     output, dead = torch.randn(2, 2, 6, 4), torch.ones(6, 1, dtype=torch.bool)
     before = output.clone()
     assert not zero_rows(output, dead).any()
