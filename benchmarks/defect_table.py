@@ -185,7 +185,7 @@ def as_svg(table: Table, macos: int) -> str:
     ids = [finding.id for finding in table[releases[0]]]
 
     def make(theme: Theme) -> Any:
-        made, axes = figure(theme, 11.5, 0.29 * len(ids) + 1.6)
+        made, axes = figure(theme, "", 11.5, 0.29 * len(ids) + 1.6)
         for x, release in enumerate(releases):
             for y, finding in enumerate(table[release]):
                 colour, mark = OUTCOMES[outcome(finding)]

@@ -8,7 +8,19 @@ from mpsdiag.bisect.found import Found
 from mpsdiag.bisect.search import Bracket
 from mpsdiag.bisect.tries import Try
 from mpsdiag.errors import BadInput
-from mpsdiag.reporting.layout.blocks import Column, Document, Entry, Facts, Fold, Log, Prose, Section, Table
+from mpsdiag.reporting.layout.blocks import (
+    Cell,
+    Document,
+    Entry,
+    Facts,
+    Fold,
+    Log,
+    Prose,
+    Section,
+    Table,
+    columns,
+    table,
+)
 from mpsdiag.reporting.story import figures
 from mpsdiag.reporting.story.marks import Tone
 from mpsdiag.serialization import dumps
@@ -52,22 +64,19 @@ def sections(found: Found) -> list[Section]:
 
 
 def _table(found: Found) -> Table:
-    names = (found.search.axis, "outcome", "why", "predicate", "environment")
     place = {release: number for number, release in enumerate(found.search.releases)}
     ordered = sorted(found.tries, key=lambda one: place[one.release])
-    return Table(
-        "",
-        tuple(Column(name, number=name in {"predicate", "environment"}) for name in names),
-        tuple(_row(one, place[one.release]) for one in ordered),
-        note=f"{len(ordered)} of {len(place)} releases were tried; {len(place) - len(ordered)} needed no try.",
-    )
+    numbers = ("predicate", "environment")
+    heads = columns(found.search.axis, "outcome", "why", *numbers, numbers=numbers)
+    note = f"{len(ordered)} of {len(place)} releases were tried; {len(place) - len(ordered)} needed no try."
+    return table("", heads, ordered, lambda one: _row(one, place[one.release]), note=note)
 
 
-def _row(one: Try, place: int) -> tuple[Entry, ...]:
+def _row(one: Try, place: int) -> tuple[Cell, ...]:
     return (
         Entry(one.release, sort=float(place)),
         Entry(f"{_SYMBOLS[one.outcome]} {one.outcome}", _TONES[one.outcome]),
-        Entry(one.reason),
+        one.reason,
         Entry(figures.seconds(one.seconds) if one.environment else figures.NOTHING, sort=one.seconds),
         Entry(figures.seconds(one.build_seconds), sort=one.build_seconds),
     )

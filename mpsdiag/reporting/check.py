@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from mpsdiag.checking.diagnosis import Diagnosis, FixResult, ScenarioResult, invariance_verdict
+from mpsdiag.checking.diagnosis import Diagnosis, FixResult, ProbeResult, ScenarioResult, invariance_verdict
 from mpsdiag.environment import Environment, facts
-from mpsdiag.findings import Advice, Invariance
+from mpsdiag.findings import Advice, ArrangementResult, Invariance
 from mpsdiag.probes import CATALOGUE
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.story.marks import Tone
@@ -33,12 +33,16 @@ def document(diagnosis: Diagnosis) -> blocks.Document:
     parts: tuple[blocks.Part, ...] = (
         ("answer", "", _answer(diagnosis)),
         ("fixes", "Which fix resolves it", _fixes(diagnosis.fixes)),
-        ("advice", "What to do", _advice(diagnosis.advice)),
+        ("advice", "What to do", advice_blocks(diagnosis.advice)),
         ("differs", "Differs from the known behaviour of this release", _differs(diagnosis)),
         ("probes", "Probes", _probes(diagnosis)),
         ("scenario", "Scenario", _scenario(diagnosis, diagnosis.scenario) if diagnosis.scenario else ()),
         ("invariance", "Padding invariance", _invariance(diagnosis.invariance)),
-        ("why", "Why a fix resolves it, or does not", _whys(diagnosis.fixes)),
+        (
+            "why",
+            "Why a fix resolves it, or does not",
+            [blocks.Points(tuple(f"{fix.name}: {fix.why}" for fix in diagnosis.fixes))],
+        ),
         ("known", f"Known for this release, not probed at level {diagnosis.level}", _known(diagnosis)),
         environment(diagnosis.environment),
     )
@@ -101,37 +105,30 @@ def _judged(name: str, verdict: str, reason: str) -> blocks.Prose:
 
 
 def _fixes(fixes: list[FixResult]) -> Iterable[blocks.Block]:
-    if not fixes:
-        return
-    rows = tuple(
-        (
-            blocks.Entry(f"{fix.name} ({fix.kind})"),
-            blocks.Entry(_fix_mark(fix), "good" if fix.resolves else "bad"),
-            blocks.Entry(number(fix.eval_loss), sort=fix.eval_loss if fix.resolves else math.inf),
+    if fixes:
+        yield blocks.table(
+            "", blocks.columns("fix", "resolves it", "eval_loss", numbers=["eval_loss"]), fixes, _fix_row
         )
-        for fix in fixes
-    )
-    yield blocks.Table("", blocks.columns("fix", "resolves it", "eval_loss", numbers=["eval_loss"]), rows)
+
+
+def _fix_row(fix: FixResult) -> tuple[blocks.Cell, ...]:
+    resolves = blocks.Entry(resolving(fix), "good" if fix.resolves else "bad")
+    loss = blocks.Entry(number(fix.eval_loss), sort=fix.eval_loss if fix.resolves else math.inf)
+    return f"{fix.name} ({fix.kind})", resolves, loss
+
+
+def resolving(fix: FixResult) -> str:
+    """Whether a fix resolves it, in words."""
+    return "no" if not fix.resolves else "yes, exact" if fix.exact else "yes"
 
 
 def _invariance(found: Invariance | None) -> Iterable[blocks.Block]:
     """Each arrangement against the sequences alone, the fixes that were tried, and the labels predicted at padding."""
     if found is None or not found.arrangements:
         return
-    rows = tuple(
-        (
-            blocks.Entry(result.name),
-            blocks.Entry(number(result.max_abs_diff)),
-            blocks.Entry(number(result.allowed)),
-            blocks.Entry(
-                "yes" if result.holds else "no" if result.counts else "no, and not in use",
-                "good" if result.holds else "bad" if result.counts else "muted",
-            ),
-        )
-        for result in found.arrangements
-    )
-    heads = blocks.columns("arrangement", "largest difference", "allowed", "holds")
-    yield blocks.Table("Against each sequence alone, in float64 on the CPU", heads, rows)
+    heads = ("arrangement", "largest difference", "allowed", "holds")
+    title = "Against each sequence alone, in float64 on the CPU"
+    yield blocks.table(title, heads, found.arrangements, _arrangement_row)
     if found.fixes:
         tried = "; ".join(f"{fix.name}: {'restores it' if fix.restores else 'does not'}" for fix in found.fixes)
         yield blocks.Prose(f"Fixes that were tried: {tried}.")
@@ -139,22 +136,18 @@ def _invariance(found: Invariance | None) -> Iterable[blocks.Block]:
         yield blocks.Prose(f"First label: {found.first_label.sentence}.")
 
 
-def _whys(fixes: list[FixResult]) -> Iterable[blocks.Block]:
-    if fixes:
-        yield blocks.Points(tuple(f"{fix.name}: {fix.why}" for fix in fixes))
+def _arrangement_row(result: ArrangementResult) -> tuple[blocks.Cell, ...]:
+    holds = blocks.Entry("no, and not in use", "muted")
+    if result.holds or result.counts:
+        holds = blocks.Entry("yes", "good") if result.holds else blocks.Entry("no", "bad")
+    return result.name, number(result.max_abs_diff), number(result.allowed), holds
 
 
-def _fix_mark(fix: FixResult) -> str:
-    if not fix.resolves:
-        return "no"
-    return "yes, exact" if fix.exact else "yes"
-
-
-def _advice(advice: Iterable[Advice]) -> Iterable[blocks.Block]:
+def advice_blocks(advice: Iterable[Advice], before: str = "") -> Iterable[blocks.Block]:
+    """What to do, with the commands that do it."""
     for one in advice:
-        yield blocks.Points((one.text,))
-        if one.commands:
-            yield blocks.Log("", "\n".join(one.commands))
+        yield blocks.Points((before + one.text,))
+        yield blocks.Log("", "\n".join(one.commands))
 
 
 def _differs(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
@@ -165,16 +158,13 @@ def _differs(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
 
 def _probes(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
     if diagnosis.probes:
-        rows = tuple(
-            (
-                blocks.Entry(f"{probe.id} {probe.title}"),
-                blocks.Entry(probe.training, _TONES[probe.training]),
-                blocks.Entry(probe.evaluation, _TONES[probe.evaluation]),
-                blocks.Entry(probe.detail),
-            )
-            for probe in diagnosis.probes
-        )
-        yield blocks.Table("", blocks.columns("probe", "training", "evaluation", "what was seen"), rows)
+        heads = ("probe", "training", "evaluation", "what was seen")
+        yield blocks.table("", heads, diagnosis.probes, _probe_row)
+
+
+def _probe_row(probe: ProbeResult) -> tuple[blocks.Cell, ...]:
+    training, evaluation = (blocks.Entry(word, _TONES[word]) for word in (probe.training, probe.evaluation))
+    return f"{probe.id} {probe.title}", training, evaluation, probe.detail
 
 
 def stock_prints(found: Diagnosis | TraceReport) -> str:
@@ -198,7 +188,7 @@ def _scenario(diagnosis: Diagnosis, scenario: ScenarioResult) -> Iterable[blocks
         also = f"; also {', '.join(scenario.cause.also)}" if scenario.cause.also else ""
         rows.append(("cause", f"{scenario.cause.cause}: {scenario.cause.summary}{also}"))
     yield blocks.pairs("scenario", rows)
-    if scenario.exposure is not None and scenario.exposure.notes:
+    if scenario.exposure is not None:
         yield blocks.Points(tuple(scenario.exposure.notes))
 
 
@@ -237,9 +227,8 @@ def number(value: float | None) -> str:
 
 def catalogue() -> blocks.Document:
     """Lay the catalogue of probes out: what `mpsdiag check --list` shows. No torch is loaded for it."""
-    rows = tuple(blocks.row(one.id, str(one.level), one.hits, one.where, one.title) for one in CATALOGUE.values())
-    heads = blocks.columns("probe", "level", "hits", "torch on MPS", "what it is")
-    table = blocks.Table("", heads, rows)
+    rows = [(one.id, str(one.level), one.hits, one.where, one.title) for one in CATALOGUE.values()]
+    table = blocks.table("", ("probe", "level", "hits", "torch on MPS", "what it is"), rows, iter)
     return blocks.document("mpsdiag check --list", "The probes", "", [("probes", "", [table])])
 
 

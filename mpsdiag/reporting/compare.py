@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from mpsdiag.checking.diagnosis import SCHEMA, Diagnosis
 from mpsdiag.environment import facts
 from mpsdiag.errors import BadInput
-from mpsdiag.reporting.check import number, subject
+from mpsdiag.reporting.check import number, resolving, subject
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.story.changes import differing
 from mpsdiag.reporting.story.figures import NOTHING
@@ -94,7 +94,7 @@ def _of(found: Diagnosis) -> dict[str, str]:
         made["scenario"] = found.scenario.verdict
         made["cause"] = found.scenario.cause.cause if found.scenario.cause else "none"
     for fix in found.fixes:
-        made[f"{fix.name} resolves it"] = "no" if not fix.resolves else "yes, exact" if fix.exact else "yes"
+        made[f"{fix.name} resolves it"] = resolving(fix)
     return made
 
 
@@ -115,19 +115,18 @@ def document(first: Diagnosis, second: Diagnosis, names: tuple[str, str]) -> blo
     """Lay the comparison out; `names` are those of the two files."""
     found = differences(first, second)
     counted = sum(one.finding for one in found)
-    heads = blocks.columns("what", "A", "B")
     sides = blocks.pairs("document", [(f"A: {names[0]}", subject(first)), (f"B: {names[1]}", subject(second))])
     ours, theirs = dict(facts(first.environment)), dict(facts(second.environment))
     parts: list[blocks.Part] = [("documents", "", [sides])]
     for key, title, rows in (
         ("findings", "What was found differently", [_row(one) for one in found if one.finding]),
         ("others", "Other differences", [_row(one) for one in found if not one.finding]),
-        ("machines", "Environments", [blocks.row(*one) for one in differing(ours, theirs)]),
+        ("machines", "Environments", differing(ours, theirs)),
     ):
-        parts.append((key, title, [blocks.Table("", heads, tuple(rows))] if rows else []))
+        parts.append((key, title, [blocks.table("", ("what", "A", "B"), rows, iter)] if rows else []))
     headline = f"{count(counted, 'finding')} differ{'s' if counted == 1 else ''}" if counted else "same findings"
     return blocks.document("mpsdiag compare", headline, "undecided" if counted else "not_affected", parts)
 
 
-def _row(one: Difference) -> tuple[blocks.Entry, ...]:
-    return blocks.row(one.what, one.first, one.second)
+def _row(one: Difference) -> tuple[str, str, str]:
+    return one.what, one.first, one.second

@@ -74,8 +74,7 @@ def _check(found: ScriptCheck) -> Iterable[blocks.Block]:
     yield blocks.pairs("check", rows)
     if found.affected and found.resolved_by:
         yield blocks.Log("", f"mpsdiag run --fix {found.resolved_by[-1]} your_script.py")
-    if found.notes:
-        yield blocks.Points(tuple(f"{note}." for note in found.notes))
+    yield blocks.Points(tuple(f"{note}." for note in found.notes))
 
 
 def _watched(report: ScriptReport) -> Iterable[blocks.Block]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from mpsdiag.reporting.check import environment, number, stock_prints, subject
+from mpsdiag.reporting.check import advice_blocks, environment, number, stock_prints, subject
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.run import TraceReport
@@ -66,14 +66,8 @@ def _measured(report: TraceReport) -> Iterable[blocks.Block]:
         where = "Nothing here was measured on MPS: a model of its kernels ran on the CPU."
     yield blocks.Prose(f"{where} {ran}", "muted")
     if report.mode == "training":
-        yield blocks.pairs(
-            "measured",
-            [
-                ("training steps", str(len(report.losses))),
-                ("losses", _series(report.losses)),
-                ("gradient norms", _series(report.grad_norms)),
-            ],
-        )
+        rows = [("training steps", str(len(report.losses))), ("losses", _series(report.losses))]
+        yield blocks.pairs("measured", [*rows, ("gradient norms", _series(report.grad_norms))])
         return
     rows = [("bad batches", f"{len(report.bad_batches)} of {case['batches']}")]
     if report.eval_loss is not None:
@@ -87,14 +81,11 @@ def origin_blocks(origin: Origin) -> Iterable[blocks.Block]:
     """What is known of an Origin: a sentence, the place, what to do."""
     yield blocks.Prose(f"{origin.summary}.")
     yield blocks.pairs("where", list(_place(origin)))
-    yield blocks.Points((f"What to do: {origin.remedy.text}",))
-    if origin.remedy.commands:
-        yield blocks.Log("", "\n".join(origin.remedy.commands))
+    yield from advice_blocks([origin.remedy], "What to do: ")
 
 
 def _notes(report: TraceReport) -> Iterable[blocks.Block]:
-    if report.notes:
-        yield blocks.Points(tuple(f"{note}." for note in report.notes))
+    yield blocks.Points(tuple(f"{note}." for note in report.notes))
     if report.repro_note is not None:
         yield blocks.Prose(report.repro_note)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -21,6 +22,10 @@ class Entry:
     sort: float | None = None
     short: str | None = None
     """What a narrow format shows instead."""
+
+
+Cell = Entry | Mark | str
+"""What a cell of a table can be made of."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class Points:
 
     texts: tuple[str, ...]
 
+    def __bool__(self) -> bool:
+        return bool(self.texts)
+
 
 @dataclass(frozen=True)
 class Log:
@@ -65,6 +73,9 @@ class Log:
 
     title: str
     text: str
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
 
 
 @dataclass(frozen=True)
@@ -125,8 +136,8 @@ Part = tuple[str, str, Iterable[Block]]
 
 
 def document(title: str, headline: str, word: str, parts: Iterable[Part]) -> Document:
-    """A document of the parts that have something to say."""
-    sections = (Section(key, name, tuple(content)) for key, name, content in parts)
+    """A document of the parts that have something to say; a list without texts and a log without lines have nothing."""
+    sections = (Section(key, name, tuple(filter(None, content))) for key, name, content in parts)
     return Document(title, headline, word, tuple(one for one in sections if one.blocks))
 
 
@@ -153,25 +164,26 @@ def columns(*names: str, numbers: Collection[str] = (), minor: Collection[str] =
 
 def table(
     title: str,
-    heads: tuple[Column, ...],
+    heads: Iterable[str | Column],
     items: Sequence[T],
-    row: Callable[[T], tuple[Entry, ...]],
-    limits: Limits,
+    row: Callable[[T], Iterable[Cell]],
+    limits: Limits | None = None,
     note: str = "",
 ) -> Table:
-    """A table with a row for each item, as many as the limits allow."""
-    rows = tuple(row(item) for item in items[: limits.rows])
-    return Table(title, heads, rows, note, left_out=len(items) - len(rows))
+    """A table with a row for each item, as many as the limits allow; texts and marks become entries."""
+    columns = tuple(Column(head) if isinstance(head, str) else head for head in heads)
+    rows = tuple(tuple(map(_entry, row(item))) for item in (items if limits is None else items[: limits.rows]))
+    return Table(title, columns, rows, note, left_out=len(items) - len(rows))
 
 
-def row(*texts: str) -> tuple[Entry, ...]:
-    """A row of plain texts."""
-    return tuple(map(Entry, texts))
-
-
-def pairs(name: str, rows: Iterable[tuple[str, str]]) -> Table:
+def pairs(name: str, rows: Sequence[tuple[str, str]]) -> Table:
     """A table of names with their values."""
-    return Table("", columns(name, "value"), tuple(row(*pair) for pair in rows))
+    return table("", (name, "value"), rows, iter)
+
+
+def value(text: str, number: float | None, tone: Tone = "plain") -> Entry:
+    """A number in a table: what is missing or not finite sorts last."""
+    return Entry(text, tone, math.inf if number is None or math.isnan(number) else number)
 
 
 def without_empty(table: Table) -> Table:
@@ -188,10 +200,14 @@ def without_empty(table: Table) -> Table:
     )
 
 
-def from_mark(mark: Mark) -> Entry:
-    """A table cell that holds a mark; the good ones sort first."""
-    short = f"{mark.symbol} {mark.text.removeprefix('moved ')}"
-    return Entry(str(mark), mark.tone, _goodness(mark.text), short)
+def _entry(cell: Cell) -> Entry:
+    """A cell of a table as an entry; of marks the good ones sort first."""
+    if isinstance(cell, str):
+        return Entry(cell)
+    if isinstance(cell, Mark):
+        short = f"{cell.symbol} {cell.text.removeprefix('moved ')}"
+        return Entry(str(cell), cell.tone, _goodness(cell.text), short)
+    return cell
 
 
 def _goodness(text: str) -> float:

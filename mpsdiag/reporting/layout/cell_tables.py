@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from functools import partial
 
@@ -13,7 +12,7 @@ from mpsdiag.reporting.story.changes import NOISE_BAND, CellChange, Change, Chan
 from mpsdiag.reporting.story.marks import NOT_RUN, Tone, mark, severity
 from mpsdiag.reporting.story.ranking import CostRow, CostTable, Estimate
 from mpsdiag.reporting.story.report import Panel, Report, Scene
-from mpsdiag.scenario.scenario import FirstNonfinite, Measured
+from mpsdiag.scenario.scenario import FirstNonfinite, Measured, finite
 
 
 def cost_table(panel: Panel, table: CostTable, report: Report, limits: blocks.Limits, *, alone: bool) -> blocks.Table:
@@ -49,52 +48,44 @@ def cost_table(panel: Panel, table: CostTable, report: Report, limits: blocks.Li
     return blocks.without_empty(made)
 
 
-def _cost_row(row: CostRow) -> tuple[blocks.Entry, ...]:
+def _cost_row(row: CostRow) -> Iterable[blocks.Cell]:
     tone: Tone = "plain" if row.rank else "muted"
     baseline = blocks.Entry("baseline", "muted", 1.0) if row.baseline else None
-    return (
-        blocks.Entry(str(row.rank) if row.rank else figures.NOTHING, tone, row.rank or math.inf),
-        blocks.Entry(row.result.title, tone),
-        blocks.from_mark(row.mark),
-        _duration(row.eval_step, muted=not row.rank),
-        _spread(row.eval_step),
-        baseline or _ratio_entry(row.eval_ratio),
-        _chance_entry(row.eval_ratio.p if row.eval_ratio and not row.baseline else None),
-        _duration(row.train_step, muted=not row.rank),
-        baseline or _ratio_entry(row.train_ratio),
-        blocks.Entry(figures.rate(row.tokens_per_second), tone, row.tokens_per_second or -1.0),
-        blocks.Entry(figures.memory(row.result.peak_memory), tone, float(row.result.peak_memory or -1)),
-        blocks.Entry(str(row.eval_step.n if row.eval_step else row.train_step.n if row.train_step else 0), tone),
-    )
+    p = row.eval_ratio.p if row.eval_ratio and not row.baseline else None
+    mad = None if row.eval_step is None else row.eval_step.mad
+    n = row.eval_step.n if row.eval_step else row.train_step.n if row.train_step else 0
+    yield blocks.value(str(row.rank or figures.NOTHING), row.rank, tone)
+    yield blocks.Entry(row.result.title, tone)
+    yield row.mark
+    yield _duration(row.eval_step, tone)
+    yield blocks.value(figures.seconds(mad), mad, "muted")
+    yield baseline or _ratio(row.eval_ratio)
+    yield _chance(p)
+    yield _duration(row.train_step, tone)
+    yield baseline or _ratio(row.train_ratio)
+    yield blocks.Entry(figures.rate(row.tokens_per_second), tone, row.tokens_per_second or -1.0)
+    yield blocks.Entry(figures.memory(row.result.peak_memory), tone, float(row.result.peak_memory or -1))
+    yield blocks.Entry(str(n), tone)
 
 
-def _duration(estimate: Estimate | None, *, muted: bool) -> blocks.Entry:
-    if estimate is None:
-        return blocks.Entry(figures.NOTHING, "muted", math.inf)
-    noisy = " ~" if estimate.noisy else ""
-    return blocks.Entry(
-        figures.interval(estimate.value, estimate.low, estimate.high) + noisy,
-        "muted" if muted else "plain",
-        estimate.value,
-        short=figures.seconds(estimate.value) + noisy,
-    )
+def _duration(step: Estimate | None, tone: Tone) -> blocks.Entry:
+    if step is None:
+        return blocks.value(figures.NOTHING, None, "muted")
+    noisy = " ~" if step.noisy else ""
+    text = figures.interval(step.value, step.low, step.high) + noisy
+    return blocks.Entry(text, tone, step.value, short=figures.seconds(step.value) + noisy)
 
 
-def _ratio_entry(estimate: Estimate | None) -> blocks.Entry:
+def _ratio(found: Estimate | None) -> blocks.Entry:
     """A ratio with its interval."""
-    if estimate is None:
-        return blocks.Entry(figures.NOTHING, "muted", math.inf)
-    return blocks.Entry(figures.ratio(estimate.value, estimate.low, estimate.high), "plain", estimate.value)
+    if found is None:
+        return blocks.value(figures.NOTHING, None, "muted")
+    return blocks.Entry(figures.ratio(found.value, found.low, found.high), "plain", found.value)
 
 
-def _chance_entry(p: float | None) -> blocks.Entry:
+def _chance(p: float | None) -> blocks.Entry:
     """A p-value, which is part of the claim that a ratio makes."""
-    return blocks.Entry(figures.chance(p), "muted", math.inf if p is None else p)
-
-
-def _spread(estimate: Estimate | None) -> blocks.Entry:
-    mad = None if estimate is None else estimate.mad
-    return blocks.Entry(figures.seconds(mad), "muted", math.inf if mad is None else mad)
+    return blocks.value(figures.chance(p), p, "muted")
 
 
 STOCK_PRINTS = (
@@ -117,61 +108,38 @@ def loss_table(panel: Panel, scene: Scene, limits: blocks.Limits, *, alone: bool
     return blocks.without_empty(blocks.table(", ".join(title), heads, results, _loss_row, limits))
 
 
-def _loss_row(result: PooledCell) -> tuple[blocks.Entry, ...]:
-    measured = result.measured
-    if measured is None:
-        raise ValueError("a result without measurements has no losses")
-    train = measured.train_losses
-    batches = len(measured.eval_losses)
-    hidden = (
-        measured.stock_eval_loss is not None
-        and math.isfinite(measured.stock_eval_loss)
-        and measured.eval_loss is not None
-        and not math.isfinite(measured.eval_loss)
-    )
-    bad = measured.nonfinite_batches
-    return (
-        blocks.Entry(result.side),
-        blocks.Entry(result.title),
-        blocks.from_mark(mark([result])),
-        _loss_entry(train[-1] if train else None),
-        _loss_entry(measured.eval_loss),
-        blocks.Entry(
-            figures.loss(measured.stock_eval_loss) + (" (hides it)" if hidden else ""),
-            "bad" if hidden else "plain",
-            _finite(measured.stock_eval_loss),
-        ),
-        blocks.Entry(f"{bad} of {batches}", "bad" if bad else "plain", float(bad)),
-        blocks.Entry(f"{measured.dead_rows:,}", "plain", float(measured.dead_rows)),
-        _invariance_entry(measured),
-        blocks.Entry(_remark(result)),
-    )
+def _loss_row(result: PooledCell) -> Iterable[blocks.Cell]:
+    found = result.measured or Measured()
+    bad, stock = found.nonfinite_batches, found.stock_eval_loss
+    hides = finite(stock) and found.eval_loss is not None and not finite(found.eval_loss)
+    hidden = " (hides it)" if hides else ""
+    yield result.side
+    yield result.title
+    yield mark([result])
+    yield _loss(found.train_losses[-1] if found.train_losses else None)
+    yield _loss(found.eval_loss)
+    yield blocks.value(figures.loss(stock) + hidden, stock, "bad" if hidden else "plain")
+    yield blocks.Entry(f"{bad} of {len(found.eval_losses)}", "bad" if bad else "plain", float(bad))
+    yield blocks.Entry(f"{found.dead_rows:,}", "plain", float(found.dead_rows))
+    yield _invariance(found)
+    yield _remark(result, found)
 
 
-def _invariance_entry(measured: Measured) -> blocks.Entry:
+def _invariance(measured: Measured) -> blocks.Entry:
     """The largest difference of padded batches from each sequence alone; red where it is more than allowed."""
     off, found = measured.invariance_diff, measured.invariance
     if off is None or found is None:
-        return blocks.Entry(figures.NOTHING, "muted", math.inf)
-    return blocks.Entry(f"{off:.2g}", "bad" if found.verdict == "varies" else "plain", _finite(off))
+        return blocks.value(figures.NOTHING, None, "muted")
+    return blocks.value(f"{off:.2g}", off, "bad" if found.verdict == "varies" else "plain")
 
 
-def _loss_entry(value: float | None) -> blocks.Entry:
-    finite = value is None or math.isfinite(value)
-    return blocks.Entry(figures.loss(value), "plain" if finite else "bad", _finite(value))
+def _loss(value: float | None) -> blocks.Entry:
+    return blocks.value(figures.loss(value), value, "plain" if value is None or finite(value) else "bad")
 
 
-def _finite(value: float | None) -> float:
-    return value if value is not None and math.isfinite(value) else math.inf
-
-
-def _remark(result: PooledCell) -> str:
-    measured = result.measured
-    if measured is None:
-        return ""
-    first = measured.first_nonfinite
-    if first is not None:
-        return where(first)
+def _remark(result: PooledCell, measured: Measured) -> str:
+    if measured.first_nonfinite is not None:
+        return where(measured.first_nonfinite)
     if result.status == "wrong" and measured.max_abs_logit_diff is not None and measured.bound is not None:
         return f"logits off by {measured.max_abs_logit_diff:.2g}, bound {measured.bound:.2g}"
     return result.reason or ""
@@ -203,9 +171,9 @@ def change_blocks(changes: Changes, limits: blocks.Limits) -> Iterable[blocks.Bl
         if pair.differences:
             yield blocks.table(
                 f"The environments differ, new: {pair.new.label}; old: {pair.old.label}",
-                blocks.columns("fact", "old", "new"),
+                ("fact", "old", "new"),
                 pair.differences,
-                lambda facts: tuple(blocks.Entry(text) for text in facts),
+                iter,
                 limits,
             )
     loud = [row for row in changes.rows if row.change not in _CALM]
@@ -232,23 +200,15 @@ def _change_table(title: str, rows: list[CellChange], limits: blocks.Limits, *, 
     return blocks.without_empty(made)
 
 
-def _change_row(row: CellChange, *, several: bool) -> tuple[blocks.Entry, ...]:
-    word, tone = _CHANGES[row.change]
+def _change_row(row: CellChange, *, several: bool) -> Iterable[blocks.Cell]:
     cell = row.cell
-    where = [one.place.letter for one in (row.old, row.new) if one is not None]
+    places = [one.place.letter for one in (row.old, row.new) if one is not None]
     emulated = f", emulated {cell.emulate}" if cell.emulate else ""
-    return (
-        blocks.Entry(word, tone),
-        blocks.Entry(f"{cell.title}, {cell.device}{emulated}"),
-        blocks.Entry(" → ".join(where) if several else ""),
-        _status(row.old),
-        _status(row.new),
-        _ratio_entry(row.eval_ratio),
-        _chance_entry(row.eval_p),
-        _ratio_entry(row.train_ratio),
-        _chance_entry(row.train_p),
-    )
-
-
-def _status(result: PooledCell | None) -> blocks.Entry:
-    return blocks.from_mark(NOT_RUN if result is None else mark([result]))
+    yield blocks.Entry(*_CHANGES[row.change])
+    yield f"{cell.title}, {cell.device}{emulated}"
+    yield " → ".join(places) if several else ""
+    for result in (row.old, row.new):
+        yield NOT_RUN if result is None else mark([result])
+    for ratio, p in ((row.eval_ratio, row.eval_p), (row.train_ratio, row.train_p)):
+        yield _ratio(ratio)
+        yield _chance(p)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.benching.journal.record import Record
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.layout.cell_tables import STOCK_PRINTS, change_blocks, cost_table, loss_table, where
-from mpsdiag.reporting.story.ranking import CostTable
-from mpsdiag.reporting.story.report import Grid, Panel, Report, Scene, name
+from mpsdiag.reporting.story.report import Grid, Report, Scene, name
 from mpsdiag.words import count
 
 HOW_TO_READ = (
@@ -44,7 +43,7 @@ HOW_TO_READ = (
 
 def document(report: Report, limits: blocks.Limits) -> blocks.Document:
     """Lay a report out, as much of it as the limits allow."""
-    shown = gallery(report) if limits.pictures else []
+    shown = list(gallery(report)) if limits.pictures else []
     parts: tuple[blocks.Part, ...] = (
         ("compared", "Compared", change_blocks(report.changes, limits) if report.changes else ()),
         ("fixes", "Which fix resolves it", _fixes(report, limits, shown)),
@@ -53,7 +52,7 @@ def document(report: Report, limits: blocks.Limits) -> blocks.Document:
         ("unfinished", "Cells that did not finish", _unfinished(report, limits)),
         ("environment", "Environment", _environment(report)),
         ("command", "Command", [blocks.Log("", command) for command in report.commands]),
-        ("notes", "Notes", [blocks.Points(report.notes)] if report.notes else ()),
+        ("notes", "Notes", [blocks.Points(report.notes)]),
         ("reading", "How to read it", [blocks.Points(HOW_TO_READ)]),
     )
     words = {scene.verdict.word for scene in report.scenes}
@@ -96,13 +95,10 @@ def _fixes(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> 
 
 
 def _grid(grid: Grid, scene: Scene, several: str) -> blocks.Table:
-    rows = [
-        (blocks.Entry(attention), *(blocks.from_mark(one) for one in marks))
-        for attention, marks in zip(grid.attentions, grid.marks, strict=True)
-    ]
     label = f", {scene.emulated}" if scene.emulated else f", on {scene.device}"
     title = f"{grid.padding.capitalize()} padding{label}{several}"
-    return blocks.Table(title, blocks.columns("attention", *grid.trainers), tuple(rows))
+    rows = list(zip(grid.attentions, grid.marks, strict=True))
+    return blocks.table(title, ("attention", *grid.trainers), rows, lambda row: (row[0], *row[1]))
 
 
 def _costs(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> Iterable[blocks.Block]:
@@ -173,25 +169,19 @@ def _unfinished(report: Report, limits: blocks.Limits) -> Iterable[blocks.Block]
         yield _skipped(report.skipped, limits)
 
 
-def _setback(report: Report, pair: tuple[PooledCell, Record]) -> tuple[blocks.Entry, ...]:
+def _setback(report: Report, pair: tuple[PooledCell, Record]) -> Iterable[blocks.Cell]:
     one, setback = pair
-    return (
-        blocks.Entry(name(one, report.varying)),
-        blocks.Entry(str(setback.round), "plain", float(setback.round)),
-        blocks.Entry(" ".join(filter(None, (setback.status, setback.signal))), "broken"),
-        blocks.Entry(setback.reason or ""),
-    )
+    yield name(one, report.varying)
+    yield blocks.Entry(str(setback.round), "plain", float(setback.round))
+    yield blocks.Entry(" ".join(filter(None, (setback.status, setback.signal))), "broken")
+    yield setback.reason or ""
 
 
 def _skipped(skipped: Sequence[PooledCell], limits: blocks.Limits) -> blocks.Block:
     reasons = Counter(one.reason or "no reason given" for one in skipped)
-    return blocks.table(
-        "Left out: these cells cannot exist here",
-        blocks.columns("reason", "cells", numbers=["cells"]),
-        list(reasons.items()),
-        lambda pair: (blocks.Entry(pair[0]), blocks.Entry(str(pair[1]), "plain", float(pair[1]))),
-        limits,
-    )
+    heads = blocks.columns("reason", "cells", numbers=["cells"])
+    rows = [(reason, blocks.Entry(str(number), "plain", float(number))) for reason, number in reasons.items()]
+    return blocks.table("Left out: these cells cannot exist here", heads, rows, iter, limits)
 
 
 def _environment(report: Report) -> Iterable[blocks.Block]:
@@ -220,45 +210,36 @@ MOST_PANELS = 3
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture of a report; which of `table`, `panel`, `result` it is drawn from depends on its kind."""
+    """One picture of a report; `subject` is what it is drawn from: a table, a panel, a result, the report."""
 
     kind: Literal["time", "losses", "spread", "padding", "releases"]
     scene: int
     panel_number: int
     title: str
     alt: str
-    table: CostTable | None = None
-    panel: Panel | None = None
-    result: PooledCell | None = None
+    subject: Any
 
     @property
     def name(self) -> str:
         """Its key and the stem of its files."""
         return "releases" if self.kind == "releases" else f"{self.kind}-{self.scene + 1}-{self.panel_number + 1}"
 
-    @property
-    def block(self) -> blocks.Picture:
-        """Its place in a section."""
-        return blocks.Picture(self.name, self.alt)
-
-
-def gallery(report: Report) -> list[Shown]:
-    """List the pictures of a report, in the order of the report."""
-    return [*_releases(report), *_by_panel(report)]
-
 
 def _placed(shown: Iterable[Shown], kind: str, scene: int, panel: int = 0) -> list[blocks.Picture]:
     """Pick the pictures of one place."""
-    return [one.block for one in shown if (one.kind, one.scene, one.panel_number) == (kind, scene, panel)]
+    return [
+        blocks.Picture(one.name, one.alt)
+        for one in shown
+        if (one.kind, one.scene, one.panel_number) == (kind, scene, panel)
+    ]
 
 
-def _releases(report: Report) -> Iterable[Shown]:
+def gallery(report: Report) -> Iterator[Shown]:
+    """The pictures of a report, in the order of the report."""
     if 1 < len(report.scenes) <= 40:
         alt = f"Map of {len(report.scenes)} settings by attention mode: which come out right, NaN or wrong."
-        yield Shown("releases", 0, 0, "", alt)
-
-
-def _by_panel(report: Report) -> Iterable[Shown]:
+        title = "standard trainer, left padding: ✓ right  ≈ loss moved  ✗ NaN or wrong  ! broke"
+        yield Shown("releases", 0, 0, title, alt, report)
     for number, scene in enumerate(report.scenes[:MOST_SCENES]):
         for place, panel in enumerate(scene.panels[:MOST_PANELS]):
             timed = next((table for table in panel.costs if any(row.eval_step for row in table.rows)), None)
@@ -266,22 +247,22 @@ def _by_panel(report: Report) -> Iterable[Shown]:
                 on = " and ".join(timed.timed_on) + (" without emulation" if timed.emulated else "")
                 title = f"{panel.label}, {timed.padding} padding, timed on {on}"
                 alt = f"Evaluation step of {count(len(timed.rows), 'cell')} with intervals: {title}."
-                yield Shown("time", number, place, title, alt, table=timed)
+                yield Shown("time", number, place, title, alt, timed)
             label = scene.emulated or f"on {scene.device}"
             if place == 0 and any(one.measured and one.measured.eval_losses for one in panel.results):
                 title = f"{panel.label}, {label}"
                 alt = f"Training and evaluation losses, the first NaN marked: {title}."
-                yield Shown("losses", number, place, title, alt, panel=panel)
+                yield Shown("losses", number, place, title, alt, panel)
             sick = next(
                 (one for one in panel.results if one.measured and any(map(any, one.measured.nonfinite_rows))), None
             )
             if place == 0 and sick is not None:
                 title = f"{name(sick)}, {panel.label}, {label}"
                 alt = f"Layer by position: how many sequences of the first bad batch are not finite, {title}."
-                yield Shown("spread", number, place, title, alt, result=sick)
+                yield Shown("spread", number, place, title, alt, sick)
         compared = [one for one in scene.results if one.measured and one.measured.by_position]
         # The first that varies, if one does.
         for one in sorted(compared, key=lambda one: not one.varies)[:1]:
             title = f"{name(one)}, {one.cell.model}, {one.cell.dtype}, {scene.emulated or f'on {scene.device}'}"
             alt = f"Position by position: how far padded batches are from each sequence alone, {title}."
-            yield Shown("padding", number, 0, title, alt, result=one)
+            yield Shown("padding", number, 0, title, alt, one)

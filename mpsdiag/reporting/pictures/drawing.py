@@ -79,11 +79,13 @@ def draw(make: Callable[[Theme], Figure]) -> Svg:
     return Svg(light=_svg(make, LIGHT), dark=_svg(make, DARK))
 
 
-def figure(theme: Theme, width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
-    """Make a figure without pyplot's global state; sizes in inches."""
+def figure(theme: Theme, title: str, width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
+    """Make a figure with a title, without pyplot's global state; sizes in inches."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), facecolor=theme.page, layout="constrained")
+    if title:
+        made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made, made.subplots(**subplots)
 
 

@@ -21,7 +21,7 @@ def status_map(
     """Draw a table of marks as coloured fields, each with its symbol: release x defect, release x attention."""
     from matplotlib.patches import Rectangle
 
-    made, axes = figure(theme, 2.0 + 0.5 * max(len(columns), 10), 1.3 + 0.3 * len(rows))
+    made, axes = figure(theme, title, 2.0 + 0.5 * max(len(columns), 10), 1.3 + 0.3 * len(rows))
     for down, line in enumerate(marks):
         for across, one in enumerate(line):
             colour = theme.tones[one.tone]
@@ -46,11 +46,10 @@ def status_map(
     axes.xaxis.tick_top()
     axes.tick_params(length=0, colors=theme.text)
     axes.spines[:].set_visible(False)
-    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made
 
 
-def map_of_releases(report: Report, theme: Theme) -> Figure:
+def map_of_releases(report: Report, title: str, theme: Theme) -> Figure:
     """Draw which attention modes come out right in which scene, with the standard trainer and left padding."""
     results = [one for scene in report.scenes for one in scene.results]
     columns = attention_modes(one.pair[0] for one in results if (one.pair[1], one.side) == ("standard", "left"))
@@ -58,7 +57,7 @@ def map_of_releases(report: Report, theme: Theme) -> Figure:
         rows=[_short(scene) for scene in report.scenes],
         columns=columns,
         marks=[[mark(_cells(scene, word)) for word in columns] for scene in report.scenes],
-        title="standard trainer, left padding: ✓ right  ≈ loss moved  ✗ NaN or wrong  ! broke",
+        title=title,
         theme=theme,
     )
 
@@ -88,7 +87,7 @@ def spread_of(result: PooledCell, title: str, theme: Theme) -> Figure:
     rows = result.measured.nonfinite_rows if result.measured else []
     width = max(map(len, rows), default=1)
     counts = [list(row) + [0] * (width - len(row)) for row in rows]
-    made, axes = figure(theme, 6.6, 1.5 + 0.3 * len(counts))
+    made, axes = figure(theme, title, 6.6, 1.5 + 0.3 * len(counts))
     shades = LinearSegmentedColormap.from_list("spread", theme.heat)
     top = max((value for row in counts for value in row), default=1)
     # One image: 512 positions as rectangles are megabytes of SVG, with seams between them.
@@ -104,5 +103,4 @@ def spread_of(result: PooledCell, title: str, theme: Theme) -> Figure:
     bar.set_label("non-finite\nsequences", color=theme.text, fontsize=8)
     bar.ax.tick_params(colors=theme.text, length=0)
     bar.outline.set_visible(False)
-    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.benching.journal.pooling import PooledCell
-from mpsdiag.reporting.layout.sections import Shown, gallery
+from mpsdiag.reporting.layout.sections import gallery
 from mpsdiag.reporting.pictures.drawing import Svg, Theme, draw, figure, label
 from mpsdiag.reporting.pictures.maps import map_of_releases, spread_of
 from mpsdiag.reporting.story.ranking import CostRow, CostTable
@@ -30,25 +31,13 @@ _MARKERS = "os^Dv*"
 
 def pictures(report: Report) -> dict[str, Svg]:
     """Draw every picture that the report has a place for."""
-    return {shown.name: draw(_maker(shown, report)) for shown in gallery(report)}
-
-
-def _maker(shown: Shown, report: Report) -> Any:
-    if shown.kind == "time" and shown.table is not None:
-        return lambda theme: times(shown.table, shown.title, theme)
-    if shown.kind == "losses" and shown.panel is not None:
-        return lambda theme: losses(shown.panel, shown.title, theme)
-    if shown.kind == "spread" and shown.result is not None:
-        return lambda theme: spread_of(shown.result, shown.title, theme)
-    if shown.kind == "padding" and shown.result is not None:
-        return lambda theme: error_by_position(shown.result, shown.title, theme)
-    return lambda theme: map_of_releases(report, theme)
+    return {one.name: draw(partial(_DRAWN[one.kind], one.subject, one.title)) for one in gallery(report)}
 
 
 def times(table: CostTable, title: str, theme: Theme) -> Figure:
     """Draw the evaluation step of each cell with its interval; cells that are not right stand hollow at the edge."""
     rows = [row for row in table.rows if _step(row)][:MOST_ROWS]
-    made, axes = figure(theme, 6.6, 1.1 + 0.26 * len(rows))
+    made, axes = figure(theme, title, 6.6, 1.1 + 0.26 * len(rows))
     unit, scale = next(
         ((unit, scale) for unit, scale in _UNITS if max(_step(row) for row in rows) >= scale), _UNITS[-1]
     )
@@ -77,7 +66,6 @@ def times(table: CostTable, title: str, theme: Theme) -> Figure:
     axes.grid(axis="x", lw=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
-    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made
 
 
@@ -114,12 +102,11 @@ def losses(panel: Panel, title: str, theme: Theme) -> Figure:
 
     Cells with the same course share a line.
     """
-    made, (left, right) = figure(theme, 6.6, 4.6, nrows=2)
+    made, (left, right) = figure(theme, title, 6.6, 4.6, nrows=2)
     _courses(left, _group(panel.results, "train_losses"), theme)
     _courses(right, _group(panel.results, "eval_losses"), theme)
     left.set_title("training loss, by step")
     right.set_title("evaluation loss, by batch")
-    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made
 
 
@@ -185,7 +172,7 @@ def error_by_position(result: PooledCell, title: str, theme: Theme) -> Figure:
     allowed = 0.0 if compared is None else min(one.allowed for one in compared.arrangements)
     finite = [value for values in found.values() for value in values if math.isfinite(value) and value > 0]
     low, high = min([*finite, allowed or 1.0]) / 2, max([*finite, allowed or 1.0]) * 3
-    made, axes = figure(theme, 6.6, 3.0)
+    made, axes = figure(theme, title, 6.6, 3.0)
     for number, (arrangement, errors) in enumerate(found.items()):
         width = len(errors) // MOST_POSITIONS + 1
         drawn = [max(errors[start : start + width]) for start in range(0, len(errors), width)]
@@ -207,7 +194,6 @@ def error_by_position(result: PooledCell, title: str, theme: Theme) -> Figure:
     axes.grid(lw=0.6)
     axes.tick_params(which="both", length=0)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=theme.text)
-    made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made
 
 
@@ -216,3 +202,12 @@ def _who(cells: Sequence[PooledCell]) -> str:
     names = [f"{one.title}, {one.side}" for one in cells]
     text = label(names[0], 40)
     return text if len(names) == 1 else f"{text}\nand {len(names) - 1} more"
+
+
+_DRAWN: dict[str, Callable[[Any, str, Theme], Figure]] = {
+    "time": times,
+    "losses": losses,
+    "spread": spread_of,
+    "padding": error_by_position,
+    "releases": map_of_releases,
+}
