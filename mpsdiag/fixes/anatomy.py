@@ -63,6 +63,11 @@ def set_attention(config: Any) -> str | None:
     return getattr(config, "_attn_implementation", None)
 
 
+def runs_eager(model: nn.Module) -> bool:
+    """Whether transformers' eager attention is set in a model or a part of it."""
+    return any(set_attention(config) == "eager" for _, config in configs_in_use(model))
+
+
 def mark_of(module: nn.Module) -> str | None:
     """The mode a module has under the name "sdpa", if it was given one."""
     return getattr(module, MARK, None)

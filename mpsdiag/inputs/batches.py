@@ -15,6 +15,8 @@ from mpsdiag.inputs.nonfinite import IGNORED_LABEL
 from mpsdiag.inputs.texts import encode
 
 Row = dict[str, Any]
+POOLED_BY: Final = "mpsdiag_pooling"
+"""Where a model of a sentence-transformers folder keeps the ways it is pooled."""
 _MASKED_OF: Final = 6
 """Of so many tokens of a text one is masked and predicted."""
 _TEMPERATURE: Final = 1.0
@@ -129,14 +131,33 @@ def _tag_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: 
 
 
 def _pooling_weights(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
-    """What part of an embedding each position is: in a decoder its last real token, in an encoder the mean of all."""
+    """What part of an embedding each position is, as its folder says, or the last token of a decoder, else the mean.
+
+    Of several ways (sequences, positions, ways). Where the largest value counts, the weight is -1.
+    """
     del given, tokenizer
     real = batch["attention_mask"]
-    if sees_both_ways(model.config):
-        batch["labels"] = real / real.sum(-1, keepdim=True).clamp(min=1)
-    else:
-        last = real.shape[1] - 1 - real.flip(-1).argmax(-1)
-        batch["labels"] = functional.one_hot(last, real.shape[1]).float()
+    ways = getattr(model, POOLED_BY, None) or ["mean" if sees_both_ways(model.config) else "lasttoken"]
+    weights = [_POOLING_WEIGHTS[way](real) for way in ways]
+    batch["labels"] = weights[0] if len(weights) == 1 else torch.stack(weights, -1)
+
+
+def _only(real: Tensor, position: Tensor) -> Tensor:
+    return functional.one_hot(position, real.shape[1]).float()
+
+
+def _shares(weights: Tensor) -> Tensor:
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1)
+
+
+_POOLING_WEIGHTS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "cls": lambda real: _only(real, real.argmax(-1)),
+    "lasttoken": lambda real: _only(real, real.shape[1] - 1 - real.flip(-1).argmax(-1)),
+    "mean": _shares,
+    "mean_sqrt_len_tokens": lambda real: real / real.sum(-1, keepdim=True).clamp(min=1).sqrt(),
+    "weightedmean": lambda real: _shares(real.cumsum(-1) * real),
+    "max": lambda real: -real.float(),
+}
 
 
 def sees_both_ways(config: Any) -> bool:
@@ -165,9 +186,15 @@ LABELS: Final[dict[str, Callable[[dict[str, Any], list[Any], Any, Any], None]]] 
 
 def pooled(hidden: Tensor, weights: Tensor) -> Tensor:
     """Embeddings of length one, (sequences, features), from hidden states and the labels of feature extraction."""
-    # A product would spread NaN from positions of weight zero.
-    kept = hidden.masked_fill((weights == 0).unsqueeze(-1), 0.0)
-    return functional.normalize((kept * weights.unsqueeze(-1).to(hidden.dtype)).sum(1), dim=-1)
+    parts = []
+    for column in weights.reshape(*hidden.shape[:2], -1).unbind(-1):
+        unused = (column == 0).unsqueeze(-1)
+        if bool((column < 0).any()):
+            parts.append(hidden.masked_fill(unused, torch.finfo(hidden.dtype).min).amax(1))
+        else:
+            # A product would spread NaN from positions of weight zero.
+            parts.append((hidden.masked_fill(unused, 0.0) * column.unsqueeze(-1).to(hidden.dtype)).sum(1))
+    return functional.normalize(torch.cat(parts, -1), dim=-1)
 
 
 def contrastive_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:

@@ -9,9 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpsdiag.errors import BadInput, one_of
+from mpsdiag.inputs.batches import POOLED_BY
 from mpsdiag.inputs.builtin import MAX_POSITIONS, builtin_config
 from mpsdiag.inputs.load_problems import described, require_sizes
-from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable, transformer_folder
+from mpsdiag.inputs.names import (
+    classify,
+    explain_missing,
+    is_builtin_model,
+    offline_if_unreachable,
+    pooling_of,
+    transformer_folder,
+)
 from mpsdiag.inputs.nonfinite import keep_unread_nonfinite
 from mpsdiag.inputs.tasks import Task, task_of
 from mpsdiag.quiet import held_back
@@ -74,6 +82,7 @@ def build_model(
         on_hub = classify("model", name) == "hub"
         with offline_if_unreachable() if on_hub else contextlib.nullcontext():
             model = _load(name, task, seed, torch_dtype, at_load, vocab_size, from_config, trust_remote_code)
+        setattr(model, POOLED_BY, pooling_of(name))
     if getattr(model, "loss_type", "") is None and type(model).__name__.endswith("LMHeadModel"):
         # Of some class names (GPT-2's among them) transformers cannot read the loss; it warns, and takes this one.
         model.loss_type = "ForCausalLM"

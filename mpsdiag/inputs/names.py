@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from mpsdiag.errors import BadInput, nearest, path_problem
+from mpsdiag.errors import BadInput, first_line, nearest, one_of, path_problem
 from mpsdiag.inputs.load_problems import described, known_problem
-from mpsdiag.serialization import require_files
+from mpsdiag.serialization import read_file, require_files
 from mpsdiag.words import BUILTIN_DATASET, BUILTIN_MODELS
 
 NameKind = Literal["builtin", "local", "hub"]
@@ -35,6 +35,19 @@ _FLAGS: Final = (
     ("datasets.config", "HF_HUB_OFFLINE"),
     ("transformers.utils.hub", "_is_offline_mode"),
 )
+
+
+POOLING: Final = ("cls", "mean", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean")
+"""The ways of sentence-transformers to make one embedding of those of the tokens."""
+# Its older releases have a switch for each, and put the embeddings of several one after the other, in this order.
+_OLDER_POOLING: Final = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 
 
 def is_builtin_model(name: str) -> bool:
@@ -131,11 +144,35 @@ def offline_if_unreachable() -> Iterator[None]:
 def transformer_folder(name: str) -> str:
     """The folder of the model inside a sentence-transformers folder, whose parts `modules.json` lists; or the name."""
     folder = Path(name).expanduser()
-    file = folder / "modules.json"
-    if not file.is_file() or (folder / "config.json").is_file():
+    if (folder / "config.json").is_file():
         return name
+    parts = _parts(folder)
+    return str(folder / parts[0]["path"]) if parts else name
+
+
+def pooling_of(name: str) -> tuple[str, ...]:
+    """How a sentence-transformers folder makes one embedding of those of the tokens; empty where it does not say.
+
+    Raises:
+        BadInput: The settings of its pooling cannot be read, or name a way that is not known.
+    """
+    folder = Path(name).expanduser()
+    part = next((part["path"] for part in _parts(folder) if str(part.get("type")).endswith("Pooling")), None)
+    if part is None:
+        return ()
+    file = folder / part / "config.json"
     try:
-        first = json.loads(file.read_text(encoding="utf-8"))[0]["path"]
+        settings = json.loads(read_file(file))
+        named = settings.get("pooling_mode") or [way for key, way in _OLDER_POOLING.items() if settings.get(key)]
+    except (OSError, ValueError, AttributeError) as problem:
+        raise BadInput(f"Cannot read the pooling of '{name}' from {file}: {first_line(problem)}.") from problem
+    return tuple(one_of("pooling mode", str(way), POOLING) for way in ([named] if isinstance(named, str) else named))
+
+
+def _parts(folder: Path) -> list[dict[str, Any]]:
+    """The parts of a sentence-transformers folder that lie in it, in their order; none if it is another folder."""
+    try:
+        listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return [part for part in listed if ".." not in Path(part["path"]).parts]
     except (OSError, ValueError, LookupError, TypeError):
-        return name
-    return str(folder / first) if isinstance(first, str) and ".." not in Path(first).parts else name
+        return []

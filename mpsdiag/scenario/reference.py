@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import apply
+from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.models import attention_for
 from mpsdiag.inputs.tasks import ALL_TASKS, Task
@@ -59,7 +60,7 @@ def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any, ta
         stock = cpu_copy(model)
         losses = [stock_loss(stock, on_cpu(batch), trainer) for batch in batches]
         rounded = [_output(stock, batch, task) for batch in batches]
-        with apply(stock, "eager"), WideSoftmax():
+        with apply(stock, "eager"), WideSoftmax(rounded=runs_eager(model)):
             eager = [_output(stock, batch, task) for batch in batches]
         exact = stock.double()
         with WideSoftmax():

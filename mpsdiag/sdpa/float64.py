@@ -62,7 +62,14 @@ class WideSoftmax(TorchFunctionMode):
     Eager attention of transformers takes the softmax in float32. There the mask's `finfo(float64).min` is minus
     infinity, and a fully masked row is NaN, so the reference of a left-padded batch would be. Some models add such a
     mask twice, which float64 does not hold either.
+
+    Args:
+        rounded: Let a softmax that asks for float32 have it, as the error of that eager attention needs it.
     """
+
+    def __init__(self, *, rounded: bool = False) -> None:
+        super().__init__()
+        self._dtype = torch.float32 if rounded else torch.float64
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -72,7 +79,7 @@ class WideSoftmax(TorchFunctionMode):
         if getattr(func, "__name__", "") == "softmax":
             scores = args[0] if args else kwargs.pop("input")
             if scores.dtype == torch.float64:
-                scores = scores.clamp(min=torch.finfo(torch.float64).min)
-                kwargs |= {"dtype": torch.float64} if kwargs.get("dtype") == torch.float32 else {}
+                scores = scores.clamp(min=torch.finfo(self._dtype).min)
+                kwargs |= {"dtype": self._dtype} if kwargs.get("dtype") == torch.float32 else {}
             args = (scores, *args[1:])
         return func(*args, **kwargs)

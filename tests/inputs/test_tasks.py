@@ -1,5 +1,6 @@
 """What a model is for decides its class, its batches, its labels and what of its output counts."""
 
+import importlib
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from mpsdiag import emulate_mps
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.batches import pooled, sees_both_ways
+from mpsdiag.inputs.batches import LABELS, pooled, sees_both_ways
 from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.inputs.models import build_model, model_notes, uses_sdpa
 from mpsdiag.inputs.names import transformer_folder
@@ -147,6 +148,83 @@ def test_the_embedding_of_a_decoder_is_its_last_token_and_of_an_encoder_the_mean
         torch.testing.assert_close(
             pooled(hidden, weights), functional.normalize(expected(hidden, batch["attention_mask"]), dim=-1)
         )
+
+
+HIDDEN = torch.tensor([[[9.0, 9.0], [1.0, -4.0], [3.0, -1.0]], [[2.0, 0.0], [5.0, -3.0], [1.0, 8.0]]])
+REAL = torch.tensor([[0, 1, 1], [1, 1, 1]])
+POOLED = {
+    "cls": [[1, -4], [2, 0]],
+    "lasttoken": [[3, -1], [1, 8]],
+    "max": [[3, -1], [5, 8]],
+    "mean": [[2, -2.5], [8 / 3, 5 / 3]],
+    "mean_sqrt_len_tokens": [[4 / 2**0.5, -5 / 2**0.5], [8 / 3**0.5, 5 / 3**0.5]],
+    "weightedmean": [[7 / 3, -2], [15 / 6, 3]],
+}
+
+
+def embedder_folder(folder, pooling):
+    build_model("tiny-embedder", max_positions=64).save_pretrained(folder)
+    byte_tokenizer("left").save_pretrained(folder)
+    parts = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(parts))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(pooling if isinstance(pooling, str) else json.dumps(pooling))
+    return str(folder)
+
+
+@pytest.mark.parametrize("ways", [*((way,) for way in POOLED), ("max", "mean")])
+def test_an_embedding_is_pooled_as_its_folder_says(tmp_path, ways):
+    older = {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True, "pooling_mode_cls_token": False}
+    settings = older if len(ways) == 2 else {"pooling_mode": ways[0]}
+    model = build_model(embedder_folder(tmp_path, settings), from_config=False)
+    batch = {"attention_mask": REAL}
+    LABELS["feature-extraction"](batch, [], None, model)
+    expected = torch.cat([torch.tensor(POOLED[way], dtype=torch.float32) for way in ways], -1)
+    torch.testing.assert_close(pooled(HIDDEN, batch["labels"]), functional.normalize(expected, dim=-1))
+
+
+@pytest.mark.parametrize("ways", [*POOLED, ("max", "mean"), ("lasttoken", "weightedmean", "cls")])
+def test_a_folder_of_sentence_transformers_gives_the_embeddings_that_it_gives(tmp_path, ways):
+    st = pytest.importorskip("sentence_transformers")
+    modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
+    build_model("tiny-embedder", max_positions=64).save_pretrained(tmp_path)
+    byte_tokenizer("left").save_pretrained(tmp_path)
+    transformer = modules.Transformer(str(tmp_path))
+    transformer.processor = byte_tokenizer("left")
+    parts = [transformer, modules.Pooling(64, pooling_mode=ways), modules.Normalize()]
+    whole = st.SentenceTransformer(modules=parts, device="cpu")
+    whole.save(str(tmp_path / "saved"), create_model_card=False)
+    model = build_model(str(tmp_path / "saved"), from_config=False)
+    batch = batch_of(ALL_TASKS["feature-extraction"], model)
+    weights = batch.pop("labels")
+    with torch.no_grad():
+        mine = pooled(model(**batch).last_hidden_state, weights)
+    torch.testing.assert_close(mine, torch.tensor(whole.encode(TEXTS)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "sentence"),
+    [
+        ("{", "Cannot read the pooling of"),
+        ("[1]", "Cannot read the pooling of"),
+        ({"pooling_mode": "men"}, "Did you mean 'mean'"),
+        ({"pooling_mode": [3]}, "pooling mode '3'"),
+    ],
+)
+def test_a_pooling_that_cannot_be_read_is_one_sentence(tmp_path, pooling, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        build_model(embedder_folder(tmp_path, pooling), from_config=False)
+
+
+@pytest.mark.parametrize("pooling", ["max", "cls"])
+def test_an_embedder_of_another_pooling_is_right_on_the_cpu(tmp_path, pooling):
+    folder = embedder_folder(tmp_path, {"pooling_mode": pooling})
+    model = build_model(folder, from_config=False)
+    task = ALL_TASKS["feature-extraction"]
+    _, loss = run(task, model, batch_of(task, model))
+    _, last = run(task, build_model("tiny-embedder", max_positions=64), batch_of(task, build_model("tiny-embedder")))
+    assert torch.isfinite(loss)
+    assert float(loss) != float(last)
 
 
 def test_an_embedding_is_finite_where_padding_is_not():

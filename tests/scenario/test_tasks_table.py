@@ -56,6 +56,14 @@ def test_in_float64_a_left_padded_model_is_compared_all_the_same():
     assert found.bound > 0
 
 
+def test_in_float64_eager_attention_is_right_for_its_softmax_is_in_float32():
+    found = run("tiny-llama", dtype="float64", attn_implementation="eager", padding_side="right")
+    assert (found.status, found.exact) == ("ok", True)
+    assert found.bound < 1e-6
+    stock = run("tiny-llama", dtype="float64", padding_side="right")
+    assert stock.bound < 1e-14  # Nothing but that softmax makes it wider.
+
+
 def test_a_key_of_a_journal_does_not_change_with_the_default_task():
     versions = {"torch": "2.8", "transformers": "5.0"}
     plain = Scenario(model="tiny-llama")

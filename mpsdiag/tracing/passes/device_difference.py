@@ -21,6 +21,7 @@ from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.fixes import apply
+from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers
 from mpsdiag.sdpa.bound import allowed_error, largest_error
@@ -110,11 +111,13 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDiffe
     mine, given_to_all = _hidden(model, batch), flat(batch)
     names = {module: name for name, module in model.named_modules()}
     numbers = numbered_layers(model)
-    with suspended(), torch.no_grad(), WideSoftmax():
+    with suspended(), torch.no_grad():
         twin = copy_to_cpu(model)
-        eager = _with_attention(twin, "eager", mapped(dict(batch), moved))
+        with WideSoftmax(rounded=runs_eager(model)):
+            eager = _with_attention(twin, "eager", mapped(dict(batch), moved))
         wide = mapped(dict(batch), partial(moved, dtype=torch.float64))
-        exact = _with_attention(twin.double(), "sdpa", wide)
+        with WideSoftmax():
+            exact = _with_attention(twin.double(), "sdpa", wide)
     found = []
     for (module, device), (_, rounded), (_, right) in zip(mine, eager, exact, strict=False):
         rows = real_positions(model, "decoder" if module is None else names[module], given_to_all)

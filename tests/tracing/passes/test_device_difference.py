@@ -93,6 +93,14 @@ def bloom():
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
+def test_eager_attention_in_float64_is_not_wrong_for_its_softmax_in_float32(batch_of):
+    model = build_model("tiny-llama", dtype="float64", attention="eager")
+    with torch.no_grad():
+        found = device_difference._differences(model, batch_of((0, 0), labels=False))
+    assert found[-1].distance > 0
+    assert not any(difference.wrong for difference in found)
+
+
 @pytest.mark.parametrize("make", [bloom, lambda: build_model("tiny-llama", dtype="float64")])
 def test_a_left_padded_model_is_compared_where_float64_eager_has_fully_masked_rows(make, batch_of, caplog):
     """Without SDPA the reference is eager in float64, whose softmax in float32 makes such rows NaN."""
