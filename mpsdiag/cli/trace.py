@@ -11,7 +11,7 @@ from mpsdiag.cli import options, output
 from mpsdiag.cli.help_page import MODES
 from mpsdiag.cli.notes import note_without_effect
 from mpsdiag.cli.options import count, what
-from mpsdiag.words import DEFAULT_MODEL, MOST
+from mpsdiag.words import DEFAULT_MODEL
 
 # What only a data set is read with.
 DATA = ("dataset", "padding_side", "max_length", "batch_size", "eval_max_batches", "pad_to_multiple_of")
@@ -30,7 +30,7 @@ def trace(
     train: Annotated[bool, what("--train", "Trace training steps: forward, backward, optimizer.")] = False,
     max_steps: Annotated[int | None, count("--max-steps", "Training steps. [10]")] = None,
     learning_rate: Annotated[
-        float | None, what("--learning-rate", "Of the training steps. [5e-5]", min=0.0, max=MOST)
+        float | None, what("--learning-rate", "Of the training steps. [5e-5]", min=0.0, max=1e30)
     ] = None,
     padding_side: options.PaddingSide = "left",
     attn_implementation: Annotated[

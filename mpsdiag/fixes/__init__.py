@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpsdiag.fixes.handle import Handle
-    from mpsdiag.fixes.model import apply
+    from mpsdiag.fixes.model import apply, put_in_place
     from mpsdiag.fixes.modes import MODES, Mode
     from mpsdiag.fixes.process import install
 
-__all__ = ["MODES", "Handle", "Mode", "apply", "install"]
+__all__ = ["MODES", "Handle", "Mode", "apply", "install", "put_in_place"]
 
-_HOME = {"MODES": "modes", "Mode": "modes", "Handle": "handle", "apply": "model", "install": "process"}
+_HOME = {
+    "MODES": "modes",
+    "Mode": "modes",
+    "Handle": "handle",
+    "apply": "model",
+    "install": "process",
+    "put_in_place": "model",
+}
 
 
 def __getattr__(name: str) -> Any:

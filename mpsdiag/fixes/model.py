@@ -16,6 +16,7 @@ from mpsdiag.fixes.anatomy import among, set_attention
 from mpsdiag.fixes.handle import Handle
 from mpsdiag.fixes.modes import Mode, mode_named
 from mpsdiag.fixes.positions import apply_positions
+from mpsdiag.fixes.process import install
 from mpsdiag.quiet import errors_only
 from mpsdiag.words import POSITIONS
 
@@ -63,6 +64,16 @@ def apply(model: nn.Module, name: str) -> Handle:
         for root in roots:
             done.callback(_apply(root, mode))
         return Handle(name, done.pop_all().close)
+
+
+def put_in_place(model: nn.Module, name: str) -> Handle:
+    """`apply`, or `install` where the class of the model chooses its attention when it is made, as Falcon does."""
+    try:
+        return apply(model, name)
+    except BadInput:
+        if name == POSITIONS or not mode_named(name).process_wide:
+            raise
+        return install(name)
 
 
 def _apply(model: Any, mode: Mode) -> Callable[[], None]:

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
+import torch
+from torch.overrides import BaseTorchFunctionMode
+
 from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.environment import version_numbers
 from mpsdiag.inputs.outputs import filtered_mean, mean
@@ -21,6 +24,17 @@ def evaluation_hides_nonfinite() -> bool:
     from transformers import Trainer
 
     return "logging_nan_inf_filter" in inspect.getsource(Trainer.evaluation_loop)
+
+
+@cache
+def compiles_under_a_mode() -> bool:
+    """Whether torch.compile follows Python methods of tensors under a function mode (2.7 and 2.8 lose `split`)."""
+    try:
+        with BaseTorchFunctionMode():
+            torch.compile(lambda tensor: tensor.split(1), backend="eager")(torch.zeros(2))
+    except AttributeError:
+        return False
+    return True
 
 
 def stock_mean(losses: Sequence[float], sizes: Sequence[int]) -> float:

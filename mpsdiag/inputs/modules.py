@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mpsdiag.inputs.outputs import logits_of
@@ -118,3 +120,22 @@ class ModulePath:
             for handle in handles:
                 handle.remove()
             self._path.clear()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the module, or one in it, was given to torch.compile; a hook would be compiled along with it."""
+    return any(
+        hasattr(inner, "_orig_mod")
+        or getattr(inner, "_compiled_call_impl", None) is not None
+        or hasattr(vars(inner).get("forward"), "_torchdynamo_orig_callable")
+        for inner in module.modules()
+    )
+
+
+def uncompiled() -> Any:
+    """Run what was compiled operation by operation; nothing to do where nothing can have been compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: Any = getattr(torch.compiler, "set_stance", None)  # torch 2.6 and later
+    older: Any = sys.modules["torch._dynamo"]
+    return stance("force_eager") if stance else older.config.patch(disable=True)

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.fixes import apply
+from mpsdiag.fixes import apply, put_in_place
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.modules import first_tensor
 from mpsdiag.inputs.outputs import logits_of
@@ -117,12 +118,14 @@ def reference_of(model: nn.Module, examples: Sequence[Example]) -> AloneTruth:
     batches = alone(on_cpu)
     with suspended(), torch.no_grad():
         twin = copy_to_cpu(model)
+        with suppress(BadInput):
+            apply(twin, "sdpa")
         try:
             # Two ways: one of them is sometimes right by luck.
             plain = []
             for way in ("eager", "sdpa"):
-                in_attention(twin, way)
-                plain.append([outputs_of(twin, batch)[0] for batch in batches])
+                with in_attention(twin, way):
+                    plain.append([outputs_of(twin, batch)[0] for batch in batches])
             switch: Any = getattr(twin, "set_experts_implementation", None)
             if switch is not None:  # the grouped product of experts has no float64
                 switch("eager")
@@ -152,12 +155,12 @@ def widen_bound(model: nn.Module, truth: AloneTruth) -> None:
     with suspended(), torch.no_grad():
         twin = copy_to_cpu(model)
         for way, copies, shift in itertools.product(("eager", "sdpa"), range(1, 6), shifts):
-            in_attention(twin, way)
             for example, exact in zip(truth.examples, truth.outputs, strict=True):
                 batch = {name: torch.stack([tensor] * copies) for name, tensor in example.items()}
                 if shift:
                     batch["position_ids"] = with_positions(batch)["position_ids"] + shift
-                outputs = outputs_of(twin, Arrangement("copies", batch, (0,) * copies))
+                with in_attention(twin, way):
+                    outputs = outputs_of(twin, Arrangement("copies", batch, (0,) * copies))
                 pairs = (pair for row in outputs for pair in zip(row, exact, strict=True))
                 found += [largest_error(mine, right) for mine, right in pairs]
     truth.allowed = 2 * max(found)
@@ -169,12 +172,10 @@ def _is_rotary(model: nn.Module) -> bool:
 
 
 def in_attention(model: nn.Module, name: str) -> Any:
-    """Put an attention mode in place for a block; a model whose attention cannot be switched keeps its own."""
+    """Put an attention mode in place for a block; a model that cannot have it keeps its own."""
     try:
-        return apply(model, name)
+        return put_in_place(model, name)
     except BadInput:
-        from contextlib import nullcontext
-
         return nullcontext()
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from mpsdiag import device as devices
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import apply
+from mpsdiag.fixes import put_in_place
 from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task, require_known_tokens
 from mpsdiag.inputs.tasks import Task
 from mpsdiag.inputs.texts import greatest_id, load_texts
@@ -80,7 +80,7 @@ def prepare(scenario: Scenario) -> Iterator[PreparedScenario]:
         )
         longest = fitting_length(model, scenario.max_length)
         train_rows, eval_rows = _rows(scenario, task, model, processor, longest, *texts)
-        stack.enter_context(apply(model, attention_for(model, scenario.attn_implementation)))
+        stack.enter_context(put_in_place(model, attention_for(model, scenario.attn_implementation)))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpsdiag-"))
         prepared = PreparedScenario(scenario, model, task, processor, None, [], [], max_length=longest)
         # The cell is about that trainer: it acts on every device, not only where it is needed.

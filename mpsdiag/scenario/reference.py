@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from mpsdiag.emulation import suspended
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import apply
+from mpsdiag.fixes import apply, install, put_in_place
 from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.models import attention_for
@@ -56,11 +57,11 @@ def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any, ta
         trainer: The Trainer whose losses are to be matched: it knows which tokens the mean is over.
         task: Of the model; it says what is compared, and where.
     """
-    with suspended(), torch.no_grad():
+    with stock_cpu():
         stock = cpu_copy(model)
         losses = [stock_loss(stock, on_cpu(batch), trainer) for batch in batches]
         rounded = [_output(stock, batch, task) for batch in batches]
-        with apply(stock, "eager"), WideSoftmax(rounded=runs_eager(model)):
+        with put_in_place(stock, "eager"), WideSoftmax(rounded=runs_eager(model)):
             eager = [_output(stock, batch, task) for batch in batches]
         exact = stock.double()
         with WideSoftmax():
@@ -91,6 +92,13 @@ def compare(logits: Sequence[Tensor], truth: Reference) -> Distances:
         real=max(_distance(mine, right, real) for mine, right, real in pairs),
         everywhere=max(_distance(mine, right) for mine, right, _ in pairs),
     )
+
+
+@contextmanager
+def stock_cpu() -> Iterator[None]:
+    """Inside this block the CPU computes as it does without an emulation, without an installed mode and gradients."""
+    with suspended(), install("sdpa"), torch.no_grad():
+        yield
 
 
 def stock_loss(model: PreTrainedModel, batch: Batch, trainer: Any) -> float:

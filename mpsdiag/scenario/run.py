@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import __version__ as transformers_version
 
-from mpsdiag.emulation import suspended
 from mpsdiag.findings import Exposure, Invariance
 from mpsdiag.inputs.installed import as_on_mps, stock_mean
 from mpsdiag.inputs.models import attention_for, missing_note, model_notes
@@ -25,7 +24,16 @@ from mpsdiag.scenario.exposure import predict
 from mpsdiag.scenario.gradient_paths import training_notes
 from mpsdiag.scenario.observer import Observer, Sighting
 from mpsdiag.scenario.preparation import PreparedScenario, prepare
-from mpsdiag.scenario.reference import compare, cpu_copy, on_cpu, real_positions, reference, require_output, stock_loss
+from mpsdiag.scenario.reference import (
+    compare,
+    cpu_copy,
+    on_cpu,
+    real_positions,
+    reference,
+    require_output,
+    stock_cpu,
+    stock_loss,
+)
 from mpsdiag.scenario.scenario import FirstNonfinite, Measured, Scenario
 
 
@@ -147,7 +155,7 @@ def _invariance(prepared: PreparedScenario, *, causes: bool) -> Invariance:
 def _first_train_loss_on_cpu(prepared: PreparedScenario) -> float:
     if prepared.scenario.max_steps == 0:
         return math.nan
-    with suspended(), torch.no_grad():
+    with stock_cpu():
         return stock_loss(cpu_copy(prepared.model), on_cpu(prepared.train_batches[0]), prepared.trainer)
 
 

@@ -16,6 +16,8 @@ from transformers import Trainer
 from mpsdiag import emulation
 from mpsdiag.errors import BadInput, first_line, one_of
 from mpsdiag.inputs.cpu_copy import move, to_cpu
+from mpsdiag.inputs.installed import compiles_under_a_mode
+from mpsdiag.inputs.modules import is_compiled, uncompiled
 from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, NonFiniteLogitsError, contains_nan, explain_cause, is_finite
 from mpsdiag.trainers.chunked_loss import CHUNK_BYTES
 from mpsdiag.trainers.cpu_losses import evaluation_losses_on_cpu
@@ -131,7 +133,7 @@ class MPSSafeTrainer(Trainer):
 
     def _mps_safe_step(self, model: nn.Module, inputs: Any, stock: Callable[[nn.Module], Step]) -> Step:
         undo = remember_counts(self)
-        with evaluation_losses_on_cpu(self, self.loss_chunk_bytes), _uncompiled_under_emulation():
+        with evaluation_losses_on_cpu(self, self.loss_chunk_bytes), _uncompiled(model):
             step = stock(model)
         if is_finite(step[0]) and not contains_nan(step[1]):
             return step
@@ -177,10 +179,10 @@ class MPSSafeTrainer(Trainer):
             logger.warning("%s", sentence)
 
 
-def _uncompiled_under_emulation() -> AbstractContextManager[Any]:
-    """Emulated kernels are Python: torch.compile would trace through them, and loses its way with two such modes."""
-    stance: Any = getattr(torch.compiler, "set_stance", None)  # torch 2.6 and later
-    return nullcontext() if stance is None or emulation.active() is None else stance("force_eager")
+def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """Emulated kernels are Python, which torch.compile would trace through; some releases cannot trace our mode."""
+    emulates = emulation.active() is not None
+    return uncompiled() if emulates or (is_compiled(model) and not compiles_under_a_mode()) else nullcontext()
 
 
 class _Tally:

@@ -95,7 +95,7 @@ def test_the_markdown_block(run):
 
 
 def test_training(run):
-    diverging = ("--model", "tiny-gpt2", "--max-steps", 3, "--learning-rate", 1e6)
+    diverging = ("--model", "tiny-gpt2", "--max-steps", 3, "--learning-rate", 1e25)
     code, out, _ = run("--device", "cpu", "--train", *diverging, "--max-length", 32, "--json")
     found = document(out)
     assert code == 1

@@ -186,11 +186,11 @@ def _gemma2() -> Built:
     return Gemma2ForCausalLM(Gemma2Config(**GROUPED, head_dim=8)), batch()
 
 
-def _gptj() -> Built:
-    from transformers import GPTJConfig, GPTJForCausalLM
+def _bloom() -> Built:
+    from transformers import BloomConfig, BloomForCausalLM
 
-    shape = {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4, "n_positions": 64}
-    return GPTJForCausalLM(GPTJConfig(vocab_size=VOCABULARY, **shape, bos_token_id=1, eos_token_id=2)), batch()
+    shape = {"hidden_size": 32, "n_layer": 1, "n_head": 4, "pad_token_id": 0}
+    return BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, **shape, bos_token_id=1, eos_token_id=2)), batch()
 
 
 BUILDERS: dict[str, Callable[[], Built]] = {

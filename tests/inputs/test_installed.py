@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.overrides import BaseTorchFunctionMode
 from transformers import Trainer, masking_utils
 
 from mpsdiag import emulate_mps
 from mpsdiag.emulation import Emulation
-from mpsdiag.inputs.installed import as_on_mps, evaluation_hides_nonfinite, stock_mean
+from mpsdiag.inputs.installed import as_on_mps, compiles_under_a_mode, evaluation_hides_nonfinite, stock_mean
 
 
 class Echo(nn.Module):
@@ -70,3 +71,20 @@ def test_it_is_the_emulation_of_emulate_mps():
         assert torch.equal(ours, attend(query, query, query, mask)) is False  # NaN differs from itself
     assert ours[0, 0, 0].isnan().all()
     assert attend(query, query, query, mask).isfinite().all()
+
+
+def test_a_compiler_that_cannot_follow_a_mode_is_found_out(monkeypatch):
+    """Torch 2.7 and 2.8 write `torch._tensor.split`, which there is not, into what they compile."""
+
+    def broken(function, backend):
+        return lambda tensor: getattr(torch._tensor, "split", None) or torch._tensor.no_such_function
+
+    monkeypatch.setattr(torch, "compile", broken)
+    compiles_under_a_mode.cache_clear()
+    assert not compiles_under_a_mode()
+    monkeypatch.undo()
+    compiles_under_a_mode.cache_clear()
+    compiled = torch.compile(lambda tensor: tensor.split(1), backend="eager")
+    if compiles_under_a_mode():
+        with BaseTorchFunctionMode():
+            assert len(compiled(torch.ones(2))) == 2

@@ -165,7 +165,10 @@ POOLED = {
 def embedder_folder(folder, pooling):
     build_model("tiny-embedder", max_positions=64).save_pretrained(folder)
     byte_tokenizer("left").save_pretrained(folder)
-    parts = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    parts = [
+        {"path": "", "type": "x.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
     (folder / "modules.json").write_text(json.dumps(parts))
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(pooling if isinstance(pooling, str) else json.dumps(pooling))

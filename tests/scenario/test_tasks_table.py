@@ -3,6 +3,8 @@
 import pytest
 import transformers
 
+from mpsdiag import install
+from mpsdiag.fixes.process import installed
 from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.scenario.run import run_scenario
 from mpsdiag.scenario.scenario import Scenario
@@ -79,3 +81,30 @@ def test_a_model_without_sdpa_is_right_and_said_to_have_none(tmp_path):
     assert found.status == "ok"
     assert found.exposure.reach_sdpa is False
     assert any("has eager attention only" in note for note in found.exposure.notes)
+
+
+@pytest.fixture(scope="module")
+def falcon(tmp_path_factory):
+    """A class that chooses its attention when it is made: no mode can be put on one model of it."""
+    folder = tmp_path_factory.mktemp("falcon")
+    config = transformers.FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=259)
+    transformers.FalconForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer("left").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.needs(transformers="5.1")  # Older ones write finite masks for Falcon.
+@pytest.mark.parametrize("mode", ["sdpa", "safe_sdpa", "eager"])
+def test_the_fixes_reach_a_model_without_a_switch(falcon, mode):
+    found = run(falcon, emulate="2.8", emulate_macos=15, attn_implementation=mode)
+    assert (found.status, found.exact) == {"sdpa": ("nan", False), "safe_sdpa": ("ok", True), "eager": ("ok", False)}[
+        mode
+    ]
+    assert found.bound < 1e-5
+    assert installed() == ()
+
+
+def test_the_reference_is_stock_attention_whatever_is_installed():
+    with install("unmask_sdpa"):
+        found = run("tiny-llama", attn_implementation="safe_sdpa")
+    assert found.exact

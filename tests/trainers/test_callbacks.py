@@ -218,7 +218,7 @@ def test_the_weights_are_judged_before_the_optimizer_spoils_them(trainer_of, fil
 
 def test_weights_that_a_step_broke_are_named_in_the_next_one(trainer_of, caplog):
     """The first loss is finite, an infinite learning rate breaks the weights, and the second loss is their doing."""
-    options = {"max_steps": 2, "logging_steps": 2, "learning_rate": 1e38, "lr_scheduler_type": "constant"}
+    options = {"max_steps": 2, "logging_steps": 2, "learning_rate": 1e30, "lr_scheduler_type": "constant"}
     watcher = NonFiniteCallback()
     with caplog.at_level(logging.WARNING, LOGGER):
         trainer_of(Trainer, callbacks=[watcher], options=options).train()

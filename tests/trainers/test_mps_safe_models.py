@@ -141,7 +141,11 @@ def test_the_auxiliary_loss_of_the_experts_is_in_it(arguments):
     assert with_it > MPSSafeTrainer(model=plain, **options).evaluate()["eval_loss"] + 0.1
 
 
-def test_a_compiled_model_is_evaluated_alike(trainer_of, examples):
+@pytest.mark.parametrize("compiles", [None, False])
+def test_a_compiled_model_is_evaluated_alike(trainer_of, examples, monkeypatch, compiles):
+    """Also uncompiled, as where torch.compile cannot follow the mode that sends the losses to the CPU."""
+    if compiles is not None:
+        monkeypatch.setattr("mpsdiag.trainers.mps_safe.compiles_under_a_mode", lambda: compiles)
     options = {"torch_compile": True, "torch_compile_backend": "eager"}
     stock = trainer_of(Trainer, options=options, eval_dataset=examples[:4]).evaluate()["eval_loss"]
     ours = trainer_of(MPSSafeTrainer, options=options, eval_dataset=examples[:4], always=True)

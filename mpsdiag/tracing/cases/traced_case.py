@@ -14,7 +14,7 @@ from torch import nn
 from mpsdiag import device as devices
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
-from mpsdiag.fixes import apply
+from mpsdiag.fixes import put_in_place
 from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task
 from mpsdiag.tracing.cases.recorded_case import About, load_batch, read_case
@@ -103,7 +103,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
         model.to(device)
         # One that was recorded may be a kernel of the hub, which is loaded only where it is asked for.
         if attention is not None and (attention in ATTENTION_MODES or attention == request.attention):
-            stack.enter_context(apply(model, attention_for(model, attention)))
+            stack.enter_context(put_in_place(model, attention_for(model, attention)))
         stack.enter_context(as_on_mps(emulation))
         if about is not None and about.autocast and request.dtype is None:
             kind = devices.kind_of(device)

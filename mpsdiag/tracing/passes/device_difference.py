@@ -23,12 +23,12 @@ from mpsdiag.findings import Advice
 from mpsdiag.fixes import apply
 from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
-from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers
+from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers, uncompiled
 from mpsdiag.sdpa.bound import allowed_error, largest_error
 from mpsdiag.sdpa.float64 import WideSoftmax
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.fast_path import FUSED, uncompiled
+from mpsdiag.tracing.watch.fast_path import FUSED
 from mpsdiag.tracing.watch.flags import forward_hooked
 from mpsdiag.tracing.watch.model_state import device_label, real_positions
 from mpsdiag.tracing.watch.operations import TorchCall, writes_in_place

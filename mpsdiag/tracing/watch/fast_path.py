@@ -7,9 +7,8 @@ function mode is in the way. Its fully masked rows are NaN where those of the sl
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,25 +18,6 @@ from torch.overrides import _get_current_function_mode_stack
 from mpsdiag.tracing.watch.tensors import impurity, tensors_in
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether the module, or one in it, was given to torch.compile; a hook would be compiled along with it."""
-    return any(
-        hasattr(inner, "_orig_mod")
-        or getattr(inner, "_compiled_call_impl", None) is not None
-        or hasattr(vars(inner).get("forward"), "_torchdynamo_orig_callable")
-        for inner in module.modules()
-    )
-
-
-def uncompiled() -> Any:
-    """Run what was compiled operation by operation; nothing to do where nothing can have been compiled."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: Any = getattr(torch.compiler, "set_stance", None)  # torch 2.6 and later
-    older: Any = sys.modules["torch._dynamo"]
-    return stance("force_eager") if stance else older.config.patch(disable=True)
 
 
 Seen = Callable[[nn.Module, dict[str, Any], Any], None]

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.inputs.modules import first_tensor, numbered_layers
-from mpsdiag.tracing.watch.fast_path import FUSED, is_compiled
+from mpsdiag.inputs.modules import first_tensor, is_compiled, numbered_layers
+from mpsdiag.tracing.watch.fast_path import FUSED
 from mpsdiag.tracing.watch.tensors import fresh, judged_in
 
 _HALF = (torch.float16, torch.bfloat16)

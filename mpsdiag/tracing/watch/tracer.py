@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.emulation import reentry
-from mpsdiag.inputs.modules import ModulePath, first_tensor
-from mpsdiag.tracing.watch.fast_path import FusedPaths, uncompiled
+from mpsdiag.inputs.modules import ModulePath, first_tensor, uncompiled
+from mpsdiag.tracing.watch.fast_path import FusedPaths
 from mpsdiag.tracing.watch.operations import TorchCall, has_infinite_scalar, writes_in_place
 from mpsdiag.tracing.watch.origin_search import Operand, Pass, PassEvent, Provenance, Source
 from mpsdiag.tracing.watch.patched_rerun import Patches, made_finite
