@@ -71,7 +71,10 @@ class Bisection:
             releases = tuple(str(one) for one in installer.releases(self.axis, low, high))
         rules = [self.rules.bad_if, self.rules.crash_is, self.rules.timeout]
         predicate = shlex.join(self.predicate) or "kernel and scenario of mpsdiag"
-        basis = [predicate, _files(command), pins, installer.python_version, installer.index, device, rules]
+        # A changed script is another search.
+        paths = [Path(word) for word in command]
+        files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
+        basis = [predicate, files, pins, installer.python_version, installer.index, device, rules]
         search = Search(
             basis=digits(basis),
             listing=listing,
@@ -161,7 +164,8 @@ class PlannedSearch:
         try:
             with environments.using(self.requirements(release)) as built:
                 waited = time.perf_counter() - clock
-                for number in self._ahead(step, found):
+                known = {search.releases.index(one.release): one.outcome for one in found.tries}
+                for number in ahead(len(search.releases), known, step.number, search.find):
                     environments.build_ahead(self.requirements(search.releases[number]))
                 progress(f"{title}: testing")
                 folder = environments.folder / built.name
@@ -173,14 +177,3 @@ class PlannedSearch:
         beside = ", installed against the resolver's advice" if built.overridden else ""
         made.update(vars(trial), reason=trial.reason + beside, build_seconds=waited)
         return Try(**made, environment=built.name, overridden=built.overridden, freeze=built.freeze)
-
-    def _ahead(self, step: Ask, found: Found) -> list[int]:
-        releases = self.search.releases
-        known = {releases.index(one.release): one.outcome for one in found.tries}
-        return ahead(len(releases), known, step.number, self.search.find)
-
-
-def _files(command: Sequence[str]) -> list[str]:
-    """Hashes of the files that a command names: a changed script is another search."""
-    paths = [Path(word) for word in command]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]

@@ -11,15 +11,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from typing_extensions import Self
 
 from mpsdiag.bisect.installer import Impossible, Installer, digits
 from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
 from mpsdiag.release_environment import MARKER, Built, cache_folder, find, read
 from mpsdiag.serialization import dumps, write_atomically
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 CELLS_NEED = ("packaging", "psutil", "pydantic")
 """What a cell of `bench` imports beside torch, transformers and what they require."""

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from mpsdiag.bisect.found import Found
 from mpsdiag.bisect.search import Bracket
 from mpsdiag.bisect.tries import Try
 from mpsdiag.errors import BadInput
-from mpsdiag.reporting.layout.blocks import (
-    Cell,
-    Document,
-    Entry,
-    Facts,
-    Fold,
-    Log,
-    Prose,
-    Section,
-    Table,
-    columns,
-    table,
-)
+from mpsdiag.reporting.layout.blocks import Cell, Entry, Facts, Fold, Log, Part, Prose, Table, columns, document, table
 from mpsdiag.reporting.story import figures
 from mpsdiag.reporting.story.marks import Tone
 from mpsdiag.serialization import dumps
@@ -34,7 +23,7 @@ def text_of(found: Found, form: str, *, width: int = 100, color: bool = False) -
     if form == "json":
         return dumps(found.document(), indent=2)
     word = "not_affected" if isinstance(found.decision, Bracket) else "undecided"
-    made = Document("mpsdiag bisect", found.sentence, word, tuple(sections(found)))
+    made = document("mpsdiag bisect", found.sentence, word, _parts(found))
     if form == "markdown":
         from mpsdiag.reporting.formats.markdown import write
 
@@ -50,17 +39,13 @@ def text_of(found: Found, form: str, *, width: int = 100, color: bool = False) -
     raise BadInput(f"A bisect has no format '{form}'. Choose from: terminal, markdown, html, json.")
 
 
-def sections(found: Found) -> list[Section]:
+def _parts(found: Found) -> Iterator[Part]:
     """What to do, every try in the order of the releases, and how it was searched."""
-    parts = [
-        Section("tries", "Tries", (_table(found), *_logs(found))),
-        Section("search", "How it was searched", (_facts(found),)),
-    ]
     if found.bracket is not None and found.pip is not None:
         link = f"What changed upstream: {found.compare}" if found.compare else "Nightly builds have no tag upstream."
-        answer = (Log("The release to install", found.pip), Prose(link), Prose(_beside(found)))
-        parts.insert(0, Section("answer", "Answer", answer))
-    return parts
+        yield "answer", "Answer", (Log("The release to install", found.pip), Prose(link), Prose(_beside(found)))
+    yield "tries", "Tries", (_table(found), *_logs(found))
+    yield "search", "How it was searched", (_facts(found),)
 
 
 def _table(found: Found) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,7 +131,11 @@ def bench(
         spec = _spec(matrix, given)
         if out is not None and not out.strip():
             raise BadInput("--out is empty. Name a folder, or leave it out for reports/<matrix>.")
-        with _environments(spec), Progress() as progress:
+        with ExitStack() as kept, Progress() as progress:
+            if spec.environments:
+                from mpsdiag.bisect.environments import for_cells
+
+                kept.enter_context(for_cells(spec.environments))
             number = math.prod(len(values) for _, values in spec.axes)
             if number > MANY:
                 progress.note(f"laying out {number:,} combinations of the axes")
@@ -155,7 +159,12 @@ def bench(
             finally:
                 session.close()
         if outcome is None:
-            _list_cells(session, as_json=json)
+            from mpsdiag.benching.plan.listing import as_document, as_text
+
+            if json:
+                output.show_document(as_document(session))
+            else:
+                output.show(as_text(session))
             raise typer.Exit(0)
         whole = _report(session, outcome, as_json=json)
         if interrupts.pressed and not outcome.interrupted:
@@ -172,24 +181,6 @@ def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
     known = {*AXES, *MatrixSpec.model_fields}
     values = {name: value for name, value in given.items() if name in known}
     return changed(MatrixSpec() if matrix is None else load_matrix(matrix, output.say), values)
-
-
-def _environments(spec: MatrixSpec) -> AbstractContextManager[None]:
-    """Keep the environments of other releases that the matrix names ready for its cells."""
-    if not spec.environments:
-        return nullcontext()
-    from mpsdiag.bisect.environments import for_cells
-
-    return for_cells(spec.environments)
-
-
-def _list_cells(session: Session, *, as_json: bool) -> None:
-    from mpsdiag.benching.plan.listing import as_document, as_text
-
-    if as_json:
-        output.show_document(as_document(session))
-    else:
-        output.show(as_text(session))
 
 
 def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any, Final
 
 import typer.core
@@ -76,14 +77,8 @@ def completing(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]
     return lambda incomplete: [word for word in words() if word.startswith(incomplete)]
 
 
-def _probes() -> Iterable[str]:
-    from mpsdiag.probes import CATALOGUE
-
-    return CATALOGUE
-
-
 MODELS = completing(lambda: BUILTIN_MODELS)
 MODES = completing(lambda: ATTENTION_MODES)
 TRAINERS = completing(lambda: TRAINER_VARIANTS)
 SIDES = completing(lambda: PADDING_SIDES)
-PROBES = completing(_probes)
+PROBES = completing(lambda: import_module("mpsdiag.probes").CATALOGUE)

@@ -36,13 +36,9 @@ def with_new_names(command: Any, arguments: list[str]) -> list[str]:
 
 def note_without_effect(context: typer.Context, names: Iterable[str], why: str) -> None:
     """Name those of some options that stand on the command line, and say why they do nothing there."""
-    given = [name for name in names if _is_given(context, name)]
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         has = "has" if len(given) == 1 else "have"
         say(f"note: {words} {has} no effect {why}.")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,48 +66,32 @@ def read_diagnosis(path: Path) -> Diagnosis:
 
 def differences(first: Diagnosis, second: Diagnosis) -> list[Difference]:
     """List what differs, the findings first. What only one of the two looked at is no finding."""
-    made = [
-        Difference(what, one, other, finding and NOTHING not in {one, other})
-        for what, one, other, finding in _pairs(first, second)
-        if one != other
-    ]
+    ours, theirs = _facts(first), _facts(second)
+    nothing = (NOTHING, False)
+    made = []
+    for what in dict.fromkeys([*ours, *theirs]):
+        (one, finding), (other, too) = ours.get(what, nothing), theirs.get(what, nothing)
+        if one != other:
+            made.append(Difference(what, one, other, finding and too))
     return sorted(made, key=lambda one: not one.finding)
 
 
-def _pairs(first: Diagnosis, second: Diagnosis) -> Iterable[tuple[str, str, str, bool]]:
-    yield "verdict", first.verdict, second.verdict, True
-    yield "kernel", first.kernel.verdict, second.kernel.verdict, True
-    findings, numbers = (_of(first), _of(second)), (_numbers(first), _numbers(second))
-    for (ours, theirs), finding in ((findings, True), (numbers, False)):
-        for what in dict.fromkeys([*ours, *theirs]):
-            yield what, ours.get(what, NOTHING), theirs.get(what, NOTHING), finding
-
-
-def _of(found: Diagnosis) -> dict[str, str]:
-    """What was found, by name: probes, the scenario and its cause, which fix resolves it."""
-    made: dict[str, str] = {}
+def _facts(found: Diagnosis) -> dict[str, tuple[str, bool]]:
+    """What a check says, by name, and whether it is a finding, as all but names and numbers are."""
+    made: dict[str, tuple[str, bool]] = {"verdict": (found.verdict, True), "kernel": (found.kernel.verdict, True)}
     for probe in found.probes:
-        made[f"{probe.id}, training"] = probe.training
-        made[f"{probe.id}, evaluation"] = probe.evaluation
-    if found.scenario is not None:
-        made["scenario"] = found.scenario.verdict
-        made["cause"] = found.scenario.cause.cause if found.scenario.cause else "none"
-    for fix in found.fixes:
-        made[f"{fix.name} resolves it"] = resolving(fix)
-    return made
-
-
-def _numbers(found: Diagnosis) -> dict[str, str]:
+        made[f"{probe.id}, training"] = (probe.training, True)
+        made[f"{probe.id}, evaluation"] = (probe.evaluation, True)
     scenario = found.scenario
-    if scenario is None:
-        return {}
-    return {
-        "model": scenario.model,
-        "dataset": scenario.dataset,
-        "train_loss": number(scenario.train_loss),
-        "eval_loss": number(scenario.eval_loss),
-        "fully masked rows": str(scenario.dead_rows),
-    }
+    if scenario is not None:
+        made["scenario"] = (scenario.verdict, True)
+        made["cause"] = (scenario.cause.cause if scenario.cause else "none", True)
+        made["model"], made["dataset"] = (scenario.model, False), (scenario.dataset, False)
+        for name in ("train_loss", "eval_loss"):
+            made[name] = (number(getattr(scenario, name)), False)
+        made["fully masked rows"] = (str(scenario.dead_rows), False)
+    made.update({f"{fix.name} resolves it": (resolving(fix), True) for fix in found.fixes})
+    return made
 
 
 def document(first: Diagnosis, second: Diagnosis, names: tuple[str, str]) -> blocks.Document:

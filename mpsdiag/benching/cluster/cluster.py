@@ -22,7 +22,7 @@ from mpsdiag.benching.cluster.fleet import RESOURCE, Fleet
 from mpsdiag.benching.cluster.placement import Placement
 from mpsdiag.benching.cluster.worker import run_job, stop_on_worker
 from mpsdiag.benching.journal.record import Ended, Job, utc_now
-from mpsdiag.benching.run.interrupt import Stop
+from mpsdiag.benching.run.interrupt import STOPPED, Stop
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.errors import CannotDecide
 from mpsdiag.scenario.scenario import Scenario
@@ -125,15 +125,11 @@ class ClusterExecutor:
                     "kind; the report keeps the two apart."
                 )
             busy[address] += 1
-            task = _Task(task.job, task.group, address)
-            self._running[self._submit(task)] = task
-
-    def _submit(self, task: _Task) -> Any:
-        options: dict[str, Any] = {"resources": {RESOURCE: 1}} if task.job.round else {}
-        request = json.dumps({"job": task.job.model_dump(mode="json"), "preload": self.preload, "token": self.token})
-        future = self.fleet.submit(run_job, request, task.address, **options)
-        future.add_done_callback(lambda _: self._news.set())
-        return future
+            options: dict[str, Any] = {"resources": {RESOURCE: 1}} if task.job.round else {}
+            request = {"job": task.job.model_dump(mode="json"), "preload": self.preload, "token": self.token}
+            future = self.fleet.submit(run_job, json.dumps(request), address, **options)
+            future.add_done_callback(lambda _: self._news.set())
+            self._running[future] = _Task(task.job, task.group, address)
 
     def _finished(self) -> Iterator[tuple[Job, Ended]]:
         """Those that ended, after a moment at most."""
@@ -155,12 +151,13 @@ class ClusterExecutor:
             yield from self._again(task)
 
     def _again(self, task: _Task) -> Iterator[tuple[Job, Ended]]:
-        """Run a cell again whose worker was lost; but not for ever."""
+        """Run a cell again whose worker was lost, but only so many times."""
         self._losses[task.job.name] += 1
-        if self._losses[task.job.name] <= LOSSES:
+        losses = self._losses[task.job.name]
+        if losses <= LOSSES:
             self._waiting.appendleft(task)
             return
-        reason = f"{self._losses[task.job.name]} workers were lost while they ran it"
+        reason = f"{losses} workers were lost while they ran it"
         yield task.job, Ended(status="crash", reason=reason, started=utc_now(), seconds=0.0)
 
     def _end(self) -> Iterator[tuple[Job, Ended]]:
@@ -170,5 +167,4 @@ class ClusterExecutor:
         while self._running:
             future, task = self._running.popitem()
             future.cancel()
-            reason = "stopped by the user before it finished"
-            yield task.job, Ended(status="interrupted", reason=reason, started=utc_now(), seconds=0.0)
+            yield task.job, Ended(status="interrupted", reason=STOPPED, started=utc_now(), seconds=0.0)

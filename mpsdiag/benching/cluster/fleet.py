@@ -67,9 +67,9 @@ class Fleet:
         if not new:
             return []
         with self._reached():
-            said = self.client.run(describe, workers=sorted(new), on_error="return")
+            answers = self.client.run(describe, workers=sorted(new), on_error="return")
         sentences = []
-        for address, facts in said.items():
+        for address, facts in answers.items():
             sentence = self._objection(address, facts)
             if sentence is not None:
                 self._refused.add(address)
@@ -83,25 +83,24 @@ class Fleet:
 
     def resolve(self, device: str) -> str:
         """Which device a word means on the workers. Raises BadInput if it is not the same on all."""
-        said = self._ask("resolve", device)
-        if len(set(said.values())) > 1:
-            words = ", ".join(f"{word} on {address}" for address, word in sorted(said.items()))
+        answers = self._ask("resolve", device)
+        if len(set(answers.values())) > 1:
+            words = ", ".join(f"{word} on {address}" for address, word in sorted(answers.items()))
             raise BadInput(f"The workers disagree about --device {device}: {words}. Name one that all of them have.")
-        return str(next(iter(said.values())))
+        return str(next(iter(answers.values())))
 
     def unavailable(self, cell: Scenario) -> str | None:
         """Why a cell cannot run on some worker, or None if it can on all."""
-        said = self._ask("unavailable", cell.model_dump_json())
-        return next((str(reason) for reason in said.values() if reason is not None), None)
+        reasons = self._ask("unavailable", cell.model_dump_json()).values()
+        return next((str(reason) for reason in reasons if reason is not None), None)
 
     def files(self, names: tuple[str, ...]) -> str | None:
         """A fingerprint of local files of the workers. Raises BadInput if it is not the same on all."""
-        said = self._ask("files", json.dumps(names))
-        if len(set(said.values())) > 1:
+        found, *others = self._ask("files", json.dumps(names)).values()
+        if {found} != {found, *others}:
             raise BadInput(
                 f"The files of {', '.join(names)} are not the same on all workers of {self.address}. Copy them again."
             )
-        found = next(iter(said.values()))
         return None if found is None else str(found)
 
     def submit(self, function: Callable[..., Any], request: str, address: str, **options: Any) -> Any:
@@ -185,7 +184,13 @@ def connect(address: str) -> Fleet:
     Raises BadInput without dask.distributed, or if the workers differ in versions; CannotDecide if no scheduler
     answers, or it has no workers.
     """
-    distributed = _distributed()
+    try:
+        distributed = importlib.import_module("distributed")
+    except ImportError as problem:
+        raise BadInput("--cluster needs dask.distributed: pip install 'mpsdiag[cluster]'.") from problem
+    for name in ("distributed.client", "distributed.core", "distributed.comm"):
+        # What they warn of, a scheduler that is gone, is one sentence of ours.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as problem:
@@ -200,14 +205,3 @@ def connect(address: str) -> Fleet:
             raise CannotDecide(f"The scheduler at {address} has no workers. Start some: see docs/fleet.md.")
         undo.pop_all()
     return fleet
-
-
-def _distributed() -> Any:
-    try:
-        found = importlib.import_module("distributed")
-    except ImportError as problem:
-        raise BadInput("--cluster needs dask.distributed: pip install 'mpsdiag[cluster]'.") from problem
-    for name in ("distributed.client", "distributed.core", "distributed.comm"):
-        # What they warn of, a scheduler that is gone, is said in one sentence of ours.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return found

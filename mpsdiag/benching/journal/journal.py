@@ -94,10 +94,6 @@ class Journal:
     warnings: list[str] = field(default_factory=list)
     path: Path | None = None
 
-    def finished(self) -> dict[tuple[str, int], Record]:
-        """The records by key and round."""
-        return {(record.key, record.round): record for record in self.records}
-
 
 def read_journal(path: Path | str) -> Journal:
     """Read a journal file, or the `journal.jsonl` of a folder that `bench` wrote.
@@ -129,9 +125,12 @@ def parse_journal(data: bytes, name: str) -> Journal:
     if not whole:  # a header whose line feed is missing
         whole, rest = [rest], b""
     lines = [(number, line) for number, line in enumerate(whole, start=1) if line.strip()]
-    header = _header(lines[0][1], f"{name} line {lines[0][0]}") if lines else None
-    if header is None:
-        raise NotAJournal(name, "Give a journal.jsonl that `mpsdiag bench` wrote, or its folder.")
+    try:
+        number, line = lines[0]
+        header = Header.model_validate(migrate(_loads(line), f"{name} line {number}"))
+    except (IndexError, ValueError) as problem:
+        remedy = "Give a journal.jsonl that `mpsdiag bench` wrote, or its folder."
+        raise NotAJournal(name, remedy) from problem
     journal = Journal(header=header, records=[])
     records: dict[tuple[str, int], Record] = {}
     for number, line in lines[1:]:
@@ -143,13 +142,6 @@ def parse_journal(data: bytes, name: str) -> Journal:
             journal.warnings.append(f"{where} is torn (the last write was cut short) and was dropped.")
     journal.records = list(records.values())
     return journal
-
-
-def _header(line: bytes, where: str) -> Header | None:
-    try:
-        return Header.model_validate(migrate(_loads(line), where))
-    except ValueError:
-        return None
 
 
 def _take(line: bytes, where: str, records: dict[tuple[str, int], Record], warnings: list[str]) -> bool:

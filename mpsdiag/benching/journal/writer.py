@@ -9,15 +9,12 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
+from typing_extensions import Self
 
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.serialization import dumps, write_atomically
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class JournalFull(CannotDecide):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mpsdiag import device, words
-from mpsdiag.benching.plan.matrix import AXES, Axes, MatrixSpec, Rule
+from mpsdiag.benching.plan.matrix import AXES, MatrixSpec, Rule
 from mpsdiag.benching.plan.this_machine import fingerprint
 from mpsdiag.benching.plan.this_machine import unavailable as reason_here
 from mpsdiag.errors import BadInput, nearest
@@ -54,7 +54,7 @@ def expand(
     files: Callable[[tuple[str, ...]], str | None] = fingerprint,
 ) -> Plan:
     """List the cells of a matrix. Raises BadInput if there are more than `max_cells`, or none."""
-    cells, notes = _cells(spec, resolve, files)
+    cells, notes = _cells(spec, _maker(spec, resolve, files))
     if not cells:
         raise BadInput(f"The matrix '{spec.name}' has no cells: its exclude rules leave none.")
     if len(cells) > spec.max_cells:
@@ -80,41 +80,39 @@ def shard(plan: Plan, index: int, count: int, group: Callable[[Scenario], Any]) 
         raise BadInput(f"--shard {index}/{count}: there is no such part. Give 1/{count} to {count}/{count}.")
     groups = {name: number for number, name in enumerate(dict.fromkeys(map(group, plan.order)))}
     mine = {name for name, number in groups.items() if number % count == index - 1}
-    return Plan(
+    empty = (
+        f"part {index} of {count} is empty: the matrix has {words.count(len(groups), 'group')} of cells that are "
+        "compared, which stay together"
+    )
+    return replace(
+        plan,
         cells=tuple(cell for cell in plan.cells if group(cell) in mine),
         skipped=tuple(skip for skip in plan.skipped if group(skip.cell) in mine),
-        order=plan.order,
-        notes=plan.notes,
-        empty="" if mine else _empty(index, count, len(groups)),
+        empty="" if mine else empty,
     )
 
 
-def _empty(index: int, count: int, groups: int) -> str:
-    return (
-        f"part {index} of {count} is empty: the matrix has {words.count(groups, 'group')} of cells that are compared, "
-        "which stay together"
-    )
-
-
-def _cells(
-    spec: MatrixSpec, resolve: Callable[[str], str], files: Callable[[tuple[str, ...]], str | None]
-) -> tuple[list[Scenario], list[str]]:
-    """The cells, each once, and the rules that change nothing."""
+def _cells(spec: MatrixSpec, cell_of: Callable[[dict[str, Any]], Scenario]) -> tuple[list[Scenario], list[str]]:
+    """The cells, each once, and sentences about what has no effect."""
     axes = {name: getattr(spec.axes, name) for name in AXES}
-    found = (idle_exclude(number, rule, axes) for number, rule in enumerate(spec.exclude, start=1))
-    notes = [note for note in (idle_macos(spec.axes), idle_environment(spec.axes), *found) if note is not None]
-    points = [point for point in _points(spec, axes) if not any(_matches(rule, point) for rule in spec.exclude)]
-    cell_of = _maker(spec, resolve, files)
+    notes = list(_idle(spec, axes))
+    excluded = [rule.named() for rule in spec.exclude]
+    points = [
+        point
+        for point in _points(spec, axes)
+        if not any(all(point[name] in values for name, values in named.items()) for named in excluded)
+    ]
     cells = dict.fromkeys(map(cell_of, points))
     for number, rule in enumerate(spec.include, start=1):
-        before = len(cells)
-        named = rule.named()
+        before, named = len(cells), rule.named()
         added = _points(spec, {name: named.get(name, values[:1]) for name, values in axes.items()})
         cells.update(dict.fromkeys(map(cell_of, added)))
         if len(cells) == before:
-            notes.append(idle_include(number, rule))
-    lacking = lacking_baseline(spec.baseline, cells)
-    return list(cells), notes if lacking is None else [*notes, lacking]
+            notes.append(f"{_title('include', number, rule)} adds nothing: the matrix has its cells already.")
+    if not any(cell.attn_implementation == spec.baseline for cell in cells):
+        without = "there will be no ratios and no verdict (see --baseline)"
+        notes.append(f"no cell has the baseline's attention, {spec.baseline}: {without}")
+    return list(cells), notes
 
 
 def _maker(
@@ -122,32 +120,23 @@ def _maker(
 ) -> Callable[[dict[str, Any]], Scenario]:
     """Make a cell of a point: the device by its name, and what all cells have in common."""
     device_of = functools.cache(resolve)
-    fixed = {
-        "dataset": spec.dataset,
-        "eval_dataset": spec.eval_dataset,
-        "max_steps": spec.max_steps,
-        "eval_max_batches": spec.eval_max_batches,
-        "warmup": spec.warmup,
-        "repeats": spec.repeats,
-    }
+    common = ("dataset", "eval_dataset", "max_steps", "eval_max_batches", "warmup", "repeats")
+    fixed = {name: getattr(spec, name) for name in common}
     data = tuple(one for one in (spec.dataset, spec.eval_dataset) if one is not None)
     files_of = functools.cache(lambda model: files((model, *data)))
 
     def cell_of(point: dict[str, Any]) -> Scenario:
-        model = point["model"]
-        more = {"threads": _threads(model, spec.threads), "files": files_of(model)}
-        return Scenario.model_validate({**_resolved(point, device_of), **fixed, **more})
+        model, emulated = point["model"], point["emulate"] is not None
+        device = "cpu" if emulated and point["device"] == "auto" else device_of(point["device"])
+        # The built-in models are so small that a second thread gains nothing, and waiting for one that a busy machine
+        # has put aside can cost a hundred times the work.
+        threads = 1 if spec.threads is None and model in words.BUILTIN_MODELS else spec.threads
+        # An emulation is one of MPS on the CPU, here, and without one no macOS is emulated.
+        unused = "environment" if emulated else "emulate_macos"
+        made = {**point, **fixed, "device": device, unused: None, "threads": threads, "files": files_of(model)}
+        return Scenario.model_validate(made)
 
     return cell_of
-
-
-def _threads(model: str, asked: int | None) -> int | None:
-    """How many threads torch gets; None leaves it to torch.
-
-    The built-in models are so small that a second thread gains nothing, and waiting for one that a busy machine
-    has put aside can cost a hundred times the work.
-    """
-    return 1 if asked is None and model in words.BUILTIN_MODELS else asked
 
 
 def _points(spec: MatrixSpec, axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -160,51 +149,19 @@ def _points(spec: MatrixSpec, axes: dict[str, list[Any]]) -> list[dict[str, Any]
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def _matches(rule: Rule, point: dict[str, Any]) -> bool:
-    return all(point[name] in values for name, values in rule.named().items())
-
-
-def _resolved(point: dict[str, Any], device_of: Callable[[str], str]) -> dict[str, Any]:
-    """Name the device; an emulation is one of MPS on the CPU, here, and without one no macOS is emulated."""
-    if point["emulate"] is None:
-        return {**point, "device": device_of(point["device"]), "emulate_macos": None}
-    device = "cpu" if point["device"] == "auto" else device_of(point["device"])
-    return {**point, "device": device, "environment": None}
-
-
-def idle_exclude(number: int, rule: Rule, axes: Mapping[str, Sequence[Any]]) -> str | None:
-    """Say that an exclude rule leaves nothing out, and by which axis; None if it does leave cells out."""
-    for name, values in rule.named().items():
-        if not set(values) & set(axes[name]):
-            hint = nearest(_word(values[0]), map(_word, axes[name]))
-            return f"{_title('exclude', number, rule)} leaves nothing out: the axis {name} has no such value. {hint}"
-    return None
-
-
-def idle_include(number: int, rule: Rule) -> str:
-    """Say that an include rule adds nothing."""
-    return f"{_title('include', number, rule)} adds nothing: the matrix has its cells already."
-
-
-def idle_macos(axes: Axes) -> str | None:
-    """Say that a macOS was named with nothing to emulate on it; None if there is something, or none was named."""
-    if "emulate_macos" not in axes.model_fields_set or any(axes.emulate):
-        return None
-    return "emulate_macos has no effect without emulate"
-
-
-def idle_environment(axes: Axes) -> str | None:
-    """Say that environments were named where all is emulated; None if something is measured, or none was named."""
-    if any(axes.environment) and all(axes.emulate):
-        return "environment has no effect with emulate: an emulation runs in the current environment"
-    return None
-
-
-def lacking_baseline(baseline: str, cells: Iterable[Scenario]) -> str | None:
-    """Say that nothing is there to compare with; None if something is."""
-    if any(cell.attn_implementation == baseline for cell in cells):
-        return None
-    return f"no cell has the baseline's attention, {baseline}: there will be no ratios and no verdict (see --baseline)"
+def _idle(spec: MatrixSpec, axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Name what has no effect: axes beside emulate, and exclude rules by the axis that has none of their values."""
+    if "emulate_macos" in spec.axes.model_fields_set and not any(spec.axes.emulate):
+        yield "emulate_macos has no effect without emulate"
+    if any(spec.axes.environment) and all(spec.axes.emulate):
+        yield "environment has no effect with emulate: an emulation runs in the current environment"
+    for number, rule in enumerate(spec.exclude, start=1):
+        for name, values in rule.named().items():
+            if not set(values) & set(axes[name]):
+                hint = nearest(_word(values[0]), map(_word, axes[name]))
+                title = _title("exclude", number, rule)
+                yield f"{title} leaves nothing out: the axis {name} has no such value. {hint}"
+                break
 
 
 def _title(kind: str, number: int, rule: Rule) -> str:

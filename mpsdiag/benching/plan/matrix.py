@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -17,40 +17,13 @@ from mpsdiag.scenario.scenario import Attention
 from mpsdiag.words import DEFAULT_MODEL, LARGEST_SEED, MOST, DtypeName, PaddingSide, TaskChoice, TrainerVariant
 
 
-def _listed(value: Any) -> Any:
-    """Let one value stand for a list of one."""
-    return value if isinstance(value, list | tuple) or value is None else [value]
-
-
-def _none_word(value: Any) -> Any:
-    """TOML has no null: "none" says it."""
-    return None if value == "none" else value
-
-
 def _zero(value: Any) -> Any:
     """TOML has no null: 0 says that nothing is rounded up."""
     return None if value == "none" or (isinstance(value, int) and str(value) == "0") else value
 
 
-def _name(value: str) -> str:
-    """A name that a folder can have everywhere.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError(
-            f"{value!r} cannot name the output folder. Use letters, digits, '.', '_' and '-', a letter or digit first."
-        )
-    return value
-
-
 def _release(value: str | None) -> str | None:
-    """A release that can be emulated, as `2.8`; `2.8.0` means the same.
-
-    Raises:
-        ValueError: There is no emulation of it; the sentence suggests the nearest.
-    """
+    """A release that can be emulated, as `2.8`; `2.8.0` means the same."""
     if value is None:
         return None
     minor = ".".join(value.split(".")[:2])
@@ -59,43 +32,48 @@ def _release(value: str | None) -> str | None:
     return minor
 
 
-def _macos(value: int) -> int:
-    """A macOS that can be emulated.
+def _only(fits: Callable[[Any], object], problem: Callable[[Any], str]) -> AfterValidator:
+    """Take None and what fits; of anything else `problem` makes the sentence."""
 
-    Raises:
-        ValueError: There is no emulation of it.
-    """
-    if value not in MACOS:
-        raise ValueError(no_such_macos(value))
-    return value
+    def check(value: Any) -> Any:
+        if value is not None and not fits(value):
+            raise ValueError(problem(value))
+        return value
 
-
-def _environment(value: str | None) -> str | None:
-    """Name of an environment, whether or not there is one.
-
-    Raises:
-        ValueError: It is a path, or empty.
-    """
-    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError(f"{value!r} does not name an environment. `mpsdiag bisect` builds them and shows their names.")
-    return value
+    return AfterValidator(check)
 
 
-def _device(value: str) -> str:
-    """A word that names a device, whether or not there is one.
+_NONE_WORD = BeforeValidator(lambda value: None if value == "none" else value)
+"""TOML has no null: "none" says it."""
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
-    Raises:
-        ValueError: It names none.
-    """
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
-        raise ValueError(f"there is no device '{value}'. {nearest(value, ('auto', 'cpu', 'mps', 'cuda', 'xpu'))}")
-    return value
-
-
-Environment = Annotated[str | None, BeforeValidator(_none_word), AfterValidator(_environment)]
-Device = Annotated[str, AfterValidator(_device)]
-Release = Annotated[str | None, BeforeValidator(_none_word), AfterValidator(_release)]
-Macos = Annotated[int, Field(strict=True), AfterValidator(_macos)]
+Name = Annotated[
+    str,
+    _only(
+        _FOLDER.fullmatch,
+        lambda value: (
+            f"{value!r} cannot name the output folder. Use letters, digits, '.', '_' and '-', a letter or digit first."
+        ),
+    ),
+]
+Environment = Annotated[
+    str | None,
+    _NONE_WORD,
+    _only(
+        _FOLDER.fullmatch,
+        lambda value: f"{value!r} does not name an environment. `mpsdiag bisect` builds them and shows their names.",
+    ),
+]
+Device = Annotated[
+    str,
+    _only(
+        _DEVICE.fullmatch,
+        lambda value: f"there is no device '{value}'. {nearest(value, ('auto', 'cpu', 'mps', 'cuda', 'xpu'))}",
+    ),
+]
+Release = Annotated[str | None, _NONE_WORD, AfterValidator(_release)]
+Macos = Annotated[int, Field(strict=True), _only(MACOS.__contains__, no_such_macos)]
 Length = Annotated[int, Field(strict=True, ge=2, le=MOST)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Multiple = Annotated[Count | None, BeforeValidator(_zero)]
@@ -105,7 +83,9 @@ Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 
 Item = TypeVar("Item")
-Values = Annotated[list[Item], BeforeValidator(_listed), Field(min_length=1)]
+_LISTED = BeforeValidator(lambda value: value if isinstance(value, list | tuple) or value is None else [value])
+"""One value stands for a list of one."""
+Values = Annotated[list[Item], _LISTED, Field(min_length=1)]
 
 
 class _Strict(BaseModel):
@@ -151,7 +131,7 @@ class Rule(Axes):
 class MatrixSpec(_Strict):
     """A whole matrix file."""
 
-    name: Annotated[str, AfterValidator(_name)] = "default"
+    name: Name = "default"
     """Names the output folder."""
     baseline: Attention = "sdpa"
     """The attention mode that ratios are to."""
@@ -209,7 +189,7 @@ def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
     document = spec.model_dump(exclude_unset=True)
     document["include"] = [rule.named() for rule in spec.include]
     document["exclude"] = [rule.named() for rule in spec.exclude]
-    document["axes"] = {**spec.axes.model_dump(exclude_unset=True)}
+    document["axes"] = spec.axes.model_dump(exclude_unset=True)
     for name, value in given.items():
         if name in AXES:
             document["axes"][name] = value
@@ -217,11 +197,11 @@ def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
             document[name] = value
         else:
             raise BadInput(f"A matrix has no '{name}'. {nearest(name, [*AXES, *MatrixSpec.model_fields])}")
-    return validated(MatrixSpec, document, lambda place: _options(place, given))
 
+    def option(place: Place) -> str:
+        """The option of a place; those of the rounds, which were given, where the matrix does not hold together."""
+        names = [part for part in place if isinstance(part, str)][-1:]
+        names = names or [name for name in ("rounds", "max_rounds") if name in given]
+        return " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
-def _options(place: Place, given: Iterable[str]) -> str:
-    """The option of a place; those of the rounds, which were given, where the whole matrix does not hold together."""
-    names = [part for part in place if isinstance(part, str)][-1:]
-    names = names or [name for name in ("rounds", "max_rounds") if name in given]
-    return " and ".join(f"--{name.replace('_', '-')}" for name in names)
+    return validated(MatrixSpec, document, option)

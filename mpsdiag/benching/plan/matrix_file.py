@@ -88,15 +88,11 @@ def _line(text: str, place: Place) -> int | None:
     """
     if not place:
         return None
-    lines = _lines(text)
+    lines = text.replace("\r\n", "\n").split("\n")
     statements = list(_statements(lines))
     ends = [end for _, end in statements]
     number = bisect_left(ends, True, key=lambda end: _has(tomllib.loads("\n".join(lines[:end])), place))
     return statements[number][0] + 1 if number < len(statements) else None
-
-
-def _lines(text: str) -> list[str]:
-    return text.replace("\r\n", "\n").split("\n")
 
 
 def _statements(lines: list[str]) -> Iterator[tuple[int, int]]:

@@ -23,6 +23,12 @@ _BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
     "greater_than": ("above", "gt"),
     "less_than": ("below", "lt"),
 }
+_KINDS: Final[Mapping[str, str]] = {
+    "int_": "should be a whole number",
+    "finite_number": "should be a finite number",
+    "float_": "should be a number",
+    "too_short": "should have at least one value",
+}
 LONGEST: Final = 60
 """Characters of a value that a sentence repeats."""
 
@@ -72,23 +78,15 @@ def _plain(kind: str, place: Place, key: str, given: str, error: Any) -> str:
     if kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
         return f"should be {words} {shown(error['ctx'][bound])}"
-    if kind.startswith("int_"):
-        return "should be a whole number"
-    if kind == "finite_number":
-        return "should be a finite number"
-    if kind.startswith("float_"):
-        return "should be a number"
     if kind == "string_type":
         return f'write it as a text: {key} = "{given}"'
-    if kind == "too_short":
-        return "should have at least one value"
     if kind == "model_type":
         heading = f"[[{key}]]" if isinstance(place[-1], int) else f"[{key}]"
         return f"should be a table: write {heading} and its keys below it"
     if kind == "list_type":
         return f"should be a list of tables: write [[{key}]] above each"
     message = str(error["msg"])
-    return f"{message[:1].lower()}{message[1:]}"
+    return next((words for start, words in _KINDS.items() if kind.startswith(start)), message[:1].lower() + message[1:])
 
 
 def _siblings(model: type[BaseModel], place: Place) -> list[str]:

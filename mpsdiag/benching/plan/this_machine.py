@@ -12,17 +12,19 @@ from mpsdiag.scenario.scenario import Scenario
 
 def unavailable(cell: Scenario) -> str | None:
     """Why a cell cannot run here, or None if it can."""
-    if cell.emulate is not None and cell.device != "cpu":
-        return f"the emulation is of MPS on the CPU; it cannot run on {cell.device}"
-    return _emulated_dtype(cell) or _device(cell.device) or _dtype(cell.device, cell.dtype) or _attention(cell)
+    if cell.emulate is not None:
+        if cell.device != "cpu":
+            return f"the emulation is of MPS on the CPU; it cannot run on {cell.device}"
+        from mpsdiag.emulation import Emulation
 
+        if (lacking := Emulation(cell.emulate).lacks_dtype(cell.dtype)) is not None:
+            return lacking
+    lacking = _device(cell.device) or _dtype(cell.device, cell.dtype)
+    if lacking is not None or cell.attn_implementation in {"sdpa", "eager"}:
+        return lacking
+    from mpsdiag.fixes.modes import mode_named
 
-def _emulated_dtype(cell: Scenario) -> str | None:
-    if cell.emulate is None:
-        return None
-    from mpsdiag.emulation import Emulation
-
-    return Emulation(cell.emulate).lacks_dtype(cell.dtype)
+    return mode_named(cell.attn_implementation).unavailable(cell.device, cell.dtype, training=cell.max_steps > 0)
 
 
 @functools.cache
@@ -42,14 +44,6 @@ def _dtype(device: str, dtype: str) -> str | None:
     from mpsdiag.device import supports_dtype
 
     return supports_dtype(device, dtype)
-
-
-def _attention(cell: Scenario) -> str | None:
-    if cell.attn_implementation in {"sdpa", "eager"}:
-        return None
-    from mpsdiag.fixes.modes import mode_named
-
-    return mode_named(cell.attn_implementation).unavailable(cell.device, cell.dtype, training=cell.max_steps > 0)
 
 
 WHOLE = 64 * 2**20

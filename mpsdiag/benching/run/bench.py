@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +98,8 @@ class Session:
         if bad:
             counts = ", ".join(f"{number} {status}" for status, number in bad.items())
             sentences.append(f"not every cell finished: {counts}. --retry {','.join(bad)} runs those again.")
-        if _without_padding(outcome):
+        found = [one.measured for one in outcome.records if one.round == 0 and one.measured is not None]
+        if found and all(one.real_tokens > 0 and one.pad_tokens == 0 for one in found):
             sentences.append(
                 "no evaluation batch has any padding, so no row can be fully masked: the texts fill --max-length. "
                 "Raise it, or give shorter texts, to see what padding does."
@@ -153,21 +154,14 @@ def prepare(request: BenchRequest, note: Callable[[str], None] = lambda _: None)
         for gate in gates:
             require_words(gate, site.plan.order)
         if request.shard is not None and not plan.empty:
-            gates = list(_of_this_part(gates, plan, note))
+            for gate in [gate for gate in gates if not concerns(gate, plan.all_cells)]:
+                gates.remove(gate)
+                judge_later = "`mpsdiag report --fail-if` judges the merged journals"
+                note(f"--fail-if '{gate}' is about cells of another part; {judge_later}")
     except BaseException:
         site.executor.close()
         raise
     return Session(request, plan, gates, site)
-
-
-def _of_this_part(gates: Iterable[Gate], plan: Plan, note: Callable[[str], None]) -> Iterator[Gate]:
-    """The gates that the cells of a part of the matrix can decide; the others are named."""
-    for gate in gates:
-        if concerns(gate, plan.all_cells):
-            yield gate
-        else:
-            judge_later = "`mpsdiag report --fail-if` judges the merged journals"
-            note(f"--fail-if '{gate}' is about cells of another part; {judge_later}")
 
 
 @contextlib.contextmanager
@@ -178,8 +172,3 @@ def _fresh_would_do() -> Iterator[None]:
     except NotAJournal as problem:
         remedy = "--fresh keeps it aside and starts a new one; --out FOLDER leaves it alone."
         raise NotAJournal(problem.name, remedy) from problem
-
-
-def _without_padding(outcome: RunOutcome) -> bool:
-    found = [one.measured for one in outcome.records if one.round == 0 and one.measured is not None]
-    return bool(found) and all(one.real_tokens > 0 and one.pad_tokens == 0 for one in found)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 from mpsdiag.benching.journal.record import CellAnswer, Job
 from mpsdiag.errors import MpsdiagError
@@ -77,12 +77,8 @@ def _redirect(path: str) -> None:
     os.close(log)
     os.close(empty)
     for stream in (sys.stdout, sys.stderr):
-        _by_line(stream)
-
-
-def _by_line(stream: TextIO | Any) -> None:
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def _stand_alone(job: Job) -> None:

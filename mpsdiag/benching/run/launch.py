@@ -118,7 +118,7 @@ class Isolation:
         if ended.status == "crash" and stop.asked:
             # Ctrl-C reaches a child that has not left the terminal's group yet.
             ended = CellAnswer(status="interrupted", reason="ended together with the bench")
-        if ended.signal == "SIGKILL" and _more(kills, self.kills()):
+        if ended.signal == "SIGKILL" and kills is not None and (self.kills() or 0) > kills:
             ended.status = "oom"
             ended.reason = "killed by the kernel: the machine (or its memory limit) ran out of memory"
         return Ended(**dict(ended), log_tail=log_tail(log), started=started, seconds=time.perf_counter() - clock)
@@ -139,7 +139,12 @@ class Isolation:
 
     def _start(self, job: Job, stop: Stop) -> tuple[concurrent.futures.Future[str], Any]:
         """Launch a job; a fork server that was itself killed is started anew, once."""
-        with _launching, _may_have_children(), _without_main():
+        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001 - no public way
+        # A daemonic process (a dask worker under its nanny) may start a child too; it is ended with the cell.
+        children = _in_place(config, "daemon", value=False)
+        # The child does not run the caller's script again: cells are found by name and need nothing of it.
+        without_main = _in_place(sys.modules, "__main__", types.ModuleType("__main__"))
+        with _launching, children, without_main:
             try:
                 return self._launch(job)
             except (OSError, EOFError):
@@ -208,10 +213,6 @@ def _expired(code: int | None) -> CellAnswer:
     return CellAnswer(status="crash", reason=f"the process was ended by {name}", signal=name)
 
 
-def _more(before: int | None, after: int | None) -> bool:
-    return before is not None and after is not None and after > before
-
-
 def _end(child: Any, *, at_once: bool) -> None:
     """Make sure that the process is gone, and whatever it started with it."""
     if child is None or child.pid is None:
@@ -252,26 +253,13 @@ def _ctrl_c_blocked() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _may_have_children() -> Iterator[None]:
-    """Let a daemonic process (a dask worker under its nanny) start a child; it is ended with the cell."""
-    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001 - no public way
-    daemon = config.get("daemon")
-    config["daemon"] = False
+def _in_place(mapping: Any, key: str, value: Any) -> Iterator[None]:
+    """Put a value into a mapping while a process is started."""
+    had, before = key in mapping, mapping.get(key)
+    mapping[key] = value
     try:
         yield
     finally:
-        if daemon is None:
-            config.pop("daemon", None)
-        else:
-            config["daemon"] = daemon
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep the child from running the caller's script again; cells are found by name and need nothing of it."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+        mapping[key] = before
+        if not had:
+            del mapping[key]

@@ -7,13 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
+
+from typing_extensions import Self
 
 from mpsdiag.benching.journal.record import BAD_ENDS, Record
 from mpsdiag.words import count
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 EVERY_SECONDS = 15.0
 

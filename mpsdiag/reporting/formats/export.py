@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -31,32 +32,18 @@ def text_of(report: Report, form: str, *, width: int = 100, color: bool = False,
 
     Raises BadInput if the pictures cannot be written.
     """
+    if form not in FORMATS or form == "parquet":
+        raise ValueError(f"no text format '{form}'")
+    name = {"csv": "frame", "json": "json_document"}.get(form, form)
+    render: Callable[..., str] = import_module(f"mpsdiag.reporting.formats.{name}").render
     if form == "terminal":
-        from mpsdiag.reporting.formats import terminal
+        return render(report, width=width, color=color)
+    if form in {"csv", "json"} or (form == "markdown" and beside is None):
+        return render(report)
+    from mpsdiag.reporting.pictures import drawing, plots
 
-        return terminal.render(report, width=width, color=color)
-    if form == "csv":
-        from mpsdiag.reporting.formats import frame
-
-        return frame.render(report)
-    if form == "json":
-        from mpsdiag.reporting.formats import json_document
-
-        return json_document.render(report)
-    if form == "html":
-        from mpsdiag.reporting.formats import html
-        from mpsdiag.reporting.pictures import plots
-
-        return html.render(report, plots.pictures(report))
-    if form == "markdown":
-        from mpsdiag.reporting.formats import markdown
-
-        if beside is None:
-            return markdown.render(report)
-        from mpsdiag.reporting.pictures import drawing, plots
-
-        return markdown.render(report, drawing.save(plots.pictures(report), beside))
-    raise ValueError(f"no format '{form}'")
+    drawn = plots.pictures(report)
+    return render(report, drawing.save(drawn, beside) if form == "markdown" and beside is not None else drawn)
 
 
 def write(report: Report, form: str, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,8 @@ def frame(report: Report) -> pd.DataFrame:
     import pyarrow as pa
 
     columns: dict[str, list[Any]] = {}
-    for row in _rows(report):
+    panels = ((scene, panel) for scene in report.scenes for panel in scene.panels)
+    for row in (_row(scene, result, cost) for scene, panel in panels for result, cost in panel.rows):
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     return pd.DataFrame(
@@ -81,13 +81,6 @@ def parquet(report: Report) -> bytes:
     stream = BytesIO()
     frame(report).to_parquet(stream, index=False)
     return stream.getvalue()
-
-
-def _rows(report: Report) -> Iterator[dict[str, Any]]:
-    for scene in report.scenes:
-        for panel in scene.panels:
-            for result, cost in panel.rows:
-                yield _row(scene, result, cost)
 
 
 def safe(text: str) -> str:

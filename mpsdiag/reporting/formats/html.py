@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -76,9 +75,9 @@ def _environment() -> Environment:
         # A page gets shared: what gives somebody away is taken out of every text on it.
         line=lambda text, *limit: one_line(redact(text), *limit),
         log=lambda text, *limit: log_text(redact(text), *limit),
-        kind=_kind,
-        embed=_embed,
-        sortkey=_sortkey,
+        kind=lambda block: type(block).__name__,
+        embed=lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}",
+        sortkey=lambda value: "Infinity" if math.isinf(value) else f"{value:.9g}",
     )
     return environment
 
@@ -90,15 +89,3 @@ def _source(name: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _kind(block: Any) -> str:
-    return type(block).__name__
-
-
-def _embed(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
-def _sortkey(value: float) -> str:
-    return "Infinity" if math.isinf(value) else f"{value:.9g}"

@@ -11,6 +11,7 @@ from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.layout.sections import gallery
 from mpsdiag.reporting.pictures.drawing import Svg, Theme, draw, figure, label
 from mpsdiag.reporting.pictures.maps import map_of_releases, spread_of
+from mpsdiag.reporting.story.figures import unit_of
 from mpsdiag.reporting.story.ranking import CostRow, CostTable
 from mpsdiag.reporting.story.report import Panel, Report
 
@@ -24,7 +25,6 @@ MOST_CURVES = 6
 MOST_POINTS = 2000
 MOST_POSITIONS = 200
 LARGEST = 1e100
-_UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "os^Dv*"
 
@@ -38,9 +38,7 @@ def times(table: CostTable, title: str, theme: Theme) -> Figure:
     """Draw the evaluation step of each cell with its interval; cells that are not right stand hollow at the edge."""
     rows = [row for row in table.rows if _step(row)][:MOST_ROWS]
     made, axes = figure(theme, title, 6.6, 1.1 + 0.26 * len(rows))
-    unit, scale = next(
-        ((unit, scale) for unit, scale in _UNITS if max(_step(row) for row in rows) >= scale), _UNITS[-1]
-    )
+    unit, scale = unit_of(max(map(_step, rows)))
     right = [row for row in rows if row.rank is not None]
     ends = [_ends(row)[1] / scale for row in right] or [1.0]
     starts = [_ends(row)[0] / scale for row in right] or [0.0]

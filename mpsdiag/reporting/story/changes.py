@@ -88,19 +88,16 @@ def compare(new: Pool, old: Pool, budget: Budget) -> Changes:
     ours, theirs = _by_place(new), _by_place(old)
     pairs: list[PlacePair] = []
     rows: list[CellChange] = []
-    met_new: set[tuple[int, Scenario]] = set()
-    met_old: set[tuple[int, Scenario]] = set()
     for here, mine in ours.items():
         for there, others in theirs.items():
             common = [cell for cell in mine if cell in others]
             if common:
-                pairs.append(_pair(new.places[here], old.places[there]))
-            for cell in common:
-                rows.append(_row(mine[cell], others[cell], budget))
-                met_new.add((here, cell))
-                met_old.add((there, cell))
-    rows += _alone(ours, met_new, is_new=True)
-    rows += _alone(theirs, met_old, is_new=False)
+                now, before = new.places[here], old.places[there]
+                differing_facts = differing(dict(now.facts), dict(before.facts))
+                pairs.append(PlacePair(now, before, tuple((name, was, is_) for name, is_, was in differing_facts)))
+            rows += [_row(mine[cell], others[cell], budget) for cell in common]
+    rows += [CellChange("only_new", one.cell, one, None) for one in _alone(ours, theirs)]
+    rows += [CellChange("only_old", one.cell, None, one) for one in _alone(theirs, ours)]
     rows.sort(key=lambda row: (CHANGES.index(row.change), -_size(row)))
     return Changes(tuple(pairs), tuple(rows))
 
@@ -114,18 +111,13 @@ def _by_place(pool: Pool) -> dict[int, dict[Scenario, PooledCell]]:
 
 
 def _alone(
-    places: dict[int, dict[Scenario, PooledCell]], met: set[tuple[int, Scenario]], *, is_new: bool
-) -> Iterable[CellChange]:
-    for number, results in places.items():
+    some: dict[int, dict[Scenario, PooledCell]], others: dict[int, dict[Scenario, PooledCell]]
+) -> Iterable[PooledCell]:
+    """The results of cells that the others do not have in any environment."""
+    for results in some.values():
         for cell, result in results.items():
-            if (number, cell) not in met:
-                change: Change = "only_new" if is_new else "only_old"
-                yield CellChange(change, result.cell, result if is_new else None, None if is_new else result)
-
-
-def _pair(new: Place, old: Place) -> PlacePair:
-    now, before = dict(new.facts), dict(old.facts)
-    return PlacePair(new, old, tuple((name, was, is_) for name, is_, was in differing(now, before)))
+            if not any(cell in there for there in others.values()):
+                yield result
 
 
 def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[str, str, str]]:

@@ -7,14 +7,21 @@ import math
 NOTHING = "–"
 
 
+_UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
+_SIZES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+
+
+def unit_of(value: float) -> tuple[str, float]:
+    """The unit of time in which a duration is written, and its length in seconds."""
+    return next((one for one in _UNITS if abs(value) >= one[1]), _UNITS[-1])
+
+
 def seconds(value: float | None) -> str:
     """Write a duration given in seconds with three significant digits: `12.3 ms`."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if abs(value) >= scale:
-            return f"{_three(value / scale)} {unit}"
-    return f"{_three(value / 1e-9)} ns"
+    unit, scale = unit_of(value)
+    return f"{_three(value / scale)} {unit}"
 
 
 def interval(value: float | None, low: float | None, high: float | None) -> str:
@@ -22,7 +29,7 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
     text = seconds(value)
     if value is None or low is None or high is None or not math.isfinite(low + high):
         return text
-    scale = next((scale for scale in (1.0, 1e-3, 1e-6) if abs(value) >= scale), 1e-9)
+    scale = unit_of(value)[1]
     return f"{text} [{_three(low / scale)}, {_three(high / scale)}]"
 
 
@@ -43,10 +50,8 @@ def memory(value: int | None) -> str:
     """Write a number of bytes: `512 MiB`."""
     if value is None:
         return NOTHING
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= scale:
-            return f"{_three(value / scale)} {unit}"
-    return f"{value} B"
+    unit, scale = next((one for one in _SIZES if value >= one[1]), ("B", 1))
+    return f"{_three(value / scale) if scale > 1 else value} {unit}"
 
 
 def rate(value: float | None) -> str:

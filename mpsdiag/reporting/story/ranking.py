@@ -100,12 +100,9 @@ class Budget:
 
 def rank(results: Sequence[PooledCell], baseline: str, budget: Budget) -> tuple[CostTable, ...]:
     """Rank the timed cells of a panel, each padding side by itself."""
-    made = []
-    for side in PADDING_SIDES:
-        timed = [one for one in results if one.side == side and (one.eval_step or one.train_step)]
-        if timed:
-            made.append(_table(side, timed, baseline, budget))
-    return tuple(made)
+    timed = [one for one in results if one.eval_step or one.train_step]
+    sides = {side: [one for one in timed if one.side == side] for side in PADDING_SIDES}
+    return tuple(_table(side, cells, baseline, budget) for side, cells in sides.items() if cells)
 
 
 def reference_trainer(results: Sequence[PooledCell], baseline: str) -> str:

@@ -90,7 +90,8 @@ def decide(
     if trouble:
         sentence = f"Affected{where}: {_symptom(reference, stock)}."
         fixes = find(spots, trouble, stock, _ratios(costs, trouble))
-        timed_on = _timed_on(costs) if emulated else ""
+        devices = sorted({device for tables in costs for table in tables for device in table.timed_on})
+        timed_on = f", timed on {' and '.join(devices)} without emulation" if emulated else ""
         return SceneVerdict("affected", sentence, recommend(fixes, stock, timed_on), fixes)
     return _without_trouble(everything, list(reference.values()), stock, where)
 
@@ -109,17 +110,11 @@ def headline(scenes: Sequence[tuple[bool, SceneVerdict]]) -> str:
         words = {one.word for _, one in scenes}
         sure = "Not affected" if words == {"not_affected"} else "Undecided"
         return f"{sure} in {len(scenes)} {kind}{share}: each has its own verdict below."
-    common = _common_fix(bad)
-    advice = f" Use {common}: it resolves all of them." if common else ""
+    others = [{(one.attention, one.trainer) for one in verdict.fixes} for verdict in bad[1:]]
+    pairs = ((fix.attention, fix.trainer) for fix in bad[0].fixes)
+    common = next((pair for pair in pairs if all(pair in fixes for fixes in others)), None)
+    advice = f" Use {common[0]} attention with the {common[1]} trainer: it resolves all of them." if common else ""
     return f"Affected in {len(bad)} of {len(scenes)} {kind}{share}, each with its own verdict below.{advice}"
-
-
-def _common_fix(verdicts: Sequence[SceneVerdict]) -> str | None:
-    for fix in verdicts[0].fixes:
-        others = [{(one.attention, one.trainer) for one in verdict.fixes} for verdict in verdicts[1:]]
-        if all((fix.attention, fix.trainer) in pairs for pairs in others):
-            return f"{fix.attention} attention with the {fix.trainer} trainer"
-    return None
 
 
 def _ratios(
@@ -132,11 +127,6 @@ def _ratios(
             if row.eval_ratio is not None:
                 ratios.setdefault(row.result.pair, []).append(row.eval_ratio)
     return ratios
-
-
-def _timed_on(costs: Sequence[Sequence[CostTable]]) -> str:
-    devices = sorted({device for tables in costs for table in tables for device in table.timed_on})
-    return f", timed on {' and '.join(devices)} without emulation"
 
 
 def _symptom(reference: dict[tuple[int, str], PooledCell], stock: tuple[str, str]) -> str:
@@ -213,17 +203,12 @@ def find(
         needed = [spots[key].get(pair) for key in trouble]
         if all(one.correct for one in answered) and all(one is not None and one.correct for one in needed):
             fixes.append(_fix(pair, met, ratios.get(pair, ())))
-    return tuple(
-        sorted(
-            fixes,
-            key=lambda fix: (
-                not fix.exact,
-                fix.changes(stock),
-                fix.trainer != stock[1],
-                math.inf if fix.eval_ratio is None else fix.eval_ratio,
-            ),
-        )
-    )
+
+    def order(fix: WorkingFix) -> tuple[float, ...]:
+        ratio = math.inf if fix.eval_ratio is None else fix.eval_ratio
+        return not fix.exact, fix.changes(stock), fix.trainer != stock[1], ratio
+
+    return tuple(sorted(fixes, key=order))
 
 
 def recommend(fixes: Sequence[WorkingFix], stock: Pair, timed_on: str) -> str:
