@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.emulation.defects import DEFECTS, Defect, defects_of
-from mpsdiag.emulation.refusals import EmulatedAbort
+from mpsdiag.emulation.machine import EmulatedAbort
 from mpsdiag.emulation.releases import RELEASES
 from mpsdiag.emulation.selection import Emulation
 

@@ -1,20 +1,30 @@
-"""The emulated machine: what a call needs to know of it, and what the machine remembers between calls."""
+"""The emulated machine: what it is, what it remembers between calls, and what its operator refuses or aborts at."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-import torch
-
-from mpsdiag.emulation.releases import TABLE
+from mpsdiag.emulation.releases import TABLE, Release
 
 if TYPE_CHECKING:
-    from mpsdiag.emulation.refusals import OnAbort
-    from mpsdiag.emulation.releases import Release
+    import torch
+
+    from mpsdiag.emulation.call import AttentionCall
     from mpsdiag.emulation.selection import Emulation
+
+
+OnAbort = Literal["raise", "process"]
+
+
+def _seeded() -> torch.Generator:
+    import torch
+
+    return torch.Generator().manual_seed(0x6D7073)
 
 
 @dataclass
@@ -30,7 +40,7 @@ class Machine:
     macos: int
     defects: frozenset[str]
     on_abort: OnAbort
-    garbage: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0x6D7073))
+    garbage: torch.Generator = field(default_factory=_seeded)
     gaps: Iterator[int] = field(default_factory=lambda: itertools.cycle(range(16)))
     graphs: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
@@ -42,3 +52,52 @@ class Machine:
     def has(self, defect: str) -> bool:
         """Whether it has a defect, by id."""
         return defect in self.defects
+
+
+class EmulatedAbort(RuntimeError):  # noqa: N818 - it stands for an abort, which is no exception
+    """On the emulated release this call would have ended the process (SIGABRT)."""
+
+
+def abort(message: str, on_abort: OnAbort) -> NoReturn:
+    """End the process as the emulated release would, or raise EmulatedAbort."""
+    if on_abort == "process":
+        sys.stderr.write(f"emulated abort: {message}\n")
+        sys.stderr.flush()
+        os.abort()
+    raise EmulatedAbort(f"{message} (on a real MPS device this ends the process)")
+
+
+NDARRAY_BYTES = 1 << 32
+BOTH_MASKS = "_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True"
+
+
+def refuse_call(call: AttentionCall, machine: Machine) -> None:
+    """Raise or abort for what the operator does not take, before it has chosen a path."""
+    release = machine.release
+    if release.dropout == "refused":
+        if not call.query.is_floating_point():
+            raise NotImplementedError(f"scaled_dot_product_attention for MPS does not support dtype {call.query.dtype}")
+        if call.dropout_p > 0.0 and not machine.has("SDPA008"):
+            raise NotImplementedError("scaled_dot_product_attention for MPS does not support dropout.")
+    if call.is_causal and call.mask is not None:
+        if machine.has("SDPA017"):
+            abort("NSInvalidArgumentException: is_causal together with attn_mask", machine.on_abort)
+        if not release.prefill_dims:
+            raise RuntimeError(BOTH_MASKS)
+    if machine.has("SDPA011") and call.query.dim() != 4:
+        if call.query.dim() > 4:
+            abort("mps_matmul: incompatible dimensions, invalid shape", machine.on_abort)
+        last = call.query.dim() - 1
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-last - 1}, {last}], but got 3)")
+    if call.enable_gqa and machine.has("SDPA010") and call.query.size(-3) != call.key.size(-3):
+        abort("mps_matmul: incompatible dimensions", machine.on_abort)
+
+
+def refuse_general(call: AttentionCall, machine: Machine) -> None:
+    """Raise or abort for what the general path does not take: a mask beside `is_causal`, too many scores."""
+    if call.is_causal and call.mask is not None:
+        raise RuntimeError(BOTH_MASKS)
+    batch, heads, rows, _ = call.query.shape
+    size = batch * heads * rows * call.key.size(2) * call.query.element_size()
+    if size > NDARRAY_BYTES and machine.has("SDPA019"):
+        abort("[MPSNDArray initWithDevice:descriptor:] Error: total bytes of NDArray > 2**32", machine.on_abort)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from mpsdiag.emulation.refusals import OnAbort
+    from mpsdiag.emulation.machine import OnAbort
 
 
 class _Thread(threading.local):

@@ -1,24 +1,31 @@
-"""Attention on an emulated machine: the public function, the operator behind it, and the composite path."""
+"""Attention on an emulated machine: the public function, the operator behind it, and the paths to the kernels.
+
+Each path hands a call to its kernel, with the defects that belong to the path.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from mpsdiag.emulation.dispatch import choose_path, takes_operator
+from mpsdiag.emulation.call import HALF, AttentionCall, choose_path, takes_operator
+from mpsdiag.emulation.faults import as_the_cached_graph_runs_it, corrupt_far_heads, laid_out_for_another_width
 from mpsdiag.emulation.generations.composite import composite_attention
-from mpsdiag.emulation.generations.rounding import expand_heads
-from mpsdiag.emulation.paths import general, prefill_kernel, vector_kernel
-from mpsdiag.emulation.refusals import BOTH_MASKS, refuse_call
+from mpsdiag.emulation.generations.graph import TINY_SHIFT, graph_attention, graph_attention_f32
+from mpsdiag.emulation.generations.prefill import LOG2E, prefill, prefill_mpp
+from mpsdiag.emulation.generations.rounding import expand_heads, scale_or_default
+from mpsdiag.emulation.generations.vector import vector_one_pass, vector_two_pass
+from mpsdiag.emulation.host import as_prefill_kernel_reads, as_vector_kernel_reads, expanded_mask
+from mpsdiag.emulation.machine import BOTH_MASKS, Machine, refuse_call, refuse_general
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable
 
-    from mpsdiag.emulation.call import AttentionCall
-    from mpsdiag.emulation.machine import Machine
+    from torch import Tensor
 
 
 def attention(call: AttentionCall, machine: Machine) -> Tensor:
@@ -95,3 +102,61 @@ def _with_heads(call: AttentionCall, machine: Machine) -> AttentionCall:
 def _in_shape_of(query: Tensor, result: Tensor) -> Tensor:
     """Give a 4D result the leading dimensions of the query; RuntimeError where broadcasting made it larger."""
     return result if query.dim() == 4 else result.view(*query.shape[:-1], result.size(-1))
+
+
+def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """Run the graph (G1, G2, G3), or refuse the call as it does."""
+    refuse_general(call, machine)
+    if call.mask is not None and machine.release.expands_mask:
+        call = replace(call, mask=expanded_mask(call))
+    if machine.has("SDPA015") or machine.has("SDPA016"):
+        call = as_the_cached_graph_runs_it(call, machine)
+    shared = call.key.size(1) != call.query.size(1) and (call.enable_gqa or machine.release.shares_heads)
+    arguments = (call.query, call.key, call.value, call.mask, call.is_causal, call.scale, shared)
+    if machine.release.general == "G3":
+        leak = machine.has("SDPA014") and call.query.dtype in HALF
+        output, weights = graph_attention_f32(*arguments, causal_group=4 if leak else 1, want_weights=want_weights)
+    else:
+        output, weights = graph_attention(
+            *arguments,
+            zero_dead_rows=not machine.has("SDPA001"),
+            wide_scores=call.query.dtype == torch.float16 and not machine.has("SDPA021"),
+            shift=TINY_SHIFT if machine.release.tiny_shift and machine.macos >= 15 else 0.0,
+            want_weights=want_weights,
+        )
+    if machine.has("SDPA018"):
+        output = corrupt_far_heads(output, call.key.size(2), machine.garbage)
+    if machine.has("SDPA009"):
+        output = laid_out_for_another_width(output, call.query.size(3), machine.garbage)
+    return output, weights
+
+
+def vector_kernel(call: AttentionCall, machine: Machine, *, two_pass: bool) -> Tensor:
+    """Run the vector kernel for few queries, in one pass (G4) or two (G5)."""
+    call = as_vector_kernel_reads(call, machine, two_pass=two_pass)
+    kernel: Callable[..., Tensor] = vector_one_pass
+    if two_pass:
+        narrow = machine.has("SDPA004") and call.query.dtype in HALF
+        kernel = partial(vector_two_pass, maxima_behind=next(machine.gaps) if narrow else None)
+    return kernel(
+        *call.tensors,
+        call.mask,
+        call.is_causal,
+        scale_or_default(call.scale, call.query),
+        guarded=not machine.has("SDPA029"),
+        propagates_nan=not machine.has("SDPA020"),
+    )
+
+
+def prefill_kernel(call: AttentionCall, machine: Machine, *, mpp: bool) -> Tensor:
+    """Run the prefill kernel for many queries (G6), or the one on Metal Performance Primitives (G7)."""
+    call = as_prefill_kernel_reads(call, machine)
+    mask = call.mask
+    if mask is not None and mask.dtype != torch.bool and machine.has("SDPA007"):
+        mask = mask.float() / LOG2E  # the kernel multiplies it by that again
+    arguments = (*call.tensors, mask, call.is_causal, scale_or_default(call.scale, call.query))
+    keeps_nan = not machine.has("SDPA020")
+    if mpp:
+        return prefill_mpp(*arguments, propagates_nan=keeps_nan)
+    scales_query = machine.release.prefill_scales == "query"
+    return prefill(*arguments, scales_query=scales_query, propagates_nan=keeps_nan)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from mpsdiag.device import kind_of
 from mpsdiag.emulation import EmulatedAbort, Emulation, emulated
-from mpsdiag.emulation.refusals import OnAbort
+from mpsdiag.emulation.machine import OnAbort
 from mpsdiag.errors import first_line
 from mpsdiag.probes.backends import BACKENDS
 from mpsdiag.probes.children import Job, run_isolated

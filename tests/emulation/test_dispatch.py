@@ -5,8 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from mpsdiag.emulation import RELEASES, emulate_mps
-from mpsdiag.emulation.call import AttentionCall, public_call
-from mpsdiag.emulation.dispatch import choose_path, takes_operator
+from mpsdiag.emulation.call import AttentionCall, choose_path, public_call, takes_operator
 from mpsdiag.emulation.releases import TABLE
 
 NEVER = 99  # a macOS on which tensors that are not contiguous would still not get in

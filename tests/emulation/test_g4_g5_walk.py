@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsdiag.emulation.generations.vector_one_pass import vector_one_pass
-from mpsdiag.emulation.generations.vector_two_pass import vector_two_pass
+from mpsdiag.emulation.generations.vector import vector_one_pass, vector_two_pass
 
 NAN, INF = math.nan, math.inf
 LOWEST = torch.finfo(torch.float32).min

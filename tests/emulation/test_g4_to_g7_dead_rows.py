@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from mpsdiag.emulation.generations.prefill import prefill, prefill_mpp
-from mpsdiag.emulation.generations.vector_one_pass import vector_one_pass
-from mpsdiag.emulation.generations.vector_two_pass import vector_two_pass
+from mpsdiag.emulation.generations.vector import vector_one_pass, vector_two_pass
 
 INF = math.inf
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

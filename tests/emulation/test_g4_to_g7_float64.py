@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsdiag.emulation.generations.prefill import prefill, prefill_mpp
-from mpsdiag.emulation.generations.vector_one_pass import vector_one_pass
-from mpsdiag.emulation.generations.vector_two_pass import vector_two_pass
+from mpsdiag.emulation.generations.vector import vector_one_pass, vector_two_pass
 
 F32 = 2.0**-24
 UNIT = {torch.float32: F32, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}

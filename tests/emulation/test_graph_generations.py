@@ -14,8 +14,7 @@ from mpsdiag.emulation import Emulation, emulate_mps
 from mpsdiag.emulation.call import AttentionCall
 from mpsdiag.emulation.faults import as_the_cached_graph_runs_it
 from mpsdiag.emulation.generations.composite import composite_attention
-from mpsdiag.emulation.generations.graph import graph_attention
-from mpsdiag.emulation.generations.graph_f32 import graph_attention_f32
+from mpsdiag.emulation.generations.graph import graph_attention, graph_attention_f32
 from mpsdiag.emulation.machine import Machine
 
 NEVER = float("-inf")

@@ -1,9 +1,10 @@
-"""G5: the vector ("decode") kernel in two passes, for short queries and many keys (torch 2.8 and later).
+"""G4 and G5: the vector ("decode") kernels for short queries, in one pass and in two (torch 2.8 and later).
 
-Source: section 4 of the facts on MPS attention. Keys are spread over 32 blocks of 8 groups: block b, group g
-takes the keys j with j mod 256 == 8 b + g. A block starts its maximum at -1e9 and stores its partial sum in
-the dtype of the query; the second pass combines the blocks. So a row whose true maximum is below about -1e9
-gives exactly 0.
+Source: section 4 of the facts on MPS attention. In one pass, for few keys, each query row walks over 32 key groups (key
+j belongs to group j mod 32) in f32, with an online softmax in each group; then the groups are combined. In two passes
+keys are spread over 32 blocks of 8 groups: block b, group g takes the keys j with j mod 256 == 8 b + g. A block starts
+its maximum at -1e9 and stores its partial sum in the dtype of the query; the second pass combines the blocks. So a row
+whose true maximum is below about -1e9 gives exactly 0.
 """
 
 from __future__ import annotations
@@ -12,13 +13,84 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mpsdiag.emulation.generations.online_softmax import NEVER, in_steps, merge_heads, weighted_sum
-from mpsdiag.emulation.generations.vector_one_pass import EMPTY_SUM, vector_scores
+from mpsdiag.emulation.generations.online_softmax import (
+    NEVER,
+    drop_leading_nan,
+    grouped_scores,
+    in_steps,
+    merge_heads,
+    spoil_leading_never,
+    weighted_sum,
+)
 
-BLOCKS = 32
-GROUPS = 8
-STRIDE = BLOCKS * GROUPS
+GROUPS = 32  # of one pass
+BLOCKS, GROUPS_IN_A_BLOCK = 32, 8  # of two
+STRIDE = BLOCKS * GROUPS_IN_A_BLOCK
 LOWEST_MAXIMUM = -1e9
+EMPTY_SUM = 1e-6
+"""What a sum of exactly 0 is replaced by before the division."""
+
+
+def vector_one_pass(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    *,
+    guarded: bool,
+    propagates_nan: bool,
+) -> Tensor:
+    """Attend as the one-pass vector kernel does.
+
+    `guarded` kernels (torch 2.13+) guard against a maximum of -inf; in others a fully masked row gives NaN.
+    With `propagates_nan` (torch 2.14+) the running maximum keeps NaN; IEEE fmax, before, drops it.
+    """
+    scores, skipped = vector_scores(
+        query, key, mask, is_causal, scale, GROUPS, guarded=guarded, propagates_nan=propagates_nan
+    )
+    top = scores.amax(-1, keepdim=True)
+    if guarded:
+        # Fully masked rows: exp(-inf - 0) = 0 for every key, and the sum of 0 is caught below.
+        top.masked_fill_(top == NEVER, 0.0)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    heads = key.shape[1]
+    read = None if skipped is None else merge_heads(~skipped.expand(weights.shape), heads)
+    summed = weighted_sum(merge_heads(weights, heads), value.float(), read)
+    summed = summed.reshape(*query.shape[:3], value.shape[-1])
+    return (summed / total.masked_fill(total == 0, EMPTY_SUM)).to(query.dtype)
+
+
+def vector_scores(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    groups: int,
+    *,
+    guarded: bool,
+    propagates_nan: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the scores of the vector kernels, NaN where the walk over the key groups makes a weight NaN."""
+    scores = grouped_scores(query.float() * scale, key)
+    skipped = None
+    if mask is not None and mask.dtype == torch.bool:
+        skipped = ~mask
+    elif mask is not None:
+        scores += mask
+    if is_causal:
+        later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu_(1)
+        skipped = later if skipped is None else skipped | later
+    if skipped is not None:
+        scores.masked_fill_(skipped, NEVER)
+    if not guarded:
+        scores = spoil_leading_never(scores, skipped, groups)
+    elif not propagates_nan:
+        scores = drop_leading_nan(scores, groups)
+    return scores, skipped
 
 
 def vector_two_pass(
@@ -81,7 +153,7 @@ def _read_by_the_second_pass(sums: Tensor, maxima: Tensor, gap: int) -> Tensor:
 
 def _in_blocks(per_key: Tensor, fill: float) -> Tensor:
     """Pad (..., S) with `fill` and view it as (..., steps, 32, 8)."""
-    return torch.unflatten(in_steps(per_key, STRIDE, fill), -1, (BLOCKS, GROUPS))
+    return torch.unflatten(in_steps(per_key, STRIDE, fill), -1, (BLOCKS, GROUPS_IN_A_BLOCK))
 
 
 def _by_block(per_key: Tensor, kv_heads: int, fill: float) -> Tensor:
@@ -94,6 +166,6 @@ def _value_by_block(value: Tensor) -> Tensor:
     """Sort (B, Hkv, S, Dv) by block, in f32: (B, Hkv, 32, steps * 8, Dv)."""
     missing = -value.shape[2] % STRIDE
     padded = pad(value, (0, 0, 0, missing)) if missing else value
-    stepped = torch.unflatten(padded, 2, (-1, BLOCKS, GROUPS))
+    stepped = torch.unflatten(padded, 2, (-1, BLOCKS, GROUPS_IN_A_BLOCK))
     by_block = stepped.permute(0, 1, 3, 2, 4, 5)
     return by_block.to(torch.float32, memory_format=torch.contiguous_format).flatten(3, 4)
