@@ -9,11 +9,11 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 def plain(outputs):
-    """What an output says, numbers and versions as #."""
+    """What an output says, numbers and versions as #, however wide they are."""
     texts = []
     for one in outputs:
         data = one.get("data", {"text/plain": one.get("text", "")})
-        texts.append(re.sub(r"\d+", "#", data["text/plain"]))
+        texts.append(re.sub(r"[+-]?\d[\d.]*(e-?\d+)?", "#", " ".join(data["text/plain"].split())))
     return texts
 
 

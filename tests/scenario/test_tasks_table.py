@@ -1,5 +1,8 @@
 """Task by command: what `check` finds in the scenario of each built-in model, with the emulated defect and without."""
 
+import os
+import random
+
 import pytest
 import transformers
 
@@ -8,6 +11,7 @@ from mpsdiag.fixes.process import installed
 from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.scenario.run import run_scenario
 from mpsdiag.scenario.scenario import Scenario
+from mpsdiag.words import BUILTIN_MODELS
 
 STRUCK = {
     "tiny-bert": False,  # An encoder sees both ways: no row is fully masked.
@@ -108,3 +112,35 @@ def test_the_reference_is_stock_attention_whatever_is_installed():
     with install("unmask_sdpa"):
         found = run("tiny-llama", attn_implementation="safe_sdpa")
     assert found.exact
+
+
+def clean_scenario(dice):
+    """A scenario in which nothing is wrong: on the plain CPU, or emulated with a fix that is exact."""
+    mode = dice.choice(("sdpa", "eager", "safe_sdpa", "unmask_sdpa", "min_mask_sdpa"))
+    dtype = dice.choice(("float32", "bfloat16", "float16", "float64"))
+    # Eager attention really is NaN in float64 where a row is fully masked.
+    side = "right" if (mode, dtype) == ("eager", "float64") else dice.choice(("left", "right"))
+    emulates = mode == "safe_sdpa" and dtype != "float64" and dice.random() < 0.5
+    return Scenario(
+        model=dice.choice(BUILTIN_MODELS),
+        attn_implementation=mode,
+        dtype=dtype,
+        padding_side=side,
+        trainer=dice.choice(("standard", "mps_safe", "cpu_loss")),
+        emulate=dice.choice(("2.8", "2.9", "2.14", "2.15")) if emulates else None,
+        pad_to_multiple_of=dice.choice((None, 16)) if side == "right" else None,
+        max_length=dice.choice((24, 60)),
+        batch_size=dice.randint(1, 4),
+        max_steps=dice.randint(0, 1),
+        eval_max_batches=1,
+        seed=dice.randrange(99),
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("MPSDIAG_CLEAN_RUNS", "8"))))
+def test_no_false_alarm_in_a_clean_scenario(number):
+    scenario = clean_scenario(random.Random(number))
+    found = run_scenario(scenario)
+    assert (found.status, found.nonfinite_batches) == ("ok", 0), (scenario, found.reason)
+    assert found.first_nonfinite is None

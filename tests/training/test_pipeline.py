@@ -339,6 +339,7 @@ def test_what_is_not_finite_is_counted_where_it_ran_and_nowhere_else(run, tmp_pa
     assert "training has diverged, or they were loaded so" in err
 
 
+@pytest.mark.needs(transformers="5.1")  # Older ones repair the masks beside torch 2.4.
 def test_a_loss_that_is_not_finite_can_stop_it(run):
     """At 2.4 the defect strikes in training as well."""
     _, summary, _, err = run("--stop_on_nonfinite", "--disable_mps_fix", emulate="2.4")

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from mpsdiag import BadBatchRecorder, emulate_mps, trace
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.builtin import byte_tokenizer
-from mpsdiag.inputs.models import build_model
+from mpsdiag.inputs.models import build_model, model_notes
 from mpsdiag.inputs.tasks import task_of
 from mpsdiag.quiet import no_bars
 from mpsdiag.scenario.run import run_scenario
@@ -96,7 +96,7 @@ def test_what_is_recorded_is_replayed_with_the_model_that_was_recorded(tmp_path,
     report = investigate(TraceRequest(folder=recorder.recorded))
     assert report.origin.cause == cause
     assert report.origin.module == found.module
-    assert report.notes == []
+    assert report.notes == model_notes(make())
 
 
 def test_a_recorded_folder_given_as_another_task_is_one_sentence(tmp_path):

@@ -127,6 +127,7 @@ def bart():
     return hf.BartForConditionalGeneration(config).eval()
 
 
+@pytest.mark.needs(transformers="5.1")  # Older ones write finite masks for BART.
 @pytest.mark.parametrize("length", [7, 9])
 def test_the_decoder_is_judged_by_its_own_mask(length):
     """Source and target may be of one length; the padding that counts is the target's."""
@@ -144,6 +145,7 @@ def test_the_decoder_is_judged_by_its_own_mask(length):
     assert clean is None
 
 
+@pytest.mark.needs(transformers="5.1")
 def test_a_source_of_padding_only_is_named_where_the_decoder_reads_it():
     ids = torch.randint(3, 60, (2, 6), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
