@@ -12,6 +12,7 @@ import pytest
 from mpsdiag.bisect.tries import read_tries
 
 PREDICATE = ("--", "python", "predicate.py")
+PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 
 def answer(run, *words):
@@ -72,7 +73,7 @@ def test_releases_that_cannot_be_tested_are_named_with_the_reason(index, run):
     index.add_torch(
         v2_6_0={"code": index.BAD, "requires": ["nowhere==1"]},
         v2_6_1=index.CRASH,
-        v2_7_0={"code": index.GOOD, "tag": "cp311-cp311-win_amd64"},
+        v2_7_0={"code": index.GOOD, "tag": f"{PYTHON}-{PYTHON}-win_amd64"},
         v2_7_1={"code": index.GOOD, "broken": True},
         v2_8_0={"code": index.GOOD, "yanked": True},
     )
