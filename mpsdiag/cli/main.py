@@ -79,7 +79,7 @@ def _code_of(words: list[str], command: str) -> int:
     try:
         _require_folder(command)
         code = app(args=words, prog_name="mpsdiag", standalone_mode=False)
-        sys.stdout.flush()  # while a failure can still be said
+        sys.stdout.flush()  # while a failure can still be reported
     except SystemExit as problem:  # of a library's own parser
         return problem.code if isinstance(problem.code, int) else EXIT_USAGE
     except Exception as problem:  # noqa: BLE001 - the last place to look at it
@@ -103,8 +103,6 @@ def _require_folder(command: str) -> None:
 
 def _failed(problem: Exception) -> int:
     """Say what went wrong, in one sentence; the exit code."""
-    from mpsdiag import installs
-
     if _of_the_parser(problem):  # usage, then the sentence
         from mpsdiag.escape import terminal_text
 
@@ -112,27 +110,28 @@ def _failed(problem: Exception) -> int:
         problem.show(file=text)  # type: ignore[attr-defined]
         sys.stderr.write(terminal_text(text.getvalue()))
         return EXIT_USAGE
-    if isinstance(problem, MpsdiagError) and not _has_import_error(problem):
-        output.say(str(problem))
-        return problem.exit_code
-    sentence = installs.explained(problem)
-    if sentence is not None:
-        output.say(f"{sentence}. `mpsdiag env` shows the rest.")
-        return EXIT_USAGE
+    sentence, code = _sentence(problem)
+    output.say(sentence)
+    return code
+
+
+def _sentence(problem: Exception) -> tuple[str, int]:
+    """What went wrong, and the exit code."""
+    from mpsdiag import installs
+
+    ours = isinstance(problem, MpsdiagError)
+    broken = None if ours and not _has_import_error(problem) else installs.explained(problem)
+    if broken is not None:
+        return f"{broken}. `mpsdiag env` shows the rest.", EXIT_USAGE
     if isinstance(problem, MpsdiagError):
-        output.say(str(problem))
-        return problem.exit_code
+        return str(problem), problem.exit_code
     if isinstance(problem, RuntimeError) and str(problem).startswith("Symlink loop"):  # of Path.resolve
-        output.say(f"{problem}: the links lead in a circle.")
-        return EXIT_USAGE
+        return f"{problem}: the links lead in a circle.", EXIT_USAGE
     if isinstance(problem, UnicodeEncodeError):  # a lone surrogate, where a library wants UTF-8
-        output.say(f"{problem.object[:200]!r} is not valid Unicode: write it in UTF-8.")
-        return EXIT_USAGE
+        return f"{problem.object[:200]!r} is not valid Unicode: write it in UTF-8.", EXIT_USAGE
     if isinstance(problem, OSError) and problem.errno is not None:
-        output.say(str(path_problem(problem)))
-        return EXIT_USAGE
-    output.say(_unforeseen(problem))
-    return EXIT_UNDECIDED
+        return str(path_problem(problem)), EXIT_USAGE
+    return _unforeseen(problem), EXIT_UNDECIDED
 
 
 def _of_the_parser(problem: Exception) -> bool:

@@ -65,7 +65,7 @@ def read_diagnosis(path: Path) -> Diagnosis:
 
 
 def differences(first: Diagnosis, second: Diagnosis) -> list[Difference]:
-    """List what differs, the findings first. What only one of the two looked at is no finding."""
+    """List what differs, the findings first. What only one of them looked at is not a finding."""
     ours, theirs = _facts(first), _facts(second)
     nothing = (NOTHING, False)
     made = []

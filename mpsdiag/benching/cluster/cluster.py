@@ -48,16 +48,13 @@ class _Task:
 class ClusterExecutor:
     """Runs jobs on the workers of a dask scheduler; see `mpsdiag.benching.run.executor.Executor`.
 
-    Attributes:
-        fleet: The scheduler's workers.
-        preload: For the workers' fork servers; their own choice if None.
-        told: Is told what the user should know.
-        token: Names this run to the workers.
+    `preload` is for the workers' fork servers, their own choice if None. `note` gets what the user should see; `token`
+    names this run to the workers.
     """
 
     fleet: Fleet
     preload: tuple[str, ...] | None = None
-    told: Callable[[str], None] = lambda _: None
+    note: Callable[[str], None] = lambda _: None
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     _placement: Placement = field(init=False)
     _waiting: deque[_Task] = field(default_factory=deque, init=False)
@@ -95,7 +92,7 @@ class ClusterExecutor:
                 quiet_until = time.monotonic() + QUIET_SECONDS
             elif time.monotonic() > quiet_until:
                 what = f"No worker that offers {RESOURCE}" if timed else "No worker"
-                self.told(f"{what} is left at the scheduler; waiting for one (Ctrl-C stops). Start some again.")
+                self.note(f"{what} is left at the scheduler; waiting for one (Ctrl-C stops). Start some again.")
                 quiet_until = time.monotonic() + QUIET_SECONDS
 
     def close(self) -> None:
@@ -105,7 +102,7 @@ class ClusterExecutor:
     def _look(self) -> None:
         """See who is there."""
         for sentence in self.fleet.look():
-            self.told(sentence)
+            self.note(sentence)
         self._placement.workers = self.fleet.workers
 
     def _hand_out(self) -> None:
@@ -120,7 +117,7 @@ class ClusterExecutor:
                 self._waiting.append(task)
                 continue
             if self._placement.kind(task.group) != before:
-                self.told(
+                self.note(
                     f"{task.job.cell.title} and what it is compared with go on at {address}, a machine of another "
                     "kind; the report keeps the two apart."
                 )

@@ -26,14 +26,10 @@ ANSWER_SECONDS = 60.0
 
 @dataclass
 class Fleet:
-    """A scheduler and its workers.
+    """A scheduler at an address, and its workers, in a lasting order: kind of machine, then address.
 
-    Attributes:
-        address: Of the scheduler.
-        client: Connected to it.
-        facts: What each worker said it is, by address, in a lasting order: kind of machine, then address.
-        workers: The same for `Placement`.
-        shrunk: When a worker was last missed, by the monotonic clock.
+    `facts` are what each worker reported, `workers` the same for `Placement`; `shrunk` is when a worker was last
+    missed, by the monotonic clock.
     """
 
     address: str

@@ -16,12 +16,9 @@ from mpsdiag.scenario.scenario import Scenario
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker is.
+    """What a worker is: its `kind`, the same for machines whose facts do not differ, and how much runs on it.
 
-    Attributes:
-        kind: The same for machines that cannot be told apart.
-        slots: How many cells at once that are not timed.
-        times: Whether cells may be timed on it, one at a time.
+    `slots` are how many cells at once that are not timed; `times`: cells may be timed on it, one at a time.
     """
 
     kind: str
@@ -31,11 +28,7 @@ class Worker:
 
 @dataclass
 class Placement:
-    """Homes of groups among the workers that are there.
-
-    Attributes:
-        workers: By address; replaced by whoever sees them come and go.
-    """
+    """Homes of groups among the workers, by address; whoever sees them come and go replaces `workers`."""
 
     workers: Mapping[str, Worker]
     _homes: dict[Scenario, str] = field(default_factory=dict, init=False)
@@ -43,7 +36,7 @@ class Placement:
     _cells: dict[Scenario, int] = field(default_factory=dict, init=False)
 
     def settle(self, groups: Mapping[Scenario, int], before: Mapping[Scenario, str]) -> None:
-        """Give groups that have none a home: where their earlier rounds ran, if possible, else the least loaded."""
+        """Give groups that have none a home: where their earlier rounds ran, or the least loaded one."""
         for group, cells in groups.items():
             if group not in self._homes:
                 self._cells[group] = cells

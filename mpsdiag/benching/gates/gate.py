@@ -121,7 +121,7 @@ def parse_gate(text: str) -> Gate:
         return AnyGate(status, Selector(()) if selector == "all" else _selector(selector, text))
     sides = _SIDES.fullmatch(text)
     if not sides:
-        raise BadInput(f"--fail-if '{text}' is no gate. {HELP}")
+        raise BadInput(f"--fail-if '{text}' is not a gate. {HELP}")
     left, sign, right = sides.groups()
     gate = CompareGate(_term(left, text), sign, _term(right, text))
     if gate.left.selector is None and gate.right.selector is None:

@@ -77,11 +77,11 @@ __all__ = ["Journal", "JournalWriter", "NotAJournal", "parse_journal", "read_jou
 
 
 class NotAJournal(BadInput):
-    """A file that is no journal."""
+    """A file that is not a journal."""
 
     def __init__(self, name: str, remedy: str) -> None:
         """Say so."""
-        super().__init__(f"{name} is no mpsdiag journal: its first line is not a header. {remedy}")
+        super().__init__(f"{name} is not an mpsdiag journal: its first line is not a header. {remedy}")
         self.name = name
 
 

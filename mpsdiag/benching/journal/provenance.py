@@ -25,7 +25,7 @@ class Place:
 
 
 def kind(environment: dict[str, Any]) -> str:
-    """The same text for machines that cannot be told apart by what was asked of them."""
+    """The same text for machines whose facts do not differ."""
     steady = {name: value for name, value in environment.items() if name not in _UNSTEADY}
     return repr(sorted(steady.items(), key=lambda item: item[0]))
 

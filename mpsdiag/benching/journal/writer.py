@@ -158,7 +158,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _fingerprint(state: os.stat_result) -> tuple[int, ...]:
-    """What stays the same while nobody else touches a file."""
+    """What stays the same while nothing else touches a file."""
     return state.st_dev, state.st_ino, state.st_nlink, state.st_size, state.st_mtime_ns
 
 
@@ -167,7 +167,7 @@ def _lock_path(path: Path) -> Path:
 
 
 def _lock(path: Path) -> int:
-    """Lock a journal through a file beside it; the system lets go when the process ends, however it ends."""
+    """Lock a journal through a file beside it; the system releases it when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whoever may write into the folder must not lead us to write elsewhere: links are not followed.

@@ -1,4 +1,4 @@
-"""How long a matrix will take: from what its journal has already, else from rough figures of built-in models."""
+"""How long a matrix will take: from what its journal has already, or from rough figures of built-in models."""
 
 from __future__ import annotations
 
@@ -21,13 +21,9 @@ Found = Mapping[Scenario, Mapping[int, Record]]
 
 @dataclass(frozen=True)
 class Work:
-    """What is left to run.
+    """What is left to run: verdicts, and timing rounds of all cells together, at least and at most.
 
-    Attributes:
-        verdicts: How many.
-        least: Timing rounds of all cells together, at least.
-        most: At most.
-        done: Rounds of these cells that the journal has already.
+    `done` counts the rounds of these cells that the journal has already.
     """
 
     verdicts: int = 0

@@ -38,7 +38,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     """Rules that change nothing, a sentence each."""
     empty: str = ""
-    """Why there is nothing to do, where there is no cell at all."""
+    """Why there is nothing to do, where there are no cells."""
 
     @property
     def all_cells(self) -> list[Scenario]:

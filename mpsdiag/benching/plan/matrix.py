@@ -160,7 +160,7 @@ class MatrixSpec(_Strict):
     @model_validator(mode="after")
     def _rounds_fit(self) -> MatrixSpec:
         if {"rounds", "max_rounds"} <= self.model_fields_set and self.rounds > self.max_rounds:
-            raise ValueError(f"rounds is {self.rounds} and max_rounds {self.max_rounds}: the most is below the least.")
+            raise ValueError(f"max_rounds ({self.max_rounds}) is smaller than rounds ({self.rounds}).")
         return self
 
     @property

@@ -19,20 +19,12 @@ MOST_PARTS = 10_000
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What the user asked for.
+    """What the user asked for: a matrix with the options applied, and `out`, the folder for journal, logs and report.
 
-    Attributes:
-        spec: The matrix, options applied.
-        out: Folder for journal, logs and report.
-        command: The command line, for the journal.
-        fresh: Set an older journal aside instead of resuming it.
-        retry: Statuses to run again.
-        jobs: Verdicts at once.
-        shard: Which part of how many.
-        cluster: Address of a dask scheduler.
-        gates: Sentences that make exit code 1 if they hold.
-        function: What a cell runs.
-        isolation: How cells are kept apart, if not as this machine does it by default.
+    `command` is the command line, for the journal. `fresh` sets an older journal aside instead of resuming it; `retry`
+    are statuses to run again; `jobs` verdicts run at once; `shard` is which part of how many; `cluster` the address of
+    a dask scheduler; `gates` are sentences that make exit code 1 if they hold. A cell runs `function`, isolated as this
+    machine does it by default unless `isolation` is given.
     """
 
     spec: MatrixSpec

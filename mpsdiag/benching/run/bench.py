@@ -57,7 +57,7 @@ class Session:
         if request.jobs > 1 and request.spec.rule.rounds:
             listener.note(f"--jobs {request.jobs} is for the verdicts; what is timed runs alone, one cell at a time")
         grace = "asked to stop: the running cell gets a moment (Ctrl-C again ends it now)"
-        stop = stop or Stop(told=lambda: listener.note(grace))
+        stop = stop or Stop(notify=lambda: listener.note(grace))
         run = MatrixRun(request, self.plan, self.site, self.header(), listener, stop)
         with _fresh_would_do():
             outcome = run.run()
@@ -109,7 +109,7 @@ class Session:
     def forecast(self) -> tuple[Work, float, float]:
         """What will be run, and how many seconds that takes at least and at most, by the journal if there is one.
 
-        Raises BadInput where what is there is no journal.
+        Raises BadInput if the file there is not a journal.
         """
         path, spec = self.request.out / JOURNAL, self.request.spec
         journal = Journal(self.header(), [])
@@ -166,7 +166,7 @@ def prepare(request: BenchRequest, note: Callable[[str], None] = lambda _: None)
 
 @contextlib.contextmanager
 def _fresh_would_do() -> Iterator[None]:
-    """Where a file is in the way that is no journal, name what this command can do about it."""
+    """Where the file in the way is not a journal, name what this command can do about it."""
     try:
         yield
     except NotAJournal as problem:

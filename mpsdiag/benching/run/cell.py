@@ -33,7 +33,7 @@ def verdict(cell: Scenario) -> CellAnswer:
     try:
         found = run_scenario(cell, invariance=True, causes=False)
     except EmulatedAbort as problem:
-        # On a Mac the process would be gone; here it is not, so that the reason can be told.
+        # On a Mac the process would be gone; here it is not, so the reason can be given.
         return CellAnswer(status="crash", reason=f"{EMULATED_ABORT}: {str(problem).splitlines()[0]}")
     return CellAnswer(status=found.status, reason=found.reason, measured=_memory(found, cell.device))
 

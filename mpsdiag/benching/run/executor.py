@@ -34,13 +34,9 @@ class Executor(Protocol):
 
 @dataclass
 class LocalExecutor:
-    """Runs jobs on this machine, each in a process of its own.
+    """Runs jobs on this machine, each in a process of its own, `jobs` at once where nothing is timed.
 
-    Attributes:
-        isolation: How.
-        environment: What this machine is; goes into every record.
-        logs: Folder for the log of the fork server.
-        jobs: How many at once, where nothing is timed.
+    `environment`, what this machine is, goes into every record; `logs` is the folder for the log of the fork server.
     """
 
     isolation: Isolation
@@ -101,15 +97,10 @@ class LocalExecutor:
 
 @dataclass(frozen=True)
 class Site:
-    """This machine, or a cluster.
+    """This machine, or a cluster: what the whole matrix comes to there, and who runs it.
 
-    Attributes:
-        plan: What the whole matrix comes to there.
-        executor: Runs jobs there; whoever is done with it closes it.
-        versions: Of torch and transformers there; part of every key.
-        facts: What the (first) machine is.
-        start: How processes are started there.
-        machines: How many work side by side.
+    `versions` of torch and transformers are part of every key, `facts` are those of the first machine, `start` is how
+    processes are started there, and `machines` how many work side by side. Whoever is done with it closes the executor.
     """
 
     plan: Plan
@@ -151,7 +142,7 @@ def on_cluster(request: BenchRequest, address: str, note: Callable[[str], None])
         fleet.close()
         raise
     preload = None if request.isolation is None else request.isolation.preload
-    executor = ClusterExecutor(fleet, preload, told=note)
+    executor = ClusterExecutor(fleet, preload, note=note)
     start = start_method(cell.device for cell in plan.cells)
     return Site(plan, executor, fleet.versions, fleet.environment, start, len(fleet.workers))
 

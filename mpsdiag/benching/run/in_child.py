@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from mpsdiag.benching.journal.record import CellAnswer, Job
@@ -45,7 +44,8 @@ def run_in_child(request: str) -> str:
 def answer_to(job: Job) -> CellAnswer:
     """Call the function of a job; what it raises is an answer too, with the traceback on standard error."""
     try:
-        answer = _function(job.function)(job)
+        module, _, function = job.function.partition(":")
+        answer = getattr(importlib.import_module(module), function)(job)
         if not isinstance(answer, CellAnswer):
             raise TypeError(f"{job.function} returned {type(answer).__name__}, not a CellAnswer")  # noqa: TRY301
     except BaseException as problem:  # noqa: BLE001 - sys.exit in a cell is an end like any other
@@ -58,14 +58,6 @@ def answer_to(job: Job) -> CellAnswer:
 def nothing(job: Job) -> CellAnswer:  # noqa: ARG001 - the signature of every cell function
     """Answer at once: makes a fork server import what it preloads, and shows what isolation alone costs."""
     return CellAnswer(status="ok")
-
-
-def _function(name: str) -> Callable[[Job], Any]:
-    module, _, attribute = name.partition(":")
-    function = getattr(importlib.import_module(module), attribute)
-    if not callable(function):
-        raise TypeError(f"{name} is not a function")
-    return function  # type: ignore[no-any-return]  # whatever it returns is checked
 
 
 def _redirect(path: str) -> None:

@@ -26,14 +26,11 @@ STOPPED = "stopped by the user before it finished"
 class Stop:
     """Whether, and until when, the user wants to stop.
 
-    Attributes:
-        grace: Seconds between asking and ending.
-        told: Called once, at the first asking.
-        clock: Seconds.
+    `grace` are the seconds between asking and ending; `notify` is called once, at the first asking.
     """
 
     grace: float = GRACE
-    told: Callable[[], None] = lambda: None
+    notify: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
     _deadline: float | None = field(default=None, init=False)
 
@@ -41,7 +38,7 @@ class Stop:
         """Ask to stop; asking again ends the moment that the running cell was given."""
         if self._deadline is None:
             self._deadline = self.clock() + self.grace
-            self.told()
+            self.notify()
         else:
             self._deadline = self.clock()
 
@@ -79,11 +76,8 @@ class Remembered(_Handlers):
     """Ctrl-C, SIGTERM and SIGHUP around the cells: the KeyboardInterrupt that Ctrl-C is everywhere, and remembered.
 
     The exception gets lost where it meets a finalizer, or an import that catches everything; `Interruptible` then asks
-    to stop for it. What other handlers the process may have stay in place.
-
-    Attributes:
-        pressed: Whether the user wants to stop.
-        spare: From when on the first one is remembered only, so that what is short and worth having gets finished.
+    to stop for it. What other handlers the process may have stay in place. `pressed`: the user wants to stop. `spare`:
+    from now on the first one is remembered only, so that what is short and worth having gets finished.
     """
 
     def __init__(self) -> None:

@@ -68,12 +68,10 @@ def memory_kills() -> int | None:
 
 @dataclass
 class Isolation:
-    """Runs jobs, each in a process of its own.
+    """Runs jobs, each in a process of its own: from a fork server (Linux, CPU) or as a fresh interpreter.
 
-    Attributes:
-        start: Fork server (Linux, CPU) or a fresh interpreter.
-        preload: Modules that the fork server imports once.
-        kills: Counts how often the kernel's memory killer struck so far; None where it does not say.
+    `preload` are the modules that the fork server imports once; `kills` counts how often the kernel's memory killer
+    struck so far, None where it does not say.
     """
 
     start: StartMethod = "forkserver"
@@ -148,7 +146,7 @@ class Isolation:
             try:
                 return self._launch(job)
             except (OSError, EOFError):
-                if stop.asked:  # a signal to the whole group ended it: nobody waits for another one
+                if stop.asked:  # a signal to the whole group ended it: no other one is needed
                     raise
                 return self._launch(job)
 
@@ -200,7 +198,7 @@ def _await(future: concurrent.futures.Future[str], stop: Stop, deadline: float) 
     except ProcessExpired as problem:
         return _expired(problem.exitcode)
     except ValueError as problem:
-        return CellAnswer(status="error", reason=f"the cell's answer is no answer: {str(problem).splitlines()[0]}")
+        return CellAnswer(status="error", reason=f"the cell's answer cannot be read: {str(problem).splitlines()[0]}")
     except Exception as problem:  # noqa: BLE001 - anything raised in the child comes out here
         return CellAnswer(status="error", reason=f"{type(problem).__name__}: {problem}"[:500])
 

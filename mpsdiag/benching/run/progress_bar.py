@@ -19,12 +19,7 @@ EVERY_SECONDS = 15.0
 
 @dataclass
 class Progress:
-    """Shows a run; a context manager.
-
-    Attributes:
-        stream: Where to; standard error by default.
-        clock: Seconds.
-    """
+    """Shows a run on `stream`; a context manager. `clock` is in seconds."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     clock: Callable[[], float] = time.monotonic

@@ -17,12 +17,9 @@ STANDARD = "standard"
 
 @dataclass(frozen=True)
 class StopRule:
-    """When to stop timing a cell.
+    """When to stop timing a cell: it gets `rounds` rounds at least and `most` at most.
 
-    Attributes:
-        rounds: Every cell gets these.
-        most: No cell gets more.
-        precision: Relative width of the 95 % interval of the ratio to the baseline that is narrow enough.
+    `precision` is the relative width of the 95 % interval of the ratio to the baseline that is narrow enough.
     """
 
     rounds: int = 3

@@ -25,14 +25,10 @@ JOURNAL = "journal.jsonl"
 
 @dataclass
 class RunOutcome:
-    """What came of it.
+    """What came of it: the newest `records` of the plan's cells, and the whole `journal`, if there is one.
 
-    Attributes:
-        records: The newest record of every round of the plan's cells that the journal has.
-        journal: All that the journal holds, other cells too; None where there was nothing to run.
-        broken: Why the run could not go on to its end, if it could not.
-        interrupted: The user stopped it.
-        fresh: How many rounds were run now, not found in the journal.
+    `broken` says why the run could not go on to its end, `interrupted` that the user stopped it, and `fresh` how many
+    rounds were run now, not found in the journal.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -104,7 +100,7 @@ class MatrixRun:
         """
         path = self.request.out / JOURNAL
         if path.exists() and path.stat().st_size:
-            # Refuses what is no journal before anything of it is touched; a torn line is named before it is mended.
+            # Refuses what is not a journal before touching it; a torn line is named before it is mended.
             for warning in read_journal(path).warnings:
                 self.listener.note(warning)
         self._known = Known(self.request, self.site.versions)

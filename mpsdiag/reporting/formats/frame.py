@@ -145,13 +145,23 @@ def _measured(measured: Measured | None) -> dict[str, Any]:
 _NOT_MEASURED = dict.fromkeys(_measured(Measured()))
 
 
+_FIGURES = ("rank", "tokens_per_second", "train_tokens_per_second")
+_TOKENS = ("eval_tokens", "eval_pads", "train_tokens", "train_pads")
+_STEP, _RATIO = ("value", "low", "high", "mad", "n"), ("value", "low", "high", "p")
+_ESTIMATES = [
+    (name, part, name if part == "value" else f"{name}_{part}")
+    for name in ("eval_step", "train_step", "eval_ratio", "train_ratio")
+    for part in (_STEP if name.endswith("step") else _RATIO)
+]
+
+
 def _timed(cost: CostRow | None) -> dict[str, Any]:
-    row = {name: getattr(cost, name, None) for name in ("rank", "tokens_per_second", "train_tokens_per_second")}
-    for name in ("eval_tokens", "eval_pads", "train_tokens", "train_pads"):
-        row[name] = cost and getattr(cost.result.timing, name)
-    for name in ("eval_step", "train_step", "eval_ratio", "train_ratio"):
-        estimate = getattr(cost, name, None)
-        row[name] = getattr(estimate, "value", None)
-        for part in ("low", "high", *(("mad", "n") if name.endswith("step") else ("p",))):
-            row[f"{name}_{part}"] = getattr(estimate, part, None)
+    if cost is None:
+        return _NOT_TIMED
+    row = {name: getattr(cost, name) for name in _FIGURES}
+    row.update({name: getattr(cost.result.timing, name) for name in _TOKENS})
+    row.update({column: getattr(getattr(cost, name), part, None) for name, part, column in _ESTIMATES})
     return row
+
+
+_NOT_TIMED = dict.fromkeys((*_FIGURES, *_TOKENS, *(column for _, _, column in _ESTIMATES)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mpsdiag.reporting.story.figures import NOTHING
 from mpsdiag.reporting.story.marks import Mark, Tone
@@ -88,10 +88,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Picture:
-    """Where a picture belongs; `name` is its key among the pictures, `alt` says what it shows."""
+    """Where a picture belongs. `name`, its key among the pictures, begins with its kind; `alt` says what it shows."""
 
     name: str
     alt: str
+    title: str
+    subject: Any
+    """What it is drawn from."""
 
 
 @dataclass(frozen=True)

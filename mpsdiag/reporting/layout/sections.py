@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
 
 from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.benching.journal.record import Record
@@ -35,7 +33,7 @@ HOW_TO_READ = (
     (
         "Durations are medians with a 95 % interval; ratios are to the baseline on the same padding side, median over "
         "the rounds that both ran. MAD is the median absolute deviation; p that of the Mann-Whitney test."
-        " Only correct cells are ranked: fast and wrong is no speed-up."
+        " Only correct cells are ranked: fast and wrong is not a speed-up."
     ),
     "Emulated means computed by a CPU model of that release's MPS kernels: it gives verdicts, never timings.",
 )
@@ -74,8 +72,8 @@ def scene_label(report: Report, scene: Scene) -> str:
     return f"{scene.label} (environment {scene.place.letter}: {scene.place.label})"
 
 
-def _fixes(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> Iterable[blocks.Block]:
-    yield from _placed(pictures, "releases", 0)
+def _fixes(report: Report, limits: blocks.Limits, pictures: Sequence[blocks.Picture]) -> Iterable[blocks.Block]:
+    yield from (one for one in pictures if one.name == "releases")
     for scene in report.scenes[: limits.panels]:
         yield from _by_scene(report, scene)
         if len(report.scenes) > 1:
@@ -101,7 +99,7 @@ def _grid(grid: Grid, scene: Scene, several: str) -> blocks.Table:
     return blocks.table(title, ("attention", *grid.trainers), rows, lambda row: (row[0], *row[1]))
 
 
-def _costs(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> Iterable[blocks.Block]:
+def _costs(report: Report, limits: blocks.Limits, pictures: Sequence[blocks.Picture]) -> Iterable[blocks.Block]:
     for place, scene in enumerate(report.scenes[: limits.panels]):
         timed = [(number, panel) for number, panel in enumerate(scene.panels) if panel.costs]
         if not timed:
@@ -117,7 +115,7 @@ def _costs(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> 
         yield from _more(len(timed) - limits.panels, "setting")
 
 
-def _losses(report: Report, limits: blocks.Limits, pictures: Sequence[Shown]) -> Iterable[blocks.Block]:
+def _losses(report: Report, limits: blocks.Limits, pictures: Sequence[blocks.Picture]) -> Iterable[blocks.Block]:
     for place, scene in enumerate(report.scenes[: limits.panels]):
         shown = [panel for panel in scene.panels if any(one.measured for one in panel.results)]
         if not shown:
@@ -208,38 +206,17 @@ MOST_SCENES = 3
 MOST_PANELS = 3
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One picture of a report; `subject` is what it is drawn from: a table, a panel, a result, the report."""
-
-    kind: Literal["time", "losses", "spread", "padding", "releases"]
-    scene: int
-    panel_number: int
-    title: str
-    alt: str
-    subject: Any
-
-    @property
-    def name(self) -> str:
-        """Its key and the stem of its files."""
-        return "releases" if self.kind == "releases" else f"{self.kind}-{self.scene + 1}-{self.panel_number + 1}"
+def _placed(shown: Iterable[blocks.Picture], kind: str, scene: int, panel: int = 0) -> list[blocks.Picture]:
+    """Pick the picture of one place."""
+    return [one for one in shown if one.name == f"{kind}-{scene + 1}-{panel + 1}"]
 
 
-def _placed(shown: Iterable[Shown], kind: str, scene: int, panel: int = 0) -> list[blocks.Picture]:
-    """Pick the pictures of one place."""
-    return [
-        blocks.Picture(one.name, one.alt)
-        for one in shown
-        if (one.kind, one.scene, one.panel_number) == (kind, scene, panel)
-    ]
-
-
-def gallery(report: Report) -> Iterator[Shown]:
+def gallery(report: Report) -> Iterator[blocks.Picture]:
     """The pictures of a report, in the order of the report."""
     if 1 < len(report.scenes) <= 40:
         alt = f"Map of {len(report.scenes)} settings by attention mode: which come out right, NaN or wrong."
         title = "standard trainer, left padding: ✓ right  ≈ loss moved  ✗ NaN or wrong  ! broke"
-        yield Shown("releases", 0, 0, title, alt, report)
+        yield blocks.Picture("releases", alt, title, report)
     for number, scene in enumerate(report.scenes[:MOST_SCENES]):
         for place, panel in enumerate(scene.panels[:MOST_PANELS]):
             timed = next((table for table in panel.costs if any(row.eval_step for row in table.rows)), None)
@@ -247,22 +224,22 @@ def gallery(report: Report) -> Iterator[Shown]:
                 on = " and ".join(timed.timed_on) + (" without emulation" if timed.emulated else "")
                 title = f"{panel.label}, {timed.padding} padding, timed on {on}"
                 alt = f"Evaluation step of {count(len(timed.rows), 'cell')} with intervals: {title}."
-                yield Shown("time", number, place, title, alt, timed)
+                yield blocks.Picture(f"time-{number + 1}-{place + 1}", alt, title, timed)
             label = scene.emulated or f"on {scene.device}"
             if place == 0 and any(one.measured and one.measured.eval_losses for one in panel.results):
                 title = f"{panel.label}, {label}"
                 alt = f"Training and evaluation losses, the first NaN marked: {title}."
-                yield Shown("losses", number, place, title, alt, panel)
+                yield blocks.Picture(f"losses-{number + 1}-1", alt, title, panel)
             sick = next(
                 (one for one in panel.results if one.measured and any(map(any, one.measured.nonfinite_rows))), None
             )
             if place == 0 and sick is not None:
                 title = f"{name(sick)}, {panel.label}, {label}"
                 alt = f"Layer by position: how many sequences of the first bad batch are not finite, {title}."
-                yield Shown("spread", number, place, title, alt, sick)
+                yield blocks.Picture(f"spread-{number + 1}-1", alt, title, sick)
         compared = [one for one in scene.results if one.measured and one.measured.by_position]
         # The first that varies, if one does.
         for one in sorted(compared, key=lambda one: not one.varies)[:1]:
             title = f"{name(one)}, {one.cell.model}, {one.cell.dtype}, {scene.emulated or f'on {scene.device}'}"
             alt = f"Position by position: how far padded batches are from each sequence alone, {title}."
-            yield Shown("padding", number, 0, title, alt, one)
+            yield blocks.Picture(f"padding-{number + 1}-1", alt, title, one)

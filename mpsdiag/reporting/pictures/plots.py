@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# More rows than this cannot be told apart in a drawing; the table has them all.
+# More rows than this cannot be read in a drawing; the table has them all.
 MOST_ROWS = 30
 MOST_CURVES = 6
 MOST_POINTS = 2000
@@ -31,7 +31,9 @@ _MARKERS = "os^Dv*"
 
 def pictures(report: Report) -> dict[str, Svg]:
     """Draw every picture that the report has a place for."""
-    return {one.name: draw(partial(_DRAWN[one.kind], one.subject, one.title)) for one in gallery(report)}
+    return {
+        one.name: draw(partial(_DRAWN[one.name.partition("-")[0]], one.subject, one.title)) for one in gallery(report)
+    }
 
 
 def times(table: CostTable, title: str, theme: Theme) -> Figure:

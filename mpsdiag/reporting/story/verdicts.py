@@ -40,7 +40,7 @@ class WorkingFix:
     moved: float | None
     eval_ratio: float | None
     spread: tuple[float, float] | None
-    """Interval of the ratio where there is one setting, else least and greatest ratio."""
+    """Interval of the ratio where there is one setting, otherwise least and greatest ratio."""
     settings: int
     """In how many settings it was timed of those where the baseline fails."""
 
@@ -99,7 +99,7 @@ def decide(
 def headline(scenes: Sequence[tuple[bool, SceneVerdict]]) -> str:
     """Sum up all scenes in the sentence that a report opens with."""
     if not scenes:
-        return "Undecided: there is no cell in these journals."
+        return "Undecided: these journals have no cells."
     if len(scenes) == 1:
         return scenes[0][1].text
     emulated = sum(flag for flag, _ in scenes)

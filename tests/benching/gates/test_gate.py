@@ -10,8 +10,8 @@ from mpsdiag.scenario.scenario import Scenario
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "is no gate"),
-        ("safe_sdpa.eval_time", "is no gate"),
+        ("", "is not a gate"),
+        ("safe_sdpa.eval_time", "is not a gate"),
         ("1 > 2", "compares two numbers"),
         ("safe_sdpa.evl_time > 1", "Did you mean 'eval_time'?"),
         ("any nann in all", "Did you mean 'nan'?"),

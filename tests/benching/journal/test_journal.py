@@ -183,7 +183,7 @@ def test_a_newer_schema_is_refused_with_a_sentence(tmp_path, header):
 def test_what_is_no_journal_is_refused(tmp_path, text):
     path = tmp_path / "journal.jsonl"
     path.write_text(text)
-    with pytest.raises(BadInput, match="no mpsdiag journal"):
+    with pytest.raises(BadInput, match="not an mpsdiag journal"):
         read_journal(path)
 
 

@@ -57,7 +57,7 @@ def test_a_file_without_a_name_has_that_of_the_file(tmp_path):
         ("rounds = 'three'", "line 1, rounds", "should be a whole number (got 'three')"),
         ("[[exclude]]\nmodel = 'a'\n[[exclude]]\ntrainr = 'x'", "line 4, exclude.trainr", "Did you mean 'trainer'?"),
         ("[[include]]\nmodel = 'a'\n\n[[include]]", "line 4, include", "names no axis"),
-        ("rounds = 4\nmax_rounds = 2", "the matrix", "the most is below the least"),
+        ("rounds = 4\nmax_rounds = 2", "the matrix", "is smaller than rounds"),
         ("exclude = 3", "line 1, exclude", "write [[exclude]] above each (got 3)"),
     ],
 )
@@ -186,10 +186,7 @@ def test_options_replace_axes_and_numbers_and_keep_the_rest():
             "--attn-implementation: unknown attn_implementation 'egar'. Did you mean 'eager'?",
         ),
         ({"max_rounds": -1}, "--max-rounds: should be at least 0 (got -1)."),
-        (
-            {"rounds": 5, "max_rounds": 3},
-            "--rounds and --max-rounds: rounds is 5 and max_rounds 3: the most is below the least.",
-        ),
+        ({"rounds": 5, "max_rounds": 3}, "--rounds and --max-rounds: max_rounds (3) is smaller than rounds (5)."),
         ({"emulate": ["1.9"]}, "--emulate: there is no emulation of torch '1.9'"),
         ({"attn_implementatoin": ["sdpa"]}, "Did you mean 'attn_implementation'?"),
     ],

@@ -102,7 +102,7 @@ def test_a_matrix_that_cannot_run_here_at_all_is_undecided(request_for, quiet):
     ("fields", "values", "sentence"),
     [
         ({"gates": ["any nan in safe_spda"]}, {}, "Did you mean 'safe_sdpa'"),
-        ({"gates": ["nonsense"]}, {}, "is no gate"),
+        ({"gates": ["nonsense"]}, {}, "is not a gate"),
         ({"shard": (3, 2)}, {}, "no such part"),
         ({"cluster": "tcp://127.0.0.1:9", "jobs": 2}, {}, "--jobs is for this machine"),
         ({}, {"dataset": "no/such/file.txt"}, "does not exist"),
@@ -186,7 +186,7 @@ def test_rules_that_change_nothing_are_notes(request_for, quiet):
 def test_what_is_no_journal_is_in_the_way_and_fresh_helps(request_for, quiet, tmp_path, act):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "journal.jsonl").write_text("garbage\n")
-    with pytest.raises(BadInput, match=r"is no mpsdiag journal: .* --fresh keeps it aside"):
+    with pytest.raises(BadInput, match=r"is not an mpsdiag journal: .* --fresh keeps it aside"):
         act(prepare(request_for()), quiet)
     assert (tmp_path / "out" / "journal.jsonl").read_text() == "garbage\n"
     assert prepare(request_for({"rounds": 0}, fresh=True)).run(quiet).fresh == 3

@@ -148,7 +148,7 @@ def test_launches_from_many_threads_leave_the_process_as_it_was(light, job, tmp_
 def test_asking_twice_ends_the_moment():
     now = [0.0]
     told = []
-    stop = Stop(grace=5.0, told=lambda: told.append(1), clock=lambda: now[0])
+    stop = Stop(grace=5.0, notify=lambda: told.append(1), clock=lambda: now[0])
     assert not stop.asked
     stop.ask()
     now[0] = 4.9
@@ -168,7 +168,7 @@ def test_ctrl_c_asks_and_the_old_handler_comes_back():
 
 def test_sigterm_ends_at_once_and_the_old_handler_comes_back():
     told = []
-    stop = Stop(grace=1000.0, told=lambda: told.append(1))
+    stop = Stop(grace=1000.0, notify=lambda: told.append(1))
     before = signal.getsignal(signal.SIGTERM)
     with Interruptible(stop):
         signal.raise_signal(signal.SIGTERM)

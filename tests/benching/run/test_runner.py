@@ -120,7 +120,7 @@ def test_other_cells_in_the_journal_are_mentioned(start_run, seeds, quiet):
 def test_a_file_that_is_no_journal_is_left_alone(start_run, seeds, tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_text("my diary, without a line feed")
-    with pytest.raises(BadInput, match="no mpsdiag journal"):
+    with pytest.raises(BadInput, match="not an mpsdiag journal"):
         start_run(seeds(1))
     assert path.read_text() == "my diary, without a line feed"
 

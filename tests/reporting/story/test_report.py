@@ -81,7 +81,7 @@ def test_not_affected_needs_a_right_baseline(record, journal_of):
     assert assemble([journal_of(record("nan", attn_implementation="eager"))]).headline.startswith(
         "Affected: the baseline"
     )
-    assert assemble([journal_of()]).headline.startswith("Undecided: there is no cell")
+    assert assemble([journal_of()]).headline.startswith("Undecided: these journals have no cells")
 
 
 def test_a_baseline_without_the_standard_trainer_is_named(record, journal_of):
