@@ -68,7 +68,7 @@ class Advice(Part):
 
 
 class LayerExposure(Part):
-    """Dead rows in the layers of one kind: `full`, `sliding` or `chunked`; `width` in tokens."""
+    """Fully masked rows in the layers of one kind: `full`, `sliding` or `chunked`; `width` in tokens."""
 
     kind: str
     width: int | None
@@ -77,7 +77,7 @@ class LayerExposure(Part):
 
 
 class Exposure(Part):
-    """Where dead rows will arise, predicted from config, padding and attention, without running on the device."""
+    """Where fully masked rows will arise, predicted from config, padding and attention without a run on the device."""
 
     rows: int
     """(sequence, query) rows that may attend to nothing, each counted once a forward."""
@@ -95,7 +95,7 @@ class Exposure(Part):
 
 
 class Blame(Part):
-    """The cause of a bad scenario, as `mpsdiag trace` names it, and where it was born; `also`: further causes."""
+    """The cause of a bad scenario, as `mpsdiag trace` names it, and where it arose; `also`: further causes."""
 
     cause: str
     layer: int | None

@@ -55,7 +55,7 @@ BUILTIN_DATASET: Final = "synthetic"
 
 LARGEST_SEED: Final = 2**32 - 1  # what NumPy takes; torch and Python take more
 MOST: Final = 1_000_000
-"""The bound of every other number: more than anybody means, so that a slip of the finger is a sentence at once."""
+"""The bound of every other number: more than anybody means, so that a typo is refused at once."""
 
 # Process exit codes that mean the same in every command; 1 is the command's own finding.
 EXIT_OK: Final = 0

@@ -29,14 +29,14 @@ def why(name: str, outcome: Measured) -> str:
     if outcome.status != "ok":
         if name == "cpu_loss":
             return (
-                "the logits are already NaN when they reach the CPU: the NaN is born in attention, "
+                "the logits are already NaN when they reach the CPU: the NaN arises in attention, "
                 "in the forward, before the loss"
             )
         return outcome.reason
     if outcome.exact:
         return "equal to the float64 reference within rounding, at padded positions too"
     return (
-        "right at real positions; dead rows get another value than zeros, and the label of the first real "
+        "right at real positions; fully masked rows get another value than zeros, and the label of the first real "
         f"token is read from one, which moves eval_loss by {outcome.loss_moved_by:+.2g}"
     )
 
@@ -63,7 +63,7 @@ def advise(
     if "safe_sdpa" in exact or (dead_row_bug and scenario is None):
         advice.append(
             Advice(
-                text="Use safe_sdpa: the same kernel, exact (dead rows give zeros, as on the CPU), in one line.",
+                text="Use safe_sdpa in one line: the same kernel, exact (fully masked rows are zeros, as on the CPU).",
                 commands=['mpsdiag.install("safe_sdpa")', "mpsdiag run --fix safe_sdpa your_script.py"],
             )
         )
@@ -99,7 +99,7 @@ def _other_cause(scenario: Measured | None) -> Advice | None:
 
 
 def _remedy(probe: ProbeResult) -> Advice | None:
-    """The catalogue's remedy of a failed probe other than the dead rows, which are advised on above."""
+    """The catalogue's remedy of a failed probe other than that of fully masked rows, which are advised on above."""
     if probe.status != "fail" or probe.id == DEAD_ROWS or probe.remedy is None:
         return None
     return Advice(text=f"{probe.id}: {probe.remedy.text}", commands=probe.remedy.commands)

@@ -70,7 +70,7 @@ class ScenarioResult(Judged):
 
 
 class FixResult(Part):
-    """One fix, tried on the scenario. `exact`: equal to the reference in dead rows too, within rounding."""
+    """One fix, tried on the scenario. `exact`: equal to the reference in fully masked rows too, within rounding."""
 
     name: str
     kind: Literal["attention", "trainer"]

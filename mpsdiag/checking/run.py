@@ -79,7 +79,7 @@ def check(
         BadInput: An argument, model or data set that cannot be used.
     """
     if level not in (1, 2, 3):
-        raise BadInput(f"Level {level} does not exist. Choose 1 (dead rows), 2 (and scenario) or 3 (everything).")
+        raise BadInput(f"Level {level} does not exist. Choose 1 (the kernel), 2 (and the scenario) or 3 (everything).")
     model = given.path_or_name("model", model, '"tiny-llama", a folder or a hub name')
     dataset = given.path_or_name("dataset", dataset, '"synthetic", a file or a hub name')
     device = given.text("device", device, '"auto" or "mps"')

@@ -39,7 +39,7 @@ SENTENCES: Final[Mapping[LossCause, str]] = {
         "it is not finite on the CPU either, so the device is not the reason: `mpsdiag trace` finds the layer"
     ),
     "unknown": (
-        "neither labels nor weights show why; `mpsdiag trace` finds the layer in which the first such value is born"
+        "neither labels nor weights show why; `mpsdiag trace` finds the layer in which the first such value arises"
     ),
 }
 

@@ -101,7 +101,7 @@ def texts_of(records: Rows, dataset: str, text_column: str | None) -> Iterator[s
     """Go through the texts of rows; blank ones and headings are left out.
 
     Raises:
-        BadInput: There is no such column, it cannot be told which is meant, or it holds something else than text.
+        BadInput: There is no such column, which is meant is unclear, or it holds something else than text.
     """
     column: str | None = None
     any_text = False
@@ -136,7 +136,7 @@ def _text_column(dataset: str, record: Mapping[str, Any], wanted: str | None) ->
     """Find the column that holds the text.
 
     Raises:
-        BadInput: There is no such column, or it cannot be told which is meant.
+        BadInput: There is no such column, or which is meant is unclear.
     """
     columns = list(record)
     if wanted is not None:

@@ -26,7 +26,7 @@ EMPTY = "sequences of padding only"
 GAPS = "gaps in the attention_mask"
 GIVEN = "a 4D mask given by the user"
 
-# Attention modes whose masks with dead rows reach F.scaled_dot_product_attention as they are.
+# Attention modes whose masks with fully masked rows reach F.scaled_dot_product_attention as they are.
 _HANDS_THEM_ON: Final = ("sdpa",)
 
 

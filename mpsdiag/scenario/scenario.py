@@ -150,7 +150,7 @@ class Measured(BaseModel):
     loss_moved_by: Number | None = None
     """eval_loss minus reference_eval_loss."""
     exact: bool | None = None
-    """Logits agree with the float64 reference at every position, dead rows (zeros) too, within `bound`."""
+    """Logits agree with the float64 reference at every position, fully masked rows (zeros) too, within `bound`."""
     real_tokens: int = 0
     pad_tokens: int = 0
     missing_weights: str | None = None

@@ -68,7 +68,7 @@ class NonFiniteCallback(TrainerCallback):
         self._weights_were_finite: bool | None = None
 
     def watch(self, trainer: Trainer) -> NonFiniteCallback:
-        """Watch the losses of this Trainer itself, whoever computes them; it need not be given as a callback too.
+        """Watch the losses of this Trainer itself, wherever they are computed; it need not be given as a callback too.
 
         From here on it comes before the other callbacks, so that TensorBoard, Weights & Biases and their like get its
         counts with the log.

@@ -1,4 +1,4 @@
-"""Send every loss that is computed inside a block to the CPU, whoever computes it: model, trainer or user."""
+"""Send every loss that is computed inside a block to the CPU, computed by the model, the trainer or the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpsdiag.trainers import chunked_loss
 if TYPE_CHECKING:
     from transformers import Trainer
 
-# By name, because whoever patches torch.nn.functional replaces the function, but not what it is called.
+# By name, because a patch of torch.nn.functional replaces the function, but not what it is called.
 _OTHER_LOSSES: Final = frozenset(
     {
         "binary_cross_entropy",
