@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpsdiag.tracing.cases.recorder import BadBatchRecorder
     from mpsdiag.tracing.origin import Origin
     from mpsdiag.tracing.process.session import watch
-    from mpsdiag.tracing.trace_batch import trace
+    from mpsdiag.tracing.run import trace
     from mpsdiag.trainers.callbacks import NonFiniteCallback
     from mpsdiag.trainers.mps_safe import MPSSafeTrainer
 
@@ -49,7 +49,7 @@ _HOME = {
     "padding_invariance": "mpsdiag.invariance",
     "MPSSafeTrainer": "mpsdiag.trainers.mps_safe",
     "NonFiniteCallback": "mpsdiag.trainers.callbacks",
-    "trace": "mpsdiag.tracing.trace_batch",
+    "trace": "mpsdiag.tracing.run",
     "watch": "mpsdiag.tracing.process.session",
 }
 

@@ -11,7 +11,7 @@ from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.scenario.preparation import prepare
 from mpsdiag.scenario.scenario import LEARNING_RATE, Measured, Scenario
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.passes.evaluation import trace_batches
+from mpsdiag.tracing.passes.forward import trace_batches
 from mpsdiag.tracing.passes.training import Recipe, trace_training
 
 

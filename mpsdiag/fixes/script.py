@@ -7,6 +7,7 @@ arguments, path, tracebacks, signals and exit code are its own, and there is not
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,14 +17,18 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.modes import mode_named
 from mpsdiag.fixes.startup import RunRequest
-from mpsdiag.serialization import require_file
+from mpsdiag.serialization import read_file, require_file
 from mpsdiag.words import POSITIONS
+
+_OTHERS: Final = ("sh", "bash", "zsh", "dash", "ksh", "fish", "perl", "ruby", "node", "Rscript")
+_PROGRAMS: Final = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+"""How programs of Linux, Windows and macOS begin."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ def _script(target: str) -> tuple[str, ...]:
         require_file(path)
         if not os.access(path, os.R_OK):
             raise BadInput(f"Cannot read {target}: permission denied.")
+        _require_python(path)
         return (target,)
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     command = shutil.which(target, path=folders)
@@ -128,6 +134,17 @@ def _script(target: str) -> tuple[str, ...]:
     is_module = all(part.isidentifier() for part in target.split(".")) and not target.endswith(".py")
     hint = f"For a module: mpsdiag run -m {target} ..." if is_module else f"Look at the path, from {Path.cwd()}."
     raise BadInput(f"No script {target}: there is no such file. {hint}")
+
+
+def _require_python(path: Path) -> None:
+    """Refuse a script for another interpreter and a program of the machine; what is wrong in Python, Python says."""
+    head = read_file(path, 256) if path.is_file() else b""
+    first = head.partition(b"\n")[0].decode(errors="replace")
+    other = next((name for name in _OTHERS if first.startswith("#!") and re.search(rf"\b{name}\b", first)), None)
+    if other is not None:
+        raise BadInput(f"{path} is a script for {other}, not for Python. Name the Python file that it starts.")
+    if head.startswith(_PROGRAMS):
+        raise BadInput(f"{path} is a program, not a Python file. If it starts Python, name the file that it runs.")
 
 
 def _module(target: str) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def document(diagnosis: Diagnosis) -> blocks.Document:
         ("differs", "Differs from the known behaviour of this release", _differs(diagnosis)),
         ("probes", "Probes", _probes(diagnosis)),
         ("scenario", "Scenario", _scenario(diagnosis, diagnosis.scenario) if diagnosis.scenario else ()),
-        ("invariance", "Padding invariance", _invariance(diagnosis.invariance)),
+        ("invariance", "Padding invariance", invariance(diagnosis.invariance)),
         (
             "why",
             "Why a fix resolves it, or does not",
@@ -122,7 +122,7 @@ def resolving(fix: FixResult) -> str:
     return "no" if not fix.resolves else "yes, exact" if fix.exact else "yes"
 
 
-def _invariance(found: Invariance | None) -> Iterable[blocks.Block]:
+def invariance(found: Invariance | None) -> Iterable[blocks.Block]:
     """Each arrangement against the sequences alone, the fixes that were tried, and the labels predicted at padding."""
     if found is None or not found.arrangements:
         return

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Iterable
 
-from mpsdiag.reporting.check import environment
+from mpsdiag.reporting.check import environment, invariance
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.trace import NAMES, origin_blocks
 from mpsdiag.tracing.process.watched import ScriptCheck, ScriptFinding, ScriptReport
@@ -19,6 +20,8 @@ def script_document(report: ScriptReport) -> blocks.Document:
     ]
     if report.check is not None:
         parts.insert(0, ("check", "The script's model and first batches", _check(report.check)))
+        if report.check.invariance is not None:
+            parts.insert(1, ("invariance", "Padding invariance", invariance(report.check.invariance)))
     parts.append(("watched", "What was watched", _watched(report)))
     if report.environment is not None:
         parts.append(environment(report.environment))
@@ -45,19 +48,26 @@ def headline(report: ScriptReport) -> str:
 
 def _title(finding: ScriptFinding) -> str:
     named = NAMES.get(finding.cause, finding.cause.replace("_", " "))
-    at = f" at {finding.file}:{finding.line}" if finding.file else ""
-    return f"{finding.cause}: {named}{at}"
+    way = finding.user_code
+    inner = f", which leads to {way[-1]}" if way[1:] else ""
+    return f"{finding.cause}: {named}{f' at {way[0]}{inner}' if way else ''}"
 
 
 def _finding(finding: ScriptFinding) -> Iterable[blocks.Block]:
-    way = finding.evidence.get("user_code", [])
-    rows = [("line", f"{finding.file}:{finding.line}")] if finding.file else []
-    rows += [("called from", ", ".join(way[:-1]))] if way[1:] else []
-    rows += [("seen", count(finding.count, "time")), ("first after", count(finding.step, "optimizer step"))]
     yield from origin_blocks(finding)
-    yield blocks.pairs("in your code", rows)
+    if finding.user_code:
+        rows = [(place, _source(place)) for place in finding.user_code]
+        yield blocks.table("", ("your code, outermost first", "text"), rows, iter)
+    seen = [("seen", count(finding.count, "time")), ("first after", count(finding.step, "optimizer step"))]
+    yield blocks.pairs("when", seen)
     for also in finding.also:
         yield blocks.Prose(f"Also {also.cause}: {also.summary}.")
+
+
+def _source(place: str) -> str:
+    """The text of a line of code, given as `file:line`; that of a notebook's cell is known where it ran."""
+    file, _, number = place.rpartition(":")
+    return linecache.getline(file, int(number)).strip() or "not at hand"
 
 
 def _check(found: ScriptCheck) -> Iterable[blocks.Block]:
@@ -68,8 +78,8 @@ def _check(found: ScriptCheck) -> Iterable[blocks.Block]:
     if found.exposure is not None:
         where = ", ".join(f"{count} at {name}" for name, count in found.exposure.reasons.items())
         rows.append(("fully masked rows, predicted", f"{found.exposure.rows}{f': {where}' if where else ''}"))
-    if found.padding_error is not None:
-        rows.append(("padded against alone", f"{found.padding_error:.3g}; allowed {found.padding_bound:.3g}"))
+    if found.invariance is not None:
+        rows.append(("padding", found.invariance.reason))
     rows += [(f"with {name}", "right" if right else "not right") for name, right in found.fixes.items()]
     yield blocks.pairs("check", rows)
     if found.affected and found.resolved_by:

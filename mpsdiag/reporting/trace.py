@@ -13,6 +13,7 @@ from mpsdiag.tracing.run import TraceReport
 
 # Causes whose name says less than these words.
 NAMES = {
+    "overflow": "a value too large for its dtype",
     "dead_rows": "fully masked rows",
     "no_labels": "no label counts",
     "bad_mask": "a mask with values that no mask may have",
@@ -20,6 +21,7 @@ NAMES = {
     "divergence": "training diverges",
     "hidden_by_filter": "a loss that only looks finite",
     "derivative": "a derivative that is not finite",
+    "unknown": "no known cause",
 }
 
 

@@ -1,17 +1,20 @@
-"""`mpsdiag trace` without its command line: load a case, trace it, and put the answer into one document. Schema 1."""
+"""`mpsdiag.trace`, and `mpsdiag trace` without its command line: a case is loaded, traced, and answered. Schema 1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
 from mpsdiag import device as devices
 from mpsdiag import environment
 from mpsdiag.environment import Environment
+from mpsdiag.errors import BadInput
 from mpsdiag.findings import Answer, Emulated
 from mpsdiag.inputs.models import missing_note, model_notes
 from mpsdiag.quiet import errors_only, no_bars
@@ -19,10 +22,11 @@ from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
 from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, load_case
 from mpsdiag.tracing.causes.given_values import unread_weights
 from mpsdiag.tracing.origin import Origin, joined
-from mpsdiag.tracing.passes.evaluation import trace_batches
-from mpsdiag.tracing.passes.forward import TracedRun
+from mpsdiag.tracing.passes.forward import ForwardTrace, TracedRun, trace_batches
+from mpsdiag.tracing.passes.model_inputs import prepare_batch
 from mpsdiag.tracing.passes.training import LEARNING_RATE, Recipe, trace_training
 from mpsdiag.tracing.repro.repro_script import check_target, write_repro
+from mpsdiag.tracing.watch.model_state import in_mode
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 SCHEMA = 1
@@ -134,3 +138,44 @@ def _with_history(origin: Origin, checkpoints: list[Path]) -> Origin:
             update={"summary": origin.summary + when, "evidence": {**origin.evidence, "history": history}}
         )
     return origin.model_copy(update={"also": [_with_history(other, checkpoints) for other in origin.also]})
+
+
+def trace(
+    model: nn.Module, batch: Mapping[str, Any], *, train: bool = False, compare: bool | None = None
+) -> Origin | None:
+    """Find the first non-finite value of an evaluation of one batch; or, if all are finite, where they go wrong.
+
+    The model is run as it is, on its device, in evaluation mode without gradients (unless `train`), and left as it was.
+
+    Args:
+        model: A transformers model, or any module that takes the batch as keyword arguments.
+        batch: Such as `input_ids`, `attention_mask`, `labels`, each (sequences, positions); moved to its device.
+        train: Trace a training step instead: forward with gradients, backward, AdamW. The weights are put back.
+        compare: Compare finite results with float64 on the CPU. None: unless the model runs on a plain CPU itself.
+
+    Returns:
+        Where, in which operation and why; None if everything is finite, and as right as the CPU where compared.
+
+    Raises:
+        BadInput: Not a model, or the batch does not fit it.
+        CannotDecide: The forward itself fails.
+    """
+    _require_module(model)
+    model = getattr(model, "_orig_mod", model)  # The graph of torch.compile hides its operations.
+    prepared = prepare_batch(model, batch)
+    if train:
+        return trace_training(model, [prepared]).origin
+    with in_mode(model, training=False, grad=False):
+        return ForwardTrace(model, compare=compare).run(prepared).origin
+
+
+def _require_module(model: object) -> None:
+    if isinstance(model, nn.Module):
+        return
+    if model is None or isinstance(model, str | PathLike):
+        name = "FOLDER" if model is None else str(model)
+        raise BadInput(
+            f"model is {model!r}, not a loaded model. Load it first (AutoModelForCausalLM.from_pretrained), or use the "
+            f"command: mpsdiag trace --model {name}."
+        )
+    raise BadInput(f"model is a {type(model).__name__}, not a torch.nn.Module. Give the loaded model itself.")

@@ -1,188 +1,201 @@
-"""`mpsdiag run --trace` on scripts as people write them, in real processes; each takes seconds."""
+"""`mpsdiag run --trace` in real processes; each takes seconds. What it finds: tests/tracing/process/test_scripts.py."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mpsdiag.cli import main
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 MPSDIAG = [sys.executable, "-c", "from mpsdiag.cli import main; main()"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def traced(tmp_path, script, *arguments, options=("--emulate", "2.8"), what="--trace", **kwargs):
+def command(tmp_path, script, *arguments, options=("--emulate", "2.8"), what="--trace"):
+    return [*MPSDIAG, "run", what, "--json", str(tmp_path / "seen.json"), *options, str(script), *arguments]
+
+
+def traced(tmp_path, script, *arguments, **kwargs):
     """The finished process, and the JSON it wrote."""
-    done = subprocess.run(
-        [*MPSDIAG, "run", what, "--json", str(tmp_path / "seen.json"), *options, script, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        **kwargs,
-    )
-    path = tmp_path / "seen.json"
-    return done, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    words = command(tmp_path, script, *arguments, **kwargs)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=280, env=ENVIRONMENT)
+    return done, json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
+
+
+def written(tmp_path, text):
+    script = tmp_path / "script.py"
+    script.write_text(text, encoding="utf-8")
+    return script
 
 
 def line(script, mark):
-    text = Path(script).read_text(encoding="utf-8").splitlines()
+    text = script.read_text(encoding="utf-8").splitlines()
     return next(number for number, one in enumerate(text, 1) if one.endswith(f"# {mark}"))
 
 
-# A script, what plants the cause, the cause, and the mark of the line of the user's code.
-PLANTED = [
-    ("plain_loop.py", "padded", "dead_rows", "EVAL"),
-    ("hf_trainer.py", "left", "dead_rows", "HERE"),
-    ("amp_scaler.py", "planted", "overflow", "HERE"),
-    ("outside_loss.py", "unlabelled", "no_labels", "HERE"),
-    ("outside_loss.py", "root", "derivative", "HERE"),
-    ("outside_loss.py", "rate", "divergence", "HERE"),
-    ("outside_loss.py", "catches", "bad_inputs", "HERE"),
-    ("outside_loss.py", "exit", "bad_inputs", "HERE"),
-    ("outside_loss.py", "hand", "bad_inputs", "HERE"),
-    ("generate.py", "left", "dead_rows", "HERE"),
-]
-
-
-@pytest.mark.parametrize(("name", "plant", "cause", "mark"), PLANTED)
-def test_a_planted_cause_stops_the_script_at_its_line(tmp_path, name, plant, cause, mark):
-    script = str(SCRIPTS / name)
-    done, seen = traced(tmp_path, script, plant)
-    assert done.returncode == 1, done.stderr
-    assert seen["stopped"] is True
-    assert seen["script_exit"] is None
+def test_a_planted_cause_stops_the_script_and_is_one_block_a_document_and_a_page(tmp_path):
+    script, page = SCRIPTS / "plain_loop.py", tmp_path / "page.html"
+    done, seen = traced(tmp_path, script, "padded", options=("--emulate", "2.8", "--html", str(page)))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (seen["stopped"], seen["script_exit"]) == (True, None)
     (finding,) = seen["findings"]
-    assert (finding["cause"], finding["file"], finding["line"]) == (cause, script, line(script, mark))
-    assert f"{script}:{finding['line']}" in done.stderr.replace("\n", "")
-    assert ("Traceback" in done.stderr) is (name == "generate.py")  # sampling itself fails on NaN
+    assert (finding["cause"], finding["file"], finding["line"]) == ("dead_rows", str(script), line(script, "HERE"))
+    assert (finding["step"], finding["count"]) == (3, 1)
+    way = [f"{script}:{line(script, 'HERE')}", f"{script}:{line(script, 'CALL')}"]
+    assert finding["evidence"]["user_code"] == way
+    assert "Traceback" not in done.stderr
+    shown = page.read_text(encoding="utf-8")
+    assert shown.startswith("<!DOCTYPE html>")
+    for where in (done.stderr.replace("\n", ""), shown):
+        assert all(one in where for one in ("dead_rows", "plain_loop.py:", "safe_sdpa", "emulated MPS of torch 2.8"))
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "code"),
-    [
-        ("plain_loop.py", [], 0),
-        ("hf_trainer.py", ["right"], 0),
-        ("amp_scaler.py", [], 0),
-        ("outside_loss.py", ["exit-clean"], 7),
-        ("generate.py", ["compile"], 0),
-    ],
-)
-def test_a_clean_script_ends_as_it_does(tmp_path, name, arguments, code):
-    done, seen = traced(tmp_path, str(SCRIPTS / name), *arguments)
-    assert done.returncode == code, done.stderr
-    assert (seen["findings"], seen["stopped"], seen["script_exit"]) == ([], False, code)
-    assert seen["watched"]["forwards"] > 0
-    assert "nothing found" in done.stderr
+def test_keep_going_finishes_counts_and_records_what_trace_replays(tmp_path):
+    from mpsdiag.tracing.cases.traced_case import TraceRequest
+    from mpsdiag.tracing.run import investigate
 
-
-def test_keep_going_finishes_and_counts(tmp_path):
-    done, seen = traced(tmp_path, str(SCRIPTS / "hf_trainer.py"), "left", options=("--emulate", "2.8", "--keep-going"))
+    folder = tmp_path / "case"
+    options = ("--emulate", "2.8", "--keep-going", "--record", str(folder))
+    done, seen = traced(tmp_path, SCRIPTS / "hf_trainer.py", "left", options=options)
     assert done.returncode == 0, done.stderr
     assert "eval_loss nan" in done.stdout
     assert [(f["cause"], f["count"], f["step"]) for f in seen["findings"]] == [("dead_rows", 4, 2)]
+    assert (seen["stopped"], seen["script_exit"], seen["recorded"]) == (False, 0, str(folder))
     watched = seen["watched"]
     assert (watched["forwards"], watched["backwards"], watched["steps"]) == (6, 2, 2)
+    assert watched["models"] == {"LlamaForCausalLM": 6}
     assert watched["masked_rows_nan"] is True
     assert watched["masked_rows"] > 0
+    report = investigate(TraceRequest(folder=folder))
+    assert (report.origin.cause, report.emulated.release) == ("dead_rows", "2.8")
 
 
-@pytest.mark.parametrize("plant", ["left", "right"])
-def test_accelerate_launch_is_watched_in_its_child(tmp_path, plant):
+@pytest.mark.parametrize(
+    ("plant", "options", "code", "causes"),
+    [("exit", ["--keep-going"], 7, ["bad_inputs"]), ("exit-clean", [], 7, []), ("catches", [], 1, ["bad_inputs"])],
+)
+def test_the_exit_code_is_the_scripts_own_and_who_catches_everything_is_stopped(tmp_path, plant, options, code, causes):
+    done, seen = traced(tmp_path, SCRIPTS / "outside_loss.py", plant, options=options)
+    assert done.returncode == code, done.stderr
+    assert [finding["cause"] for finding in seen["findings"]][:1] == causes
+    assert seen["script_exit"] == (code if code == 7 else None)
+    assert ("nothing found in 4 forwards" in done.stderr) is (not causes)
+
+
+def test_accelerate_launch_is_watched_in_its_child_and_workers_of_a_loader_are_left_alone(tmp_path):
     pytest.importorskip("accelerate")
-    script, folder = str(SCRIPTS / "accelerate_loop.py"), tmp_path / "case"
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", script, plant]
-    options = ["--emulate", "2.8", "--record", str(folder), "-m"]
-    done, seen = traced(tmp_path, *launch, options=options)
-    assert seen["watched"]["processes"] == 1
-    if plant == "right":
-        assert (done.returncode, seen["findings"]) == (0, [])
-        return
-    assert (done.returncode, seen["stopped"]) == (1, True)
+    script, folder = SCRIPTS / "accelerate_loop.py", tmp_path / "case"
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", str(script), "left"]
+    done, seen = traced(tmp_path, *launch, options=["--emulate", "2.8", "--record", str(folder), "-m"])
+    assert (done.returncode, seen["stopped"], seen["watched"]["processes"]) == (1, True, 1)
     (finding,) = seen["findings"]
-    assert (finding["cause"], finding["file"]) == ("dead_rows", script)
-    assert finding["line"] == line(script, "HERE")
+    assert (finding["cause"], finding["file"], finding["line"]) == ("dead_rows", str(script), line(script, "HERE"))
     assert json.loads((folder / "case.json").read_text(encoding="utf-8"))["phase"] == "evaluation"
     assert (folder / "model").is_dir()
 
 
+RANKS = """
+import os, torch
+model, values = torch.nn.Linear(2, 2), torch.ones(1, 2)
+with torch.no_grad():
+    model(values)
+    model(values / int(os.environ["LOCAL_RANK"]))
+"""
+
+
+def test_torchrun_is_watched_in_each_of_its_processes(tmp_path):
+    script = written(tmp_path, RANKS)
+    launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", str(script)]
+    done, seen = traced(tmp_path, *launch, options=["--keep-going", "-m"])
+    assert done.returncode == 0, done.stderr
+    assert (seen["watched"]["processes"], seen["watched"]["forwards"]) == (2, 4)
+    assert [(f["cause"], f["line"], f["count"]) for f in seen["findings"]] == [("bad_inputs", 6, 1)]
+
+
 BROKEN = """
-import sys, torch
+import torch
 torch.nn.Linear(2, 2)(torch.ones(1, 2))
 raise LookupError("of the script itself")
 """
 
 
 def test_a_crash_keeps_its_traceback_and_its_exit_code(tmp_path):
-    script = tmp_path / "broken.py"
-    script.write_text(BROKEN, encoding="utf-8")
-    done, seen = traced(tmp_path, str(script))
+    script = written(tmp_path, BROKEN)
+    done, seen = traced(tmp_path, script)
     assert (done.returncode, seen["script_exit"], seen["stopped"]) == (1, 1, False)
-    assert "LookupError: of the script itself" in done.stderr
-    assert "mpsdiag/" not in done.stderr.partition("LookupError")[0]
+    own = f'Traceback (most recent call last):\n  File "{script}", line 4, in <module>\n'
+    assert own + '    raise LookupError("of the script itself")\nLookupError: of the script itself\n' in done.stderr
 
 
 STDIN = """
-import os, sys, torch
-text = sys.stdin.read()
+import os, sys, time, torch
+torch.nn.Linear(2, 2)(torch.ones(1, 2))
+text = sys.stdin.readline()
 if os.fork() == 0:
     torch.nn.Linear(2, 2)(torch.ones(1, 2))
     os._exit(0)
 os.wait()
-print("read", text)
-os.kill(os.getpid(), 2) if "interrupt" in text else None
+print("read", text, end="", flush=True)
+time.sleep(200)
 """
 
 
-@pytest.mark.parametrize(("text", "code"), [("plain", 0), ("interrupt", -2)])
-def test_a_script_that_reads_stdin_forks_and_is_interrupted(tmp_path, text, code):
-    script = tmp_path / "reads.py"
-    script.write_text(STDIN, encoding="utf-8")
-    done, _ = traced(tmp_path, str(script), input=text)
-    assert (done.returncode, done.stdout) == (code, f"read {text}\n")
-    assert "nothing was watched" in done.stderr
+def test_a_script_that_reads_stdin_and_forks_is_interrupted_from_the_keyboard(tmp_path):
+    words = command(tmp_path, written(tmp_path, STDIN))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes, text=True, env=ENVIRONMENT, start_new_session=True) as process:
+        process.stdin.write("something\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "read something\n"
+        os.killpg(process.pid, signal.SIGINT)  # As a terminal does: to all in the foreground.
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in stderr
+    assert "mpsdiag" not in stderr.partition("Traceback")[2].partition("KeyboardInterrupt")[0]
+    assert "nothing found in 1 forward" in stderr
 
 
 @pytest.mark.parametrize(
-    ("target", "sentence"), [("none.py", "No script none.py"), (str(SCRIPTS), "a folder without a __main__.py")]
+    ("text", "sentence"),
+    [
+        (None, "there is no such file"),
+        ("", "a folder without a __main__.py"),
+        ("#!/bin/bash\npython train.py\n", "a script for bash, not for Python"),
+        ("\x7fELF\x02\x01", "is a program, not a Python file"),
+    ],
 )
-def test_what_is_no_script_is_named(tmp_path, target, sentence):
-    done, _ = traced(tmp_path, target)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_is_no_script_is_named(tmp_path, capsys, text, sentence):
+    script = tmp_path / "script.py"
+    if text == "":
+        script.mkdir()
+    elif text is not None:
+        script.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--trace", str(script)])
+    assert ended.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(("side", "code", "resolves"), [("left", 1, True), ("right", 0, True)])
-def test_check_answers_for_the_scripts_model_and_batches(tmp_path, side, code, resolves):
-    done, seen = traced(tmp_path, str(SCRIPTS / "hf_trainer.py"), side, what="--check")
+def test_trace_and_check_exclude_each_other(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--trace", "--check", str(SCRIPTS / "plain_loop.py")])
+    assert ended.value.code == 2
+    assert "exclude each other" in " ".join(capsys.readouterr().err.split())
+
+
+def test_check_answers_for_the_scripts_model_and_batches(tmp_path):
+    done, seen = traced(tmp_path, SCRIPTS / "hf_trainer.py", "left", what="--check")
     found = seen["check"]
-    assert (done.returncode, found["model"], found["batches"]) == (code, "LlamaForCausalLM", 4)
-    assert found["evaluation"] is True
-    assert found["finite"] is (side == "right")
-    assert (found["exposure"]["rows"] > 0) is (side == "left")
-    assert found["fixes"] == {"eager": resolves, "safe_sdpa": resolves}
+    assert (done.returncode, found["model"], found["batches"]) == (1, "LlamaForCausalLM", 4)
+    assert (found["evaluation"], found["finite"], found["exposure"]["rows"] > 0) == (True, False, True)
+    assert found["fixes"] == {"eager": True, "safe_sdpa": True}
+    assert found["invariance"]["verdict"] == "varies"
     assert "eval_loss" not in done.stdout  # it was stopped there
-    if side == "right":
-        assert found["padding_error"] <= found["padding_bound"]
-
-
-def test_trace_and_check_exclude_each_other(tmp_path):
-    done, _ = traced(tmp_path, str(SCRIPTS / "plain_loop.py"), options=("--check",))
-    assert done.returncode == 2
-    assert "exclude each other" in done.stderr
-
-
-@pytest.mark.parametrize(("library", "kind", "cause"), [("peft", "peft", "dead_rows"), ("trl", "sft", None)])
-def test_trainers_of_other_libraries(tmp_path, library, kind, cause):
-    """TRL's collator for SFT pads on the right, whatever the tokenizer says: nothing to find."""
-    pytest.importorskip(library)
-    script = str(SCRIPTS / "field_trainers.py")
-    done, seen = traced(tmp_path, script, kind, "left")
-    assert done.returncode == (1 if cause else 0), done.stderr
-    assert [(f["cause"], f["line"]) for f in seen["findings"]] == ([(cause, line(script, "HERE"))] if cause else [])
-    assert set(seen["watched"]["models"]) <= {"PeftModel", "PeftModelForCausalLM", "LlamaForCausalLM"}
+    assert "safe_sdpa" in done.stderr

@@ -34,9 +34,9 @@ def main():
     model.eval()
     with torch.no_grad():
         for batch in loader:
-            loss = model(**batch).loss  # HERE
+            loss = model(**batch).loss  # CALL
     accelerator.print("eval loss", loss.item())
 
 
 if __name__ == "__main__":
-    main()
+    main()  # HERE

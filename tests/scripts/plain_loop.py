@@ -34,7 +34,7 @@ def main():
     if "padded" in sys.argv:
         mask[1, :5] = 0
     for _ in range(3):
-        logits = model(ids, mask)  # TRAIN
+        logits = model(ids, mask)
         loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -42,9 +42,9 @@ def main():
     model.eval()
     with torch.no_grad():
         for _ in range(2):
-            logits = model(ids, mask)  # EVAL
+            logits = model(ids, mask)  # CALL
     print("finite", bool(logits.isfinite().all()))
 
 
 if __name__ == "__main__":
-    main()
+    main()  # HERE

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from mpsdiag import BadBatchRecorder, trace
 from mpsdiag.inputs.outputs import logits_of, loss_of
-from mpsdiag.tracing.passes.evaluation import trace_batches
+from mpsdiag.tracing.passes.forward import trace_batches
 from mpsdiag.trainers.callbacks import NonFiniteCallback
 
 FORMS = {

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from mpsdiag import emulation, environment
 from mpsdiag.emulation import Emulation
 from mpsdiag.errors import BadInput, first_line
 from mpsdiag.serialization import dumps, read_file, readable
@@ -46,6 +48,20 @@ class About(BaseModel):
     arguments: dict[str, int | float | bool | None] = Field(default_factory=dict)
     """Arguments of the forward that are not tensors."""
     versions: dict[str, str | None] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, *, training: bool, **known: Any) -> About:
+        """How a model is being run here and now; `known` are further fields."""
+        weight = next(model.parameters(), torch.zeros(()))
+        return cls(
+            phase="training" if training else "evaluation",
+            device=str(weight.device),
+            dtype=str(weight.dtype).removeprefix("torch."),
+            attention=getattr(getattr(model, "config", None), "_attn_implementation", None),
+            emulation=emulation.active(),
+            versions=dict(environment.versions()),
+            **known,
+        )
 
 
 def check_free(folder: Path) -> None:

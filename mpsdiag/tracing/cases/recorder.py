@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from mpsdiag import emulation, environment
 from mpsdiag.inputs.outputs import embeddings_of, logits_of, loss_of
 from mpsdiag.tracing.cases.recorded_case import About, check_free, write_case
 from mpsdiag.trainers.forward_watch import watch_forward
@@ -103,24 +102,19 @@ class BadBatchRecorder(TrainerCallback):
     def _record(
         self, model: nn.Module, inputs: dict[str, Any], loss: float | None, *, noticed: str, training: bool
     ) -> None:
-        weight, arguments = next(model.parameters()), self._arguments
-        autocast = None
+        arguments, autocast = self._arguments, None
         if arguments is not None:
             autocast = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None
-        about = About(
-            phase="training" if training else "evaluation",
+        about = About.of(
+            model,
+            training=training,
             step=0 if self._state is None else self._state.global_step,
             grad=noticed == "gradients" or torch.is_grad_enabled(),
-            device=str(weight.device),
-            dtype=str(weight.dtype).removeprefix("torch."),
-            attention=getattr(getattr(model, "config", None), "_attn_implementation", None),
             autocast=autocast,
-            emulation=emulation.active(),
             learning_rate=None if arguments is None else arguments.learning_rate,
             loss=None if loss is None else loss if math.isfinite(loss) else str(loss),
             losses=list(self._losses),
             noticed=noticed,
-            versions=dict(environment.versions()),
         )
         # Saving may run the model, as sentence-transformers does for its model card.
         if self._handle is not None:
@@ -129,10 +123,5 @@ class BadBatchRecorder(TrainerCallback):
         write_case(self._folder, model if saved else None, inputs, about)
         self.recorded = self._folder
         self._last = None
-        logger.warning(
-            "The %s of step %d are not finite; the batch is in %s: mpsdiag trace %s",
-            noticed,
-            about.step,
-            self._folder,
-            self._folder,
-        )
+        what = "The %s of step %d are not finite; the batch is in %s: mpsdiag trace %s"
+        logger.warning(what, noticed, about.step, self._folder, self._folder)

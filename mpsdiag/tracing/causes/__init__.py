@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from mpsdiag.tracing.causes.arithmetic import device_only, division_by_zero, infinite_logits, overflow, unknown
-from mpsdiag.tracing.causes.given_values import bad_inputs, bad_weights, index_out_of_range, no_labels
-from mpsdiag.tracing.causes.mask_values import mask_arithmetic
-from mpsdiag.tracing.causes.masked_attention import attention_over_nothing
+from mpsdiag.tracing.causes.given_values import bad_inputs, bad_weights, no_labels
+from mpsdiag.tracing.causes.indices import index_out_of_range
+from mpsdiag.tracing.causes.masks import attention_over_nothing, mask_arithmetic
 from mpsdiag.tracing.causes.root_cause import Candidate
 from mpsdiag.tracing.origin import Origin
 

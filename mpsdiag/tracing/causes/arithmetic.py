@@ -14,8 +14,7 @@ from mpsdiag.findings import Advice
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.causes.root_cause import Candidate
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.operations import LOSSES, POLES, TorchCall
-from mpsdiag.tracing.watch.replay import replay, scores_of
+from mpsdiag.tracing.watch.calls import LOSSES, POLES, TorchCall, replay, scores_of
 from mpsdiag.tracing.watch.tensors import largest, listed
 
 _CASTS = ("to", "half", "type", "type_as", "copy_", "bfloat16", "float")

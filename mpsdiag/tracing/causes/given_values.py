@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, is_statistic, no_label_counts, unread_nonfinite
-from mpsdiag.tracing.causes.mask_values import MASK_REMEDY
+from mpsdiag.tracing.causes.masks import MASK_REMEDY
 from mpsdiag.tracing.causes.root_cause import Candidate
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, tensors_in
+from mpsdiag.tracing.watch.calls import TARGETED
+from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity
 
 WEIGHTS_REMEDY = Advice(
     text="The weights themselves are broken: no attention, device or batch makes this finite. Go back to the last "
@@ -21,20 +21,6 @@ WEIGHTS_REMEDY = Advice(
         "mpsdiag trace --model NEWEST_CHECKPOINT --checkpoints FOLDER_OF_CHECKPOINTS",
         "mpsdiag trace --model LAST_GOOD_CHECKPOINT --dataset YOUR_DATA --train",
     ],
-)
-
-INDICES_REMEDY = Advice(
-    text="Use the tokenizer that belongs to this model, resize the embedding after adding tokens, and keep sequences "
-    "within the model's longest.",
-    commands=["model.resize_token_embeddings(len(tokenizer))"],
-)
-
-TARGETED = ("cross_entropy", "nll_loss")
-
-CLASSES_REMEDY = Advice(
-    text="The data has classes that the model does not have: load the model with num_labels for all of them, or number "
-    "the classes from 0. Labels that are not to count are -100.",
-    commands=["AutoModelForSequenceClassification.from_pretrained(..., num_labels=NUMBER_OF_CLASSES)"],
 )
 
 STATISTICS_REMEDY = Advice(
@@ -111,61 +97,6 @@ def bad_inputs(first: Candidate) -> Origin | None:
         Advice(text="Look at what made the batch: the features, images or embeddings that were computed before."),
         input=name,
     )
-
-
-def index_out_of_range(first: Candidate) -> Origin | None:
-    """An index of the batch points outside the table it is looked up in; the CPU refuses, a device may read garbage."""
-    if not isinstance(first.event.error, IndexError):
-        return None
-    integers = [facts(tensor, name) for name, tensor in first.inputs if not tensor.is_floating_point()]
-    evidence = {"indices": integers, "error": str(first.event.error)}
-    operation, named = first.event.operation, first.named
-    table, loss = named.get("weight" if operation == "embedding" else "input"), operation in TARGETED
-    if not isinstance(table, Tensor) or not (loss or operation == "embedding"):
-        what = f"an index points outside of what it is looked up in ({first.event.error})"
-        return first.origin("bad_inputs", what, INDICES_REMEDY, **evidence)
-    size = table.shape[1] if loss and table.dim() > 1 else table.shape[0]
-    indices: Tensor = named["target" if loss else "input"]
-    given = dict(tensors_in(first.batch))
-    outside = [name for name, tensor in given.items() if _outside(name, tensor, size)]
-    same = [name for name in outside if torch.equal(given[name].flatten(), indices.flatten())]
-    key = next(iter([*same, *(name for name in outside if loss and name == "labels"), *outside]), None)
-    indices = indices if key is None else given[key]
-    span = [int(indices.min()), int(indices.max())]
-    classes = loss and not isinstance(output_matrix(first.model), Tensor)
-    what = f"the classifier (num_labels {size})" if classes else f"the table of {operation}"
-    return first.origin(
-        "bad_inputs",
-        f"'{key or 'an index'}' reaches from {span[0]} to {span[1]}, and {what} takes 0 to {size - 1} "
-        f"({first.event.error})",
-        CLASSES_REMEDY if classes else INDICES_REMEDY,
-        **evidence,
-        input=key,
-        size=size,
-        range=span,
-    )
-
-
-def _outside(name: str, tensor: Tensor, size: int) -> bool:
-    if tensor.is_floating_point() or tensor.dtype == torch.bool or not tensor.numel():
-        return False
-    counted = tensor[tensor != IGNORED_LABEL] if "label" in name else tensor
-    return bool(((counted < 0) | (counted >= size)).any())
-
-
-def output_matrix(model: nn.Module) -> Tensor | None:
-    """The matrix that gives the logits of a language model, (vocabulary, channels); None for any other model."""
-    weight = getattr(ask(model, "get_output_embeddings"), "weight", None)
-    return weight if isinstance(weight, Tensor) and weight.dim() == 2 else None
-
-
-def ask(model: nn.Module, getter: str) -> Any:
-    """What a getter of transformers' models gives; None where a model has none, or does not implement it."""
-    get = getattr(model, getter, None)
-    try:
-        return None if get is None else get()
-    except NotImplementedError:
-        return None
 
 
 def no_labels(first: Candidate) -> Origin | None:

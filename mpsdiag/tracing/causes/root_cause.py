@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
 from mpsdiag.tracing.origin import Cause, Origin
+from mpsdiag.tracing.watch.calls import TorchCall
 from mpsdiag.tracing.watch.model_state import device_label
-from mpsdiag.tracing.watch.operations import TorchCall
 from mpsdiag.tracing.watch.origin_search import PassEvent, Terminal
 from mpsdiag.tracing.watch.tensors import bad_rows, facts, tensors_in
 

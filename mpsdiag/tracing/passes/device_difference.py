@@ -28,11 +28,9 @@ from mpsdiag.sdpa.bound import allowed_error, largest_error
 from mpsdiag.sdpa.float64 import WideSoftmax
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.watch.calls import TorchCall, fully_masked_rows, in_float64, moved, replay, writes_in_place
 from mpsdiag.tracing.watch.fast_path import FUSED
-from mpsdiag.tracing.watch.flags import forward_hooked
 from mpsdiag.tracing.watch.model_state import device_label, real_positions
-from mpsdiag.tracing.watch.operations import TorchCall, writes_in_place
-from mpsdiag.tracing.watch.replay import fully_masked_rows, in_float64, moved, replay
 from mpsdiag.tracing.watch.tensors import facts, flat, fresh, judged_in, mapped, tensors_in
 
 logger = logging.getLogger(__name__)
@@ -147,7 +145,12 @@ def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Hidden]:
             found.append((module, hidden.detach().cpu()))
 
     layers = [layer for layer in numbered_layers(model) if not isinstance(layer, FUSED)]
-    output = forward_hooked(model, batch, layers, keep)
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        output = model(**fresh(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
     logits = [tensor.detach().cpu() for name, tensor in judged_in(output) if name != "loss"]
     return [*found, *((None, tensor) for tensor in logits[:1])]
 

@@ -1,31 +1,33 @@
-"""The forward of one batch: cheaply first, in detail where something is not finite, against the CPU where all is.
+"""An evaluation: each batch cheaply first, in detail where something is not finite, against the CPU where all is.
 
 In detail means again and again: each time with the faults found so far made finite, until none is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.outputs import loss_of
+from mpsdiag.findings import Advice
+from mpsdiag.inputs.installed import stock_mean
+from mpsdiag.inputs.outputs import loss_of, mean
 from mpsdiag.tracing.causes import Candidate, explain
+from mpsdiag.tracing.causes.indices import Indices
 from mpsdiag.tracing.origin import Origin, joined
 from mpsdiag.tracing.passes.device_difference import find_difference
-from mpsdiag.tracing.passes.indices import Indices
 from mpsdiag.tracing.passes.model_inputs import own_sentence, refusal
-from mpsdiag.tracing.watch.flags import Flags, Reading
-from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat, is_plain_cpu, only_unwatched
-from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.calls import TorchCall
+from mpsdiag.tracing.watch.flags import flag_of, is_up, numbers
+from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat, in_mode, is_plain_cpu, only_unwatched
 from mpsdiag.tracing.watch.origin_search import Pass, first_terminal
-from mpsdiag.tracing.watch.patched_rerun import Patches
 from mpsdiag.tracing.watch.tensors import flat, fresh
-from mpsdiag.tracing.watch.tracer import Tracer
+from mpsdiag.tracing.watch.tracer import Patches, Tracer
 
 ROUNDS = 8
 """At most this many faults behind each other are brought to light."""
@@ -68,7 +70,7 @@ class ForwardTrace:
     def __init__(self, model: nn.Module, *, compare: bool | None = None) -> None:
         self._model = model
         self._compare = not is_plain_cpu(model) if compare is None else compare
-        self._flags, self._indices, self._repeat = Flags(model), Indices(model), Repeat(model)
+        self._indices, self._repeat = Indices(model), Repeat(model)
         # There an index out of range ends all work on the device: it has to be found before the forward.
         self._check_first = device_of(model).type == "cuda"
 
@@ -77,38 +79,34 @@ class ForwardTrace:
         if self._check_first and (outside := self._indices.explain(batch)) is not None:
             return Traced(None, outside, bad=True)
         self._repeat.take()
-        loss, reading = self._cheaply(batch)
+        loss, bad = self._cheaply(batch)
         if not in_detail:
-            return Traced(loss, bad=reading.certain)
+            return Traced(loss, bad=bad)
         origin, call = None, None
-        if reading.suspicious:
+        if bad:
             if (outside := self._indices.explain(batch)) is not None:
                 return Traced(None, outside, bad=True)
             origin, call = explain_forward(self._model, batch, self._repeat)
-            if origin is None and reading.certain:
+            if origin is None:
                 self._repeat.again()
-                _, second = self._cheaply(batch)
-                once = did_not_repeat(self._model, "a forward", operation="forward")
-                origin = only_unwatched(self._model) if second.certain else once
+                _, again = self._cheaply(batch)
+                origin = only_unwatched(self._model) if again else did_not_repeat(self._model, "a forward")
         if origin is None and self._compare:
             origin, call = find_difference(self._model, batch)
         return Traced(loss, origin, call, bad=origin is not None)
 
-    def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, Reading]:
-        """The loss, and whether anything may be wrong."""
+    def _cheaply(self, batch: Mapping[str, Any]) -> tuple[float | None, bool]:
+        """The loss, and whether anything is wrong."""
         try:
             with own_sentence(self._model, batch):
-                output = self._flags.forward(batch)
+                output = self._model(**fresh(batch))
         except IndexError:
-            self._flags.read()
-            return None, Reading(suspicious=True, certain=True, extra=[])
-        loss = loss_of(output)
+            return None, True
+        flag, loss = flag_of(output), loss_of(output)
         losses = [loss] if loss is not None and loss.numel() == 1 else []
-        reading = self._flags.read(*losses, *self._indices.extremes(batch))
-        value = reading.extra[0] if losses else None
-        if not self._indices.fit(batch, reading.extra[len(losses) :]):
-            reading = Reading(suspicious=True, certain=True, extra=[])
-        return value, reading
+        flags, values, extremes = numbers([] if flag is None else [flag], losses, self._indices.extremes(batch))
+        fine = self._indices.fit(batch, extremes) and all(map(math.isfinite, values)) and not any(map(is_up, flags))
+        return next(iter(values), None), not fine
 
 
 def explain_forward(
@@ -148,3 +146,72 @@ def _detailed_pass(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, p
         if not tracer.seen.events or tracer.seen.events[-1].error is None:
             raise BadInput(refusal(model, batch, problem)) from problem
     return tracer.seen
+
+
+EXPLAINED = 4
+"""At most this many bad batches are looked at in detail: another batch may be bad for another reason."""
+
+
+def trace_batches(
+    model: nn.Module,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    compare: bool | None = None,
+    grad: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TracedRun:
+    """Trace an evaluation. The origin is that of the first bad batch; those with other causes are in its `also`."""
+    found, origins = TracedRun(), list[Origin]()
+    forward, came_to_loss = ForwardTrace(model, compare=compare), True
+    with in_mode(model, training=False, grad=grad):
+        for number, batch in enumerate(batches):
+            progress(f"batch {number + 1} of {len(batches)}")
+            traced = forward.run(batch, in_detail=len(found.bad) < EXPLAINED)
+            came_to_loss = came_to_loss and traced.loss is not None
+            found.losses.append(math.nan if traced.loss is None else traced.loss)
+            if traced.bad:
+                found.bad.append(number)
+            if traced.origin is not None:
+                found.call = found.call if origins else traced.call
+                for origin in (traced.origin, *traced.origin.also):
+                    alone = {"also": [], "evidence": {"batch": number, **origin.evidence}}
+                    origins.append(origin.model_copy(update=alone))
+    # Where a forward raises no Trainer comes to a mean, and leaves nothing out of one.
+    if came_to_loss and any("labels" in batch for batch in batches):
+        sizes = [_sequences(batch) for batch in batches]
+        found.eval_loss = mean(found.losses, sizes)
+        found.stock_eval_loss = stock_mean(found.losses, sizes)
+        origins += _hidden_by_filter(found)
+    found.origin = joined(origins)
+    return found
+
+
+def _hidden_by_filter(found: TracedRun) -> list[Origin]:
+    """The eval_loss that is printed is finite only because batches are left out of it."""
+    dropped = [number for number, loss in enumerate(found.losses) if not math.isfinite(loss)]
+    if not dropped or found.stock_eval_loss is None or not math.isfinite(found.stock_eval_loss):
+        return []
+    hidden = Origin(
+        cause="hidden_by_filter",
+        operation="evaluation_loop",
+        phase="evaluation",
+        summary=f"transformers prints eval_loss {found.stock_eval_loss:.4f} here: {len(dropped)} of "
+        f"{len(found.losses)} batches have a loss that is not finite, and logging_nan_inf_filter leaves them out",
+        evidence={
+            "stock_eval_loss": found.stock_eval_loss,
+            "eval_loss": found.eval_loss,
+            "dropped_batches": dropped,
+            "batches": len(found.losses),
+        },
+        remedy=Advice(
+            text="Turn the filter off while you look for the cause; it hides a bias, not only a warning.",
+            commands=["TrainingArguments(logging_nan_inf_filter=False)"],
+        ),
+    )
+    return [hidden]
+
+
+def _sequences(batch: Mapping[str, Any]) -> int:
+    """How many sequences a batch has."""
+    sizes = (int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor) and value.dim())
+    return next(sizes, 1)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.outputs import loss_of
 from mpsdiag.tracing.origin import Origin
-from mpsdiag.tracing.watch.model_state import Repeat, device_label
-from mpsdiag.tracing.watch.operations import POLES
+from mpsdiag.tracing.watch.calls import POLES
+from mpsdiag.tracing.watch.model_state import Repeat, device_label, unexplained
 from mpsdiag.tracing.watch.tensors import LISTED, Impurity, facts, fresh, impurity, largest, tensors_in
 from mpsdiag.tracing.watch.tracer import Tracer
 
@@ -117,18 +117,13 @@ def explain_backward(
     evidence = {"bad_gradients": bad[:LISTED], "of": len(bad), "device": device_label(model)}
     if graph.first is not None:
         return graph.first.model_copy(update={"evidence": evidence | graph.first.evidence})
-    return Origin(
-        cause="unknown",
-        module=bad[-1].rpartition(".")[0],
-        operation="backward",
-        phase="backward",
-        summary=f"gradients of {len(bad)} weights are not finite, and no derivative was seen that makes them so",
-        evidence=evidence,
-        remedy=Advice(
-            text="A hook or a custom kernel may write them. Look for hooks on tensors.",
-            commands=["torch.autograd.set_detect_anomaly(True)"],
-        ),
+    what = f"gradients of {len(bad)} weights are not finite, and no derivative was seen that makes them so"
+    remedy = Advice(
+        text="A hook or a custom kernel may write them. Look for hooks on tensors.",
+        commands=["torch.autograd.set_detect_anomaly(True)"],
     )
+    origin = unexplained(model, what, remedy, operation="backward", phase="backward", **evidence)
+    return origin.model_copy(update={"module": bad[-1].rpartition(".")[0]})
 
 
 def _broken_derivative(

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.outputs import loss_of
+from mpsdiag.tracing.causes.indices import Indices
 from mpsdiag.tracing.origin import Origin, Phase
 from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the_optimizer, exploded_norm, or_divergence
 from mpsdiag.tracing.passes.forward import TracedRun, explain_forward
 from mpsdiag.tracing.passes.gradients import explain_backward
-from mpsdiag.tracing.passes.indices import Indices
 from mpsdiag.tracing.passes.model_inputs import own_sentence
-from mpsdiag.tracing.watch.flags import Flags
+from mpsdiag.tracing.watch.calls import TorchCall
+from mpsdiag.tracing.watch.flags import flag_of, is_up, numbers
 from mpsdiag.tracing.watch.model_state import Repeat, did_not_repeat, in_mode, only_unwatched
-from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.tensors import fresh
 
 LEARNING_RATE = 5e-5
 """That of transformers' TrainingArguments."""
@@ -71,7 +72,8 @@ class _Training:
     def __init__(self, model: nn.Module, recipe: Recipe, initial: Mapping[str, Tensor]) -> None:
         self._model, self._recipe, self._initial = model, recipe, initial
         self._trained = [weight for weight in model.parameters() if weight.requires_grad]
-        self._flags, self._optimizer = Flags(model), recipe.make(self._trained)
+        self._optimizer = recipe.make(self._trained)
+        self._sums: list[Tensor] = []  # of the weights after the last step
         self.trajectory = Trajectory(recipe.learning_rate)
 
     def run(
@@ -84,7 +86,6 @@ class _Training:
             try:
                 bad = self._step(batch)
             except IndexError:  # In the forward: the pass in detail says which index points nowhere.
-                self._flags.read()
                 return explain_forward(self._model, batch, repeat)
             if bad:
                 origin, call = self._explain(batch, repeat)
@@ -92,15 +93,16 @@ class _Training:
                     return origin, call
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
-            for weight in self._trained:
-                self._flags.note(weight)
-        spoilt = self._flags.read().suspicious  # No further step has read what the last one made of the weights.
+            self._sums = [weight.detach().sum(dtype=torch.float32) for weight in self._trained]
+        # No further step has read what the last one made of the weights.
+        spoilt = not all(map(math.isfinite, *numbers(self._sums)))
         return (self._spoilt_by_the_optimizer() if spoilt else None), None
 
     def _step(self, batch: Mapping[str, Any]) -> bool:
         """Forward and backward; whether anything, the weights it began with included, may be non-finite."""
         with own_sentence(self._model, batch):
-            loss = loss_of(self._flags.forward(batch))
+            output = self._model(**fresh(batch))
+            loss = loss_of(output)
             if loss is None:
                 name = type(self._model).__name__
                 raise BadInput(f"{name} gives no loss for this batch: add labels to train on it.")
@@ -110,9 +112,10 @@ class _Training:
                 weight.grad = weight.grad.to_dense()
         bound = self._recipe.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self._trained, math.inf if bound is None else bound)
-        reading = self._flags.read(loss.mean(), norm)
-        self.trajectory.note(*reading.extra)
-        return reading.suspicious
+        flag = flag_of(output)
+        flags, sums, own = numbers([] if flag is None else [flag], self._sums, [loss.mean(), norm])
+        self.trajectory.note(*own)
+        return any(map(is_up, flags)) or not all(map(math.isfinite, [*sums, *own]))
 
     def _spoilt_by_the_optimizer(self) -> Origin | None:
         return after_the_optimizer(self._model, self._optimizer, self.trajectory, self._initial)
@@ -154,16 +157,15 @@ class _Training:
     def _finite(self, batch: Mapping[str, Any], repeat: Repeat) -> bool:
         """Whether loss and gradients of a batch are finite."""
         repeat.again()
-        flags = Flags(self._model)
         self._model.zero_grad(set_to_none=True)
-        loss = loss_of(flags.forward(batch))
+        output = self._model(**fresh(batch))
+        loss, flag = loss_of(output), flag_of(output)
         if loss is None:  # There was one a moment ago, with other weights.
             return False
         torch.autograd.backward(loss.mean())
-        for weight in self._trained:
-            if weight.grad is not None:
-                flags.note(weight.grad)
-        return not flags.read(loss.mean()).suspicious
+        gradients = [weight.grad.sum(dtype=torch.float32) for weight in self._trained if weight.grad is not None]
+        flags, values = numbers([] if flag is None else [flag], [loss.mean(), *gradients])
+        return not any(map(is_up, flags)) and all(map(math.isfinite, values))
 
 
 @contextmanager

@@ -11,31 +11,33 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import first_line
 from mpsdiag.findings import Advice
+from mpsdiag.tracing.causes.indices import Indices
 from mpsdiag.tracing.origin import Cause, Origin, Phase
 from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the_optimizer, or_divergence
 from mpsdiag.tracing.passes.forward import explain_forward
 from mpsdiag.tracing.passes.gradients import backward_of, explain_backward
-from mpsdiag.tracing.passes.indices import Indices
 from mpsdiag.tracing.process.forwards import WatchedForward
-from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat
+from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat, unexplained
 from mpsdiag.tracing.watch.tensors import facts, impurity, judged_in
+
+NOT_REPEATED = "cannot be run again to look into it"
 
 
 def of_forward(forward: WatchedForward, optimizers: Iterable[torch.optim.Optimizer], trajectory: Trajectory) -> Origin:
     """Why a forward is not finite: the step before it, the batch, or an operation in it."""
     if forward.step and (origin := of_step(forward.model, optimizers, trajectory)) is not None:
         return origin
-    if not forward.unchanged:
-        return not_repeated(forward, "its inputs were written into after the call")
+    if forward.lost:
+        return _not_repeated(forward, _overwritten(forward))
     try:
         with forward.again() as (model, batch):
             if (outside := Indices(model).explain(batch)) is not None:
                 return outside
             origin, _ = explain_forward(model, batch, forward.repeat)
     except Exception as problem:  # noqa: BLE001 - whatever the model raises now, the script did not
-        return not_repeated(forward, first_line(problem))
+        return _not_repeated(forward, first_line(problem))
     if origin is None:
-        return did_not_repeat(forward.model, "a forward", operation="forward")
+        return did_not_repeat(forward.model, "a forward")
     if forward.step and origin.cause in OF_TRAINING:
         return or_divergence(model, origin, trajectory, {})
     return origin
@@ -59,14 +61,14 @@ def of_backward(
     for forward in with_gradients:
         try:
             with forward.again() as (model, batch):
-                if not forward.unchanged:
-                    refused = not_repeated(forward, "its inputs were written into after the call", "backward")
+                if forward.lost:
+                    refused = _not_repeated(forward, _overwritten(forward), "backward")
                     continue
                 if any(impurity(gradient) for gradient in forward.gradients.values()):
                     return _outside(forward, bad_loss=False, unlabelled=unlabelled)
                 origin = explain_backward(model, batch, forward.repeat, partial(_backward, forward))
         except Exception as problem:  # noqa: BLE001 - whatever the model raises now, the script did not
-            refused = not_repeated(forward, first_line(problem), "backward")
+            refused = _not_repeated(forward, first_line(problem), "backward")
             continue
         if origin is not None:
             if len(trajectory.losses) > 1 and origin.cause in OF_TRAINING:
@@ -87,17 +89,20 @@ def of_step(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], traje
     return None
 
 
-def not_repeated(forward: WatchedForward, why: str, phase: Phase = "forward") -> Origin:
+def _overwritten(forward: WatchedForward) -> str:
+    names = ", ".join(name.partition(".")[2] or name for name in forward.lost)
+    return f"what it was given was overwritten meanwhile ({names})"
+
+
+def _not_repeated(forward: WatchedForward, why: str, phase: Phase = "forward") -> Origin:
     """A call that was not finite, and cannot be made once more."""
-    return _unknown(
-        forward.model,
-        f"a {phase} of {type(forward.model).__name__} was not finite, and cannot be run again to look into it: {why}",
-        Advice(
-            text="Call the model with new tensors each time, or trace a batch of it in Python.",
-            commands=["mpsdiag.trace(model, batch)"],
-        ),
-        phase,
+    model = forward.model
+    what = f"a {phase} of {type(model).__name__} was not finite, and {NOT_REPEATED}: {why}"
+    remedy = Advice(
+        text="Call the model with new tensors each time, or trace a batch of it in Python.",
+        commands=["mpsdiag.trace(model, batch)"],
     )
+    return unexplained(model, what, remedy, operation=phase, phase=phase)
 
 
 def _backward(forward: WatchedForward, output: Any) -> bool:
@@ -131,27 +136,14 @@ def _outside(forward: WatchedForward, *, bad_loss: bool, unlabelled: bool) -> Or
             f"the outputs of {type(model).__name__} and the loss computed from them are finite, and the gradient "
             "that the loss hands back is not"
         )
-    evidence = {"gradients": [facts(g, f"output {n}") for n, g in forward.gradients.items()]}
     return Origin(
         cause=cause,
-        layer=None,
-        module="",
         operation="loss",
         phase="data" if unlabelled else "backward",
         summary=summary,
-        evidence={**evidence, "device": device_label(model)},
-        remedy=remedy,
-    )
-
-
-def _unknown(model: nn.Module, summary: str, remedy: Advice, phase: Phase) -> Origin:
-    return Origin(
-        cause="unknown",
-        layer=None,
-        module="",
-        operation=phase,
-        phase=phase,
-        summary=summary,
-        evidence={"device": device_label(model)},
+        evidence={
+            "gradients": [facts(g, f"output {n}") for n, g in forward.gradients.items()],
+            "device": device_label(model),
+        },
         remedy=remedy,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
+import os
 import sys
 import sysconfig
 import weakref
@@ -18,14 +18,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.tracing.watch.model_state import Repeat, device_of, in_mode
-from mpsdiag.tracing.watch.tensors import copied, fresh, tensors_in
+from mpsdiag.tracing.watch.model_state import Repeat, in_mode
+from mpsdiag.tracing.watch.tensors import copied, fresh, mapped, tensors_in, unseen
 
 _LIBRARIES: Final = tuple(
-    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    | {str(Path(__file__).resolve().parents[2])}
+    folder + os.sep
+    for folder in {
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        # Commands such as torchrun and pytest, but not scripts of the user in a folder such as /usr/local/bin.
+        *([sysconfig.get_path("scripts")] if sys.prefix != sys.base_prefix else []),
+        str(Path(__file__).resolve().parents[2]),
+    }
 )
-_REPEATS: Final[weakref.WeakKeyDictionary[nn.Module, Repeat]] = weakref.WeakKeyDictionary()
 LARGEST_GRADIENT = 2**24
 """Gradients of outputs with more values are not kept, so a backward through them is not repeated."""
 
@@ -34,23 +38,24 @@ LARGEST_GRADIENT = 2**24
 def is_user_code(file: str) -> bool:
     """Whether a file is neither Python's, nor an installed library, nor ours; cells of notebooks are the user's."""
     if file.startswith("<"):
-        return file.startswith(("<ipython", "<stdin", "<string"))
+        return file.startswith(("<ipython", "<stdin"))
     path = str(Path(file).absolute())
     return not path.startswith(_LIBRARIES) and "site-packages" not in path and "dist-packages" not in path
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the user's code, as its frame had it; `hides`: transformers' Trainer filters the loss made here."""
+    """The lines of the user's code that led to a call, the outermost first, as (file, number).
 
-    file: str = ""
-    number: int = 0
-    way: tuple[str, ...] = ()
+    `hides`: transformers' Trainer filters the loss made here.
+    """
+
+    way: tuple[tuple[str, int], ...] = ()
     hides: bool = False
 
 
 def calling_line() -> Line:
-    """The innermost line of the user's code on the stack; `way`: all lines of it, the outermost first."""
+    """The lines of the user's code on the stack."""
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - inspect.stack reads files
     found: list[tuple[str, int]] = []
     hides = False
@@ -62,9 +67,32 @@ def calling_line() -> Line:
         if is_user_code(code.co_filename):
             found.append((code.co_filename, frame.f_lineno))
         frame = frame.f_back
-    if not found:
-        return Line(hides=hides)
-    return Line(*found[0], tuple(f"{file}:{line}" for file, line in reversed(found)), hides)
+    return Line(tuple(reversed(found)), hides)
+
+
+class _Known:
+    """What earlier calls showed of a model: its state, and which inputs somebody writes into (None: no call yet)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.repeat = Repeat(model)
+        self.written: set[str] | None = None
+
+
+_KNOWN: Final[weakref.WeakKeyDictionary[nn.Module, _Known]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A tensor that a call was given, how often it had been written into, and a copy where that is to be expected."""
+
+    tensor: Tensor
+    version: int
+    copy: Tensor | None
+
+    @property
+    def changed(self) -> bool:
+        """Whether somebody has written into it since."""
+        return self.tensor._version != self.version  # noqa: SLF001 - no public name for it
 
 
 @dataclass(eq=False)
@@ -83,8 +111,9 @@ class WatchedForward:
     grad: bool
     inference: bool
     autocast: tuple[str, torch.dtype] | None
+    known: _Known
     repeat: Repeat
-    versions: list[int]
+    inputs: dict[str, _Input]
     flag: Tensor | None = None
     loss: Tensor | None = None
     gradients: dict[int, Tensor] = field(default_factory=dict)
@@ -92,13 +121,11 @@ class WatchedForward:
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> WatchedForward:
         """Take down a call that is about to be made."""
-        repeat = _REPEATS.get(model)
-        if repeat is None or not repeat.fits(model):
-            repeat = _REPEATS[model] = Repeat(model)
-        else:
-            repeat.take()
-        kind = device_of(model).type
-        casts = torch.is_autocast_enabled(kind)
+        known = _KNOWN.get(model)
+        if known is None or not known.repeat.fits:
+            known = _KNOWN[model] = _Known(model)
+        kind = known.repeat.device.type
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         return cls(
             model=model,
             args=tuple(map(_kept, args)),
@@ -109,14 +136,20 @@ class WatchedForward:
             grad=torch.is_grad_enabled(),
             inference=torch.is_inference_mode_enabled(),
             autocast=(kind, torch.get_autocast_dtype(kind)) if casts else None,
-            repeat=copy.copy(repeat),
-            versions=_versions((args, kwargs)),
+            known=known,
+            repeat=known.repeat.take(),
+            inputs=_inputs((args, kwargs), known.written),
         )
 
+    def learn(self) -> None:
+        """Remember which inputs somebody has written into: from the next call on they are copied before it."""
+        changed = {name for name, one in self.inputs.items() if one.changed}
+        self.known.written = changed if self.known.written is None else self.known.written | changed
+
     @property
-    def unchanged(self) -> bool:
-        """Whether nobody has written into the inputs since."""
-        return self.versions == _versions((self.args, self.kwargs))
+    def lost(self) -> list[str]:
+        """Inputs that are not what they were, and of which there is no copy."""
+        return [name for name, one in self.inputs.items() if one.changed and one.copy is None]
 
     def keep_gradients(self, outputs: Iterator[tuple[str, Tensor]]) -> None:
         """Keep the gradients that will reach the outputs, by their number."""
@@ -142,7 +175,7 @@ class WatchedForward:
                 stack.enter_context(torch.inference_mode())
             if self.autocast is not None:
                 stack.enter_context(torch.autocast(self.autocast[0], dtype=self.autocast[1]))
-            batch = stack.enter_context(_by_name(model, self.args, self.kwargs))
+            batch = stack.enter_context(_by_name(model, *self._given()))
             try:
                 yield model, fresh(batch)
             finally:
@@ -150,15 +183,39 @@ class WatchedForward:
                 for weight, gradient in kept:
                     weight.grad = gradient
 
+    def _given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as they were when the call was made."""
+        before = {id(one.tensor): one.copy for one in self.inputs.values() if one.changed and one.copy is not None}
+        if not before:
+            return self.args, self.kwargs
+        args, kwargs = mapped((self.args, self.kwargs), lambda value: before.get(id(value), value))
+        return args, kwargs
+
+
+def holds_values() -> bool:
+    """Whether tensors hold values: nothing is being traced, exported or transformed."""
+    tracing = torch._C._get_tracing_state() is not None  # noqa: SLF001 - what torch.jit.is_tracing asks
+    transformed = torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public name for it
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)  # noqa: SLF001 - nor for this
+    return not tracing and not transformed and fake is None
+
 
 def _kept(value: Any) -> Any:
     """A value as it is now: a cache that the call appends to is copied, its tensors are not."""
     return copied(value, lambda tensor: tensor) if "Cache" in type(value).__name__ else value
 
 
-def _versions(value: Any) -> list[int]:
-    """How often each tensor in a value was written into."""
-    return [tensor._version for _, tensor in tensors_in(value) if not tensor.is_inference()]  # noqa: SLF001
+def _inputs(given: Any, written: set[str] | None) -> dict[str, _Input]:
+    """The tensors of a call, with copies of those that are written into, at the first call of all."""
+    found = {}
+    with torch.no_grad(), unseen():
+        for name, tensor in tensors_in(given):
+            if tensor.is_inference():  # They do not count.
+                continue
+            wanted = written is None or name in written
+            copy = tensor.detach().clone().requires_grad_(tensor.requires_grad) if wanted else None
+            found[name] = _Input(tensor, tensor._version, copy)  # noqa: SLF001 - no public name for it
+    return found
 
 
 def _takes_anything(model: nn.Module) -> bool:

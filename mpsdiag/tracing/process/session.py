@@ -11,11 +11,10 @@ from multiprocessing import util
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from pydantic import BaseModel
 from torch import nn
 
-from mpsdiag import emulation, environment
+from mpsdiag import emulation
 from mpsdiag.errors import BadInput, MpsdiagError
 from mpsdiag.findings import Emulated
 from mpsdiag.quiet import no_bars
@@ -189,18 +188,13 @@ def _recorded(folder: Path, forward: WatchedForward) -> Path | None:
     if folder.exists() and any(folder.iterdir()):  # Another process of the script was first.
         return None
     with forward.again() as (model, batch):
-        weight = next(model.parameters(), torch.zeros(()))
-        about = About(
-            phase="training" if forward.training else "evaluation",
+        about = About.of(
+            model,
+            training=forward.training,
             step=forward.step,
             grad=forward.grad,
-            device=str(weight.device),
-            dtype=str(weight.dtype).removeprefix("torch."),
-            attention=getattr(getattr(model, "config", None), "_attn_implementation", None),
             autocast=None if forward.autocast is None else str(forward.autocast[1]).removeprefix("torch."),
-            emulation=emulation.active(),
             noticed="loss" if forward.loss is not None else "logits",
-            versions=dict(environment.versions()),
         )
         if not hasattr(model, "save_pretrained"):
             write_case(folder, None, batch, about)

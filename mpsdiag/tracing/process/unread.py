@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, no_label_counts
 from mpsdiag.inputs.outputs import loss_of
-from mpsdiag.sdpa.watch import SdpaCall
+from mpsdiag.sdpa import dead_rows
+from mpsdiag.sdpa.watch import per_query
 from mpsdiag.tracing.process.forwards import WatchedForward
-from mpsdiag.tracing.watch.tensors import judged_in
+from mpsdiag.tracing.watch.flags import flag_of, norm_of, numbers
+from mpsdiag.tracing.watch.tensors import impurity, judged_in, unseen
 
 
 @dataclass
@@ -27,6 +30,12 @@ class Values:
     rows_nan: list[float]
     norms: list[float]
     skipped: list[float]
+
+    def are_bad(self, gradients: list[Tensor]) -> bool:
+        """Whether a loss or a gradient is not finite; the norm of finite gradients may overflow."""
+        if not all(map(math.isfinite, self.roots)):
+            return True
+        return not all(map(math.isfinite, self.norms)) and any(map(impurity, gradients))
 
 
 @dataclass
@@ -43,79 +52,52 @@ class Unread:
 
     def note(self, forward: WatchedForward, output: Any) -> None:
         """Judge the output of a forward."""
+        forward.flag = flag_of(output)
+        if forward.flag is None:
+            return
+        loss = loss_of(output)
         with torch.no_grad(), unseen():
-            judged = [tensor.detach() for _, tensor in judged_in(output) if _is_judged(tensor)]
-            # The greatest value passes NaN on, and leaves out the minus infinities that rule tokens out.
-            values = [(t.amax() if t.numel() > 1 else t.abs().reshape(())).float() for t in judged]
-            if not values:
-                return
-            whole = values[0] if len(values) == 1 else _together(values).sum()
-            loss = loss_of(output)
-            forward.flag = whole
             if loss is not None and loss.is_floating_point():
-                forward.loss = loss.detach().float().mean()
+                forward.loss = loss.detach() if loss.numel() == 1 else loss.detach().float().mean()
             if (none := no_label_counts(forward.kwargs)) is not None:
-                self.unlabelled.append(none.float())
+                self.unlabelled.append(none)
         if forward.grad and loss is None:
             forward.keep_gradients(judged_in(output))
         self.forwards.append(forward)
 
     def note_attention(self, args: tuple[Any, ...], options: dict[str, Any], result: Tensor) -> None:
         """Count the fully masked rows of a call, and see what became of them."""
-        known = {name: options[name] for name in SdpaCall.__dataclass_fields__ if name in options}
-        call = SdpaCall(*args[:5], **known)
-        if call.attn_mask is None or call.attn_mask is self.mask or result.dim() != 4:
+        mask = args[3] if len(args) > 3 else options.get("attn_mask")
+        if mask is None or mask is self.mask or result.dim() != 4 or not result.shape[-1]:
             return
-        self.mask = call.attn_mask
+        self.mask = mask
         with torch.no_grad(), unseen():
-            rows = call.masked_rows()
-            if rows is not None:
-                self.rows.append(rows.sum().float())
-                self.rows_nan.append((result.sum(-1).isnan().any(1) & rows).any().float())
+            rows = per_query(dead_rows(mask)).expand(result.shape[0], result.shape[-2])
+            if rows.device.type == "cpu" and not bool(rows.any()):  # Where it can be known without waiting.
+                return
+            self.rows.append(rows.sum())
+            # A softmax over nothing gives the same in all channels: the first stands for them.
+            self.rows_nan.append((result[..., 0].sum(1).isnan() & rows).any())
 
     def note_backward(self, roots: list[Tensor], *, scaled: bool) -> None:
         """Look at what a backward begins with; a loss that was scaled for half precision may be infinite."""
         with torch.no_grad(), unseen():
             for root in roots:
                 if root.numel() == 1 and root.is_floating_point() and not scaled:
-                    self.roots.append(root.detach().float().reshape(()))
+                    self.roots.append(root.detach())
                 inside = any(forward.loss is not None for forward in self.forwards)
                 if not inside and (none := _unlabelled_loss(root)) is not None:
-                    self.unlabelled.append(none.float())
+                    self.unlabelled.append(none)
 
     def read(self, gradients: list[Tensor], found_inf: Tensor | None) -> Values:
         """All of it as numbers. Waits for the device, once."""
         flags = [forward.flag for forward in self.forwards if forward.flag is not None]
         losses = [forward.loss for forward in self.forwards if forward.loss is not None]
         with torch.no_grad(), unseen():
-            norms = [_norm(gradients)] if gradients else []
-            skipped = [] if found_inf is None else [found_inf.float().reshape(())]
-            parts = (flags, losses, self.roots, self.unlabelled, self.rows, self.rows_nan, norms, skipped)
-            every = [tensor for part in parts for tensor in part]
-            numbers = iter(_together(every).tolist() if every else [])
-        return Values(*([next(numbers) for _ in part] for part in parts))
-
-
-def unseen() -> Any:
-    """What the watch computes is none of the script's operations."""
-    return torch._C.DisableTorchFunction()  # noqa: SLF001 - no public name for it
-
-
-def _is_judged(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not tensor.is_nested and not tensor.is_meta and tensor.numel() > 0
-
-
-def _together(values: list[Tensor]) -> Tensor:
-    return torch.stack([value.to(values[0].device) for value in values])
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    """The norm of all gradients, a scalar on the device of the first."""
-    norms = torch._foreach_norm(  # noqa: SLF001 - what clip_grad_norm_ calls
-        [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-    )
-    total: Tensor = torch.linalg.vector_norm(_together([norm.float() for norm in norms]))
-    return total
+            norms = [norm_of(gradients)] if gradients else []
+        skipped = [] if found_inf is None else [found_inf]
+        every = (flags, losses, self.roots, self.unlabelled, self.rows, self.rows_nan, norms, skipped)
+        return Values(*numbers(*every))
 
 
 def _unlabelled_loss(root: Tensor) -> Tensor | None:

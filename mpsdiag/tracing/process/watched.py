@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag.environment import Environment
-from mpsdiag.findings import Answer, Emulated, Exposure, Part
+from mpsdiag.findings import Answer, Emulated, Exposure, Invariance, Part
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED
 
@@ -22,8 +22,8 @@ class ScriptFinding(Origin):
     """An Origin in somebody's own code.
 
     Attributes:
-        file: The file of the user's code that made the outermost call; empty where all of the code is a library's.
-        line: The line in it.
+        file: The file of the outermost line of the user's code that led to it; empty where all code is a library's.
+        line: Its number. `evidence["user_code"]` lists all lines of the user's code on the way to the model.
         step: Optimizer steps that were done before, at the first time.
         count: How often it was seen.
     """
@@ -36,12 +36,17 @@ class ScriptFinding(Origin):
     @property
     def key(self) -> tuple[Any, ...]:
         """Findings with the same cause and place are one."""
-        return self.cause, self.phase, self.module, self.operation, self.file, self.line
+        return self.cause, self.phase, self.module, self.operation, *self.user_code
+
+    @property
+    def user_code(self) -> list[str]:
+        """The lines of the user's code on the way to the model, the outermost first, as `file:line`."""
+        return list(self.evidence.get("user_code", []))
 
     @property
     def place(self) -> str:
-        """The line of the user's code, then layer, module and operation."""
-        return f"{self.file}:{self.line}, {super().place}" if self.file else super().place
+        """The lines of the user's code, then layer, module and operation."""
+        return ", ".join([*self.user_code, super().place])
 
 
 class Watched(Part):
@@ -90,9 +95,8 @@ class ScriptCheck(Part):
         batches: How many of the script's batches were looked at; `evaluation`: those of its first evaluation.
         exposure: The rows predicted from config and padding; None for a model without a config.
         finite: Whether all outputs are.
-        padding_error: The largest difference of a sequence in its batch from the same sequence alone, at real
-            positions; None where a batch does not allow it. `padding_bound`: what is allowed.
-        fixes: By attention mode, whether the outputs are finite, and the same as alone, with it in place.
+        invariance: Of the most padded of these batches; None where a batch does not allow it.
+        fixes: By name, whether the outputs are finite, and padding does not change them, with it in place.
         notes: What could not be looked at, and why.
     """
 
@@ -102,16 +106,14 @@ class ScriptCheck(Part):
     evaluation: bool = True
     exposure: Exposure | None = None
     finite: bool = True
-    padding_error: float | None = None
-    padding_bound: float | None = None
+    invariance: Invariance | None = None
     fixes: dict[str, bool] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
 
     @property
     def affected(self) -> bool:
         """Whether something is wrong with the outputs."""
-        moved = self.padding_error is not None and not self.padding_error <= (self.padding_bound or 0.0)
-        return not self.finite or moved
+        return not self.finite or (self.invariance is not None and self.invariance.verdict == "varies")
 
     @property
     def resolved_by(self) -> list[str]:
@@ -186,4 +188,4 @@ def check_code(report: ScriptReport) -> int:
         return EXIT_UNDECIDED
     if report.check.affected:
         return EXIT_FOUND
-    return EXIT_UNDECIDED if report.check.notes and report.check.padding_error is None else EXIT_OK
+    return EXIT_UNDECIDED if report.check.invariance is None else EXIT_OK

@@ -6,6 +6,7 @@ changes the weights, so that a bad step is looked into with the weights as they 
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ from mpsdiag.fixes.layers import IN_FORCE, hold
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.divergence import Trajectory
 from mpsdiag.tracing.process import explained
-from mpsdiag.tracing.process.forwards import WatchedForward
-from mpsdiag.tracing.process.unread import Unread, Values
+from mpsdiag.tracing.process.forwards import WatchedForward, holds_values
+from mpsdiag.tracing.process.unread import Unread
 from mpsdiag.tracing.process.watched import ScriptFinding, Watched
-from mpsdiag.tracing.watch.tensors import impurity
+from mpsdiag.tracing.watch.flags import is_up
 
 WAITING = 16
 """At most this many calls with gradients wait for an optimizer step before their flags are read."""
@@ -56,6 +57,7 @@ class ProcessWatch:
         self._last: WatchedForward | None = None
         self._bad_before: nn.Module | None = None
         self._scaled = self._inside = self._spoilt = False
+        self._by_hand: bool | None = None
         self._optimizers: dict[int, torch.optim.Optimizer] = {}
         self._trajectory = Trajectory(0.0)
         self._detailed: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
@@ -65,9 +67,12 @@ class ProcessWatch:
         """Begin to watch."""
         call, backward, watch = nn.Module.__call__, torch.autograd.backward, self
         step, scale = torch.amp.GradScaler.step, torch.amp.GradScaler.scale
+        stock = call is getattr(nn.Module, "_wrapped_call_impl", None)
 
         def watched_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if watch._busy or torch.compiler.is_compiling():
+                if stock and self._compiled_call_impl is None:  # As torch does; one Python frame less a module.
+                    return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]  # in torch
                 return call(self, *args, **kwargs)
             return watch._forward(call, self, args, kwargs)
 
@@ -139,7 +144,7 @@ class ProcessWatch:
     def _forward(
         self, call: Callable[..., Any], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not _untraced() or self._only not in (None, model):
+        if not holds_values() or self._only not in (None, model):
             return call(model, *args, **kwargs)
         self._busy = True
         try:
@@ -165,10 +170,15 @@ class ProcessWatch:
 
     def _after_backward(self) -> None:
         # Weights may be changed by hand, without an optimizer that could be seen.
-        if not (self._busy or self._counts.steps or self._scaled):
+        if not (self._busy or self._scaled or self._has_optimizer()):
             models = {forward.model for forward in self._unread.forwards}
             weights = [weight for model in models for weight in model.parameters()]
             self.read([weight.grad for weight in weights if weight.grad is not None])
+
+    def _has_optimizer(self) -> bool:
+        if not self._counts.steps and self._by_hand is None:
+            self._by_hand = not any(issubclass(type(one), torch.optim.Optimizer) for one in gc.get_objects())
+        return self._counts.steps > 0 or not self._by_hand
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self._busy:
@@ -209,6 +219,8 @@ class ProcessWatch:
         unread, self._unread = self._unread, Unread(mask=self._unread.mask)
         counts, forwards = self._counts, unread.forwards
         values = unread.read(gradients or [], found_inf)
+        for forward in forwards:
+            forward.learn()
         counts.unlabelled += int(sum(values.unlabelled))
         counts.masked_rows += int(sum(values.rows))
         if any(values.rows):
@@ -217,14 +229,14 @@ class ProcessWatch:
             own = values.losses or values.roots
             self._trajectory.note(sum(own) / len(own) if own else math.nan, values.norms[0])
             del self._trajectory.losses[:-KEPT_STEPS], self._trajectory.grad_norms[:-KEPT_STEPS]
-        flagged = [math.isnan(value) or value == math.inf for value in values.flags]
+        flagged = list(map(is_up, values.flags))
         for forward, bad in zip(forwards, flagged, strict=True):
             if bad:
                 self._look_at(forward)
             self._bad_before = forward.model if bad else None
         if any(values.skipped):  # GradScaler leaves it to the optimizer.
             counts.skipped_steps += 1
-        elif forwards and _is_bad(values, gradients or []):
+        elif forwards and values.are_bad(gradients or []):
             self._spoilt = True
             if any(flagged):
                 return
@@ -244,8 +256,8 @@ class ProcessWatch:
         self._look(forward, explain)
 
     def _look(self, forward: WatchedForward, explain: Callable[[], Origin | None]) -> None:
-        line = forward.line
-        known = self._detailed.setdefault((line.file, line.number, type(forward.model)), [])
+        way = forward.line.way
+        known = self._detailed.setdefault((way, type(forward.model)), [])
         if len(known) >= IN_DETAIL:
             self._again(known[-1])
             return
@@ -254,12 +266,12 @@ class ProcessWatch:
             return
         finding = ScriptFinding(
             **{name: getattr(origin, name) for name in Origin.model_fields},
-            file=line.file,
-            line=line.number,
+            file=way[0][0] if way else "",
+            line=way[0][1] if way else 0,
             step=forward.step,
         )
-        finding.evidence["user_code"] = list(line.way)
-        self._counts.not_repeated += "cannot be run again" in origin.summary
+        finding.evidence["user_code"] = [f"{file}:{number}" for file, number in way]
+        self._counts.not_repeated += explained.NOT_REPEATED in origin.summary
         known.append(finding.key)
         if finding.key in self.findings:
             self._again(finding.key)
@@ -280,18 +292,3 @@ class ProcessWatch:
     def watched(self) -> Watched:
         """What was seen so far."""
         return self._counts.model_copy(update={"processes": int(self._counts.forwards > 0)})
-
-
-def _untraced() -> bool:
-    """Whether tensors hold values: nothing is being traced, exported or transformed."""
-    tracing = torch._C._get_tracing_state() is not None  # noqa: SLF001 - what torch.jit.is_tracing asks
-    transformed = torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public name for it
-    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)  # noqa: SLF001 - nor for this
-    return not tracing and not transformed and fake is None
-
-
-def _is_bad(values: Values, gradients: list[Tensor]) -> bool:
-    """Whether a loss or a gradient is not finite; the norm of finite gradients may overflow."""
-    if all(map(math.isfinite, (*values.roots, *values.norms))):
-        return False
-    return not all(map(math.isfinite, values.roots)) or any(map(impurity, gradients))

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mpsdiag.emulation import Emulation, emulated
-from mpsdiag.tracing.watch.operations import TorchCall
-from mpsdiag.tracing.watch.replay import in_float64, replay, run
+from mpsdiag.tracing.watch.calls import TorchCall, in_float64, replay, run
 from mpsdiag.tracing.watch.tensors import impurity, mapped, tensors_in
 
 Shows = Callable[[tuple[Tensor, ...]], bool]

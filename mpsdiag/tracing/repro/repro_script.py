@@ -33,7 +33,7 @@ from mpsdiag.tracing.repro.reduce import (
     shows,
     smallest,
 )
-from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.calls import TorchCall
 
 SECONDS = 120
 _NOTHING = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from mpsdiag.tracing.watch.tensors import impurity, tensors_in
+from mpsdiag.tracing.watch.tensors import impurity, tensors_in, unseen
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
@@ -71,7 +71,7 @@ class FusedPaths:
     ) -> Any:
         self._unwatched, self._first = True, None
         try:
-            with _without_hooks(module), torch._C.DisableTorchFunction():  # noqa: SLF001 - no public name for it
+            with _without_hooks(module), unseen():
                 return forward(*args, **kwargs)
         finally:
             self._unwatched = False

@@ -1,95 +1,62 @@
-"""The cheap pass: is anything non-finite at all? Sums that stay on the device, read once a step.
+"""The cheap pass: is anything non-finite at all? Scalars that stay on the device, and are read together, once a step.
 
-A sum is finite exactly when all its terms are, but for an overflow of the sum itself; then the detailed pass finds
-nothing, and nothing is reported.
+`trace` and `run --trace` share it: one flag a forward, and nothing for the modules within.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mpsdiag.inputs.modules import first_tensor, is_compiled, numbered_layers
-from mpsdiag.tracing.watch.fast_path import FUSED
-from mpsdiag.tracing.watch.tensors import fresh, judged_in
-
-_HALF = (torch.float16, torch.bfloat16)
+from mpsdiag.tracing.watch.tensors import judged_in, unseen
 
 
-def forward_hooked(model: nn.Module, batch: Mapping[str, Any], layers: Iterable[nn.Module], hook: Any) -> Any:
-    """Run the model on a copy of the batch, with a forward hook on these layers while it runs."""
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        return model(**fresh(batch))
-    finally:
-        for handle in handles:
-            handle.remove()
+def flag_of(output: Any) -> Tensor | None:
+    """A float32 scalar on the device of an output: NaN or plus infinity if what has to be finite in it is not; or None.
+
+    The greatest value passes NaN on, and leaves out the minus infinities that rule tokens out.
+    """
+    flag = None
+    with torch.no_grad(), unseen():
+        for _, tensor in judged_in(output):
+            if _is_judged(tensor):
+                values = tensor.detach()
+                highest = (values.amax() if values.numel() > 1 else values.abs().reshape(())).float()
+                flag = highest if flag is None else torch.maximum(flag, highest.to(flag.device))
+    return flag
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a step showed: something may be non-finite; the loss or a logit surely is; the scalars read along."""
-
-    suspicious: bool
-    certain: bool
-    extra: list[float]
+def is_up(flag: float) -> bool:
+    """Whether a flag that was read says so."""
+    return math.isnan(flag) or flag == math.inf
 
 
-class Flags:
-    """Judges the outputs of the layers and of the model in a `forward`."""
+def norm_of(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients, a scalar on the device of the first; that of finite ones may overflow."""
+    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    norms = torch._foreach_norm(dense)  # noqa: SLF001 - what clip_grad_norm_ calls
+    total: Tensor = torch.linalg.vector_norm(_together([norm.float() for norm in norms]))
+    return total
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        # A hook on those would change the path that runs.
-        layers = [] if is_compiled(model) else list(numbered_layers(model))
-        self._layers = [layer for layer in layers if not isinstance(layer, FUSED)]
-        self._sums: list[Tensor] = []
-        self._surely: list[Tensor] = []
 
-    def forward(self, batch: Mapping[str, Any]) -> Any:
-        """Run the model on a copy of the batch."""
-        output = forward_hooked(self._model, batch, self._layers, self._leave)
-        self._note_output(output)
-        return output
-
-    def note(self, tensor: Tensor) -> None:
-        """Add one more tensor to those of this step, such as a gradient norm."""
-        if _is_judged(tensor):
-            dtype = torch.float32 if tensor.dtype in _HALF else None
-            self._sums.append(tensor.detach().sum(dtype=dtype).reshape(()))
-
-    def read(self, *extra: Tensor) -> Reading:
-        """End the step and wait for the device, once."""
-        sums, surely, scalars = self._sums, self._surely, [tensor.detach().reshape(()) for tensor in extra]
-        self._sums, self._surely = [], []
-        everything = [*sums, *surely, *scalars]
-        if not everything:
-            return Reading(suspicious=False, certain=False, extra=[])
-        place = everything[-1].device
-        values: list[float] = torch.stack([value.float().to(place) for value in everything]).tolist()
-        largest, read = values[len(sums) : len(sums) + len(surely)], values[len(sums) + len(surely) :]
-        certain = any(math.isnan(value) or value == math.inf for value in largest)
-        return Reading(
-            suspicious=not all(map(math.isfinite, values)),
-            certain=certain or not all(map(math.isfinite, read)),
-            extra=read,
-        )
-
-    def _leave(self, _module: nn.Module, _: Any, output: Any) -> None:
-        hidden = first_tensor(output)
-        if hidden is not None:
-            self.note(hidden)
-
-    def _note_output(self, output: Any) -> None:
-        # The greatest value passes NaN on, and leaves out the minus infinities that rule tokens out.
-        judged = [tensor.detach() for _, tensor in judged_in(output) if _is_judged(tensor)]
-        self._surely += [tensor.amax().reshape(()) for tensor in judged]
+def numbers(*parts: Sequence[Tensor]) -> list[list[float]]:
+    """Scalars on any device as numbers, part by part. Waits for the device, once."""
+    every = [tensor for part in parts for tensor in part]
+    with torch.no_grad(), unseen():
+        if all(tensor.device.type == "cpu" for tensor in every):  # Nothing waits there, and nothing has to be stacked.
+            read = iter([tensor.item() for tensor in every])
+        else:
+            read = iter(_together([tensor.detach().reshape(()).float() for tensor in every]).cpu().tolist())
+    return [[float(next(read)) for _ in part] for part in parts]
 
 
 def _is_judged(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not tensor.is_nested and tensor.numel() > 0
+    return tensor.is_floating_point() and not tensor.is_nested and not tensor.is_meta and tensor.numel() > 0
+
+
+def _together(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([value.to(values[0].device) for value in values])

@@ -50,53 +50,70 @@ def is_decoder_of_two(model: nn.Module, module: str) -> bool:
     return both and "decoder" in module.split(".")
 
 
-def _place_of(model: nn.Module) -> tuple[torch.device, torch.dtype] | None:
-    weight = next(model.parameters(), None)
-    return None if weight is None else (weight.device, weight.dtype)
-
-
 class Repeat:
     """The state of the generators and of a model's buffers, taken when made and by `take`; `again` puts it back."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._kind = device_of(model).type
-        self._place = _place_of(model)
-        named = list(model.named_buffers())
-        self._buffers = [buffer for _, buffer in named]
-        self._statistics = [is_statistic(name) for name, _ in named]
-        self._kept: list[tuple[torch.Tensor, int] | None] = [None] * len(named)
+        self._weight = next(model.parameters(), None)
+        self._place = self._now()
+        self._owners = [(module._buffers, name) for module in model.modules() for name in module._buffers]  # noqa: SLF001 - a forward may put another tensor there
+        self._kept: list[_KeptBuffer | None] = [None] * len(self._owners)
         self.take()
 
-    def fits(self, model: nn.Module) -> bool:
-        """Whether the model is where it was, in the same dtype, and so has the same buffers."""
-        return self._place == _place_of(model)
+    @property
+    def fits(self) -> bool:
+        """Whether the model is where it was, in the same dtype."""
+        return self._place == self._now()
 
-    def take(self) -> None:
-        """Take the state as it is now; a buffer that nobody wrote into since is not copied again."""
+    @property
+    def device(self) -> torch.device:
+        """Of the first weight."""
+        return self._place[0]
+
+    def take(self) -> Repeat:
+        """Take the state as it is now, and hand it out; a buffer that nobody wrote into since is not copied again."""
         self._random = torch.get_rng_state()
-        self._device_random = None if self._kind == "cpu" else getattr(torch, self._kind).get_rng_state()
-        found = zip(self._buffers, self._statistics, self._kept, strict=True)
-        self._kept = [self._copy(buffer, known, statistic=statistic) for buffer, statistic, known in found]
+        generator = None if self.device.type == "cpu" else getattr(torch, self.device.type, None)
+        self._device_random = generator and generator.get_rng_state()
+        self._kept = [
+            _kept_buffer(owner.get(name), known, statistic=is_statistic(name))
+            for (owner, name), known in zip(self._owners, self._kept, strict=True)
+        ]
+        taken = object.__new__(Repeat)
+        vars(taken).update(vars(self))
+        return taken
 
-    @staticmethod
-    def _copy(
-        buffer: torch.Tensor, known: tuple[torch.Tensor, int] | None, *, statistic: bool
-    ) -> tuple[torch.Tensor, int]:
-        # Kernels write statistics without counting; tensors of inference mode do not count at all.
-        version = -1 if statistic or buffer.is_inference() else buffer._version  # noqa: SLF001
-        if known is not None and known[1] == version != -1:
-            return known
-        return buffer.detach().clone(), version
+    def _now(self) -> tuple[torch.device, torch.dtype | None]:
+        return (torch.device("cpu"), None) if self._weight is None else (self._weight.device, self._weight.dtype)
 
     def again(self) -> None:
         """Put random numbers and buffers back."""
         torch.set_rng_state(self._random)
         if self._device_random is not None:
-            getattr(torch, self._kind).set_rng_state(self._device_random)
+            getattr(torch, self.device.type).set_rng_state(self._device_random)
         with torch.no_grad():
-            for buffer, kept in zip(self._buffers, self._kept, strict=True):
-                if kept is not None and buffer.shape == kept[0].shape:
-                    buffer.copy_(kept[0])
+            for (owner, name), kept in zip(self._owners, self._kept, strict=True):
+                if kept is None:
+                    continue
+                owner[name], copy, _ = kept
+                if kept[0].is_inference():  # Nothing may be written into it here.
+                    owner[name] = copy.clone()
+                elif kept[0].shape == copy.shape:
+                    kept[0].copy_(copy)
+
+
+_KeptBuffer = tuple[torch.Tensor, torch.Tensor, int]
+"""A buffer, a copy of it, and how often it had been written into by then."""
+
+
+def _kept_buffer(buffer: torch.Tensor | None, known: _KeptBuffer | None, *, statistic: bool) -> _KeptBuffer | None:
+    if buffer is None:
+        return None
+    # Kernels write statistics without counting; tensors of inference mode do not count at all.
+    version = -1 if statistic or buffer.is_inference() else buffer._version  # noqa: SLF001
+    if known is not None and known[0] is buffer and known[2] == version != -1:
+        return known
+    return buffer, buffer.detach().clone(), version
 
 
 @contextmanager
@@ -112,32 +129,37 @@ def in_mode(model: nn.Module, *, training: bool, grad: bool) -> Iterator[None]:
             module.training = mode
 
 
+def unexplained(
+    model: nn.Module, summary: str, remedy: Advice, *, operation: str = "forward", phase: Phase = "forward", **more: Any
+) -> Origin:
+    """The origin of what no rule explains; `more` is its evidence."""
+    evidence = {**more, "device": device_label(model)}
+    return Origin(cause="unknown", operation=operation, phase=phase, summary=summary, evidence=evidence, remedy=remedy)
+
+
 def only_unwatched(model: nn.Module) -> Origin:
     """The origin of what is not finite each time the model runs as it is, and finite operation by operation."""
-    return Origin(
-        cause="unknown",
-        operation="forward",
-        summary="the forward is not finite each time it runs as it is, and finite operation by operation: a compiled "
-        "or fused kernel gives other values than the operations it stands for",
-        evidence={"device": device_label(model)},
-        remedy=Advice(
-            text="Compile with another backend, layer by layer, to find the kernel, or leave torch.compile out.",
-            commands=['torch.compile(model, backend="eager")', 'torch.compile(model, backend="aot_eager")'],
-        ),
+    remedy = Advice(
+        text="Compile with another backend, layer by layer, to find the kernel, or leave torch.compile out.",
+        commands=['torch.compile(model, backend="eager")', 'torch.compile(model, backend="aot_eager")'],
     )
+    what = (
+        "the forward is not finite each time it runs as it is, and finite operation by operation: a compiled "
+        "or fused kernel gives other values than the operations it stands for"
+    )
+    return unexplained(model, what, remedy)
 
 
-def did_not_repeat(model: nn.Module, what: str, *, operation: str, phase: Phase = "forward", **evidence: Any) -> Origin:
+def did_not_repeat(
+    model: nn.Module, what: str, *, operation: str = "forward", phase: Phase = "forward", **evidence: Any
+) -> Origin:
     """The origin of what was not finite, and is finite when it is run again."""
-    return Origin(
-        cause="unknown",
-        operation=operation,
-        phase=phase,
-        summary=f"{what} was not finite, and is finite when it is run again: something here does not repeat "
-        "(uninitialized memory, or a kernel that is not deterministic)",
-        evidence={**evidence, "device": device_label(model)},
-        remedy=Advice(
-            text="Run it several times, and on the CPU; a device that gives other values each time has a defect.",
-            commands=["mpsdiag check --level 3", "mpsdiag trace ... --device cpu"],
-        ),
+    remedy = Advice(
+        text="Run it several times, and on the CPU; a device that gives other values each time has a defect.",
+        commands=["mpsdiag check --level 3", "mpsdiag trace ... --device cpu"],
     )
+    summary = (
+        f"{what} was not finite, and is finite when it is run again: something here does not repeat (uninitialized "
+        "memory, a kernel that is not deterministic, or state that the model keeps outside of its buffers)"
+    )
+    return unexplained(model, summary, remedy, operation=operation, phase=phase, **evidence)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.inputs.nonfinite import is_statistic
-from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.calls import TorchCall
 from mpsdiag.tracing.watch.tensors import Impurity, tensors_in
 
 _MAKERS = ("tensor", "as_tensor", "from_numpy", "scalar_tensor", "asarray")
@@ -103,16 +103,14 @@ class Provenance:
 
     def of(self, tensor: Tensor) -> Source:
         """Where a tensor comes from, as far as is known."""
-        given = self._given.get(id(tensor))
-        if given is not None:
-            return given[1]
         made = self._made.get(id(tensor))
         if made is not None and made[0]() is tensor:
             return made[1]
         place = _storage(tensor)
         if place and place in self._written:
             return self._written[place][1]
-        return self._storages.get(place, Source("unseen"))
+        given = self._given.get(id(tensor))
+        return given[1] if given is not None else self._storages.get(place, Source("unseen"))
 
     def remember(self, result: Any, source: Source, *, in_place: bool) -> None:
         """Note who made the tensors of a result, or wrote into them."""

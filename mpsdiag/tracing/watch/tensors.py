@@ -36,6 +36,11 @@ class Impurity:
 PURE = Impurity()
 
 
+def unseen() -> Any:
+    """Keep our own look at tensors apart from the operations of what is watched."""
+    return torch._C.DisableTorchFunction()  # noqa: SLF001 - no public name for it
+
+
 def impurity(tensor: Tensor) -> Impurity:
     """Look through a dense tensor of any dtype. Waits for the device; what is not floating counts as pure."""
     plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,14 +18,53 @@ from torch.overrides import TorchFunctionMode
 
 from mpsdiag.emulation import reentry
 from mpsdiag.inputs.modules import ModulePath, first_tensor, uncompiled
+from mpsdiag.sdpa.watch import SDPA
+from mpsdiag.tracing.watch.calls import SOFTMAX, TorchCall, fully_masked_rows, has_infinite_scalar, writes_in_place
 from mpsdiag.tracing.watch.fast_path import FusedPaths
-from mpsdiag.tracing.watch.operations import TorchCall, has_infinite_scalar, writes_in_place
-from mpsdiag.tracing.watch.origin_search import Operand, Pass, PassEvent, Provenance, Source
-from mpsdiag.tracing.watch.patched_rerun import Patches, made_finite
-from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, judged_in, mapped, tensors_in
+from mpsdiag.tracing.watch.origin_search import Operand, Pass, PassEvent, Provenance, Source, Terminal
+from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, judged_in, mapped, tensors_in, unseen
 
 KEPT_CALLS = 64
 """Calls that gave the first non-finite values are kept with their tensors, up to this many."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What is made finite in a pass: outputs by their operation's number, fully masked rows, weights and inputs."""
+
+    outputs: frozenset[int] = frozenset()
+    attention: bool = False
+    given: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs) or self.attention or self.given
+
+    def behind(self, terminal: Terminal, causes: set[str]) -> Patches:
+        """With one more fault made finite, so that a pass shows what lies behind it."""
+        if terminal.kind in ("weight", "batch"):
+            return replace(self, given=True)
+        of_attention = "dead_rows" in causes or (causes == {"bad_mask"} and terminal.kind == "nan")
+        return replace(self, outputs=self.outputs | {terminal.event.index}, attention=self.attention or of_attention)
+
+    def apply(self, index: int, call: TorchCall, result: Any, *, in_place: bool) -> Any:
+        """The result of an operation, made finite where that is wanted."""
+        if index in self.outputs:
+            return mapped(result, partial(made_finite, in_place=in_place))
+        if self.attention and call.operation in (SDPA, *SOFTMAX, "sub") and isinstance(result, Tensor):
+            dead = fully_masked_rows(call, result)
+            if dead is not None:
+                return torch.where(dead.unsqueeze(-1), torch.nan_to_num(result, nan=0.0), result)
+        return result
+
+
+def made_finite(value: Any, *, in_place: bool = False) -> Any:
+    """A tensor with zeros for what is not finite; anything else as it is."""
+    if not isinstance(value, Tensor) or not impurity(value):
+        return value
+    if in_place:
+        with torch.no_grad():
+            return value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class Tracer(TorchFunctionMode):
@@ -116,7 +157,7 @@ class Tracer(TorchFunctionMode):
     def _saw_fused(self, module: nn.Module, named: dict[str, Any], result: Any) -> None:
         """A fused path of torch's own transformer layers gave what its slow path does not."""
         call = TorchCall(type(module), (), named, result)
-        with _unseen():
+        with unseen():
             operands = self._operands(call)
             source = self._note(call, _of_all(result), operands, module=module)
             self._provenance.remember(result, source, in_place=False)
@@ -138,14 +179,14 @@ class Tracer(TorchFunctionMode):
         hidden = first_tensor(output)
         layer = self._path.layer_of(module)
         if layer is not None and hidden is not None and hidden.is_floating_point():
-            with _unseen():
+            with unseen():
                 state = impurity(hidden)
                 if hidden.dim() == 3 and not hidden.is_nested:
                     self.seen.spread.append(_spread(layer, hidden))
             if state:
                 self._watch(hidden, state, module)
         if module is self._model and output is not None:
-            with _unseen():
+            with unseen():
                 found = [(tensor, impurity(tensor)) for _, tensor in judged_in(output)]
             for tensor, state in found:
                 # Minus infinity is a fault in a scalar only: models write it into logits they rule out.
@@ -167,11 +208,6 @@ class Tracer(TorchFunctionMode):
             source = Source("event", event=event.index)
         self.seen.watched.append(source)
         return source
-
-
-def _unseen() -> Any:
-    """Keep our own look at tensors apart from the model's operations."""
-    return torch._C.DisableTorchFunction()  # noqa: SLF001 - no public name for it
 
 
 def _spread(layer: int, hidden: Tensor) -> dict[str, Any]:

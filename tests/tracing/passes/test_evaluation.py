@@ -10,7 +10,7 @@ from mpsdiag import emulate_mps
 from mpsdiag.errors import BadInput
 from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
 from mpsdiag.tracing.cases.recorded_case import load_batch, save_batch
-from mpsdiag.tracing.passes.evaluation import trace_batches
+from mpsdiag.tracing.passes.forward import trace_batches
 
 
 @pytest.mark.needs(transformers="5.23")  # the first that filters

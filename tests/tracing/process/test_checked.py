@@ -38,7 +38,7 @@ def test_dead_rows_are_affected_and_resolved_by_the_fixes():
 def test_a_clean_batch_is_as_the_sequences_alone():
     found = looked_at(llama(), **batch(4, "right"))
     assert not found.affected
-    assert 0 <= found.padding_error <= found.padding_bound
+    assert found.invariance.verdict == "invariant"
     assert found.notes == []
 
 
@@ -60,5 +60,5 @@ def test_a_model_that_looks_at_padding_is_affected_and_no_fix_resolves_it():
 
 def test_what_cannot_be_looked_at_is_noted():
     found = looked_at(nn.Linear(2, 2), input=torch.ones(1, 2))
-    assert found.padding_error is None
-    assert "padding invariance was not looked at" in found.notes[0]
+    assert found.invariance is None
+    assert "invariance was not looked at" in found.notes[0]

@@ -3,10 +3,12 @@
 import copy
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import mpsdiag
 from mpsdiag.tracing.process.session import NonFiniteFoundError
@@ -73,6 +75,7 @@ def test_a_finding_names_the_line_the_step_and_the_count(inputs):
             model(bad)  # the bad call
     (finding,) = seen.findings
     assert (finding.cause, finding.file, finding.line) == ("bad_inputs", __file__, line_of("the bad call"))
+    assert finding.user_code == [f"{__file__}:{finding.line}"]
     assert (finding.step, finding.count) == (0, 3)
     assert f"{__file__}:{finding.line}" in finding._repr_markdown_()
     assert ScriptReport.model_validate(json.loads(json.dumps(seen.report.to_dict()))).findings == [finding]
@@ -181,10 +184,74 @@ def test_what_cannot_be_run_again_is_called_so(inputs):
     model = small()
     bad = inputs * float("nan")
     with mpsdiag.watch() as seen, torch.no_grad():
+        model(inputs)
         model(bad)
         bad.zero_()
-    assert "cannot be run again" in seen.findings[0].summary
+    assert "cannot be run again to look into it: what it was given was overwritten" in seen.findings[0].summary
     assert seen.report.watched.not_repeated == 1
+
+
+def test_a_batch_that_is_filled_anew_for_each_call_is_copied_from_the_second_on(inputs):
+    model, batch = small(), inputs.clone()
+    with mpsdiag.watch() as seen, torch.no_grad():
+        for factor in (1.0, 1.0, float("nan"), 1.0):
+            batch.copy_(inputs * factor)
+            model(batch)
+    assert [(finding.cause, finding.count) for finding in seen.findings] == [("bad_inputs", 1)]
+
+
+def test_an_input_that_the_call_writes_into_is_put_back(inputs):
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, values, factor):
+            values.div_(factor)
+            return self.inner(values)
+
+    model, given = Scales(), inputs.clone()
+    with mpsdiag.watch() as seen, torch.no_grad():
+        for factor in (1.0, 0.0):
+            model(given, torch.tensor(factor))
+    (finding,) = seen.findings
+    assert (finding.cause, finding.operation, finding.count) == ("division_by_zero", "div", 1)
+    assert not bool(torch.isfinite(given).any())  # the script's own tensor stays as its model left it
+
+
+def test_a_buffer_that_the_call_replaces_is_put_back(inputs):
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("left", torch.tensor(2.0))
+            self.inner = small()
+
+        def forward(self, values):
+            self.left = self.left - 1
+            return self.inner(values / self.left)
+
+    model = Counts()
+    with mpsdiag.watch() as seen, torch.no_grad():
+        model(inputs)
+        model(inputs)
+    assert [(finding.cause, finding.operation) for finding in seen.findings] == [("division_by_zero", "div")]
+    assert float(model.left) == 0.0
+
+
+def test_a_forward_that_gives_something_else_each_time_is_called_so(inputs):
+    class Once(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.calls = small(), 0
+
+        def forward(self, values):
+            self.calls += 1
+            return self.inner(values / (self.calls - 1 or float("nan")))
+
+    with mpsdiag.watch() as seen, torch.no_grad():
+        Once()(inputs)
+    assert (seen.findings[0].cause, seen.findings[0].operation) == ("unknown", "forward")
+    assert "is finite when it is run again" in seen.findings[0].summary
 
 
 def test_steps_that_gradscaler_skips_are_no_finding(inputs):
@@ -233,28 +300,51 @@ def test_a_closure_is_read_before_the_update(inputs):
     assert seen.findings[0].step == 0
 
 
-def test_the_flags_of_a_training_step_are_read_at_once(inputs, monkeypatch):
-    """One reading a step, whatever there is to read: on a device each waits for it."""
-    from mpsdiag.tracing.process.unread import Unread
+class Far(torch.Tensor):
+    """A tensor on a device that is not there; counts how often somebody waits for it."""
 
-    readings, read = [], Unread.read
+    waits: ClassVar[list[str]] = []
 
-    def counted(self, *args):
-        readings.append(1)
-        return read(self, *args)
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device="lazy:0"
+        )
 
-    monkeypatch.setattr(Unread, "read", counted)
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        to = torch.device((kwargs or {}).get("device") or "lazy:0")
+        args, kwargs = tree_map(lambda one: one.inner if isinstance(one, Far) else one, (args, kwargs or {}))
+        result = func(*args, **{name: "cpu" if name == "device" else value for name, value in kwargs.items()})
+        if to.type == "cpu" or func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            cls.waits.append(str(func))
+            return result
+        return tree_map(lambda one: Far(one) if isinstance(one, torch.Tensor) else one, result)
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_a_training_step_waits_once_for_the_device_and_an_evaluation_once_a_batch(inputs, accumulated):
     model = small()
-    optimizer = torch.optim.AdamW(model.parameters())
-    with mpsdiag.watch():
-        for step in range(6):
+    for module in model:
+        for name, weight in list(module.named_parameters()):
+            setattr(module, name, nn.Parameter(Far(weight.detach())))
+    optimizer, batch = torch.optim.SGD(model.parameters(), lr=0.1), Far(inputs)
+    Far.waits.clear()
+    with mpsdiag.watch() as seen:
+        for _ in range(3):
             optimizer.zero_grad()
-            for _ in range(4):
-                (model(inputs).sum() * 10).backward()
+            for _ in range(accumulated):
+                model(batch).square().mean().backward()
             optimizer.step()
-            if step == 0:  # Until an optimizer is seen, each backward is read.
-                readings.clear()
-    assert len(readings) == 5 + 1
+        assert len(Far.waits) == 3
+        with torch.no_grad():
+            for _ in range(5):
+                model(batch)
+        assert len(Far.waits) == 3 + 4  # that of the last batch is not read yet
+    assert seen.findings == []
 
 
 def test_compiled_models_are_watched_from_outside(inputs):

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from mpsdiag import emulate_mps, environment
 from mpsdiag.emulation import Emulation, emulated
 from mpsdiag.errors import BadInput
-from mpsdiag.tracing.passes.evaluation import trace_batches
+from mpsdiag.tracing.passes.forward import trace_batches
 from mpsdiag.tracing.repro import repro_script as repro
 from mpsdiag.tracing.repro.reduce import plainest, smallest
-from mpsdiag.tracing.watch.operations import TorchCall
+from mpsdiag.tracing.watch.calls import TorchCall
 
 
 @pytest.fixture

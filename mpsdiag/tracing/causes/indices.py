@@ -1,0 +1,170 @@
+"""Indices against the sizes of the tables they are looked up in: not every device complains about one out of range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsdiag.findings import Advice
+from mpsdiag.inputs.nonfinite import IGNORED_LABEL
+from mpsdiag.tracing.causes.root_cause import Candidate
+from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.watch.calls import TARGETED
+from mpsdiag.tracing.watch.tensors import facts, flat, listed, tensors_in
+
+INDICES_REMEDY = Advice(
+    text="Use the tokenizer that belongs to this model, resize the embedding after adding tokens, and keep sequences "
+    "within the model's longest.",
+    commands=["model.resize_token_embeddings(len(tokenizer))"],
+)
+
+CLASSES_REMEDY = Advice(
+    text="The data has classes that the model does not have: load the model with num_labels for all of them, or number "
+    "the classes from 0. Labels that are not to count are -100.",
+    commands=["AutoModelForSequenceClassification.from_pretrained(..., num_labels=NUMBER_OF_CLASSES)"],
+)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What indices of the batch are looked up in: of `size` rows, by `operation` in `module`."""
+
+    key: str
+    size: int
+    module: str
+    operation: str
+    what: str
+
+    def counted(self, indices: Tensor) -> Tensor:
+        """The indices that have to be within bounds; labels that are ignored become 0."""
+        return indices.masked_fill(indices == IGNORED_LABEL, 0) if self.key == "labels" else indices
+
+
+class Indices:
+    """Checks the indices of batches for one model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tables = list(_tables(model))
+
+    def extremes(self, batch: Mapping[str, Any]) -> list[Tensor]:
+        """The least and greatest indices, as scalars on the device, to be read with other things and given to `fit`."""
+        found: list[Tensor] = []
+        for table, indices in self._looked_up(batch):
+            counted = table.counted(indices)
+            found += [counted.amin(), counted.amax()]
+        return found
+
+    def fit(self, batch: Mapping[str, Any], extremes: Sequence[float]) -> bool:
+        """Whether the extremes of a batch are within bounds."""
+        sizes = [table.size for table, _ in self._looked_up(batch)]
+        pairs = zip(extremes[::2], extremes[1::2], sizes, strict=True)
+        return all(least >= 0 and greatest < size for least, greatest, size in pairs)
+
+    def explain(self, batch: Mapping[str, Any]) -> Origin | None:
+        """The origin for the first index out of range; None if all fit. Waits for the device."""
+        for table, indices in self._looked_up(batch):
+            counted = table.counted(indices)
+            wrong = (counted < 0) | (counted >= table.size)
+            if bool(wrong.any()):
+                return _origin(table, indices, wrong)
+        return None
+
+    def _looked_up(self, batch: Mapping[str, Any]) -> Iterator[tuple[_Table, Tensor]]:
+        for table in self._tables:
+            indices = flat(batch).get(table.key)
+            if isinstance(indices, Tensor) and indices.numel() and not indices.is_floating_point():
+                yield table, indices
+
+
+def _tables(model: nn.Module) -> Iterator[_Table]:
+    config = getattr(model, "config", None)
+    embedding = ask(model, "get_input_embeddings")
+    if isinstance(embedding, nn.Embedding):
+        name = next((name for name, module in model.named_modules() if module is embedding), "")
+        keys = ("input_ids", "decoder_input_ids") if getattr(config, "is_encoder_decoder", False) else ("input_ids",)
+        for key in keys:
+            yield _Table(key, embedding.num_embeddings, name, "embedding", "the embedding of the model")
+    weight = output_matrix(model)
+    if weight is not None:
+        yield _Table("labels", int(weight.shape[0]), "", "cross_entropy", "the logits of the model")
+    elif type(model).__name__.endswith("Classification") and _one_label(config):
+        classes = int(config.num_labels)  # type: ignore[union-attr]  # asked by _one_label
+        yield _Table("labels", classes, "", "cross_entropy", f"the classifier (num_labels {classes})")
+
+
+def _one_label(config: Any) -> bool:
+    """Whether a label is the number of a class; a single class stands for a regression."""
+    kind = getattr(config, "problem_type", None)
+    return getattr(config, "num_labels", 0) > 1 and kind in (None, "single_label_classification")
+
+
+def _origin(table: _Table, indices: Tensor, wrong: Tensor) -> Origin:
+    summary, evidence = _reaches(table.key, indices, table.size, table.what)
+    evidence |= {"out_of_range": int(wrong.sum()), "sequences": listed(wrong.any(-1) if wrong.dim() > 1 else wrong)}
+    return Origin(
+        cause="bad_inputs",
+        module=table.module,
+        operation=table.operation,
+        phase="data",
+        summary=summary,
+        evidence=evidence,
+        remedy=CLASSES_REMEDY if "num_labels" in table.what else INDICES_REMEDY,
+    )
+
+
+def _reaches(key: str | None, indices: Tensor, size: int, what: str) -> tuple[str, dict[str, Any]]:
+    span = [int(indices.min()), int(indices.max())]
+    name = f"'{key or 'an index'}'"
+    summary = f"{name} reaches from {span[0]} to {span[1]}, and {what} takes 0 to {size - 1}"
+    return summary, {"input": key, "size": size, "range": span}
+
+
+def index_out_of_range(first: Candidate) -> Origin | None:
+    """An index of the batch points outside the table it is looked up in; the CPU refuses, a device may read garbage."""
+    if not isinstance(first.event.error, IndexError):
+        return None
+    integers = [facts(tensor, name) for name, tensor in first.inputs if not tensor.is_floating_point()]
+    evidence = {"indices": integers, "error": str(first.event.error)}
+    operation, named = first.event.operation, first.named
+    table, loss = named.get("weight" if operation == "embedding" else "input"), operation in TARGETED
+    if not isinstance(table, Tensor) or not (loss or operation == "embedding"):
+        what = f"an index points outside of what it is looked up in ({first.event.error})"
+        return first.origin("bad_inputs", what, INDICES_REMEDY, **evidence)
+    size = table.shape[1] if loss and table.dim() > 1 else table.shape[0]
+    indices: Tensor = named["target" if loss else "input"]
+    given = dict(tensors_in(first.batch))
+    outside = [name for name, tensor in given.items() if _outside(name, tensor, size)]
+    same = [name for name in outside if torch.equal(given[name].flatten(), indices.flatten())]
+    key = next(iter([*same, *(name for name in outside if loss and name == "labels"), *outside]), None)
+    indices = indices if key is None else given[key]
+    classes = loss and not isinstance(output_matrix(first.model), Tensor)
+    what = f"the classifier (num_labels {size})" if classes else f"the table of {operation}"
+    summary, found = _reaches(key, indices, size, what)
+    remedy = CLASSES_REMEDY if classes else INDICES_REMEDY
+    return first.origin("bad_inputs", f"{summary} ({first.event.error})", remedy, **evidence, **found)
+
+
+def _outside(name: str, tensor: Tensor, size: int) -> bool:
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or not tensor.numel():
+        return False
+    counted = tensor[tensor != IGNORED_LABEL] if "label" in name else tensor
+    return bool(((counted < 0) | (counted >= size)).any())
+
+
+def output_matrix(model: nn.Module) -> Tensor | None:
+    """The matrix that gives the logits of a language model, (vocabulary, channels); None for any other model."""
+    weight = getattr(ask(model, "get_output_embeddings"), "weight", None)
+    return weight if isinstance(weight, Tensor) and weight.dim() == 2 else None
+
+
+def ask(model: nn.Module, getter: str) -> Any:
+    """What a getter of transformers' models gives; None where a model has none, or does not implement it."""
+    get = getattr(model, getter, None)
+    try:
+        return None if get is None else get()
+    except NotImplementedError:
+        return None
