@@ -102,11 +102,12 @@ def test_accelerate_launch_is_watched_in_its_child_and_workers_of_a_loader_are_l
 
 
 RANKS = """
-import os, torch
+import os, sys, torch
 model, values = torch.nn.Linear(2, 2), torch.ones(1, 2)
 with torch.no_grad():
     model(values)
     model(values / int(os.environ["LOCAL_RANK"]))
+assert "transformers" not in sys.modules
 """
 
 

@@ -73,6 +73,7 @@ class ForwardTrace:
         self._indices, self._repeat = Indices(model), Repeat(model)
         # There an index out of range ends all work on the device: it has to be found before the forward.
         self._check_first = device_of(model).type == "cuda"
+        self._refuses = device_of(model).type == "cpu"  # It raises by itself.
 
     def run(self, batch: Mapping[str, Any], *, in_detail: bool = True) -> Traced:
         """Run a batch, and find where its first non-finite value comes from, or where finite ones go wrong."""
@@ -104,9 +105,10 @@ class ForwardTrace:
             return None, True
         flag, loss = flag_of(output), loss_of(output)
         losses = [loss] if loss is not None and loss.numel() == 1 else []
-        flags, values, extremes = numbers([] if flag is None else [flag], losses, self._indices.extremes(batch))
-        fine = self._indices.fit(batch, extremes) and all(map(math.isfinite, values)) and not any(map(is_up, flags))
-        return next(iter(values), None), not fine
+        asked = [] if self._refuses else self._indices.extremes(batch)
+        flags, values, extremes = numbers([] if flag is None else [flag], losses, asked)
+        fine = all(map(math.isfinite, values)) and not any(map(is_up, flags))
+        return next(iter(values), None), not (fine and (self._refuses or self._indices.fit(batch, extremes)))
 
 
 def explain_forward(

@@ -17,7 +17,7 @@ from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the
 from mpsdiag.tracing.passes.forward import explain_forward
 from mpsdiag.tracing.passes.gradients import backward_of, explain_backward
 from mpsdiag.tracing.process.forwards import WatchedForward
-from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat, unexplained
+from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat, only_unwatched, unexplained
 from mpsdiag.tracing.watch.tensors import facts, impurity, judged_in
 
 NOT_REPEATED = "cannot be run again to look into it"
@@ -34,10 +34,10 @@ def of_forward(forward: WatchedForward, optimizers: Iterable[torch.optim.Optimiz
             if (outside := Indices(model).explain(batch)) is not None:
                 return outside
             origin, _ = explain_forward(model, batch, forward.repeat)
+            if origin is None:
+                return only_unwatched(model) if forward.comes_out_bad() else did_not_repeat(model, "a forward")
     except Exception as problem:  # noqa: BLE001 - whatever the model raises now, the script did not
         return _not_repeated(forward, first_line(problem))
-    if origin is None:
-        return did_not_repeat(forward.model, "a forward")
     if forward.step and origin.cause in OF_TRAINING:
         return or_divergence(model, origin, trajectory, {})
     return origin

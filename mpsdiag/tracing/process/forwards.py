@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from mpsdiag.tracing.watch.flags import flag_of, is_up
 from mpsdiag.tracing.watch.model_state import Repeat, in_mode
 from mpsdiag.tracing.watch.tensors import copied, fresh, mapped, tensors_in, unseen
 
@@ -182,6 +183,14 @@ class WatchedForward:
                 now.again()
                 for weight, gradient in kept:
                     weight.grad = gradient
+
+    def comes_out_bad(self) -> bool:
+        """Whether the call gives non-finite values again, made as it was, in the modes that are in effect."""
+        self.repeat.again()
+        args, kwargs = self._given()
+        given = fresh({"args": args, "kwargs": kwargs})
+        flag = flag_of(self.model(*given["args"], **given["kwargs"]))
+        return flag is not None and is_up(float(flag))
 
     def _given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as they were when the call was made."""

@@ -6,6 +6,7 @@ changes the weights, so that a bad step is looked into with the weights as they 
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 from collections.abc import Callable, Iterator
@@ -65,7 +66,7 @@ class ProcessWatch:
 
     def start(self) -> None:
         """Begin to watch."""
-        call, backward, watch = nn.Module.__call__, torch.autograd.backward, self
+        call, watch = nn.Module.__call__, self
         step, scale = torch.amp.GradScaler.step, torch.amp.GradScaler.scale
         stock = call is getattr(nn.Module, "_wrapped_call_impl", None)
 
@@ -76,15 +77,20 @@ class ProcessWatch:
                 return call(self, *args, **kwargs)
             return watch._forward(call, self, args, kwargs)
 
-        def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            if not watch._busy:
-                watch._counts.backwards += 1
-                roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-                watch._unread.note_backward(roots, scaled=watch._scaled)
-            with watch.aside():  # What is checkpointed runs its modules again in here.
-                result = backward(tensors, *args, **kwargs)
-            watch._after_backward()
-            return result
+        def watching(run: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(run)
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                if not watch._busy and holds_values():
+                    watch._counts.backwards += 1
+                    roots = args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))
+                    roots = [roots] if isinstance(roots, Tensor) else list(roots)
+                    watch._unread.note_backward(roots, scaled=watch._scaled)
+                with watch.aside():  # What is checkpointed runs its modules again in here.
+                    result = run(*args, **kwargs)
+                watch._after_backward()
+                return result
+
+            return watched
 
         def watched_step(self: Any, *args: Any, **kwargs: Any) -> Any:
             before = watch._counts.steps
@@ -99,17 +105,14 @@ class ProcessWatch:
             return scale(self, outputs)
 
         self._replace(nn.Module, "__call__", watched_call)
-        self._replace(torch.autograd, "backward", watched_backward)
+        self._replace(torch.autograd, "backward", watching(torch.autograd.backward))
+        self._replace(torch.autograd, "grad", watching(torch.autograd.grad))
         self._replace(torch.amp.GradScaler, "step", watched_step)
         self._replace(torch.amp.GradScaler, "scale", watched_scale)
-        hooks: Any = (
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
-        )
-        self._undo += [hook.remove for hook in hooks]
-        self._undo.append(hold(function=True))
+        before: Any = register_optimizer_step_pre_hook(self._before_step)
+        after: Any = register_optimizer_step_post_hook(self._after_step)
         IN_FORCE.saw = self._saw_sdpa
-        self._undo.append(lambda: setattr(IN_FORCE, "saw", None))
+        self._undo += [before.remove, after.remove, hold(function=True), lambda: setattr(IN_FORCE, "saw", None)]
 
     def stop(self) -> None:
         """Read what is left, the weights after the last step among it, and put everything back."""

@@ -149,6 +149,16 @@ def test_a_bad_backward_is_traced_with_the_weights_as_they_were(inputs):
     assert all(torch.equal(a, b) or bool(torch.isnan(a).any()) for a, b in pairs)
 
 
+def test_gradients_that_are_asked_for_are_a_backward_too(inputs):
+    model = small()
+    with mpsdiag.watch() as seen:
+        torch.autograd.grad(outputs=model(inputs).sum(), inputs=list(model.parameters()))
+        torch.func.grad(lambda values: model(values).sum())(inputs)
+        torch.autograd.grad(model(inputs).sum().log() * float("nan"), list(model.parameters()))
+    assert seen.report.watched.backwards == 2
+    assert "the loss computed from them is not" in seen.findings[0].summary
+
+
 @pytest.mark.parametrize("positional", [True, False])
 def test_the_loss_outside_of_the_model_has_no_labels(inputs, positional):
     model, targets = small(), torch.full((6,), -100)
@@ -252,6 +262,17 @@ def test_a_forward_that_gives_something_else_each_time_is_called_so(inputs):
         Once()(inputs)
     assert (seen.findings[0].cause, seen.findings[0].operation) == ("unknown", "forward")
     assert "is finite when it is run again" in seen.findings[0].summary
+
+
+def test_what_only_an_unwatched_kernel_gives_is_called_so(inputs):
+    class Kernel(nn.Module):
+        def forward(self, values):
+            watched = bool(torch.overrides._get_current_function_mode_stack())
+            return values if watched else values * float("nan")
+
+    with mpsdiag.watch() as seen, torch.no_grad():
+        Kernel()(inputs)
+    assert "each time it runs as it is, and finite operation by operation" in seen.findings[0].summary
 
 
 def test_steps_that_gradscaler_skips_are_no_finding(inputs):
