@@ -20,9 +20,12 @@ from typing import Any
 
 from matplotlib.patches import Rectangle
 
-from mpsdiag.emulation import RELEASES, Emulation
+from mpsdiag.emulation.releases import RELEASES
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.escape import md_cell
-from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe
+from mpsdiag.probes.declaration import Finding
+from mpsdiag.probes.known import CATALOGUE
+from mpsdiag.probes.run import predicted, run_level, run_probe
 from mpsdiag.reporting.pictures.drawing import Theme, draw, figure, label
 from mpsdiag.serialization import write_atomically
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from mpsdiag.emulation import emulate_mps
+from mpsdiag.emulation.mode import emulate_mps
 
 LIMIT = 3.0
 

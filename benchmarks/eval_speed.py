@@ -23,7 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from transformers.utils import logging as transformers_logging
 
 from mpsdiag import device as devices
-from mpsdiag.fixes import apply, install
+from mpsdiag.fixes.model import apply
+from mpsdiag.fixes.process import install
 from mpsdiag.statistics import bootstrap_interval, iqr_ratio, median
 from mpsdiag.trainers import chunked_loss
 from mpsdiag.trainers.mps_safe import MPSSafeTrainer

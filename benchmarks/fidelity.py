@@ -24,7 +24,8 @@ import mac_bench
 import mac_probes
 import mac_runs  # noqa: F401 - registers the runs
 
-from mpsdiag.emulation import Emulation, emulated
+from mpsdiag.emulation.mode import emulated
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.escape import md_cell
 from mpsdiag.serialization import write_atomically

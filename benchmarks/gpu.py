@@ -32,8 +32,9 @@ from trace_overhead import bare, traced
 
 import mpsdiag
 from mpsdiag import device as devices
-from mpsdiag.probes.backends import BACKENDS, forced
 from mpsdiag.probes.declaration import Refused
+from mpsdiag.probes.lab import forced
+from mpsdiag.probes.run import BACKENDS
 from mpsdiag.serialization import dumps
 from mpsdiag.statistics import bootstrap_interval, median
 

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpsdiag.emulation import defects_of, emulate_mps
+from mpsdiag.emulation.mode import emulate_mps
+from mpsdiag.emulation.releases import defects_of
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "kernel_runs.xz"
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

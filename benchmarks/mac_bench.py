@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpsdiag.emulation import EmulatedAbort, suspended
+from mpsdiag.emulation.machine import EmulatedAbort
+from mpsdiag.emulation.mode import suspended
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.escape import md_cell
-from mpsdiag.probes import Finding, run_level
+from mpsdiag.probes.declaration import Finding
+from mpsdiag.probes.run import run_level
 
 MODES = ("training", "evaluation")
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mac_bench import Run, attempt, direct, drawn, finite, off_by, plain, rerun
 from torch import Tensor
 
-from mpsdiag.sdpa import reference_attention
+from mpsdiag.sdpa.float64 import reference_attention
 
 
 @rerun("pt156707_bool_row", "pt157727_fixed_zero_rows")

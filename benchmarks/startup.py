@@ -51,7 +51,7 @@ import mpsdiag
 root = str(Path(mpsdiag.__file__).parent)
 ours = [entry.code for entry in profile.getstats() if getattr(entry.code, "co_filename", "").startswith(root)]
 # A module's own code, and the body of a class, run at its import.
-run = {code.co_filename for code in ours if code.co_name != "<module>" and not code.co_name[0].isupper()}
+run = {code.co_filename for code in ours if code.co_name != "<module>" and not code.co_name.lstrip("_")[:1].isupper()}
 print(len(run), len({code.co_filename for code in ours} - run))
 """
 

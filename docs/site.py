@@ -28,7 +28,7 @@ def command_pages() -> Iterator[tuple[str, str]]:
 
 def defect_pages() -> Iterator[tuple[str, str]]:
     """A page for each probe of the catalogue, and the list of them."""
-    from mpsdiag.probes import CATALOGUE
+    from mpsdiag.probes.known import CATALOGUE
 
     rows = ["| probe | what it is | torch on MPS | hits |", "|---|---|---|---|"]
     for probe in CATALOGUE.values():

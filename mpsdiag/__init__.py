@@ -13,11 +13,12 @@ from mpsdiag.fixes.imports import when_imported
 if TYPE_CHECKING:
     from mpsdiag.checking.diagnosis import Diagnosis
     from mpsdiag.checking.run import check
-    from mpsdiag.emulation import emulate_mps
+    from mpsdiag.emulation.mode import emulate_mps
     from mpsdiag.errors import BadInput, CannotDecide
-    from mpsdiag.fixes import apply, install
-    from mpsdiag.fixes.handle import Handle
-    from mpsdiag.invariance import assert_padding_invariant, padding_invariance
+    from mpsdiag.fixes.model import apply
+    from mpsdiag.fixes.modes import Handle
+    from mpsdiag.fixes.process import install
+    from mpsdiag.invariance.measure import assert_padding_invariant, padding_invariance
     from mpsdiag.reporting.api import bench, report
     from mpsdiag.reporting.story.report import Report
     from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention
@@ -35,18 +36,18 @@ _HOME = {
     "BadInput": "mpsdiag.errors",
     "CannotDecide": "mpsdiag.errors",
     "Diagnosis": "mpsdiag.checking.diagnosis",
-    "Handle": "mpsdiag.fixes.handle",
+    "Handle": "mpsdiag.fixes.modes",
     "Origin": "mpsdiag.tracing.origin",
     "Report": "mpsdiag.reporting.story.report",
     "bench": "mpsdiag.reporting.api",
     "report": "mpsdiag.reporting.api",
     "safe_scaled_dot_product_attention": "mpsdiag.sdpa.safe",
     "check": "mpsdiag.checking.run",
-    "emulate_mps": "mpsdiag.emulation",
-    "apply": "mpsdiag.fixes",
-    "install": "mpsdiag.fixes",
-    "assert_padding_invariant": "mpsdiag.invariance",
-    "padding_invariance": "mpsdiag.invariance",
+    "emulate_mps": "mpsdiag.emulation.mode",
+    "apply": "mpsdiag.fixes.model",
+    "install": "mpsdiag.fixes.process",
+    "assert_padding_invariant": "mpsdiag.invariance.measure",
+    "padding_invariance": "mpsdiag.invariance.measure",
     "MPSSafeTrainer": "mpsdiag.trainers.mps_safe",
     "NonFiniteCallback": "mpsdiag.trainers.callbacks",
     "trace": "mpsdiag.tracing.run",

@@ -1,13 +1,16 @@
-"""What to do about it, and why a fix does or does not help: sentences made from the evidence."""
+"""Why a scenario came out bad, what to do about it, and why a fix does or does not help: from the evidence."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from mpsdiag.checking.diagnosis import FixResult, Judged, ProbeResult
 from mpsdiag.device import kind_of
-from mpsdiag.findings import Advice, Emulated
-from mpsdiag.scenario.scenario import Measured, Scenario, finite
+from mpsdiag.errors import CannotDecide
+from mpsdiag.findings import Advice, Blame, Emulated
+from mpsdiag.scenario.scenario import LEARNING_RATE, Measured, Scenario, finite
 from mpsdiag.words import PADDING_SIDES
 
 DEAD_ROWS = "SDPA001"
@@ -203,4 +206,45 @@ def _escaped(scenario: Measured, case: Scenario, emulated: Emulated | None) -> A
         text="The kernel fails on fully masked rows, but this model's evaluation comes out finite: it does not "
         "reach that kernel. Another model, dtype or release may.",
         commands=['mpsdiag.install("safe_sdpa")'],
+    )
+
+
+def blame(case: Scenario, outcome: Measured) -> Blame | None:
+    """Build the case anew and trace it: its training where that went wrong, its evaluation otherwise.
+
+    Args:
+        case: The scenario.
+        outcome: What it gave; nothing is done where that is `ok`.
+
+    Returns:
+        The cause; None where the scenario is right, or where its batches come out right when they are traced.
+    """
+    if outcome.status == "ok":
+        return None
+    from mpsdiag.inputs.installed import as_on_mps
+    from mpsdiag.scenario.preparation import prepare
+    from mpsdiag.tracing.passes.forward import trace_batches
+    from mpsdiag.tracing.passes.training import Recipe, trace_training
+
+    with ExitStack() as stack:
+        stack.enter_context(as_on_mps(case.emulation))
+        prepared = stack.enter_context(prepare(case))
+        try:
+            if not all(math.isfinite(loss) for loss in outcome.train_losses):
+                recipe = Recipe(LEARNING_RATE)
+                origin = trace_training(prepared.model, prepared.train_batches, recipe, steps=case.max_steps).origin
+            else:
+                origin = trace_batches(prepared.model, prepared.eval_batches).origin
+        except CannotDecide:  # The forward fails here too; the outcome says so already.
+            return None
+    if origin is None:
+        return None
+    return Blame(
+        cause=origin.cause,
+        layer=origin.layer,
+        module=origin.module,
+        operation=origin.operation,
+        summary=origin.summary,
+        also=[other.cause for other in origin.also],
+        remedy=origin.remedy,
     )

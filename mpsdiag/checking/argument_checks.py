@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpsdiag.errors import BadInput
-from mpsdiag.probes import find
+from mpsdiag.probes.known import find
 from mpsdiag.words import LARGEST_SEED
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from mpsdiag import device as devices
 from mpsdiag import environment
 from mpsdiag.checking import argument_checks as given
-from mpsdiag.checking.advice import advise, why
+from mpsdiag.checking.advice import advise, blame, why
 from mpsdiag.checking.diagnosis import (
     Diagnosis,
     FixResult,
@@ -22,10 +22,12 @@ from mpsdiag.checking.diagnosis import (
     overall,
     scenario_verdict,
 )
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.findings import Advice, Emulated
-from mpsdiag.probes import CATALOGUE, Finding, predicted, run_level, run_probe, surprises
+from mpsdiag.probes.declaration import Finding
+from mpsdiag.probes.known import CATALOGUE
+from mpsdiag.probes.run import predicted, run_level, run_probe, surprises
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.scenario.scenario import Measured, Scenario
 from mpsdiag.words import AUTO_TASK, BUILTIN_DATASET, DEFAULT_MODEL, PADDING_SIDES, TASKS
@@ -148,8 +150,6 @@ def _scenario_and_fixes(case: Scenario, progress: Progress) -> tuple[Measured, l
     outcome = run_scenario(case, invariance=True)
     if outcome.status != "ok":
         progress("looking for the cause")
-        from mpsdiag.checking.blame import blame
-
         outcome.cause = blame(case, outcome)
     fixes = []
     if scenario_verdict(outcome).verdict == "affected":

@@ -14,7 +14,7 @@ import typer.core
 
 from mpsdiag.cli import bench, bisect, check, compare, env, output, report, run, streams, trace, train
 from mpsdiag.cli.help_page import GroupedCommand
-from mpsdiag.cli.notes import with_new_names
+from mpsdiag.cli.options import with_new_names
 from mpsdiag.errors import BadInput, MpsdiagError, first_line, path_problem
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, EXIT_USAGE
 

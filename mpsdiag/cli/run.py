@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from mpsdiag.cli import options, output
-from mpsdiag.cli.notes import note_without_effect
-from mpsdiag.cli.options import other
+from mpsdiag.cli.options import note_without_effect, other
 from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_FOUND
 

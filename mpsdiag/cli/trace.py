@@ -9,8 +9,7 @@ import typer
 
 from mpsdiag.cli import options, output
 from mpsdiag.cli.help_page import MODES
-from mpsdiag.cli.notes import note_without_effect
-from mpsdiag.cli.options import count, what
+from mpsdiag.cli.options import count, note_without_effect, what
 from mpsdiag.words import DEFAULT_MODEL
 
 # What only a data set is read with.

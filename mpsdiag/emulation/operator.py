@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpsdiag.emulation.call import HALF, AttentionCall, choose_path, takes_operator
-from mpsdiag.emulation.faults import as_the_cached_graph_runs_it, corrupt_far_heads, laid_out_for_another_width
+from mpsdiag.emulation.faults import (
+    as_prefill_kernel_reads,
+    as_the_cached_graph_runs_it,
+    as_vector_kernel_reads,
+    corrupt_far_heads,
+    expanded_mask,
+    laid_out_for_another_width,
+)
 from mpsdiag.emulation.generations.composite import composite_attention
 from mpsdiag.emulation.generations.graph import TINY_SHIFT, graph_attention, graph_attention_f32
 from mpsdiag.emulation.generations.prefill import LOG2E, prefill, prefill_mpp
 from mpsdiag.emulation.generations.rounding import expand_heads, scale_or_default
 from mpsdiag.emulation.generations.vector import vector_one_pass, vector_two_pass
-from mpsdiag.emulation.host import as_prefill_kernel_reads, as_vector_kernel_reads, expanded_mask
 from mpsdiag.emulation.machine import BOTH_MASKS, Machine, refuse_call, refuse_general
 
 if TYPE_CHECKING:

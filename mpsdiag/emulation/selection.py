@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from mpsdiag.emulation.defects import DEFECTS, defects_of
-from mpsdiag.emulation.releases import RELEASES
+from mpsdiag.emulation.releases import DEFECTS, RELEASES, defects_of
 from mpsdiag.errors import BadInput, one_of
 
 MACOS: Final = (13, 14, 15, 26)

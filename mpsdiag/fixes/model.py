@@ -13,8 +13,7 @@ from torch import nn
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import anatomy, layers, registration
 from mpsdiag.fixes.anatomy import among, set_attention
-from mpsdiag.fixes.handle import Handle
-from mpsdiag.fixes.modes import Mode, mode_named
+from mpsdiag.fixes.modes import Handle, Mode, mode_named
 from mpsdiag.fixes.positions import apply_positions
 from mpsdiag.fixes.process import install
 from mpsdiag.quiet import errors_only

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import anatomy
-from mpsdiag.fixes.handle import Handle
 from mpsdiag.fixes.imports import when_imported
+from mpsdiag.fixes.modes import Handle
 from mpsdiag.words import POSITIONS
 
 _INSTALLED: Final[list[object]] = []

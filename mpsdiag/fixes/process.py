@@ -11,8 +11,7 @@ import torch
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import layers
-from mpsdiag.fixes.handle import Handle
-from mpsdiag.fixes.modes import Mode, mode_named
+from mpsdiag.fixes.modes import Handle, Mode, mode_named
 from mpsdiag.fixes.positions import install_positions
 from mpsdiag.words import POSITIONS
 

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NoReturn
 
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.modes import mode_named
 from mpsdiag.fixes.startup import RunRequest

@@ -65,7 +65,7 @@ def begin() -> None:
     if wish is None:
         return
     if wish.emulate is not None:
-        from mpsdiag.emulation import emulate_mps
+        from mpsdiag.emulation.mode import emulate_mps
 
         emulate_mps(wish.emulate, wish.macos).__enter__()
     from mpsdiag.fixes.process import install

@@ -13,9 +13,10 @@ from functools import cache
 import torch
 from torch.overrides import BaseTorchFunctionMode
 
-from mpsdiag.emulation import Emulation, emulated
+from mpsdiag.emulation.mode import emulated
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.environment import version_numbers
-from mpsdiag.inputs.outputs import filtered_mean, mean
+from mpsdiag.inputs.modules import filtered_mean, mean
 
 
 @cache

@@ -87,7 +87,7 @@ def build_model(
         # Of some class names (GPT-2's among them) transformers cannot read the loss; it warns, and takes this one.
         model.loss_type = "ForCausalLM"
     if attention not in _STOCK_ATTENTION:
-        from mpsdiag.fixes import apply
+        from mpsdiag.fixes.model import apply
 
         apply(model, attention)
     return cast("PreTrainedModel", model)

@@ -13,14 +13,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.emulation import suspended
+from mpsdiag.emulation.mode import suspended
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.fixes import apply, put_in_place
+from mpsdiag.fixes.model import apply, put_in_place
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
-from mpsdiag.inputs.modules import first_tensor
-from mpsdiag.inputs.outputs import logits_of
+from mpsdiag.inputs.modules import first_tensor, logits_of
 from mpsdiag.invariance.arrangements import Arrangement, Example, alone, with_positions
-from mpsdiag.sdpa.bound import allowed_error, largest_error
+from mpsdiag.sdpa.float64 import allowed_error, largest_error
 
 NEW_TOKENS: Final = 2
 _LABELS: Final = ("labels", "decoder_input_ids", "decoder_attention_mask")

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.emulation import suspended
+from mpsdiag.emulation.mode import suspended
 from mpsdiag.findings import ArrangementResult, FixTried, InvarianceCause
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.invariance.alone_truth import AloneTruth, distance, in_attention, outputs_of, reference_of, takes_positions
 from mpsdiag.invariance.arrangements import Arrangement, Example, alone, companions, scrambled
-from mpsdiag.sdpa.bound import largest_error
+from mpsdiag.sdpa.float64 import largest_error
 
 SENTENCES: dict[InvarianceCause, str] = {
     "positions": "the model numbers positions from the left edge, padding included",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpsdiag.findings import FirstLabel
-from mpsdiag.inputs.outputs import logits_of
+from mpsdiag.inputs.modules import logits_of
 
 IGNORED = -100
 

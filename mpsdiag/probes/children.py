@@ -20,7 +20,7 @@ from mpsdiag.probes.declaration import ABORTS, Check, Mode, ModeResult
 from mpsdiag.serialization import dumps, number
 
 if TYPE_CHECKING:
-    from mpsdiag.emulation import Emulation
+    from mpsdiag.emulation.selection import Emulation
 
 SECONDS: Final = 300.0
 """What one job may take, the child's start included, before it counts as hanging."""
@@ -149,7 +149,7 @@ def _check(given: dict[str, Any]) -> Check:
 
 def main() -> None:
     """Run the jobs of the document on stdin."""
-    from mpsdiag.emulation import Emulation
+    from mpsdiag.emulation.selection import Emulation
     from mpsdiag.probes.run import run_mode, runnable
 
     spec = json.load(sys.stdin)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from mpsdiag.emulation.defects import KNOWN, Defect, Remedy
+from mpsdiag.emulation.releases import KNOWN, Defect, Remedy
 from mpsdiag.words import ProbeStatus
 
 if TYPE_CHECKING:

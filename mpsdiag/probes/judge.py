@@ -1,4 +1,4 @@
-"""Judge an output of attention by the bound of `sdpa/bound.py`."""
+"""Judge an output of attention by the bound of `sdpa/float64.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mpsdiag.sdpa.bound import allowed_error, largest_error
+from mpsdiag.sdpa.float64 import allowed_error, largest_error
 
 Scaling = Literal["scores", "inputs"]
 
@@ -94,7 +94,7 @@ def transposed(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A float64 reference (..., L, Dv) on the CPU and the error allowed against it, see `sdpa/bound.py`."""
+    """A float64 reference (..., L, Dv) on the CPU and the error allowed against it, see `sdpa/float64.py`."""
 
     reference: Tensor
     bound: float

@@ -11,11 +11,37 @@ import torch
 from torch import Tensor
 
 from mpsdiag import device as devices
-from mpsdiag.emulation import Emulation, suspended
-from mpsdiag.probes.backends import forced
-from mpsdiag.probes.declaration import Check, Mode, Skip
+from mpsdiag.emulation.mode import suspended
+from mpsdiag.emulation.selection import Emulation
+from mpsdiag.probes.declaration import Check, Mode, Refused, Skip
 from mpsdiag.probes.judge import Yardstick, plain_errors
-from mpsdiag.sdpa import reference_attention
+from mpsdiag.sdpa.float64 import reference_attention
+
+REFUSALS: Final = ("no available kernel", "no viable backend", "invalid backend")
+
+
+@contextmanager
+def forced(backend: str | None) -> Iterator[None]:
+    """Inside, attention runs on this backend; Refused where torch lacks it or it refuses the call."""
+    if backend is None:
+        yield
+        return
+    import warnings
+
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if not hasattr(SDPBackend, backend):
+        raise Refused(f"this torch has no backend {backend}")
+    try:
+        # A refusal comes with a warning for each backend that was not asked for.
+        with warnings.catch_warnings(), sdpa_kernel(getattr(SDPBackend, backend)):
+            warnings.simplefilter("ignore")
+            yield
+    except RuntimeError as problem:
+        if any(words in str(problem).lower() for words in REFUSALS):
+            raise Refused(f"the backend {backend} does not take such calls") from problem
+        raise
+
 
 DIRECT: Final = "_scaled_dot_product_attention_math_for_mps"
 

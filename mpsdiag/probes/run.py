@@ -1,22 +1,28 @@
-"""Run one probe in both grad modes, or all probes of a level, and turn what happened into findings."""
+"""Run one probe in both grad modes, or all probes of a level; what they show, beside what a torch release predicts."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from mpsdiag.device import kind_of
-from mpsdiag.emulation import EmulatedAbort, Emulation, emulated
-from mpsdiag.emulation.machine import OnAbort
+from mpsdiag.emulation.machine import EmulatedAbort, OnAbort
+from mpsdiag.emulation.releases import RELEASES
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import first_line
-from mpsdiag.probes.backends import BACKENDS
 from mpsdiag.probes.children import Job, run_isolated
 from mpsdiag.probes.declaration import ABORTS, MODES, Check, Finding, Mode, ModeResult, Probe, Skip
 from mpsdiag.probes.known import CATALOGUE, find
 from mpsdiag.probes.sweep import SWEEP, SWEEP_PROBE, attribute
 from mpsdiag.words import ProbeStatus
 
+BACKENDS: Final[dict[str, tuple[str, ...]]] = {
+    "cuda": ("MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION"),
+    "xpu": ("MATH", "FLASH_ATTENTION"),
+}
+"""By kind of device, names of `torch.nn.attention.SDPBackend` to force in turn. MPS heeds none of them (facts, 1)."""
 WORST_FIRST: tuple[ProbeStatus, ...] = ("fail", "error", "pass", "skip")
 
 
@@ -30,6 +36,7 @@ def run_mode(
     backend: str | None = None,
 ) -> ModeResult:
     """Run a probe's trigger in one grad mode, in this process; whatever it raises becomes a status."""
+    from mpsdiag.emulation.mode import emulated
     from mpsdiag.probes.lab import Lab, one_thread
 
     if probe.trigger is None:
@@ -164,3 +171,47 @@ def _detail(
         worst = f" (error {one.error:.3g}, allowed {one.bound:.3g})" if one.error is not None else ""
         detail = f"{len(failed)} of {len(checks)} outputs wrong, in {modes}; {one.name}: {one.seen}{worst}"
     return f"{detail}; {probe.note(checks)}" if probe.note else detail
+
+
+def minor_of(release: str) -> str:
+    """Shorten a torch version to a release of the tables: `2.8.1` is `2.8`, `2.17.0` is read as the newest known."""
+    major, minor, *_ = release.split(".")
+    newest = int(RELEASES[-1].partition(".")[2])
+    return f"{major}.{min(int(minor), newest)}" if major == "2" else release
+
+
+def predicted(release: str, macos: int = 15) -> tuple[str, ...]:
+    """List the ids of the probes that should fail on the MPS of this torch release and macOS."""
+    return tuple(probe.id for probe in CATALOGUE.values() if strikes(probe, release, macos))
+
+
+def strikes(probe: Probe, release: str, macos: int = 15, mode: Mode | None = None) -> bool:
+    """Say whether a probe should fail on this release and macOS, in one grad mode or in any."""
+    minor = minor_of(release)
+    first = max(probe.first_macos or 0, probe.reached_from_macos or 0)
+    if not first <= macos <= (probe.last_macos or macos):
+        return False
+    in_training = minor in (probe.training_releases or (probe.releases if probe.hits != "evaluation" else ()))
+    in_evaluation = minor in probe.releases and probe.hits != "training"
+    return {"training": in_training, "evaluation": in_evaluation, None: in_training or in_evaluation}[mode]
+
+
+def surprises(findings: Iterable[Finding], release: str, macos: int = 15, *, where: str = "MPS") -> list[str]:
+    """Say in sentences where what was seen differs from what the facts predict; skips and errors predict nothing."""
+    sentences = []
+    for finding in findings:
+        probe = CATALOGUE.get(finding.id)
+        if probe is None:
+            continue
+        for mode in MODES:
+            status = getattr(finding, mode)
+            expected = strikes(probe, release, macos, mode)
+            if status not in {"pass", "fail"} or expected == (status == "fail"):
+                continue
+            should = probe.bad if expected else probe.good
+            seen = finding.seen if status == "fail" else probe.good
+            sentences.append(
+                f"{probe.id} ({probe.title}), in {mode}: torch {minor_of(release)} on {where} should give {should} "
+                f"here, this machine gives {seen}."
+            )
+    return sentences

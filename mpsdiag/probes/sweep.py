@@ -9,7 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 from mpsdiag.device import supports_dtype, torch_dtype
-from mpsdiag.emulation.defects import Remedy
+from mpsdiag.emulation.releases import Remedy
 from mpsdiag.probes.declaration import Check, Finding, Probe, Refused
 from mpsdiag.probes.known import CATALOGUE
 from mpsdiag.probes.known.fully_masked import additive

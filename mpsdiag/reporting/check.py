@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mpsdiag.checking.diagnosis import Diagnosis, FixResult, ProbeResult, ScenarioResult, invariance_verdict
 from mpsdiag.environment import Environment, facts
 from mpsdiag.findings import Advice, ArrangementResult, Invariance
-from mpsdiag.probes import CATALOGUE
+from mpsdiag.probes.known import CATALOGUE
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.story.marks import Tone
 

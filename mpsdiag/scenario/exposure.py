@@ -3,6 +3,9 @@
 A causal decoder builds its mask as `key <= query` and `key is no padding` (and the window or chunk of the layer), and
 nothing repairs a row that is left without a key. So the rows follow from the 2D padding masks alone. An encoder's
 mask has no `key <= query`: every query sees every real token.
+
+torch takes the fast MPS operator unless grad mode is on and query, key or value requires a gradient. With a frozen
+base, with adapters behind the attention only, or inside reentrant checkpointing, training takes it too.
 """
 
 from __future__ import annotations
@@ -12,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsdiag.findings import Exposure, LayerExposure
 from mpsdiag.inputs.batches import sees_both_ways
-from mpsdiag.sdpa import dead_rows
-from mpsdiag.sdpa.watch import per_query
+from mpsdiag.sdpa.watch import SdpaCall, SdpaWatch, dead_rows, per_query
 
 LEFT = "padding on the left"
 FIXED = "padding of every sequence (pad_to_multiple_of, or to a fixed length)"
@@ -198,3 +200,73 @@ def _dead(mask: Tensor, kind: Kind, batch: Mapping[str, Any]) -> Tensor:
     # A 4D mask is handed to attention as it is, whatever the layer.
     rows = per_query(dead_rows(mask.bool() if not mask.is_floating_point() else mask)).cpu()
     return rows.expand(int(next(iter(batch.values())).shape[0]), rows.shape[-1])
+
+
+@dataclass(frozen=True)
+class GradientPath:
+    """One call of attention in training: whether grad mode was on, and whether an input wanted a gradient."""
+
+    grad_mode: bool
+    wanted: bool
+
+    @property
+    def exposed(self) -> bool:
+        """It takes the path of an evaluation."""
+        return not (self.grad_mode and self.wanted)
+
+
+class _GradientWatch(SdpaWatch):
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: list[GradientPath] = []
+
+    def saw_sdpa(self, call: SdpaCall, result: Tensor) -> None:
+        del result
+        wanted = any(tensor.requires_grad for tensor in (call.query, call.key, call.value))
+        # Dropout keeps a call off the fast kernel, up to torch 2.11.
+        self.paths.append(GradientPath(torch.is_grad_enabled(), wanted or call.dropout_p > 0))
+
+
+def training_paths(model: nn.Module) -> list[GradientPath]:
+    """Run two tokens without padding in training mode, and watch which calls of attention want gradients.
+
+    Args:
+        model: Takes `input_ids`; left as it was, random numbers too.
+    """
+    device = next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        devices = [device] if device.type == "cuda" else []
+        watch = _GradientWatch()
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), watch:
+            model(input_ids=torch.tensor([[1, 1]], device=device), use_cache=False)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return watch.paths
+
+
+def training_notes(model: nn.Module) -> list[str]:
+    """Sentences about training, where it is exposed as an evaluation is; none where it is not."""
+    try:
+        paths = training_paths(model)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ):  # Needs more than token ids, or fails for a reason the scenario shows.
+        return []
+    exposed = [index for index, path in enumerate(paths) if path.exposed]
+    if not exposed:
+        return []
+    why = (
+        "reentrant gradient checkpointing runs them without gradients (use_reentrant=False does not)"
+        if not paths[exposed[0]].grad_mode
+        else "no weight in front of them is trained (frozen base, or adapters behind the attention only)"
+    )
+    sentence = (
+        f"Training is exposed too: {len(exposed)} of {len(paths)} attention calls, from number {exposed[0]} on, take "
+        f"the path without gradients, because {why}."
+    )
+    return [sentence]

@@ -1,17 +1,17 @@
 """Build a scenario: the model on its device with its attention, a Trainer around it, and the batches.
 
 `logging_nan_inf_filter` is off: with it on, transformers shows a NaN training loss as 0.0 and, since 5.23, leaves NaN
-batches out of eval_loss.
+batches out of eval_loss. The variants of the Trainer separate, in a matrix, where a NaN comes from.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -19,14 +19,15 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from mpsdiag import device as devices
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import put_in_place
+from mpsdiag.fixes.model import put_in_place
+from mpsdiag.inputs.cpu_copy import over_tensors
 from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task, require_known_tokens
 from mpsdiag.inputs.tasks import Task
 from mpsdiag.inputs.texts import greatest_id, load_texts
 from mpsdiag.inputs.tokenizer import load_processor
 from mpsdiag.scenario.reference import Batch
 from mpsdiag.scenario.scenario import LEARNING_RATE, Scenario
-from mpsdiag.trainers.variants import TRAINERS
+from mpsdiag.trainers.mps_safe import MPSSafeTrainer, Step
 
 
 @dataclass
@@ -175,3 +176,52 @@ def _recording(base: type[Trainer], losses: list[Tensor]) -> type[Trainer]:
 
 def _batches(trainer: Any, loader: Any) -> list[Batch]:
     return [trainer._prepare_inputs(dict(batch)) for batch in loader]
+
+
+class CpuLossTrainer(MPSSafeTrainer):
+    """Computes the evaluation loss on the CPU and does nothing else: logits that are NaN stay NaN."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"always": True, "on_nonfinite_logits": "keep", **kwargs})
+
+
+class CpuForwardTrainer(MPSSafeTrainer):
+    """Evaluates every batch on a CPU copy of the model, made once per evaluation."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"always": True, **kwargs})
+
+    def _mps_safe_step(self, model: Any, inputs: Any, stock: Callable[[Any], Step]) -> Step:
+        del model, inputs
+        return self._mps_safe_step_on_cpu(stock)
+
+
+class GradEvalTrainer(Trainer):
+    """Evaluates with gradients enabled, which keeps SDPA of torch 2.5 to 2.8 off its fast path on MPS.
+
+    The graph of a batch is kept until its loss is known. torch leaves the fast path only where query, key or value
+    require a gradient: below the first trainable layer of a frozen model nothing changes.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As the stock one; in evaluation under `torch.enable_grad`, with the results detached."""
+        if model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with torch.enable_grad():
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        if not return_outputs:
+            return loss.detach()
+        return loss.detach(), over_tensors(outputs, lambda tensor: tensor.detach())
+
+
+TRAINERS: Final[dict[str, type[Trainer]]] = {
+    "standard": Trainer,
+    "mps_safe": MPSSafeTrainer,
+    "cpu_loss": CpuLossTrainer,
+    "cpu_forward": CpuForwardTrainer,
+    "grad_eval": GradEvalTrainer,
+}

@@ -1,4 +1,4 @@
-"""What the right numbers are: the same weights on the CPU in float64, and the bound of `sdpa/bound.py` around them."""
+"""What the right numbers are: the same weights on the CPU in float64, and the bound around them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mpsdiag.emulation import suspended
+from mpsdiag.emulation.mode import suspended
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import apply, install, put_in_place
 from mpsdiag.fixes.anatomy import runs_eager
+from mpsdiag.fixes.model import apply, put_in_place
+from mpsdiag.fixes.process import install
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.models import attention_for
 from mpsdiag.inputs.tasks import ALL_TASKS, Task
-from mpsdiag.sdpa.bound import allowed_error, largest_error
-from mpsdiag.sdpa.float64 import WideSoftmax
+from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
 
 Batch = dict[str, Tensor]
 CAUSAL = ALL_TASKS["text-generation"]

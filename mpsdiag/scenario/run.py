@@ -16,12 +16,11 @@ from transformers import __version__ as transformers_version
 from mpsdiag.findings import Exposure, Invariance
 from mpsdiag.inputs.installed import as_on_mps, stock_mean
 from mpsdiag.inputs.models import attention_for, missing_note, model_notes
+from mpsdiag.inputs.modules import mean
 from mpsdiag.inputs.nonfinite import unread_nonfinite
-from mpsdiag.inputs.outputs import mean
-from mpsdiag.invariance import padding_invariance
 from mpsdiag.invariance.first_label import first_label
-from mpsdiag.scenario.exposure import predict
-from mpsdiag.scenario.gradient_paths import training_notes
+from mpsdiag.invariance.measure import padding_invariance
+from mpsdiag.scenario.exposure import predict, training_notes
 from mpsdiag.scenario.observer import Observer, Sighting
 from mpsdiag.scenario.preparation import PreparedScenario, prepare
 from mpsdiag.scenario.reference import (

@@ -18,7 +18,7 @@ from mpsdiag.findings import Blame, Exposure, Invariance, Number
 from mpsdiag.words import ATTENTION_MODES, DEFAULT_MODEL, DtypeName, PaddingSide, TaskChoice, TrainerVariant, is_kernel
 
 if TYPE_CHECKING:
-    from mpsdiag.emulation import Emulation
+    from mpsdiag.emulation.selection import Emulation
 
 DEFAULT_MACOS: Final = 15
 LEARNING_RATE: Final = 1e-3
@@ -90,7 +90,7 @@ class Scenario(BaseModel):
         """The emulation that it runs under, if any."""
         if self.emulate is None:
             return None
-        from mpsdiag.emulation import Emulation
+        from mpsdiag.emulation.selection import Emulation
 
         return Emulation(self.emulate, self.emulate_macos or DEFAULT_MACOS)
 

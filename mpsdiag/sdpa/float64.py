@@ -1,13 +1,22 @@
-"""The reference every other attention is judged by: float64, on the CPU, straight from the definition."""
+"""What every attention is judged by: float64 on the CPU, straight from the definition, and the only tolerance there is.
+
+The tolerance is twice the error of eager attention in the same dtype against that reference. That error has a floor,
+half a unit in the last place of the largest reference value: storing the right result in the dtype may cost that much.
+Only real positions count, unless all of them are asked for.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def reference_attention(
@@ -83,3 +92,36 @@ class WideSoftmax(TorchFunctionMode):
                 kwargs |= {"dtype": self._dtype} if kwargs.get("dtype") == torch.float32 else {}
             args = (scores, *args[1:])
         return func(*args, **kwargs)
+
+
+def largest_error(output: Tensor, reference: Tensor, rows: Tensor | None = None) -> float:
+    """Give the largest absolute difference, in float64; NaN if one holds a NaN, or both the same infinity.
+
+    Args:
+        output: (..., L, D), any dtype and device.
+        reference: Same shape, on the CPU.
+        rows: Boolean, broadcastable to (..., L): the rows that count; all if None.
+    """
+    difference = (output.detach().cpu().double() - reference.double()).abs()
+    if not difference.numel():
+        return 0.0
+    worst = difference.amax(-1)
+    return float((worst if rows is None else worst.masked_fill(~rows, 0.0)).max())
+
+
+def storage_error(reference: Tensor, dtype: torch.dtype) -> float:
+    """Half a unit in the last place of the largest finite reference value: what storing it in `dtype` may cost."""
+    finite = reference.masked_fill(~torch.isfinite(reference), 0.0).abs()
+    peak = float(finite.max()) if finite.numel() else 0.0
+    return peak * torch.finfo(dtype).eps / 2
+
+
+def allowed_error(reference: Tensor, dtype: torch.dtype, errors: Iterable[float]) -> float:
+    """How far a right result may be from the reference.
+
+    Args:
+        reference: float64, any shape: the values that are compared.
+        dtype: Of the result.
+        errors: `largest_error` of eager attention in this dtype, in each of its ways.
+    """
+    return 2 * max([*errors, storage_error(reference, dtype)])

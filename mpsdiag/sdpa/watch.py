@@ -1,17 +1,64 @@
-"""See every call of `F.scaled_dot_product_attention`, and count the fully masked rows that reach it.
+"""Fully masked rows, the queries that may attend to no key at all; and every call of attention that they may reach.
 
-The one count of such rows: (sequence, query) pairs that may attend to nothing in some head, each once.
+The one count of such rows in a call: (sequence, query) pairs that may attend to nothing in some head, each once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.sdpa.masked_rows import dead_rows
+from mpsdiag.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def dead_rows(attn_mask: Tensor) -> Tensor:
+    """Which rows of a mask let their query attend to no key: bool, shape `attn_mask.shape[:-1]`.
+
+    Works for any shape that `scaled_dot_product_attention` accepts as a mask, bool (True = may attend) or
+    floating (`-inf` = may not attend). A row of large finite values such as `finfo.min` is not fully masked:
+    its softmax is defined. No device synchronization, no data-dependent branch. Raises BadInput for other
+    dtypes, such as a 0/1 integer mask.
+    """
+    return masked_rows(attn_mask, keepdim=False)
+
+
+def masked_rows(attn_mask: Tensor, *, keepdim: bool = True) -> Tensor:
+    """As `dead_rows`; with `keepdim` in the shape `(..., L, 1)`."""
+    is_bool = attn_mask.dtype == torch.bool
+    if not is_bool and not attn_mask.is_floating_point():
+        raise BadInput(
+            f"An attention mask is bool or floating, this one is {attn_mask.dtype}: "
+            "turn a 0/1 mask into a bool one with mask.bool()."
+        )
+    # NaN differs from -inf, so a row with a NaN counts as alive: its NaN must stay visible.
+    if plain_on_cpu(attn_mask) and attn_mask.dim() and attn_mask.shape[-1]:
+        # A maximum is vectorized on the CPU, where any() takes up to thirty times as long.
+        highest = (attn_mask.view(torch.uint8) if is_bool else attn_mask.detach()).amax(-1, keepdim=keepdim)
+        return highest == (0 if is_bool else float("-inf"))
+    return ~(attn_mask if is_bool else attn_mask != float("-inf")).any(dim=-1, keepdim=keepdim)
+
+
+def plain_on_cpu(tensor: Tensor) -> bool:
+    """Whether a tensor may be read through another dtype: a plain one on the CPU, outside tracing and transforms.
+
+    There its values may be looked at as well: nothing waits for a device, and nobody records the branch.
+    """
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None  # noqa: SLF001 - what torch.jit.is_tracing asks
+        and not torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public name for it
+        and not torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - fake tensors, tracing by make_fx
+    )
+
 
 SDPA: Final = "scaled_dot_product_attention"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from mpsdiag import emulation
+from mpsdiag.emulation import mode as emulation
 from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, no_label_counts, weights_are_finite
 from mpsdiag.trainers.forward_watch import (
     BatchCount,

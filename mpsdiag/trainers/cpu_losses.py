@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers.trainer_pt_utils import LabelSmoother
 
-from mpsdiag import emulation
+from mpsdiag.emulation import mode as emulation
 from mpsdiag.inputs.cpu_copy import move, to_cpu
 from mpsdiag.trainers import chunked_loss
 

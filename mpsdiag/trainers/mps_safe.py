@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer
 
-from mpsdiag import emulation
+from mpsdiag.emulation import mode as emulation
 from mpsdiag.errors import BadInput, first_line, one_of
 from mpsdiag.inputs.cpu_copy import move, to_cpu
 from mpsdiag.inputs.installed import compiles_under_a_mode

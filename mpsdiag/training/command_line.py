@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 from transformers import HfArgumentParser, TrainingArguments
 
 from mpsdiag import device as devices
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput, close_to, first_line, one_of
 from mpsdiag.fixes.modes import MODES, mode_named
 from mpsdiag.training.help_text import render

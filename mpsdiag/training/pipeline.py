@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from transformers import DataCollatorForSeq2Seq, Trainer
 
-from mpsdiag import emulation as emulations
+from mpsdiag.emulation.mode import in_effect
 from mpsdiag.errors import BadInput, MpsdiagError
 from mpsdiag.findings import FirstLabel
 from mpsdiag.inputs.installed import as_on_mps
@@ -113,7 +113,7 @@ class Run:
 
     def _build(self) -> None:
         model_options, data, training = self.arguments.model, self.arguments.data, self.arguments.training
-        on_mps = emulations.in_effect(training.device)
+        on_mps = in_effect(training.device)
         fix = on_mps and not model_options.disable_mps_fix
         mode = choose_attention(
             model_options.attn_implementation, on_mps=on_mps, fix_disabled=model_options.disable_mps_fix

@@ -45,7 +45,7 @@ def test_every_command_is_understood(page, line):
         assert all(word.partition("=")[0] in kept_help() for word in words if word.startswith("--"))
         return
     if "--help" not in words:
-        from mpsdiag.cli.notes import with_new_names
+        from mpsdiag.cli.options import with_new_names
 
         command.make_context(name, with_new_names(command, words))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mpsdiag.emulation import emulate_mps
+from mpsdiag.emulation.mode import emulate_mps
 
 
 def normal(*shape, seed=0):

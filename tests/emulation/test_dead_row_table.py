@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mpsdiag.emulation import emulate_mps
-from mpsdiag.sdpa import reference_attention
+from mpsdiag.emulation.mode import emulate_mps
+from mpsdiag.sdpa.float64 import reference_attention
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ROW = 1

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mpsdiag.emulation import RELEASES, emulate_mps
 from mpsdiag.emulation.call import AttentionCall, choose_path, public_call, takes_operator
-from mpsdiag.emulation.releases import TABLE
+from mpsdiag.emulation.mode import emulate_mps
+from mpsdiag.emulation.releases import RELEASES, TABLE
 
 NEVER = 99  # a macOS on which tensors that are not contiguous would still not get in
 # release -> (has the operator, lowest macOS that lets tensors in that are not contiguous, dropout gets in)

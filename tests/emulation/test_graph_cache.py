@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mpsdiag.emulation import Emulation
 from mpsdiag.emulation.call import AttentionCall as Call
 from mpsdiag.emulation.faults import as_the_cached_graph_runs_it
 from mpsdiag.emulation.machine import Machine
+from mpsdiag.emulation.selection import Emulation
 
 Q, K, V = (torch.randn(1, 2, length, 8) for length in (12, 14, 14))
 FIRST = Call(Q, K, V, scale=0.5)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpsdiag.emulation import defects_of, emulate_mps
+from mpsdiag.emulation.mode import emulate_mps
+from mpsdiag.emulation.releases import defects_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mpsdiag.emulation import emulate_mps
+from mpsdiag.emulation.mode import emulate_mps
 
 operator = torch.ops.aten._scaled_dot_product_attention_math_for_mps
 

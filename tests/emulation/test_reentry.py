@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
-from mpsdiag.emulation import emulate_mps, suspended
+from mpsdiag.emulation.mode import emulate_mps, suspended
 
 HEADS, WIDTH = 4, 64
 

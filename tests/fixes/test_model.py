@@ -196,7 +196,7 @@ def test_a_transformers_without_the_switch_has_its_configs_set(build, logits, mo
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_flex_attention_where_it_may_infer(build, logits):
-    from mpsdiag.fixes import MODES
+    from mpsdiag.fixes.modes import MODES
 
     reason = MODES["flex_attention"].unavailable("cpu", "float32", training=False)
     if reason is not None:

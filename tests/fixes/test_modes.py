@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import MODES
-from mpsdiag.fixes.modes import mode_named
+from mpsdiag.fixes.modes import MODES, mode_named
 from mpsdiag.words import ATTENTION_MODES
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 import mpsdiag
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.process import installed
-from mpsdiag.sdpa import dead_rows
+from mpsdiag.sdpa.watch import dead_rows
 
 STOCK = F.scaled_dot_product_attention
 

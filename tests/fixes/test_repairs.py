@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mpsdiag.fixes import repairs
 from mpsdiag.fixes.modes import MODES
-from mpsdiag.sdpa import dead_rows, reference_attention
+from mpsdiag.sdpa.float64 import reference_attention
+from mpsdiag.sdpa.watch import dead_rows
 
 L, S = 4, 6
 SDPA = repairs.MaskArgument("attn_mask", 3)

@@ -9,7 +9,7 @@ from torch.overrides import BaseTorchFunctionMode
 from transformers import Trainer, masking_utils
 
 from mpsdiag import emulate_mps
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.inputs.installed import as_on_mps, compiles_under_a_mode, evaluation_hides_nonfinite, stock_mean
 
 

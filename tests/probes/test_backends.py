@@ -7,10 +7,10 @@ import torch
 
 from mpsdiag.probes import run as running
 from mpsdiag.probes import sweep
-from mpsdiag.probes.backends import BACKENDS, forced
 from mpsdiag.probes.declaration import Refused
 from mpsdiag.probes.known import CATALOGUE
-from mpsdiag.probes.run import run_backend, run_level
+from mpsdiag.probes.lab import forced
+from mpsdiag.probes.run import BACKENDS, run_backend, run_level
 
 
 @pytest.fixture(autouse=True)

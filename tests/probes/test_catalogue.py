@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mpsdiag.errors import BadInput
-from mpsdiag.probes import CATALOGUE, find
+from mpsdiag.probes.known import CATALOGUE, find
 from mpsdiag.probes.sweep import SWEEP_PROBE
 
 
@@ -58,6 +58,6 @@ def test_find_takes_any_case_and_suggests_the_nearest():
 
 
 def test_listing_the_catalogue_loads_no_torch():
-    code = "import sys; from mpsdiag.probes import CATALOGUE; print('torch' in sys.modules)"
+    code = "import sys; from mpsdiag.probes.known import CATALOGUE; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from mpsdiag.emulation import Emulation
-from mpsdiag.probes import run_level, run_probe
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.probes.known.fully_masked import additive, left_padded
+from mpsdiag.probes.run import run_level, run_probe
 
 
 def level_one(release, macos=15):
@@ -106,7 +106,7 @@ import json, sys, time
 import torch
 before = set(sys.modules)
 start = time.process_time()
-from mpsdiag.probes import run_level
+from mpsdiag.probes.run import run_level
 (finding,) = run_level(1, "cpu", None)
 seconds = time.process_time() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before}

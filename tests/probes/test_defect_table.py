@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mpsdiag.emulation import RELEASES
-from mpsdiag.probes import CATALOGUE, Check, Finding, predicted
+from mpsdiag.emulation.releases import RELEASES
+from mpsdiag.probes.declaration import Check, Finding
+from mpsdiag.probes.known import CATALOGUE
+from mpsdiag.probes.run import predicted
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from mpsdiag.emulation import Emulation
-from mpsdiag.probes import run_probe
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.probes.children import run_isolated
+from mpsdiag.probes.run import run_probe
 
 JOBS = [("SDPA002", "training"), ("SDPA002", "evaluation"), ("SDPA003", "training")]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import mpsdiag
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput
-from mpsdiag.probes import run_probe
+from mpsdiag.probes.run import run_probe
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 mac_probes = importlib.import_module("mac_probes")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mpsdiag.emulation import Emulation
-from mpsdiag.probes import CATALOGUE, Finding, predicted, run_probe, surprises
-from mpsdiag.probes.prediction import minor_of, strikes
+from mpsdiag.emulation.selection import Emulation
+from mpsdiag.probes.declaration import Finding
+from mpsdiag.probes.known import CATALOGUE
+from mpsdiag.probes.run import minor_of, predicted, run_probe, strikes, surprises
 
 
 def finding(name, training="pass", evaluation="pass", seen="right"):

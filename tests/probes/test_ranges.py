@@ -9,8 +9,11 @@ from functools import cache
 
 import pytest
 
-from mpsdiag.emulation import RELEASES, Emulation
-from mpsdiag.probes import CATALOGUE, Finding, predicted, run_probe
+from mpsdiag.emulation.releases import RELEASES
+from mpsdiag.emulation.selection import Emulation
+from mpsdiag.probes.declaration import Finding
+from mpsdiag.probes.known import CATALOGUE
+from mpsdiag.probes.run import predicted, run_probe
 
 # From table 5 of the facts (B1 is SDPA001 and so on): first and last release that have it. Rows whose defect an
 # emulation can show. B1 with table 3, B21 with table 2: the composite path of 2.0 to 2.4 works in the query's dtype and

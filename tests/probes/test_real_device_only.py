@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.probes import CATALOGUE
-from mpsdiag.probes.known import sizes
+from mpsdiag.probes.known import CATALOGUE, sizes
 from mpsdiag.probes.lab import Lab
 from mpsdiag.probes.run import run_mode
 
@@ -47,7 +46,7 @@ def outcome(name, mode="evaluation"):
 LEAKING = """
 import json, torch
 from torch.overrides import TorchFunctionMode
-from mpsdiag.probes import CATALOGUE
+from mpsdiag.probes.known import CATALOGUE
 from mpsdiag.probes.run import run_mode
 
 class Leaks(TorchFunctionMode):

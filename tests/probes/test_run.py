@@ -8,12 +8,13 @@ import json
 import pytest
 import torch
 
-from mpsdiag.emulation import EmulatedAbort, Emulation
+from mpsdiag.emulation.machine import EmulatedAbort
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput
-from mpsdiag.probes import CATALOGUE, run_probe
 from mpsdiag.probes import run as running
 from mpsdiag.probes.declaration import Check, ModeResult, Skip
-from mpsdiag.probes.run import conclude, run_level, run_mode, runnable
+from mpsdiag.probes.known import CATALOGUE
+from mpsdiag.probes.run import conclude, run_level, run_mode, run_probe, runnable
 from mpsdiag.serialization import dumps
 
 PROBE = CATALOGUE["SDPA002"]
@@ -64,7 +65,7 @@ def test_a_trigger_runs_in_its_mode_under_the_emulation_on_one_thread():
     seen = {}
 
     def trigger(lab):
-        from mpsdiag.emulation import active
+        from mpsdiag.emulation.mode import active
 
         seen.update(mode=lab.mode, active=active(), threads=torch.get_num_threads(), release=lab.release)
         return [PASS]
@@ -153,7 +154,7 @@ def test_level_three_on_the_real_cpu_passes_or_skips_with_a_reason():
 @pytest.mark.usefixtures("thin_sweep", "in_this_process")
 @pytest.mark.parametrize("release", ["2.4", "2.8", "2.11", "2.13"])
 def test_level_three_lists_exactly_the_defects_of_a_release(release):
-    from mpsdiag.probes import predicted
+    from mpsdiag.probes.run import predicted
 
     findings = run_level(3, "cpu", Emulation(release))
     failed = {finding.id for finding in findings if finding.status == "fail"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mpsdiag.emulation import Emulation
-from mpsdiag.probes import CATALOGUE, Finding, sweep
-from mpsdiag.probes.declaration import Check
+from mpsdiag.emulation.selection import Emulation
+from mpsdiag.probes import sweep
+from mpsdiag.probes.declaration import Check, Finding
+from mpsdiag.probes.known import CATALOGUE
 from mpsdiag.probes.run import conclude, run_mode
 from mpsdiag.probes.sweep import SWEEP_PROBE, Shape, attribute, explanation, shapes
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from mpsdiag import emulate_mps
 from mpsdiag.inputs.models import build_model
-from mpsdiag.scenario.gradient_paths import training_notes, training_paths
+from mpsdiag.scenario.exposure import training_notes, training_paths
 
 
 @pytest.fixture(scope="module")

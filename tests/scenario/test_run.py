@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from mpsdiag.emulation import Emulation, emulated
-from mpsdiag.inputs.outputs import filtered_mean
+from mpsdiag.emulation.mode import emulated
+from mpsdiag.emulation.selection import Emulation
+from mpsdiag.inputs.modules import filtered_mean
 from mpsdiag.scenario.preparation import prepare
 from mpsdiag.scenario.run import run_scenario
 from mpsdiag.scenario.scenario import Scenario

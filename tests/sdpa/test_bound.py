@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mpsdiag.sdpa.bound import allowed_error, largest_error, storage_error
+from mpsdiag.sdpa.float64 import allowed_error, largest_error, storage_error
 
 RIGHT = torch.tensor([[1.0, -3.0]], dtype=torch.float64)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import mpsdiag
-from mpsdiag.sdpa import safe_scaled_dot_product_attention
+from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention
 
 L = 8
 

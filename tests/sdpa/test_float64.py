@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from mpsdiag.sdpa import reference_attention
+from mpsdiag.sdpa.float64 import reference_attention
 
 NEVER = float("-inf")
 

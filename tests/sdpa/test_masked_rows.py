@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsdiag.errors import BadInput
-from mpsdiag.sdpa import dead_rows
+from mpsdiag.sdpa.watch import dead_rows
 
 NEVER = float("-inf")
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import mpsdiag
-from mpsdiag.sdpa import safe_scaled_dot_product_attention
+from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention
 
 STOCK = F.scaled_dot_product_attention
 MODES = ["sdpa", "safe_sdpa", "unmask_sdpa", "min_mask_sdpa", "eager"]

@@ -10,8 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from mpsdiag.sdpa import reference_attention, safe_scaled_dot_product_attention
-from mpsdiag.sdpa.safe import open_dead_rows, zero_rows
+from mpsdiag.sdpa.float64 import reference_attention
+from mpsdiag.sdpa.safe import open_dead_rows, safe_scaled_dot_product_attention, zero_rows
 
 NEVER = float("-inf")
 # CPU attention gives zeros in dead rows, and finite gradients, from 2.5 on.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mpsdiag import apply, emulate_mps, trace
-from mpsdiag.fixes import put_in_place
+from mpsdiag.fixes.model import put_in_place
 from mpsdiag.inputs.models import attention_for
 from mpsdiag.words import BUILTIN_DECODERS, BUILTIN_MODELS
 

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutput
 
 from mpsdiag import BadBatchRecorder, trace
-from mpsdiag.inputs.outputs import logits_of, loss_of
+from mpsdiag.inputs.modules import logits_of, loss_of
 from mpsdiag.tracing.passes.forward import trace_batches
 from mpsdiag.trainers.callbacks import NonFiniteCallback
 

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.tokenization_utils_base import BatchEncoding
 
 from mpsdiag import emulate_mps
-from mpsdiag.emulation import active
+from mpsdiag.emulation.mode import active
 from mpsdiag.inputs.cpu_copy import over_tensors
 from mpsdiag.trainers.cpu_losses import LossesOnCPU
 

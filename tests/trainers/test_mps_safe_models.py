@@ -155,7 +155,7 @@ def test_a_compiled_model_is_evaluated_alike(trainer_of, examples, monkeypatch, 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_a_model_with_adapters(trainer_of):
     peft = pytest.importorskip("peft")
-    from mpsdiag.emulation import emulate_mps
+    from mpsdiag.emulation.mode import emulate_mps
     from mpsdiag.inputs.models import build_model
 
     def adapted():

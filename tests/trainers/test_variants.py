@@ -5,7 +5,7 @@ import torch
 from transformers import Trainer
 
 from mpsdiag import emulate_mps
-from mpsdiag.trainers.variants import TRAINERS
+from mpsdiag.scenario.preparation import TRAINERS
 from mpsdiag.words import TRAINER_VARIANTS
 
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import TrainingArguments
 
 from mpsdiag.errors import BadInput
-from mpsdiag.fixes import MODES
+from mpsdiag.fixes.modes import MODES
 from mpsdiag.training.command_line import choose_attention, make_parser, parse, require_available, with_latest
 
 

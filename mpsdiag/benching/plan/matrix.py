@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mpsdiag.benching.plan.spec_errors import Place, validated
 from mpsdiag.benching.run.rounds import StopRule
-from mpsdiag.emulation import RELEASES
+from mpsdiag.emulation.releases import RELEASES
 from mpsdiag.emulation.selection import MACOS, no_such_macos
 from mpsdiag.errors import BadInput, nearest
 from mpsdiag.scenario.scenario import Attention

@@ -15,7 +15,7 @@ def unavailable(cell: Scenario) -> str | None:
     if cell.emulate is not None:
         if cell.device != "cpu":
             return f"the emulation is of MPS on the CPU; it cannot run on {cell.device}"
-        from mpsdiag.emulation import Emulation
+        from mpsdiag.emulation.selection import Emulation
 
         if (lacking := Emulation(cell.emulate).lacks_dtype(cell.dtype)) is not None:
             return lacking

@@ -12,7 +12,7 @@ MODULES = (
     "mpsdiag.benching.run.cell",
     "mpsdiag.scenario.scenario",
     "mpsdiag.fixes.model",
-    "mpsdiag.trainers.variants",
+    "mpsdiag.scenario.preparation",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
     "transformers.models.mistral.modeling_mistral",

@@ -113,7 +113,7 @@ def _dead_row_value(output: Tensor, live: Tensor, inputs: tuple[Tensor, Tensor, 
     """Name what the fully masked rows hold: zeros, the mean of V, or the softmax of the scores without any mask."""
     import torch
 
-    from mpsdiag.sdpa import reference_attention
+    from mpsdiag.sdpa.float64 import reference_attention
 
     q, k, v = (tensor.detach().cpu() for tensor in inputs)
     candidates = {

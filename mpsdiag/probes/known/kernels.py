@@ -96,7 +96,7 @@ def _product(lab: Lab, name: str, left: Tensor, right: Tensor) -> Check:
     import torch
 
     from mpsdiag.probes.judge import Yardstick
-    from mpsdiag.sdpa.bound import largest_error
+    from mpsdiag.sdpa.float64 import largest_error
 
     with torch.set_grad_enabled(lab.training):
         output = (left @ right).detach().cpu()

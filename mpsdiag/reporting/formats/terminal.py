@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -13,8 +14,9 @@ from rich.text import Text
 
 from mpsdiag.escape import log_text, one_line
 from mpsdiag.reporting.layout import blocks
-from mpsdiag.reporting.layout.sections import document
-from mpsdiag.reporting.story.report import Report
+
+if TYPE_CHECKING:
+    from mpsdiag.reporting.story.report import Report
 
 LIMITS = blocks.Limits(rows=15, cell=120, panels=4, logs=5, log_length=1200, folds=False, pictures=False)
 # A finding of check or trace is one cell of a table, and stands there whole.
@@ -35,6 +37,8 @@ _STYLES = {
 
 def render(report: Report, *, width: int = 100, color: bool = False) -> str:
     """Render a report for a terminal of `width` columns, with colours or without."""
+    from mpsdiag.reporting.layout.sections import document
+
     return write(document(report, LIMITS), LIMITS, width=width, color=color)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.story import figures
+
+if TYPE_CHECKING:
+    from mpsdiag.benching.journal.pooling import PooledCell
 
 Tone = Literal["plain", "good", "moved", "bad", "broken", "muted"]
 

@@ -16,8 +16,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from mpsdiag import emulation, environment
-from mpsdiag.emulation import Emulation
+from mpsdiag import environment
+from mpsdiag.emulation import mode as emulation
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput, first_line
 from mpsdiag.serialization import dumps, read_file, readable
 

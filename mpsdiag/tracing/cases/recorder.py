@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from mpsdiag.inputs.outputs import embeddings_of, logits_of, loss_of
+from mpsdiag.inputs.modules import embeddings_of, logits_of, loss_of
 from mpsdiag.tracing.cases.recorded_case import About, check_free, write_case
 from mpsdiag.trainers.forward_watch import watch_forward
 

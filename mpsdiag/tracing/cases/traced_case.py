@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from mpsdiag import device as devices
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
-from mpsdiag.fixes import put_in_place
+from mpsdiag.fixes.model import put_in_place
 from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task
 from mpsdiag.tracing.cases.recorded_case import About, load_batch, read_case

@@ -1,6 +1,6 @@
 """A device that gives finite but wrong numbers: the first layer, and in it the operation, that leaves the reference.
 
-The reference is float64 on the CPU; the bound is that of `sdpa/bound.py`.
+The reference is float64 on the CPU; the bound is that of `sdpa/float64.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mpsdiag.emulation import suspended
+from mpsdiag.emulation.mode import suspended
 from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
-from mpsdiag.fixes import apply
 from mpsdiag.fixes.anatomy import runs_eager
+from mpsdiag.fixes.model import apply
 from mpsdiag.inputs.cpu_copy import copy_to_cpu
 from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers, uncompiled
-from mpsdiag.sdpa.bound import allowed_error, largest_error
-from mpsdiag.sdpa.float64 import WideSoftmax
+from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.calls import TorchCall, fully_masked_rows, in_float64, moved, replay, writes_in_place

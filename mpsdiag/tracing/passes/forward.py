@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.installed import stock_mean
-from mpsdiag.inputs.outputs import loss_of, mean
+from mpsdiag.inputs.modules import loss_of, mean
 from mpsdiag.tracing.causes import Candidate, explain
 from mpsdiag.tracing.causes.indices import Indices
 from mpsdiag.tracing.origin import Origin, joined

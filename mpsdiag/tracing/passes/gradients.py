@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.findings import Advice
-from mpsdiag.inputs.outputs import loss_of
+from mpsdiag.inputs.modules import loss_of
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.calls import POLES
 from mpsdiag.tracing.watch.model_state import Repeat, device_label, unexplained

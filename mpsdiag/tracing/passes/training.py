@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.outputs import loss_of
+from mpsdiag.inputs.modules import loss_of
 from mpsdiag.tracing.causes.indices import Indices
 from mpsdiag.tracing.origin import Origin, Phase
 from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the_optimizer, exploded_norm, or_divergence

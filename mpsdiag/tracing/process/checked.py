@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import first_line
 from mpsdiag.fixes.process import install
-from mpsdiag.invariance import padding_invariance
+from mpsdiag.invariance.measure import padding_invariance
 from mpsdiag.scenario.exposure import predict
 from mpsdiag.tracing.process.forwards import WatchedForward
 from mpsdiag.tracing.process.watched import ScriptCheck

@@ -14,7 +14,7 @@ from typing import NoReturn
 from pydantic import BaseModel
 from torch import nn
 
-from mpsdiag import emulation
+from mpsdiag.emulation import mode as emulation
 from mpsdiag.errors import BadInput, MpsdiagError
 from mpsdiag.findings import Emulated
 from mpsdiag.quiet import no_bars

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpsdiag.inputs.modules import loss_of
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, no_label_counts
-from mpsdiag.inputs.outputs import loss_of
-from mpsdiag.sdpa import dead_rows
-from mpsdiag.sdpa.watch import per_query
+from mpsdiag.sdpa.watch import dead_rows, per_query
 from mpsdiag.tracing.process.forwards import WatchedForward
 from mpsdiag.tracing.watch.flags import flag_of, norm_of, numbers
 from mpsdiag.tracing.watch.tensors import impurity, judged_in, unseen

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mpsdiag.emulation import Emulation, emulated
+from mpsdiag.emulation.mode import emulated
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.tracing.watch.calls import TorchCall, in_float64, replay, run
 from mpsdiag.tracing.watch.tensors import impurity, mapped, tensors_in
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.overrides import resolve_name
 
-from mpsdiag.emulation import Emulation
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.environment import Environment, facts
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.startup import RunRequest

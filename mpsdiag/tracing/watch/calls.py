@@ -11,9 +11,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from mpsdiag.emulation import suspended
-from mpsdiag.sdpa import dead_rows, reference_attention
-from mpsdiag.sdpa.watch import SDPA
+from mpsdiag.emulation.mode import suspended
+from mpsdiag.sdpa.float64 import reference_attention
+from mpsdiag.sdpa.watch import SDPA, dead_rows
 from mpsdiag.tracing.watch.tensors import mapped, tensors_in
 
 SOFTMAX: Final = ("softmax", "log_softmax")

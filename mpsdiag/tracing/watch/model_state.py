@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpsdiag import emulation
+from mpsdiag.emulation import mode as emulation
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.nonfinite import is_statistic
 from mpsdiag.tracing.origin import Origin, Phase

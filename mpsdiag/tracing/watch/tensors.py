@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpsdiag.inputs.outputs import logits_of, loss_of
+from mpsdiag.inputs.modules import logits_of, loss_of
 
 LISTED = 16
 """At most this many sequences, heads, positions or weights are listed one by one."""

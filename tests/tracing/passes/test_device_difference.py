@@ -5,7 +5,8 @@ import torch
 import transformers
 
 from mpsdiag import emulate_mps, trace
-from mpsdiag.emulation import EmulatedMPS, Emulation, active
+from mpsdiag.emulation.mode import EmulatedMPS, active
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.inputs.models import build_model
 from mpsdiag.tracing.passes import device_difference
 from mpsdiag.tracing.passes.device_difference import PerOperation

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from mpsdiag import emulate_mps, environment
-from mpsdiag.emulation import Emulation, emulated
+from mpsdiag.emulation.mode import emulated
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.tracing.passes.forward import trace_batches
 from mpsdiag.tracing.repro import repro_script as repro
