@@ -44,7 +44,8 @@ def test_evaluation_is_nan_and_training_is_not(broken):
 
 def test_the_nan_is_born_in_the_attention_of_layer_0(broken):
     first = broken.first_nonfinite
-    assert (first.layer, first.module, first.operation) == (0, "transformer.h.0.attn", "scaled_dot_product_attention")
+    place = (first.layer, first.module, first.operation)
+    assert place == (0, "model.layers.0.self_attn", "scaled_dot_product_attention")
 
 
 def test_it_spreads_from_padded_positions_to_all_of_them(broken):

@@ -8,7 +8,7 @@ from mpsdiag.scenario.scenario import OLD_NAMES, Measured, Scenario, finite
 
 VERSIONS = {"torch": "2.13.0", "transformers": "5.23.0"}
 OTHER = {
-    "model": "tiny-llama",
+    "model": "tiny-mistral",
     "task": "feature-extraction",
     "attn_implementation": "eager",
     "trainer": "mps_safe",
