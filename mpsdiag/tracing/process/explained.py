@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,21 +44,31 @@ def of_forward(forward: WatchedForward, optimizers: Iterable[torch.optim.Optimiz
     return origin
 
 
-def of_backward(
-    forwards: Sequence[WatchedForward], trajectory: Trajectory, *, bad_loss: bool, unlabelled: bool
-) -> Origin | None:
+@dataclass(frozen=True)
+class OutsideLoss:
+    """What is known of losses that were computed outside of the models.
+
+    `bad`: what a backward began with is not finite. `unlabelled`: all labels of a cross entropy were ignored. `poles`:
+    operations in them, each with the input that must not be zero.
+    """
+
+    bad: bool
+    unlabelled: bool
+    poles: Sequence[tuple[str, Tensor]] = ()
+
+
+def of_backward(forwards: Sequence[WatchedForward], trajectory: Trajectory, outside: OutsideLoss) -> Origin | None:
     """Why gradients are not finite though all forwards are; None if they are finite when each is run again.
 
     Args:
         forwards: Those since the step before.
         trajectory: The steps so far.
-        bad_loss: What the backward began with is not finite.
-        unlabelled: All labels of a cross entropy were ignored.
+        outside: What their losses have shown.
     """
     refused = None
     with_gradients = [forward for forward in forwards if forward.grad]
-    if bad_loss and with_gradients and all(forward.loss is None for forward in with_gradients):
-        return _outside(with_gradients[-1], bad_loss=True, unlabelled=unlabelled)
+    if outside.bad and with_gradients and all(forward.loss is None for forward in with_gradients):
+        return _outside(with_gradients[-1], outside)
     for forward in with_gradients:
         try:
             with forward.again() as (model, batch):
@@ -65,7 +76,7 @@ def of_backward(
                     refused = _not_repeated(forward, _overwritten(forward), "backward")
                     continue
                 if any(impurity(gradient) for gradient in forward.gradients.values()):
-                    return _outside(forward, bad_loss=False, unlabelled=unlabelled)
+                    return _outside(forward, replace(outside, bad=False))
                 origin = explain_backward(model, batch, forward.repeat, partial(_backward, forward))
         except Exception as problem:  # noqa: BLE001 - whatever the model raises now, the script did not
             refused = _not_repeated(forward, first_line(problem), "backward")
@@ -116,21 +127,31 @@ def _backward(forward: WatchedForward, output: Any) -> bool:
     return bool(pairs)
 
 
-def _outside(forward: WatchedForward, *, bad_loss: bool, unlabelled: bool) -> Origin:
+def _outside(forward: WatchedForward, loss: OutsideLoss) -> Origin:
     """The outputs are finite, and the loss that is computed from them, or the gradient it hands back, is not."""
-    model = forward.model
+    model, operation = forward.model, "loss"
+    cause: Cause = "unknown"
     remedy = Advice(
         text="Look at the loss between this call and backward(): logarithms, roots and quotients at zero.",
         commands=["torch.autograd.set_detect_anomaly(True)"],
     )
-    if unlabelled:
-        cause: Cause = "no_labels"
+    zeros = [(name, int((value == 0).sum()), value.numel()) for name, value in loss.poles if bool((value == 0).any())]
+    summary = f"the outputs of {type(model).__name__} are finite, and the loss computed from them is not"
+    if loss.unlabelled:
+        cause = "no_labels"
         summary = "every label of the loss, which is computed outside of the model, is -100: it is 0/0"
         remedy = Advice(text="Look at what truncation and the collator leave of the labels.")
-    elif bad_loss:
-        cause = "unknown"
-        summary = f"the outputs of {type(model).__name__} are finite, and the loss computed from them is not"
-    else:
+    elif loss.bad and zeros:
+        operation, count, of = zeros[-1]
+        cause = "division_by_zero" if operation == "div" else "unknown"
+        what = "divides by zero" if operation == "div" else "takes the logarithm of zero"
+        summary += f": {operation} {what} in {count} of {of} values"
+        remedy = Advice(
+            text="Keep it away from zero: clamp it, or compute the loss from logits, as F.cross_entropy and "
+            "F.binary_cross_entropy_with_logits do.",
+            commands=["torch.log(p.clamp(min=1e-12))", "total / count.clamp(min=1)"],
+        )
+    elif not loss.bad:
         cause = "derivative"
         summary = (
             f"the outputs of {type(model).__name__} and the loss computed from them are finite, and the gradient "
@@ -138,8 +159,8 @@ def _outside(forward: WatchedForward, *, bad_loss: bool, unlabelled: bool) -> Or
         )
     return Origin(
         cause=cause,
-        operation="loss",
-        phase="data" if unlabelled else "backward",
+        operation=operation,
+        phase="data" if loss.unlabelled else "backward",
         summary=summary,
         evidence={
             "gradients": [facts(g, f"output {n}") for n, g in forward.gradients.items()],

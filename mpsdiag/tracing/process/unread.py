@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,6 +18,15 @@ from mpsdiag.sdpa.watch import dead_rows, per_query
 from mpsdiag.tracing.process.forwards import WatchedForward
 from mpsdiag.tracing.watch.flags import flag_of, norm_of, numbers
 from mpsdiag.tracing.watch.tensors import impurity, judged_in, unseen
+
+NEAREST = 32
+"""So many nodes of the graph behind a loss are looked at."""
+KEPT_POLES = 8
+"""So many of their inputs are kept until the flags are read."""
+POLES: Final = {
+    "DivBackward0": ("div", "_saved_other"),
+    **{f"{name.capitalize()}Backward0": (name, "_saved_self") for name in ("log", "log2", "log10")},
+}
 
 
 @dataclass
@@ -46,6 +58,8 @@ class Unread:
     unlabelled: list[Tensor] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
     rows_nan: list[Tensor] = field(default_factory=list)
+    poles: deque[tuple[str, Tensor]] = field(default_factory=lambda: deque(maxlen=KEPT_POLES))
+    """Operations in losses outside of the models, with the input that must not be zero."""
     mask: Tensor | None = None
     """The last one that was counted: layers share their mask."""
 
@@ -80,13 +94,18 @@ class Unread:
 
     def note_backward(self, roots: list[Tensor], *, scaled: bool) -> None:
         """Look at what a backward begins with; a loss that was scaled for half precision may be infinite."""
-        with torch.no_grad(), unseen():
+        inside = any(forward.loss is not None for forward in self.forwards)
+        with torch.no_grad(), unseen(), suppress(RuntimeError):  # Of a graph that is gone; the backward says so itself.
             for root in roots:
                 if root.numel() == 1 and root.is_floating_point() and not scaled:
                     self.roots.append(root.detach())
-                inside = any(forward.loss is not None for forward in self.forwards)
-                if not inside and (none := _unlabelled_loss(root)) is not None:
-                    self.unlabelled.append(none)
+                for node in () if inside else _nearest(root):
+                    target = getattr(node, "_saved_target", None)
+                    if isinstance(target, Tensor):
+                        self.unlabelled.append(~target.ne(getattr(node, "_saved_ignore_index", IGNORED_LABEL)).any())
+                    operation, saved = POLES.get(node.name(), ("", ""))
+                    if operation and isinstance(value := getattr(node, saved), Tensor):
+                        self.poles.append((operation, value.detach()))
 
     def read(self, gradients: list[Tensor], found_inf: Tensor | None) -> Values:
         """All of it as numbers. Waits for the device, once."""
@@ -99,14 +118,12 @@ class Unread:
         return Values(*numbers(*every))
 
 
-def _unlabelled_loss(root: Tensor) -> Tensor | None:
-    """Whether all labels of a cross entropy at the end of the graph are ignored, a scalar bool; None without one."""
-    node = root.grad_fn
-    for _ in range(8):
-        if node is None:
-            return None
-        target = getattr(node, "_saved_target", None)
-        if isinstance(target, Tensor):
-            return ~target.ne(getattr(node, "_saved_ignore_index", IGNORED_LABEL)).any()
-        node = next((following for following, _ in node.next_functions if following is not None), None)
-    return None
+def _nearest(root: Tensor) -> Iterator[Any]:
+    """The nodes of the graph that are nearest to a loss."""
+    waiting, seen = deque([root.grad_fn]), set[Any]()
+    while waiting and len(seen) < NEAREST:
+        node = waiting.popleft()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            waiting.extend(following for following, _ in node.next_functions)

@@ -21,6 +21,7 @@ from mpsdiag.fixes.layers import IN_FORCE, hold
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.divergence import Trajectory
 from mpsdiag.tracing.process import explained
+from mpsdiag.tracing.process.explained import OutsideLoss
 from mpsdiag.tracing.process.forwards import WatchedForward, holds_values
 from mpsdiag.tracing.process.unread import Unread
 from mpsdiag.tracing.process.watched import ScriptFinding, Watched
@@ -244,8 +245,9 @@ class ProcessWatch:
             if any(flagged):
                 return
             last = next((forward for forward in forwards if forward.grad), forwards[-1])
-            why = {"bad_loss": not all(map(math.isfinite, values.roots)), "unlabelled": any(values.unlabelled)}
-            self._look(last, lambda: explained.of_backward(forwards, self._trajectory, **why))
+            bad_loss, unlabelled = not all(map(math.isfinite, values.roots)), any(values.unlabelled)
+            outside = OutsideLoss(bad_loss, unlabelled, list(unread.poles))
+            self._look(last, lambda: explained.of_backward(forwards, self._trajectory, outside))
 
     def _look_at(self, forward: WatchedForward) -> None:
         self._counts.hidden_losses += forward.line.hides

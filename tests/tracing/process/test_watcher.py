@@ -171,6 +171,33 @@ def test_the_loss_outside_of_the_model_has_no_labels(inputs, positional):
     assert seen.report.watched.unlabelled == 1
 
 
+@pytest.mark.parametrize(
+    ("loss", "cause", "what"),
+    [
+        (lambda p: -(torch.tensor([0.0, 1.0]) * p.log()).sum(), "unknown", "log takes the logarithm of zero in 1 of 2"),
+        (lambda p: (p.sum() / (p * 0).sum()).mean(), "division_by_zero", "div divides by zero in 1 of 1 values"),
+    ],
+)
+def test_what_is_zero_in_a_loss_outside_of_the_model_is_named(loss, cause, what):
+    model = nn.Linear(1, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([0.0, 1.0]))
+    with mpsdiag.watch() as seen:
+        loss(model(torch.ones(1, 1))).backward()
+    (finding,) = seen.findings
+    assert finding.cause == cause
+    assert what in finding.summary
+
+
+def test_a_second_backward_of_one_graph_fails_as_it_does_unwatched(inputs):
+    loss = nn.functional.cross_entropy(small()(inputs), torch.arange(6) % 5)
+    with mpsdiag.watch():
+        loss.backward()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            loss.backward()
+
+
 def test_running_statistics_and_random_numbers_are_those_of_the_script(inputs):
     def run(values):
         torch.manual_seed(3)
