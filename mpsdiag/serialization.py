@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -11,12 +13,14 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mpsdiag.errors import BadInput
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _PIPES: dict[Path, bytes] = {}
+LARGEST_FILE: Final = 2**31
+"""Bytes that a file may have that is read whole: journals, matrix files, documents, configs."""
 PIECE = 2**20
 """Characters that are written at once, at least; then to the end of the line."""
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
@@ -106,7 +110,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     except OSError as problem:
-        raise BadInput(f"Cannot write {path}: {problem.strerror}. Choose a folder you may write to.") from problem
+        why = "nobody reads this pipe" if problem.errno == errno.ENXIO else problem.strerror
+        raise BadInput(f"Cannot write {path}: {why}. Choose a folder you may write to.") from problem
     try:
         # mkstemp keeps its file to its owner; what is written here is an ordinary file.
         os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - a name, not a Path
@@ -127,7 +132,7 @@ def read_file(path: Path, most: int = -1) -> bytes:
     """The bytes of a file, at most so many; those of a pipe are kept, since it gives them only once.
 
     Raises:
-        BadInput: See `require_file`.
+        BadInput: See `require_file`; or all of it is wanted, and it is larger than `LARGEST_FILE`.
         OSError: It cannot be read.
     """
     require_file(path)
@@ -135,16 +140,32 @@ def read_file(path: Path, most: int = -1) -> bytes:
         if path not in _PIPES:
             _PIPES[path] = path.read_bytes()
         return _PIPES[path] if most < 0 else _PIPES[path][:most]
+    if most < 0:
+        _require_moderate(path)
     with path.open("rb") as stream:
         return stream.read(most)
 
 
 def require_files(path: Path) -> None:
-    """Refuse a folder of a model or of data in which a library would wait for a pipe; see `require_file`."""
+    """Refuse a folder of a model or of data in which a library would wait for a pipe, or read without end.
+
+    Looks into the folders in it too.
+
+    Raises:
+        BadInput: See `require_file`; or a JSON file in it is larger than `LARGEST_FILE`.
+    """
     require_file(path)
     if path.is_dir():
-        for one in path.iterdir():
+        for one in (*path.iterdir(), *path.glob("*/*")):
             require_file(one)
+            if one.suffix == ".json":
+                _require_moderate(one)
+
+
+def _require_moderate(path: Path) -> None:
+    with contextlib.suppress(OSError):  # whoever opens it says that it is not there
+        if path.stat().st_size > LARGEST_FILE:
+            raise BadInput(f"{path} is larger than {LARGEST_FILE >> 30} GiB. Give the file that is meant.")
 
 
 def require_file(path: Path) -> None:
@@ -172,6 +193,8 @@ def _is_written_into(path: Path) -> bool:
 
 
 def _write_into(path: Path, content: str | bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND)  # never made, never cut: `>> file` keeps what it has
+    # Never made, never cut: `>> file` keeps what it has. A pipe that nobody reads is not waited for.
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+    os.set_blocking(handle, True)
     with os.fdopen(handle, "wb") as stream:
         stream.writelines(_pieces(content))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mpsdiag import serialization
 from mpsdiag.errors import BadInput
-from mpsdiag.serialization import dumps, jsonable, number, write_atomically
+from mpsdiag.serialization import dumps, jsonable, number, read_file, require_files, write_atomically
 
 
 @dataclasses.dataclass
@@ -98,6 +98,22 @@ def test_a_pipe_is_written_into_and_stays_a_pipe(tmp_path):
         os.close(reader)
     assert pipe.is_fifo()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="nobody reads this pipe"):
+        write_atomically(tmp_path / "pipe", "text")
+
+
+def test_a_file_that_is_too_large_to_be_read_whole_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.touch()
+    os.truncate(path, serialization.LARGEST_FILE + 1)
+    for read in (lambda: read_file(path), lambda: require_files(tmp_path)):
+        with pytest.raises(BadInput, match=r"config\.json is larger than 2 GiB"):
+            read()
+    assert read_file(path, 3) == b"\0\0\0"
 
 
 @pytest.fixture

@@ -125,6 +125,8 @@ def _sentence(problem: Exception) -> tuple[str, int]:
         return f"{broken}. `mpsdiag env` shows the rest.", EXIT_USAGE
     if isinstance(problem, MpsdiagError):
         return str(problem), problem.exit_code
+    if isinstance(problem, MemoryError):
+        return "There is not enough memory for this. Give smaller files or numbers, or free some memory.", EXIT_USAGE
     if isinstance(problem, RuntimeError) and str(problem).startswith("Symlink loop"):  # of Path.resolve
         return f"{problem}: the links lead in a circle.", EXIT_USAGE
     if isinstance(problem, UnicodeEncodeError):  # a lone surrogate, where a library wants UTF-8

@@ -63,13 +63,7 @@ def line(text: str) -> str:
 def show_answer(
     document: dict[str, Any], made: Document, *, as_json: bool, markdown: bool, page: Path | None = None
 ) -> None:
-    """Print what a command found: one JSON document, the block for an issue, or text; a page beside it."""
-    if page is not None:
-        from mpsdiag.reporting.formats import html
-        from mpsdiag.serialization import write_atomically
-
-        write_atomically(page, html.page(made))
-        say(f"wrote {page}")
+    """Print what a command found: one JSON document, the block for an issue, or text; then a page beside it."""
     if as_json:
         from mpsdiag.redaction import redact_all
         from mpsdiag.serialization import dumps, jsonable
@@ -83,6 +77,12 @@ def show_answer(
         from mpsdiag.reporting.formats import terminal
 
         show(terminal.write(made, width=width(), color=colored()))
+    if page is not None:
+        from mpsdiag.reporting.formats import html
+        from mpsdiag.serialization import write_atomically
+
+        write_atomically(page, html.page(made))
+        say(f"wrote {page}")
 
 
 @contextmanager

@@ -131,13 +131,13 @@ def _watch(
     report.script_exit = None if report.stopped else code
     if json is not None or html is not None:
         report.environment = gather(accelerators(probe=False))
-    if json is not None:
-        write_atomically(json, dumps(report.to_dict(), indent=2) + "\n")
     made = script_document(report)
-    if html is not None:
-        write_atomically(html, page(made))
     sys.stderr.write(terminal.write(made, width=output.width(), color=output.colored(sys.stderr)))
     sys.stderr.flush()
+    if json is not None:
+        write_atomically(json, dumps(report.to_dict(), indent=2) + "\n")
+    if html is not None:
+        write_atomically(html, page(made))
     if wanted.check_steps is not None:
         end_as(check_code(report))
     end_as(EXIT_FOUND if report.stopped else code)

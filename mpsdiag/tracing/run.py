@@ -89,9 +89,12 @@ def investigate(
     if repro is not None:
         progress("reducing it to a script")
         grad = case.train or case.grad
-        written, report.repro_note = write_repro(
-            repro, report.origin, found.call, report.environment, grad=grad, emulation=case.emulation
-        )
+        try:
+            written, report.repro_note = write_repro(
+                repro, report.origin, found.call, report.environment, grad=grad, emulation=case.emulation
+            )
+        except BadInput as problem:  # a full disk; the answer is given all the same
+            written, report.repro_note = False, str(problem)
         report.repro = str(repro) if written else None
     return report
 

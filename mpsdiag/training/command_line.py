@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -13,6 +14,7 @@ from mpsdiag import device as devices
 from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput, close_to, first_line, one_of
 from mpsdiag.fixes.modes import MODES, mode_named
+from mpsdiag.serialization import require_file
 from mpsdiag.training.help_text import render
 from mpsdiag.training.resuming import LATEST
 from mpsdiag.words import (
@@ -171,7 +173,7 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     one_of("padding side", data.padding_side, PADDING_SIDES)
     if not 0 < data.validation_fraction < 1:
         raise BadInput(f"--validation_fraction is {data.validation_fraction}; give a number between 0 and 1.")
-    _check_ranges(given)
+    _check_values(given)
     if not (given.get("output_dir") or "").strip():
         raise BadInput("--output_dir is empty. Give a folder to write into, such as runs/train.")
     emulation = Emulation(model.emulate, model.emulate_macos) if model.emulate is not None else None
@@ -218,8 +220,11 @@ def _device(model: ModelArguments, emulation: Emulation | None, *, use_cpu: bool
     return device
 
 
-def _check_ranges(given: Mapping[str, Any]) -> None:
-    """Refuse numbers that no training can have, NaN and infinity among them, before they fail in the training."""
+def _check_values(given: Mapping[str, Any]) -> None:
+    """Refuse files that have no end, and numbers that no training can have, NaN and infinity among them."""
+    for value in given.values():  # whatever is the name of a file: --deepspeed, --accelerator_config, --fsdp_config
+        if isinstance(value, str):
+            require_file(Path(value))
     for name, (least, most) in _RANGES.items():
         value = given.get(name)
         if value is None or least <= value <= most:

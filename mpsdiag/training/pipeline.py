@@ -25,7 +25,7 @@ from mpsdiag.inputs.names import is_builtin_model
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
 from mpsdiag.inputs.tokenizer import load_processor
 from mpsdiag.invariance.first_label import first_label
-from mpsdiag.serialization import dumps, readable
+from mpsdiag.serialization import dumps, write_atomically
 from mpsdiag.trainers.callbacks import NonFiniteCallback
 from mpsdiag.trainers.mps_safe import MPSSafeTrainer, first_examples
 from mpsdiag.training.command_line import RunArguments, choose_attention, parse, require_available
@@ -219,20 +219,21 @@ class Run:
             say(f"Training failed: {text}")
             return
         path = self.output_dir / TRACEBACK_FILE
-        with contextlib.suppress(OSError):
-            text_of_it = readable("".join(traceback.format_exception(problem)))
-            path.write_text(text_of_it, encoding="utf-8")
+        where = f"The traceback is in '{path}'."
+        try:
+            write_atomically(path, "".join(traceback.format_exception(problem)))
+        except BadInput as refusal:
+            where = str(refusal)
         first = text.splitlines()[0].rstrip(".")
-        say(f"Training failed: {type(problem).__name__}: {first}. The traceback is in '{path}'.")
+        say(f"Training failed: {type(problem).__name__}: {first}. {where}")
 
     def _sum_up(self, status: str) -> None:
         summary = self.summary(status)
-        path = write_summary(self.output_dir, summary)
-        lines = [dumps(summary)]
-        if not self.arguments.model.json:
-            lines = [*lines_for_people(summary), f"summary = {path}"]
-        sys.stdout.write("\n".join(lines) + "\n")
+        json = self.arguments.model.json
+        sys.stdout.write("\n".join([dumps(summary)] if json else lines_for_people(summary)) + "\n")
         sys.stdout.flush()
+        path = write_summary(self.output_dir, summary)  # after the answer: the disk may be full
+        sys.stdout.write("" if json else f"summary = {path}\n")
 
     def summary(self, status: str) -> dict[str, Any]:
         """The content of `summary.json`, without the versions."""

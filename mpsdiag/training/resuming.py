@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mpsdiag.errors import BadInput
+from mpsdiag.serialization import read_file, require_files
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +32,15 @@ def what_is_missing(folder: Path) -> str | None:
     """
     if not folder.is_dir():
         return "it does not exist" if not folder.exists() else "it is not a folder"
-    state = folder / "trainer_state.json"
     try:
-        step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
+        step = json.loads(read_file(folder / "trainer_state.json")).get("global_step")
     except OSError:
         return "it has no trainer_state.json"
     except (ValueError, AttributeError):
         return "its trainer_state.json is damaged"
     if not isinstance(step, int):
         return "its trainer_state.json names no step"
+    require_files(folder)
     files = _weight_files(folder)
     if not files:
         return "it has no weights (model.safetensors)"
@@ -56,7 +57,7 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.is_file():
         with contextlib.suppress(ValueError, KeyError, AttributeError):
-            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            named = json.loads(read_file(index))["weight_map"].values()
             return [folder / name for name in sorted(set(named))]
         return []
     return [folder / name for name in _WEIGHTS if (folder / name).is_file()]

@@ -158,7 +158,10 @@ def test_bad_usage_ends_with_2(words, capsys):
 
 
 OF_FILES = [["check", "--model"], ["check", "--dataset"], ["trace", "--batch"], ["trace", "--dataset"]]
-OF_FILES += [["trace"], ["compare", str(Path(__file__))], ["train", "--dataset"], ["train", "--model"], ["run"]]
+OF_FILES += [["trace"], ["compare", str(Path(__file__))], ["run"], ["trace", "--model"], ["trace", "--checkpoints"]]
+OF_FILES += [["bench", "--dry-run", option] for option in ("--model", "--dataset", "--eval-dataset")]
+OF_TRAIN = ["dataset", "model", "eval_dataset", "resume_from_checkpoint", "deepspeed", "accelerator_config"]
+OF_FILES += [["train", f"--{option}"] for option in (*OF_TRAIN, "fsdp_config", "gradient_checkpointing_kwargs")]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "zero"])
@@ -170,7 +173,40 @@ def test_what_is_read_without_end_is_refused(kind, words, tmp_path, capsys):
         main([*words, str(tmp_path / kind), *([str(tmp_path / kind)] if "--against" in words else [])])
     assert end.value.code == 2
     err = capsys.readouterr().err
-    assert "not a file." in err or "not a recorded case" in err or "was not written by" in err
+    whole = ("not a file.", "not a recorded case", "was not written by", "There is no folder", "is not a folder")
+    assert any(words in err for words in whole), err
+
+
+@pytest.mark.parametrize("words", [["train", "--resume_from_checkpoint"], ["trace", "--checkpoints"]])
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_refused(name, words, tmp_path, capsys):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(SystemExit) as end:
+        main([*words, str(tmp_path)])
+    assert end.value.code == 2
+    assert f"{tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["bench", "--device", "cpu", "--out"], ["report"]])
+def test_a_pipe_in_the_place_of_a_journal_is_refused(words, tmp_path, capsys):
+    os.mkfifo(tmp_path / "journal.jsonl")
+    with pytest.raises(SystemExit) as end:
+        main([*words, str(tmp_path)])
+    assert end.value.code == 2
+    assert "journal.jsonl is a device, a socket or a named pipe" in capsys.readouterr().err
+
+
+def test_where_memory_ends_it_is_one_sentence(monkeypatch, capsys):
+    def too_much(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(sys.modules["mpsdiag.cli.main"], "app", too_much)
+    with pytest.raises(SystemExit) as end:
+        main(["report", "x"])
+    assert (end.value.code, capsys.readouterr().err) == (
+        2,
+        "mpsdiag: There is not enough memory for this. Give smaller files or numbers, or free some memory.\n",
+    )
 
 
 @pytest.mark.parametrize("option", ["--model", "--dataset"])

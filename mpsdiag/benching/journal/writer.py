@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from typing_extensions import Self
 
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.serialization import dumps, write_atomically
+from mpsdiag.serialization import dumps, require_file, write_atomically
 
 
 class JournalFull(CannotDecide):
@@ -37,6 +37,7 @@ class JournalWriter:
         self._note = note
         self._lock = _lock(path)
         try:
+            require_file(path)
             if not path.exists() or path.stat().st_size == 0:
                 write_atomically(path, dumps(header.model_dump(by_alias=True)) + "\n")
                 _sync_folder(path.parent)
