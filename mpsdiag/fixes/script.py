@@ -63,7 +63,7 @@ def prepare(
     put = [fix for fix in fixes if fix != "sdpa"]
     is_or_are = "is" if len(put) == 1 else "are"
     place = f"{' and '.join(put)} {is_or_are} in place" if put else "stock attention is left as it is"
-    note = f"{place} for {target} and the Python processes it starts, but those it starts with -I or -E"
+    note = f"{place} for {target} and the Python processes it starts"
     if emulate is not None:
         emulation = Emulation(emulate, macos)
         emulate = emulation.release

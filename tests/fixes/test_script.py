@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import subprocess
 import sys
 
 import pytest
@@ -103,3 +105,50 @@ def test_a_script_that_may_not_be_read(script, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(script) or mode != os.R_OK)
     with pytest.raises(BadInput, match="permission denied"):
         _prepare(script)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["python", "-I", "x.py"], "-I"),
+        (["/usr/bin/python3.12", "-BE", "-m", "x"], "-E"),
+        (["python", "-X", "utf8", "-Werror", "-S", "x.py"], "-S"),
+        (["env", "A=1", "python3", "-I"], "-I"),
+        ("python3 -u -I x.py", "-I"),
+        (["/bin/sh", "-c", "cd /x && python -E y.py"], "-E"),
+        (["python", "x.py", "-I"], ""),
+        (["python", "-c", "print('-I')"], ""),
+        (["python", "-WI", "x.py"], ""),
+        (["python", "-X", "I"], ""),
+        (["echo", "-I"], None),
+        ([], None),
+    ],
+)
+def test_what_keeps_a_python_from_the_hook(words, why):
+    hook = runpy.run_path(str(FOLDER / "sitecustomize.py"))
+    assert hook["_shuts_out"](hook["_words"](words)) == why
+
+
+def test_a_python_that_is_not_reached_is_named_once(tmp_path):
+    (tmp_path / "tool").write_text(f"#!{sys.executable} -I\n")
+    (tmp_path / "tool").chmod(0o755)
+    (tmp_path / "script.py").write_text(
+        "import os, subprocess, sys\n"
+        "for words in (['-c', ''], ['-I', '-c', ''], ['-I', '-c', ''], ['-E', '-c', '\\33[31m = 1']):\n"
+        "    subprocess.run([sys.executable, *words], check=False, stderr=subprocess.DEVNULL)\n"
+        "subprocess.run(['./tool'], check=True)\n"
+        "subprocess.run([sys.executable, '-c', ''], env={'A': 'b'}, check=True)\n"
+        "os.system('unclosed \" quote 2>/dev/null')\n"
+    )
+    launch = _prepare(tmp_path / "script.py", environ=dict(os.environ))
+    done = subprocess.run(
+        launch.command, cwd=tmp_path, env=dict(launch.environment), capture_output=True, text=True, check=True
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mpsdiag: nothing is in place in ")]
+    assert [line.rpartition(": ")[2] for line in lines] == [
+        "-I keeps it out.",
+        "-E keeps it out.",
+        "-I keeps it out.",
+        "PYTHONPATH is not handed on to it.",
+    ]
+    assert all(line.isprintable() for line in lines)

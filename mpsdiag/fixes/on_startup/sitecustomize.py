@@ -2,18 +2,28 @@
 
 Python imports the first `sitecustomize` on its path, which is this one; the one it hides is run first. Only the
 standard library is used, and mpsdiag itself is not imported before torch is, so a process without torch pays for
-one small file.
+one small file. A Python that is started with -I, -E, -S, or with another environment, never reads this file: whoever
+starts it says so.
 """
 
 from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
+import re
+import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _HERE = Path(__file__).resolve().parent
+_PYTHON = re.compile(r"(.*/)?(python|pypy)[\d.]*")
+# Events of a process that is started, and which of their arguments are its words and its environment.
+_STARTS = {"subprocess.Popen": (1, 3), "os.exec": (1, 2), "os.posix_spawn": (1, 2), "os.system": (0, None)}
+_NAMED: set[str] = set()
 
 
 def _load(name: str, spec: importlib.machinery.ModuleSpec | None) -> ModuleType | None:
@@ -53,7 +63,63 @@ def _wait() -> None:
         imports.when_imported("torch", _act)
 
 
+def _watch_starts(event: str, given: tuple[Any, ...]) -> None:
+    """Name a Python that is about to start where nothing of this can be in place, once each command."""
+    if event not in _STARTS:
+        return
+    words_at, environment_at = _STARTS[event]
+    try:
+        words = _words(given[words_at])
+        option = _shuts_out(words)
+        environ = None if environment_at is None else given[environment_at]
+        path = os.environ.get("PYTHONPATH", "") if environ is None else str(dict(environ))
+        why = f"{option} keeps it out" if option else "" if str(_HERE) in path else "PYTHONPATH is not handed on to it"
+        command = shlex.join(words)[:200]
+        if option is None or not why or command in _NAMED:
+            return
+        _NAMED.add(command)
+        shown = command if command.isprintable() else ascii(command)
+        sys.stderr.write(f"mpsdiag: nothing is in place in `{shown}`, which the script starts: {why}.\n")
+    except (AttributeError, LookupError, OSError, TypeError, ValueError):
+        return  # whatever these words are: the script's own error says it
+
+
+def _words(given: Any) -> list[str]:
+    """The words of a command; those that a shell will read, or that a script's first line holds, are taken apart."""
+    one = isinstance(given, str | bytes | os.PathLike)
+    words = shlex.split(os.fsdecode(given)) if one else [*map(os.fsdecode, given)]
+    if len(words) > 2 and words[1] == "-c" and Path(words[0]).name.endswith("sh"):
+        return shlex.split(words[2])
+    if words and os.sep in words[0] and Path(words[0]).is_file():
+        with Path(words[0]).open("rb") as file:
+            first = file.readline(200)
+        if first.startswith(b"#!"):
+            return [*shlex.split(os.fsdecode(first[2:].strip())), *words]
+    return words
+
+
+def _shuts_out(words: Iterable[str]) -> str | None:
+    """The option that keeps a Python from reading this file; empty if it has none, None where no Python is started."""
+    rest = iter(words)
+    if not any(_PYTHON.fullmatch(word) for word in rest):
+        return None
+    for word in rest:  # what follows the name of the interpreter
+        if not re.match(r"-\w", word):
+            return ""
+        for number, letter in enumerate(word[1:], start=2):
+            if letter in "IES":
+                return f"-{letter}"
+            if letter in "cm":
+                return ""
+            if letter in "WX":  # their value is the rest of the word, or the next one
+                if number == len(word):
+                    next(rest, "")
+                break
+    return ""
+
+
 if __name__ == "sitecustomize":
+    sys.addaudithook(_watch_starts)
     try:
         _run_hidden()
     finally:
