@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 
 @contextmanager
-def no_bars() -> Iterator[None]:
-    """Show no bars of transformers, such as that of loading weights, until the block ends. Also a decorator."""
+def no_bars(progress: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Show no bars of transformers and the hub, such as that of loading weights, until the block ends.
+
+    `progress` gets what the hub downloads, in MiB, where stderr is a terminal: two bars would overwrite each other.
+    """
     from huggingface_hub import utils
     from transformers.utils import logging as bars
 
@@ -19,10 +23,28 @@ def no_bars() -> Iterator[None]:
         yield
         return
     bars.disable_progress_bar()  # type: ignore[no-untyped-call]  # in transformers
-    try:
+    with _downloads(hub, progress) if progress is not None and sys.stderr.isatty() else nullcontext():
+        try:
+            yield
+        finally:
+            bars.enable_progress_bar()  # type: ignore[no-untyped-call]  # in transformers
+
+
+@contextmanager
+def _downloads(hub: Any, progress: Callable[[str], None]) -> Iterator[None]:
+    """Let the bars of the hub say how far they are instead of drawing it."""
+    from unittest.mock import patch
+
+    def display(bar: Any, *_: Any, **__: Any) -> None:
+        if bar.total:
+            progress(f"downloading {bar.desc or 'files'}, MiB {int(bar.n) >> 20} of {int(bar.total) >> 20}")
+
+    def close(bar: Any) -> None:
+        bar.disable = True  # and so writes nothing more
+
+    hub.enable_progress_bars()
+    with patch.multiple(hub.tqdm, display=display, close=close):
         yield
-    finally:
-        bars.enable_progress_bar()  # type: ignore[no-untyped-call]  # in transformers
 
 
 @contextmanager

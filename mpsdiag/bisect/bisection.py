@@ -156,8 +156,9 @@ class PlannedSearch:
 
     def _try(self, step: Ask, found: Found, environments: Environments, progress: Say) -> Try:
         search, release = self.search, self.search.releases[step.number]
-        title = f"{search.axis} {release}, at most {tries_left(step)}"
-        progress(f"{title}: building the environment")
+        tried = len(found.tries)
+        place = f"{tried + 1} of {tried + step.left}"  # draws a bar; of how many at most
+        progress(f"{search.axis} {release}: building its environment, try {place}")
         made: dict[str, Any] = {"key": search.key(release), "release": release, "started": utc_now()}
         made.update(search.model_dump(include={"python", "system", "device"}))
         clock = time.perf_counter()
@@ -167,7 +168,7 @@ class PlannedSearch:
                 known = {search.releases.index(one.release): one.outcome for one in found.tries}
                 for number in ahead(len(search.releases), known, step.number, search.find):
                     environments.build_ahead(self.requirements(search.releases[number]))
-                progress(f"{title}: testing")
+                progress(f"{search.axis} {release}: testing, try {place}")
                 folder = environments.folder / built.name
                 log = self.asked.out / "logs" / f"{search.axis}-{release}.log"
                 trial = attempt(self.command, folder, self.asked.rules, log)

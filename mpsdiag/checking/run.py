@@ -113,11 +113,12 @@ def check(
     if not state.ok:
         return _unusable(level, where, state.reason)
     progress("probing the attention kernel")
-    findings = _probe(level, probes, where, emulation)
+    findings = _probe(level, probes, where, emulation, progress)
     outcome, fixes = None, list[FixResult]()
     if level >= 2 and not probes:
         progress("loading transformers")
-        outcome, fixes = _scenario_and_fixes(case, progress)
+        with no_bars(progress):
+            outcome, fixes = _scenario_and_fixes(case, progress)
     return _put_together(level, case, findings, outcome, fixes, probes)
 
 
@@ -129,16 +130,17 @@ def _emulation(device: str, release: str | None, macos: int) -> Emulation | None
     return Emulation(release, macos)
 
 
-def _probe(level: int, chosen: Sequence[str], where: str, emulation: Emulation | None) -> list[Finding]:
+def _probe(
+    level: int, chosen: Sequence[str], where: str, emulation: Emulation | None, progress: Progress
+) -> list[Finding]:
     if chosen:
         return [run_probe(probe, device=where, emulation=emulation) for probe in chosen]
-    return run_level(3 if level == 3 else 1, where, emulation)
+    return run_level(3 if level == 3 else 1, where, emulation, progress)
 
 
 # What the trainers would warn of is what is being found out here, and said in the diagnosis.
 @errors_only("mpsdiag")
 @errors_only("transformers")
-@no_bars()
 def _scenario_and_fixes(case: Scenario, progress: Progress) -> tuple[Measured, list[FixResult]]:
     """The stock scenario; and each fix on it, when it came out bad."""
     from mpsdiag.scenario.run import run_scenario

@@ -138,7 +138,7 @@ def bench(
                 kept.enter_context(for_cells(spec.environments))
             number = math.prod(len(values) for _, values in spec.axes)
             if number > MANY:
-                progress.note(f"laying out {number:,} combinations of the axes")
+                progress.busy(f"laying out {number:,} combinations of the axes")
             session = prepare(
                 BenchRequest(
                     spec=spec,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from mpsdiag.device import kind_of
@@ -88,7 +88,9 @@ def run_probe(
     return _run_all([find(probe_id)], device, emulation, isolate=isolate)[0]
 
 
-def run_level(level: int, device: str, emulation: Emulation | None = None) -> list[Finding]:
+def run_level(
+    level: int, device: str, emulation: Emulation | None = None, progress: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
     """Run every probe of this level and below, in the order of their ids.
 
     Level 3 adds the sweep, whose failures go to the probes that explain them, and, on devices with a choice of
@@ -96,9 +98,9 @@ def run_level(level: int, device: str, emulation: Emulation | None = None) -> li
     """
     chosen = [probe for probe in CATALOGUE.values() if probe.level <= level]
     if level < 3:
-        return _run_all(chosen, device, emulation)
+        return _run_all(chosen, device, emulation, progress=progress)
     isolate = True if kind_of(device) == "mps" else None
-    *findings, sweep = _run_all([*chosen, SWEEP_PROBE], device, emulation, isolate=isolate)
+    *findings, sweep = _run_all([*chosen, SWEEP_PROBE], device, emulation, isolate=isolate, progress=progress)
     findings = attribute(sweep, findings)
     if emulation is None:
         for backend in BACKENDS.get(kind_of(device), ()):
@@ -119,6 +121,7 @@ def _run_all(
     *,
     isolate: bool | None = None,
     backend: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> list[Finding]:
     """Run probes; those that want a child share one as long as it lives."""
     real = kind_of(device) == "mps"
@@ -131,7 +134,8 @@ def _run_all(
     jobs: list[Job] = [(probe.id, mode) for probe in apart for mode in MODES]
     answers = run_isolated(jobs, device, emulation) if jobs else {}
     findings = []
-    for probe in probes:
+    for number, probe in enumerate(probes, start=1):
+        progress(f"probing the attention kernel, {number} of {len(probes)}")
         if probe in apart:
             results = {mode: answers[probe.id, mode][0] for mode in MODES}
             seconds = sum(answers[probe.id, mode][1] for mode in MODES)

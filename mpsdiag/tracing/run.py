@@ -81,7 +81,7 @@ def investigate(
         request = replace(request, model=str(checkpoints[-1]))
     # What the libraries would warn of is what is being found out here.
     quiet = errors_only("mpsdiag"), errors_only("transformers")
-    with quiet[0], quiet[1], no_bars(), load_case(request, progress) as case:
+    with quiet[0], quiet[1], no_bars(progress), load_case(request, progress) as case:
         found = _traced(request, case, progress)
         report = _report(case, found)
     if checkpoints and report.origin is not None:

@@ -53,6 +53,13 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def busy(self, words: str) -> None:
+        """Say what takes a while of unknown length."""
+        if self._bar is None:
+            self.note(words)
+        else:
+            self._task = self._bar.add_task(words, total=None, statuses="")
+
     def leg(self, title: str, total: int, done: int) -> None:
         """A leg begins: its jobs, and how many of them the journal has already."""
         self._title, self._total, self._done = title, total, done

@@ -60,9 +60,10 @@ def trace_training(
         if (outside := indices.explain(batch)) is not None:
             return TracedRun(origin=outside)
     with _weights_put_back(model) as initial, in_mode(model, training=True, grad=True):
-        planned = itertools.islice(itertools.cycle(batches), steps or len(batches))
+        steps = steps or len(batches)
+        planned = itertools.islice(itertools.cycle(batches), steps)
         training = _Training(model, recipe or Recipe(), initial)
-        origin, call = training.run(planned, progress)
+        origin, call = training.run(planned, lambda words: progress(f"{words} of {steps}"))
     return TracedRun(training.trajectory.losses, training.trajectory.grad_norms, origin=origin, call=call)
 
 
