@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from importlib import metadata
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 WIKITEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "wikitext-2"
 
 
-def pytest_unconfigure():
-    shutil.rmtree(SCRATCH, ignore_errors=True)
+# After multiprocessing has removed its own folder in it (priority -100).
+Finalize(None, shutil.rmtree, (SCRATCH,), {"ignore_errors": True}, exitpriority=-200)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,7 @@
 """The GitHub Action: what it runs, run here as GitHub runs it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,15 @@ def act(folder, **inputs):
     return done, summary.read_text(encoding="utf-8") if summary.exists() else "", found
 
 
+def as_github_renders_it(summary):
+    """The HTML of a second Markdown parser; nothing in it is a tag or a link that the text brought along."""
+    page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(summary)
+    assert not re.search(
+        r"<(?!/?(p|h\d|strong|em|code|pre|table|thead|tbody|tr|t[hd]|ul|ol|li|details|summary|br)\b)", page
+    )
+    return page
+
+
 def test_inputs_reach_no_shell_but_as_variables():
     for step in ACTION["runs"]["steps"]:
         assert "${{" not in step.get("run", "")
@@ -52,8 +62,7 @@ def test_a_check_that_finds_something(tmp_path):
     assert {path.name for path in Path(outputs["report"]).iterdir()} == {"check.html", "check.json"}
     assert summary.startswith("**mpsdiag check: affected: EMULATED MPS of torch 2.8")
     assert len(summary) < 65_536
-    tokens = MarkdownIt("commonmark").enable("table").parse(summary)
-    assert sum(token.type == "table_open" for token in tokens) == summary.count("\n|---") > 0
+    assert as_github_renders_it(summary).count("<table>") == summary.count("\n|---") > 0
 
 
 @pytest.mark.parametrize(
@@ -62,6 +71,29 @@ def test_a_check_that_finds_something(tmp_path):
 )
 def test_when_the_job_fails(tmp_path, words, fail_on, code):
     assert act(tmp_path, ARGS=words, FAIL_ON=fail_on)[0].returncode == code
+
+
+def test_a_finding_in_a_script_is_put_beside_its_line(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch\n\nmodel = torch.nn.Linear(2, 2)\nprint('begun')\n"
+        "loss = model(torch.tensor([[1.0, float('inf')]])).sum()\n"
+    )
+    done, summary, outputs = act(tmp_path, COMMAND="run", ARGS=f"'{script}' --epochs 1", GITHUB_WORKSPACE=str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    assert "begun" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("::")]
+    assert lines[0].startswith("::warning file=train.py,line=5,title=mpsdiag%3A bad_inputs::")
+    assert lines[1].startswith("::warning title=mpsdiag run::bad_inputs: ")
+    assert {path.name for path in Path(outputs["report"]).iterdir()} == {"run.html", "run.json"}
+    assert summary.startswith("**mpsdiag run --trace: bad_inputs")
+    assert as_github_renders_it(summary).count("<table>") == summary.count("\n|---") > 0
+
+
+def test_a_script_that_fails_by_itself_fails_the_job(tmp_path):
+    (tmp_path / "train.py").write_text("raise SystemExit(7)")
+    words = str(tmp_path / "train.py")
+    assert act(tmp_path, COMMAND="run", ARGS=words, FAIL_ON="never")[0].returncode == 7
 
 
 def test_inputs_that_do_not_exist_are_refused(tmp_path):
