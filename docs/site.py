@@ -43,8 +43,8 @@ def defect_pages() -> Iterator[tuple[str, str]]:
         )
         yield f"defects/{probe.id}.md", text
     intro = "# Known defects\n\nWhat `mpsdiag check --level 3` probes. The map was emulated, not measured.\n"
-    kept = (ROOT / "reports" / "defects" / "README.md").read_text(encoding="utf-8").splitlines()
-    legend = "\n\n".join(line for line in kept if line.startswith(("**B**", "The cells hold")))
+    kept = (ROOT / "reports" / "defects" / "README.md").read_text(encoding="utf-8").split("\n\n")
+    legend = "\n\n".join(part for part in kept if part.startswith(("**B**", "The cells hold")))
     picture = f"\n![torch release x defect](map.svg)\n\n{legend}\n\n"
     yield "defects/index.md", intro + picture + "\n".join(rows) + "\n"
 
@@ -55,7 +55,7 @@ def cause_pages() -> Iterator[tuple[str, str]]:
     table = (ROOT / "docs" / "trace.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", table, re.MULTILINE)
     for name, what, how in rows:
-        text = f"# {name}\n\n{what[:1].upper()}{what[1:]}.\n\nHow it is told apart: {how}.\n"
+        text = f"# {name}\n\n{what[:1].upper()}{what[1:]}.\n\nHow it is recognized: {how}.\n"
         if code := shown["example"](name):
             answer = shown["answer"](name)[1]
             text += f"\n## An example\n\n```python\n{code}print(origin)\n```\n\n```text\n{answer.rstrip()}\n```\n"

@@ -36,7 +36,7 @@ def bench(
     matrix: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[MATRIX]",
+            metavar="MATRIX",
             help="Matrix file (TOML); without one: {sdpa, eager, safe_sdpa} x {standard, mps_safe, cpu_loss} x "
             "{left, right} on the built-in model.",
         ),
@@ -84,7 +84,9 @@ def bench(
     time_limit: Annotated[
         float | None, amount("--time-limit", "Seconds that a round of a cell may take [300].")
     ] = None,
-    baseline: Annotated[str | None, amount("--baseline", "Attention mode that ratios are to [sdpa].")] = None,
+    baseline: Annotated[
+        str | None, amount("--baseline", "Attention mode that ratios are to [sdpa].", autocompletion=MODES)
+    ] = None,
     max_cells: Annotated[Whole, amount("--max-cells", "Refuse larger matrices [1000].")] = None,
     out: Annotated[
         str | None, how("--out", "Folder for journal, logs and report [reports/<matrix>].", metavar="FOLDER")

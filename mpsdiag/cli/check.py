@@ -28,7 +28,7 @@ def check(
     context: typer.Context,
     probes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROBE]...", help="Run only these, such as SDPA003.", autocompletion=PROBES),
+        typer.Argument(metavar="PROBE", help="Run only these, such as SDPA003.", autocompletion=PROBES),
     ] = None,
     device: options.Device = "auto",
     model: options.Model = DEFAULT_MODEL,

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import typer.core
 
-from mpsdiag.words import ATTENTION_MODES, BUILTIN_MODELS, PADDING_SIDES, TRAINER_VARIANTS
+from mpsdiag.words import ATTENTION_MODES, BUILTIN_MODELS, PADDING_SIDES, POSITIONS, TRAINER_VARIANTS
 
 WHAT: Final = "What to look at"
 WHERE: Final = "Where to run"
@@ -79,6 +79,7 @@ def completing(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]
 
 MODELS = completing(lambda: BUILTIN_MODELS)
 MODES = completing(lambda: ATTENTION_MODES)
+FIXES = completing(lambda: (*ATTENTION_MODES[:5], POSITIONS))  # those of a whole process
 TRAINERS = completing(lambda: TRAINER_VARIANTS)
 SIDES = completing(lambda: PADDING_SIDES)
 PROBES = completing(lambda: import_module("mpsdiag.probes.known").CATALOGUE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.cli.help_page import MODES
 from mpsdiag.cli.options import other
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, attention_mode
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RESULTS...", help="Journals, folders of bench or bisect, or a document of check --json."
-        ),
+        typer.Argument(metavar="RESULTS", help="Journals, folders of bench or bisect, or a document of check --json."),
     ],
     form: Annotated[
         str | None,
@@ -38,7 +37,8 @@ def report(
         list[str] | None, other("--fail-if", "Exit 1 if it holds, such as 'any nan in safe_sdpa'.", metavar="GATE")
     ] = None,
     baseline: Annotated[
-        str | None, other("--baseline", "Attention mode that ratios are to. [that of the first journal]")
+        str | None,
+        other("--baseline", "Attention mode that ratios are to. [that of the first journal]", autocompletion=MODES),
     ] = None,
     json: options.Json = False,
 ) -> None:

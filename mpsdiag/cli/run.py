@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from mpsdiag.cli import options, output
+from mpsdiag.cli.help_page import FIXES
 from mpsdiag.cli.options import note_without_effect, other
 from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_FOUND
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 Target = Annotated[
     str, typer.Argument(metavar="SCRIPT", help="A Python file; with -m the name of a module.", show_default=False)
 ]
-Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[ARGS]...", help="All that follows is the script's own.")
-]
+Arguments = Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="All that follows is the script's own.")]
 AsModule = Annotated[bool, other("-m", "SCRIPT is a module, as in python -m.")]
 Fix = Annotated[
     list[str] | None,
@@ -35,6 +34,7 @@ Fix = Annotated[
         "watched: sdpa]",
         metavar="FIX",
         show_default=False,
+        autocompletion=FIXES,
     ),
 ]
 Trace = Annotated[bool, other("--trace", "Watch all models in it; stop at the first non-finite value and say why.")]

@@ -19,9 +19,7 @@ TRAINING = ("max_steps", "learning_rate")
 
 def trace(
     context: typer.Context,
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="A case that BadBatchRecorder wrote.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="A case that BadBatchRecorder wrote.")] = None,
     model: Annotated[str | None, what("--model", f"{options.MODEL} [{DEFAULT_MODEL}]")] = None,
     task: options.Task = "auto",
     dataset: Annotated[str | None, what("--dataset", f"{options.DATASET} [synthetic]")] = None,

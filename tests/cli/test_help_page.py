@@ -44,6 +44,7 @@ def test_completion_knows_models_modes_and_probes():
     assert help_page.MODELS("tiny-g") == ["tiny-gpt2"]
     assert help_page.MODES("safe") == ["safe_sdpa"]
     assert "SDPA003" in help_page.PROBES("SDPA00")
+    assert help_page.FIXES("") == ["sdpa", "eager", "safe_sdpa", "unmask_sdpa", "min_mask_sdpa", "positions"]
     assert help_page.TRAINERS("mps") == ["mps_safe"]
 
 
