@@ -47,10 +47,24 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<=://)[^/@\s]+@", "<login>@"),
         (r"(?<![\w/.:-])[\w.+-]+:[^\s@/:]+@(?=[\w.-])", "<login>@"),
         (r"\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)?", "<token>"),
-        (r"\b(?:hf|api|sk|pk|rk|gh[pousr]|glpat|github_pat|npm|pypi|xox[abeoprs]|dop_v1)[-_][\w-]{8,}", "<token>"),
+        (
+            r"\b(?:hf|api|sk|pk|rk|gh[pousr]|glpat|github_pat|npm|pypi|xox[abeoprs]|dop_v1|dckr_pat|AGE-SECRET-KEY)[-_][\w-]{8,}",
+            "<token>",
+        ),
         (r"\b(?:AKIA|ASIA|AGPA|AIDA|AROA|ANPA)[A-Z0-9]{12,}", "<token>"),
-        (r"\bAIza[\w-]{30,}", "<token>"),
+        (r"\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}|\bSG\.[\w-]{16,}\.[\w-]{16,}", "<token>"),
+        (r"\b(hooks\.slack\.com/services/)[\w/]+", r"\1<token>"),
         (r"(?i)\b(bearer|basic|negotiate)\s+[\w.~+/=-]{8,}", r"\1 <token>"),
+        (r"(?i)\b(authorization|cookie)(\"?'?\s*[:=]\s*\"?'?)(?!\w+ <)[^\"'\n]{6,}", r"\1\2<token>"),
+        (
+            # --hub_token VALUE, as command lines have it
+            (
+                r"(?i)(?<![\w-])(--?(?!-|pad|eos|bos|unk|sep|cls|mask|image)[\w-]*"
+                r"(?:token|secret|passw\w*|passphrase|api[_-]?key|cookie|credentials?)\s+[\"']?)"
+                r"(?!\d+\b|[<-])[^\s\"']{6,}"
+            ),
+            r"\1<token>",
+        ),
         (
             r"(?i)([?&;][\w.-]*(?:token|key|secret|passw|pwd|sig|auth|credential|session|code)[\w.-]*=)[^&\s#\"'<>]+",
             r"\1<token>",
@@ -59,14 +73,16 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             # NAME=value and "name": value, but not pad_token and the like, and no numbers
             (
                 r"(?i)(?<![A-Za-z0-9_-])((?:(?!pad|eos|bos|unk|sep|cls|mask|image)[A-Za-z0-9]*[_-])*"
-                r"(?:token|secret|password|passwd|apikey|api[_-]key|access[_-]key|private[_-]key|cookie|credentials?)"
+                r"(?:token|secret|[a-z0-9]*pass(?:word|wd|phrase)|(?:api|access|account|private)[_-]?key|cookie"
+                r"|credentials?)"
                 r"[\"']?\s*[=:]\s*[\"']?)(?!\d+\b|<)[^\s\"',;&<>]{6,}"
             ),
             r"\1<token>",
         ),
         (r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+", "<email>"),
-        (r"(?<![\w.])/(home|Users)/(?!Shared\b)[^/\s:;,\"'<>]+", r"/\1/<user>"),
-        (r"(?i)\b([A-Z]:\\Users\\)[^\\\s:;,\"'<>]+", r"\1<user>"),
+        (r"/(home|Users)/(?!Shared\b)[^/\s:;,\"'<>]+", r"/\1/<user>"),
+        (r"(/var/folders/)[^/\s]+/[^/\s]+", r"\1<user>"),
+        (r"(?i)(\\Users\\)[^\\\s:;,\"'<>]+", r"\1<user>"),
     )
 )
 # No secret is without one of these; most texts are.
