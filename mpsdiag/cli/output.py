@@ -32,7 +32,8 @@ def colored(stream: TextIO | None = None) -> bool:
 
 def show(text: str) -> None:
     """Print for people. Where the encoding of stdout does not have our marks, the stream spells them in ASCII."""
-    _write(text)
+    sys.stdout.write(_ended(text))
+    sys.stdout.flush()
 
 
 def show_document(text: str) -> None:
@@ -43,8 +44,8 @@ def show_document(text: str) -> None:
         stream: Any = sys.stdout
         stream.flush()
         stream.buffer.write(_ended(text).encode("utf-8", errors="replace"))
-        return
-    _write(text)
+    else:
+        show(text)
 
 
 def say(sentence: str) -> None:
@@ -117,11 +118,6 @@ def progress() -> Iterator[Callable[[str], None]]:
             bar.update(task, description=words, completed=done, total=total)
 
         yield show
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(_ended(text))
-    sys.stdout.flush()
 
 
 def _ended(text: str) -> str:

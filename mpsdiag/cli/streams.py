@@ -39,7 +39,7 @@ def guard() -> None:
     if sys.stdout is None or sys.stdout is sys.__stdout__:
         sys.stdout = _stream(sys.stdout, _Data(1, "wb", closefd=False))
     if sys.stderr is None or sys.stderr is sys.__stderr__:
-        sys.stderr = _stream(sys.stderr, _Words(2, "wb", closefd=False))
+        sys.stderr = _stream(sys.stderr, _Sink(2, "wb", closefd=False))
 
 
 def _open_closed() -> None:
@@ -89,10 +89,6 @@ class _Sink(io.FileIO):
 
     def broke(self, problem: OSError) -> None:
         """Called once; what is written from then on goes nowhere."""
-
-
-class _Words(_Sink):
-    """Standard error."""
 
 
 class _Data(_Sink):

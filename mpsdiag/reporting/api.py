@@ -94,8 +94,16 @@ def bench(
 
 def render(answer: Answer, form: str) -> str:
     """Show an answer as `terminal`, `markdown`, a whole `html` page, or a `fragment` of one."""
+    if isinstance(answer, Report) and form != "fragment":
+        from mpsdiag.reporting.formats.export import text_of
+
+        return text_of(answer, form)
     if isinstance(answer, Report):
-        return _report(answer, form)
+        from mpsdiag.reporting.formats import html
+        from mpsdiag.reporting.layout.sections import document
+        from mpsdiag.reporting.pictures.plots import pictures
+
+        return html.fragment(document(answer, html.LIMITS), html.LIMITS, pictures(answer))
     made = _document(answer)
     if form == "terminal":
         from mpsdiag.reporting.formats import terminal
@@ -111,33 +119,17 @@ def render(answer: Answer, form: str) -> str:
 
 
 def _document(answer: Answer) -> Document:
-    if isinstance(answer, Diagnosis):
-        from mpsdiag.reporting import check
-
-        return check.document(answer)
-    from mpsdiag.reporting import trace
+    from mpsdiag.reporting import check, run, trace
     from mpsdiag.tracing.origin import Origin
+    from mpsdiag.tracing.process.watched import ScriptReport
     from mpsdiag.tracing.run import TraceReport
 
+    if isinstance(answer, Diagnosis):
+        return check.document(answer)
     if isinstance(answer, TraceReport):
         return trace.document(answer)
     if isinstance(answer, Origin):
         return trace.origin_document(answer)
-    from mpsdiag.reporting.run import script_document
-    from mpsdiag.tracing.process.watched import ScriptReport
-
     if isinstance(answer, ScriptReport):
-        return script_document(answer)
+        return run.script_document(answer)
     raise TypeError(f"a {type(answer).__name__} is not an answer")
-
-
-def _report(made: Report, form: str) -> str:
-    if form != "fragment":
-        from mpsdiag.reporting.formats.export import text_of
-
-        return text_of(made, form)
-    from mpsdiag.reporting.formats import html
-    from mpsdiag.reporting.layout.sections import document
-    from mpsdiag.reporting.pictures.plots import pictures
-
-    return html.fragment(document(made, html.LIMITS), html.LIMITS, pictures(made))

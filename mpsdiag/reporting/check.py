@@ -30,19 +30,20 @@ _TONES: dict[str, Tone] = {
 
 def document(diagnosis: Diagnosis) -> blocks.Document:
     """Lay a diagnosis out."""
+    differs = (
+        blocks.Points(tuple(diagnosis.differs_from_release)),
+        blocks.Prose("Please report it: mpsdiag check --markdown prints the block to paste."),
+    )
+    whys = [blocks.Points(tuple(f"{fix.name}: {fix.why}" for fix in diagnosis.fixes))]
     parts: tuple[blocks.Part, ...] = (
         ("answer", "", _answer(diagnosis)),
         ("fixes", "Which fix resolves it", _fixes(diagnosis.fixes)),
         ("advice", "What to do", advice_blocks(diagnosis.advice)),
-        ("differs", "Differs from the known behaviour of this release", _differs(diagnosis)),
+        ("differs", "Differs from the known behaviour of this release", differs),
         ("probes", "Probes", _probes(diagnosis)),
         ("scenario", "Scenario", _scenario(diagnosis, diagnosis.scenario) if diagnosis.scenario else ()),
         ("invariance", "Padding invariance", invariance(diagnosis.invariance)),
-        (
-            "why",
-            "Why a fix resolves it, or does not",
-            [blocks.Points(tuple(f"{fix.name}: {fix.why}" for fix in diagnosis.fixes))],
-        ),
+        ("why", "Why a fix resolves it, or does not", whys),
         ("known", f"Known for this release, not probed at level {diagnosis.level}", _known(diagnosis)),
         environment(diagnosis.environment),
     )
@@ -105,10 +106,9 @@ def _judged(name: str, verdict: str, reason: str) -> blocks.Prose:
 
 
 def _fixes(fixes: list[FixResult]) -> Iterable[blocks.Block]:
+    heads = blocks.columns("fix", "resolves it", "eval_loss", numbers=["eval_loss"])
     if fixes:
-        yield blocks.table(
-            "", blocks.columns("fix", "resolves it", "eval_loss", numbers=["eval_loss"]), fixes, _fix_row
-        )
+        yield blocks.table("", heads, fixes, _fix_row)
 
 
 def _fix_row(fix: FixResult) -> tuple[blocks.Cell, ...]:
@@ -148,12 +148,6 @@ def advice_blocks(advice: Iterable[Advice], before: str = "") -> Iterable[blocks
     for one in advice:
         yield blocks.Points((before + one.text,))
         yield blocks.Log("", "\n".join(one.commands))
-
-
-def _differs(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
-    if diagnosis.differs_from_release:
-        yield blocks.Points(tuple(diagnosis.differs_from_release))
-        yield blocks.Prose("Please report it: mpsdiag check --markdown prints the block to paste.")
 
 
 def _probes(diagnosis: Diagnosis) -> Iterable[blocks.Block]:

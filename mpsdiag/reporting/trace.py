@@ -28,10 +28,11 @@ NAMES = {
 def document(report: TraceReport) -> blocks.Document:
     """Lay a trace out."""
     origin = report.origin
+    notes = (blocks.Points(tuple(f"{note}." for note in report.notes)), blocks.Prose(report.repro_note or ""))
     parts: list[blocks.Part] = [("measured", "", _measured(report))]
     if origin is not None:
         parts += _origins(origin)
-    parts += [("notes", "Notes", _notes(report)), environment(report.environment)]
+    parts += [("notes", "Notes", notes), environment(report.environment)]
     word = "not_affected" if origin is None else "affected"
     return blocks.document("mpsdiag trace", headline(report), word, parts)
 
@@ -84,12 +85,6 @@ def origin_blocks(origin: Origin) -> Iterable[blocks.Block]:
     yield blocks.Prose(f"{origin.summary}.")
     yield blocks.pairs("where", list(_place(origin)))
     yield from advice_blocks([origin.remedy], "What to do: ")
-
-
-def _notes(report: TraceReport) -> Iterable[blocks.Block]:
-    yield blocks.Points(tuple(f"{note}." for note in report.notes))
-    if report.repro_note is not None:
-        yield blocks.Prose(report.repro_note)
 
 
 def _place(origin: Origin) -> Iterable[tuple[str, str]]:

@@ -40,14 +40,9 @@ class Fleet:
     _refused: set[str] = field(default_factory=set, init=False)
 
     @property
-    def versions(self) -> dict[str, str]:
-        """Versions of torch and transformers on the workers, for the keys of the cells."""
-        return dict(self._first()["versions"])
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """What the first worker is."""
-        return dict(self._first()["environment"])
+    def first(self) -> dict[str, Any]:
+        """What the first worker is: its `environment`, and the `versions` for the keys of the cells."""
+        return next(iter(self.facts.values()))
 
     def look(self) -> list[str]:
         """See who came and who went; sentences about those that cannot take part.
@@ -124,10 +119,7 @@ class Fleet:
             self.client.run(function, argument, on_error="ignore")
 
     def require_timing(self) -> None:
-        """Make sure, before hours of verdicts, that cells can be timed.
-
-        Raises BadInput if no worker offers the resource.
-        """
+        """Make sure, before hours of verdicts, that cells can be timed. Raises BadInput if no worker offers to."""
         if not any(one.times for one in self.workers.values()):
             raise BadInput(
                 f"No worker offers the resource {RESOURCE}, so nothing can be timed. Start the workers with "
@@ -138,9 +130,6 @@ class Fleet:
         """Leave the scheduler; its workers stay."""
         with contextlib.suppress(Exception):  # it may be gone
             self.client.close()
-
-    def _first(self) -> dict[str, Any]:
-        return next(iter(self.facts.values()))
 
     def _ask(self, question: str, argument: str) -> dict[str, Any]:
         """Ask every worker, in its own thread: the answer may need an import of torch."""
@@ -154,7 +143,7 @@ class Fleet:
         """Why a worker cannot take part, if it cannot."""
         if isinstance(facts, BaseException):
             return f"A worker of {self.address} cannot run mpsdiag ({facts}). Install the same mpsdiag on all of them."
-        ours, theirs = ([one["mpsdiag"], one["versions"]] for one in (self._first() if self.facts else facts, facts))
+        ours, theirs = ([one["mpsdiag"], one["versions"]] for one in (self.first if self.facts else facts, facts))
         if ours == theirs:
             return None
         return (

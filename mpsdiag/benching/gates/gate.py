@@ -134,7 +134,8 @@ def require_words(gate: Gate, cells: Sequence[Scenario]) -> None:
 
     Raises BadInput if a word is on no axis of any cell, or no cell has all of its words.
     """
-    for selector in _selectors(gate):
+    terms = [gate] if isinstance(gate, AnyGate) else [gate.left, gate.right]
+    for selector in (term.selector for term in terms if term.selector is not None):
         for word in selector.words:
             if not any(_axis_of(word, cell) for cell in cells):
                 raise BadInput(f"--fail-if '{gate}': no cell of the matrix has '{word}'. {_hint(word, cells)}")
@@ -173,12 +174,6 @@ def _selector(text: str, gate: str) -> Selector:
         if equals and axis not in AXES:
             raise BadInput(f"--fail-if '{gate}': a cell has no axis '{axis}'. {nearest(axis, AXES)}")
     return Selector(tuple(words))
-
-
-def _selectors(gate: Gate) -> list[Selector]:
-    if isinstance(gate, AnyGate):
-        return [gate.selector]
-    return [term.selector for term in (gate.left, gate.right) if term.selector is not None]
 
 
 def _axis_of(word: str, cell: Scenario) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -93,16 +93,6 @@ def _siblings(model: type[BaseModel], place: Place) -> list[str]:
     """The keys that the table of an unknown key may have."""
     for part in place[:-1]:
         field = model.model_fields.get(str(part))
-        if field is not None:
-            model = _model_of(field.annotation) or model
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        model = next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), model)
     return list(model.model_fields)
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _model_of(inner)
-        if found is not None:
-            return found
-    return None

@@ -144,7 +144,7 @@ def on_cluster(request: BenchRequest, address: str, note: Callable[[str], None])
     preload = None if request.isolation is None else request.isolation.preload
     executor = ClusterExecutor(fleet, preload, note=note)
     start = start_method(cell.device for cell in plan.cells)
-    return Site(plan, executor, fleet.versions, fleet.environment, start, len(fleet.workers))
+    return Site(plan, executor, fleet.first["versions"], fleet.first["environment"], start, len(fleet.workers))
 
 
 def _require_inputs(spec: MatrixSpec) -> None:

@@ -72,10 +72,7 @@ def _changes(changes: Changes) -> dict[str, Any]:
                 "cell": row.cell,
                 "new": row.new and row.new.status,
                 "old": row.old and row.old.status,
-                "eval_ratio": row.eval_ratio,
-                "eval_p": row.eval_p,
-                "train_ratio": row.train_ratio,
-                "train_p": row.train_p,
+                **{name: getattr(row, name) for name in ("eval_ratio", "eval_p", "train_ratio", "train_p")},
             }
             for row in changes.rows
         ],

@@ -56,6 +56,9 @@ class Prose:
     text: str
     tone: Tone = "plain"
 
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
 
 @dataclass(frozen=True)
 class Points:
@@ -139,7 +142,7 @@ Part = tuple[str, str, Iterable[Block]]
 
 
 def document(title: str, headline: str, word: str, parts: Iterable[Part]) -> Document:
-    """A document of the parts that have something to say; a list without texts and a log without lines have nothing."""
+    """A document of the parts that have something to say; empty texts do not."""
     sections = (Section(key, name, tuple(filter(None, content))) for key, name, content in parts)
     return Document(title, headline, word, tuple(one for one in sections if one.blocks))
 

@@ -59,17 +59,9 @@ def document(report: Report, limits: blocks.Limits) -> blocks.Document:
 
 
 def _by_scene(report: Report, scene: Scene) -> list[blocks.Block]:
-    """The heading of a scene, where there are several."""
-    if len(report.scenes) == 1:
-        return []
-    return [blocks.Heading(scene_label(report, scene))]
-
-
-def scene_label(report: Report, scene: Scene) -> str:
-    """Name a scene; its environment is part of the name where there are several."""
-    if len(report.places) == 1:
-        return scene.label
-    return f"{scene.label} (environment {scene.place.letter}: {scene.place.label})"
+    """The heading of a scene, where there are several, with its environment, where those are several."""
+    where = "" if len(report.places) == 1 else f" (environment {scene.place.letter}: {scene.place.label})"
+    return [blocks.Heading(scene.label + where)] if len(report.scenes) > 1 else []
 
 
 def _fixes(report: Report, limits: blocks.Limits, pictures: Sequence[blocks.Picture]) -> Iterable[blocks.Block]:
@@ -83,8 +75,9 @@ def _fixes(report: Report, limits: blocks.Limits, pictures: Sequence[blocks.Pict
             yield _grid(grid, scene, several)
         fixes = scene.verdict.fixes
         if len(fixes) > 1:
-            names = [f"{fix.attention} + {fix.trainer}" for fix in fixes]
-            yield blocks.Prose(f"Resolved everywhere by, the recommended first: {_some(names, 12)}.")
+            names = ", ".join(f"{fix.attention} + {fix.trainer}" for fix in fixes[:12])
+            rest = f" and {len(fixes) - 12} more" if len(fixes) > 12 else ""
+            yield blocks.Prose(f"Resolved everywhere by, the recommended first: {names}{rest}.")
         if limits.folds and len(scene.panels) > 1:
             for panel in scene.panels[: limits.panels]:
                 yield blocks.Fold(f"Only {panel.label}", tuple(_grid(grid, scene, "") for grid in panel.grids))
@@ -194,11 +187,6 @@ def _more(number: int, noun: str) -> Iterable[blocks.Block]:
         yield blocks.Prose(
             f"{count(number, f'more {noun}')} not shown here; the CSV and JSON formats hold all.", "muted"
         )
-
-
-def _some(words: Sequence[str], limit: int) -> str:
-    rest = len(words) - limit
-    return ", ".join(words[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 # Each drawing takes a tenth of a second and its place on the page: the first ones of each kind are enough.

@@ -115,6 +115,9 @@ def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
         "xtick.color": theme.muted,
         "ytick.color": theme.text,
         "grid.color": theme.grid,
+        "grid.linewidth": 0.6,
+        "axes.axisbelow": True,
+        **{f"{axis}tick.{size}.size": 0 for axis in "xy" for size in ("major", "minor")},
         "legend.frameon": False,
     }
     stream = io.StringIO()

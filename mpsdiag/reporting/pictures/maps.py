@@ -44,7 +44,7 @@ def status_map(
     axes.set_xticks(range(len(columns)), [label(text, 24) for text in columns], rotation=45, ha="left")
     axes.set_yticks(range(len(rows)), [label(text, 30) for text in rows])
     axes.xaxis.tick_top()
-    axes.tick_params(length=0, colors=theme.text)
+    axes.tick_params(colors=theme.text)
     axes.spines[:].set_visible(False)
     return made
 
@@ -97,7 +97,6 @@ def spread_of(result: PooledCell, title: str, theme: Theme) -> Figure:
     axes.set_yticks(range(len(counts)), [f"layer {number}" for number in range(len(counts))])
     axes.set_xlabel("position in the sequence (padding stands left)" if result.side == "left" else "position")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = made.colorbar(image, ax=axes, ticks=sorted({0, max(top, 1)}), pad=0.01)
     bar.set_label("non-finite\nsequences", color=theme.text, fontsize=8)

@@ -63,9 +63,7 @@ def times(table: CostTable, title: str, theme: Theme) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(min(starts) - 0.08 * room, edge + 0.3 * room)
     axes.set_xlabel(f"evaluation step in {unit}, with 95 % interval; hollow: not right")
-    axes.grid(axis="x", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
+    axes.grid(axis="x")
     return made
 
 
@@ -157,8 +155,7 @@ def _courses(axes: Axes, groups: list[tuple[list[float], list[PooledCell]]], the
     axes.set_xlim(0.5, longest + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(low - 0.1 * room, high + (0.2 + 0.12 * min(len(bad), MOST_CURVES)) * room)
-    axes.grid(lw=0.6)
-    axes.tick_params(length=0)
+    axes.grid()
     if groups:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=theme.text)
 
@@ -191,8 +188,7 @@ def error_by_position(result: PooledCell, title: str, theme: Theme) -> Figure:
     axes.set_xlabel("position in the sequence, from its first token; crosses: not finite")
     axes.set_ylabel("largest difference")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(lw=0.6)
-    axes.tick_params(which="both", length=0)
+    axes.grid()
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=theme.text)
     return made
 

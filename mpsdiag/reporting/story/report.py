@@ -160,14 +160,8 @@ def name(result: PooledCell, varying: frozenset[str] = frozenset()) -> str:
 
 
 def _varying(results: Sequence[PooledCell]) -> frozenset[str]:
-    if not results:
-        return frozenset()
-    first = vars(results[0].cell)
-    same = set(first)
-    for result in results:
-        axes = vars(result.cell)
-        same -= {axis for axis in same if axes[axis] != first[axis]}
-    return frozenset(first) - same
+    cells = [vars(one.cell) for one in results]
+    return frozenset(axis for axis in Scenario.model_fields if any(cell[axis] != cells[0][axis] for cell in cells))
 
 
 def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: Budget) -> list[Scene]:
