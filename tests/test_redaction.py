@@ -129,8 +129,9 @@ def test_a_path_in_the_home_folder_can_be_used_without_naming_it(monkeypatch):
 
 @pytest.mark.parametrize("secret", SHAPES)
 def test_no_format_of_a_report_and_no_journal_gives_it_away(secret, monkeypatch, tmp_path):
-    from mpsdiag.benching.journal.journal import JournalWriter, parse_journal
+    from mpsdiag.benching.journal.journal import parse_journal
     from mpsdiag.benching.journal.record import Ended, Header, Job
+    from mpsdiag.benching.journal.writer import JournalWriter
     from mpsdiag.reporting.formats.export import text_of
     from mpsdiag.reporting.formats.frame import parquet
     from mpsdiag.reporting.story.report import assemble

@@ -7,7 +7,7 @@ from typing import Final
 
 from mpsdiag.bisect.found import Found
 from mpsdiag.bisect.search import Bracket
-from mpsdiag.bisect.tries import Try
+from mpsdiag.bisect.tries import Search, Try
 from mpsdiag.errors import BadInput
 from mpsdiag.reporting.layout.blocks import Cell, Entry, Facts, Fold, Log, Part, Prose, Table, columns, document, table
 from mpsdiag.reporting.story import figures
@@ -45,7 +45,7 @@ def _parts(found: Found) -> Iterator[Part]:
         link = f"What changed upstream: {found.compare}" if found.compare else "Nightly builds have no tag upstream."
         yield "answer", "Answer", (Log("The release to install", found.pip), Prose(link), Prose(_beside(found)))
     yield "tries", "Tries", (_table(found), *_logs(found))
-    yield "search", "How it was searched", (_facts(found),)
+    yield "search", "How it was searched", (_facts(found.search),)
 
 
 def _table(found: Found) -> Table:
@@ -75,8 +75,7 @@ def _logs(found: Found) -> tuple[Fold, ...]:
     return tuple(Fold(f"{axis} {one.release}, end of the output", (Log("", one.log_tail),)) for one in shown)
 
 
-def _facts(found: Found) -> Facts:
-    search = found.search
+def _facts(search: Search) -> Facts:
     pairs = (
         (search.axis, f"{search.releases[0]} to {search.releases[-1]} ({len(search.releases)} releases)"),
         ("Pinned", ", ".join(search.pins) or "nothing"),

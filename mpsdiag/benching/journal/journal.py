@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from mpsdiag.benching.journal.record import SCHEMA, Header, Record, redacted
-from mpsdiag.benching.journal.writer import JournalWriter
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import OLD_NAMES, Scenario
 from mpsdiag.serialization import read_file
@@ -71,9 +70,6 @@ def _from_2(line: dict[str, Any]) -> dict[str, Any]:
 
 # From which schema -> the step to the next. A new schema adds one entry and one sample file under tests/.
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
-
-
-__all__ = ["Journal", "JournalWriter", "NotAJournal", "parse_journal", "read_journal"]
 
 
 class NotAJournal(BadInput):

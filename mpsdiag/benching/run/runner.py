@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mpsdiag.benching.journal.journal import Journal, JournalWriter, parse_journal, read_journal
+from mpsdiag.benching.journal.journal import Journal, parse_journal, read_journal
 from mpsdiag.benching.journal.provenance import kind
 from mpsdiag.benching.journal.record import BAD_ENDS, RELEASE_FUNCTION, Ended, Header, Job, Record, utc_now
+from mpsdiag.benching.journal.writer import JournalWriter
 from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.plan.request import BenchRequest
 from mpsdiag.benching.run.executor import LOGS, Site

@@ -11,6 +11,7 @@ from mpsdiag.benching.journal.pooling import PooledCell, in_common
 from mpsdiag.reporting.story.marks import Mark, mark, severity
 from mpsdiag.statistics import (
     NOISY,
+    Interval,
     bootstrap_interval,
     iqr_ratio,
     mad,
@@ -153,14 +154,12 @@ def _estimate(values: Sequence[float], *, full: bool) -> Estimate | None:
     if not values:
         return None
     spread = bootstrap_interval(values) if full else None
-    return Estimate(
-        statistics.median(values),
-        low=spread.low if spread else None,
-        high=spread.high if spread else None,
-        n=len(values),
-        mad=mad(values),
-        noisy=full and iqr_ratio(values) > NOISY,
-    )
+    noisy = full and iqr_ratio(values) > NOISY
+    return Estimate(statistics.median(values), *_ends(spread), n=len(values), mad=mad(values), noisy=noisy)
+
+
+def _ends(spread: Interval | None) -> tuple[float | None, float | None]:
+    return (spread.low, spread.high) if spread else (None, None)
 
 
 def ratio(ours: Mapping[int, list[float]], theirs: Mapping[int, list[float]], *, full: bool) -> Estimate | None:
@@ -182,13 +181,8 @@ def ratio(ours: Mapping[int, list[float]], theirs: Mapping[int, list[float]], *,
     else:
         value = statistics.median(ours_flat) / statistics.median(theirs_flat)
         spread = ratio_interval(ours_flat, theirs_flat) if full else None
-    return Estimate(
-        value,
-        low=spread.low if spread else None,
-        high=spread.high if spread else None,
-        n=len(ours_flat),
-        p=mann_whitney(ours_flat, theirs_flat) if full else None,
-    )
+    p = mann_whitney(ours_flat, theirs_flat) if full else None
+    return Estimate(value, *_ends(spread), n=len(ours_flat), p=p)
 
 
 def _rate(tokens: int, steps: Sequence[float]) -> float | None:

@@ -113,7 +113,7 @@ def headline(scenes: Sequence[tuple[bool, SceneVerdict]]) -> str:
     others = [{(one.attention, one.trainer) for one in verdict.fixes} for verdict in bad[1:]]
     pairs = ((fix.attention, fix.trainer) for fix in bad[0].fixes)
     common = next((pair for pair in pairs if all(pair in fixes for fixes in others)), None)
-    advice = f" Use {common[0]} attention with the {common[1]} trainer: it resolves all of them." if common else ""
+    advice = f" Use {_named(common)}: it resolves all of them." if common else ""
     return f"Affected in {len(bad)} of {len(scenes)} {kind}{share}, each with its own verdict below.{advice}"
 
 
@@ -142,7 +142,7 @@ def _symptom(reference: dict[tuple[int, str], PooledCell], stock: tuple[str, str
                 sides.append(f"{side} padding{share}")
         if sides:
             clauses.append(f"{symptom} with {' and '.join(sides)}")
-    return f"{stock[0]} attention with the {stock[1]} trainer gives {', and '.join(clauses)}"
+    return f"{_named(stock)} gives {', and '.join(clauses)}"
 
 
 def _in_trouble(result: PooledCell) -> bool:
@@ -154,31 +154,25 @@ def _without_trouble(
 ) -> SceneVerdict:
     bad = sum(map(_in_trouble, everything))
     others = f" {count(bad, 'other cell')} came out NaN, wrong or crashed." if bad else ""
+    named = _named(stock)
     if reference and all(one.correct for one in reference):
         settings = "" if len(reference) == 1 else f" in {len(reference)} of {len(reference)} settings"
-        return SceneVerdict(
-            "not_affected",
-            f"Not affected{where}: {stock[0]} attention with the {stock[1]} trainer is right{settings}.{others}",
-            "No fix is needed.",
-            (),
-        )
+        sentence = f"Not affected{where}: {named} is right{settings}.{others}"
+        return SceneVerdict("not_affected", sentence, "No fix is needed.", ())
     if reference:
         open_ = [one.status for one in reference if not one.correct]
         retry = [word for word in dict.fromkeys(open_) if word not in {"interrupted", "skip"}]
         again = f" with --retry {','.join(retry)}" if retry else ""
-        return SceneVerdict(
-            "undecided",
-            f"Undecided{where}: {len(open_)} of {len(reference)} baseline cells did not finish.{others}",
-            f"Run the bench again{again}: it resumes.",
-            (),
-        )
-    return SceneVerdict(
-        "affected" if bad else "undecided",
-        f"{'Affected' if bad else 'Undecided'}{where}: the baseline, {stock[0]} attention with the {stock[1]}"
-        f" trainer, was not run; {bad} of {len(everything)} cells came out NaN, wrong or crashed.",
-        "Add the baseline to the matrix to see what a fix changes.",
-        (),
-    )
+        sentence = f"Undecided{where}: {len(open_)} of {len(reference)} baseline cells did not finish.{others}"
+        return SceneVerdict("undecided", sentence, f"Run the bench again{again}: it resumes.", ())
+    found = f"{bad} of {len(everything)} cells came out NaN, wrong or crashed"
+    sentence = f"{'Affected' if bad else 'Undecided'}{where}: the baseline, {named}, was not run; {found}."
+    advice = "Add the baseline to the matrix to see what a fix changes."
+    return SceneVerdict("affected" if bad else "undecided", sentence, advice, ())
+
+
+def _named(pair: Pair) -> str:
+    return f"{pair[0]} attention with the {pair[1]} trainer"
 
 
 def find(

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpsdiag.benching.journal import journal as migrations
-from mpsdiag.benching.journal.journal import JournalWriter, parse_journal, read_journal
+from mpsdiag.benching.journal.journal import parse_journal, read_journal
 from mpsdiag.benching.journal.record import Header, Record, Timing
-from mpsdiag.benching.journal.writer import JournalFull, set_aside
+from mpsdiag.benching.journal.writer import JournalFull, JournalWriter, set_aside
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import OLD_NAMES, Measured, Scenario
 from mpsdiag.serialization import dumps
