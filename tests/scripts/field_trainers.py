@@ -93,7 +93,7 @@ def trainer_of(folder):
     data = [tokenizer(text(n), return_token_type_ids=False) for n in (12, 5, 8, 3)]
     return Trainer(
         get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2)),
-        TrainingArguments(folder, **common),
+        TrainingArguments(folder, **common, label_names=["labels"]),
         train_dataset=data,
         eval_dataset=data,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),

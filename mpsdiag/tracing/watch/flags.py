@@ -55,7 +55,9 @@ def numbers(*parts: Sequence[Tensor]) -> list[list[float]]:
 
 
 def _is_judged(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not tensor.is_nested and not tensor.is_meta and tensor.numel() > 0
+    """Dense, with values, of a dtype that has a maximum: eight-bit floats have none."""
+    plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    return plain and tensor.is_floating_point() and tensor.dtype.itemsize > 1 and tensor.numel() > 0
 
 
 def _together(values: Sequence[Tensor]) -> Tensor:

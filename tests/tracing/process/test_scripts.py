@@ -47,7 +47,10 @@ SIMPLE = [
     ("generate.py", ["left"], ["compile"], "dead_rows", ["HERE"]),
     ("likelihoods.py", ["left"], [], "dead_rows", ["HERE"]),
     ("own_trainer.py", ["left"], [], "dead_rows", ["HERE"]),
-    ("seq2seq_trainer.py", ["planted"], [], "bad_mask", ["HERE"]),
+    pytest.param(
+        *("seq2seq_trainer.py", ["planted"], [], "bad_mask", ["HERE"]),
+        marks=pytest.mark.needs(transformers="5.1"),  # Older ones write finite masks for BART.
+    ),
 ]
 FIELD = [
     ("trl", "field_trainers.py", ["sft", "planted"], ["sft", "clean"], "dead_rows", ["HERE"]),

@@ -190,6 +190,29 @@ def test_what_is_zero_in_a_loss_outside_of_the_model_is_named(loss, cause, what)
     assert what in finding.summary
 
 
+@pytest.mark.parametrize(
+    "output",
+    [
+        torch.eye(3).to_sparse(),
+        torch.ones(3, dtype=torch.complex64),
+        torch.ones(3).to(torch.float8_e4m3fn),
+        torch.ones(0),
+        torch.ones(3, device="meta"),
+        None,
+        {"logits": "words"},
+    ],
+    ids=["sparse", "complex", "eight bits", "empty", "meta", "nothing", "words"],
+)
+def test_outputs_of_any_kind_are_let_through(output):
+    class Gives(nn.Module):
+        def forward(self, values):
+            return output
+
+    with mpsdiag.watch() as seen:
+        assert Gives()(torch.ones(2)) is output
+    assert (seen.findings, seen.report.watched.forwards) == ([], 1)
+
+
 def test_a_second_backward_of_one_graph_fails_as_it_does_unwatched(inputs):
     loss = nn.functional.cross_entropy(small()(inputs), torch.arange(6) % 5)
     with mpsdiag.watch():
