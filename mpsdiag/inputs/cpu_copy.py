@@ -33,6 +33,14 @@ def copy_to_cpu(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
+def to_float64(model: nn.Module) -> nn.Module:
+    """Turn a copy into float64, its experts computed one by one: the grouped product has no float64."""
+    switch: Any = getattr(model, "set_experts_implementation", None)
+    if switch is not None:
+        switch("eager")
+    return model.double()
+
+
 def _cpu_twin(value: Tensor) -> Tensor:
     moved = value.detach().to("cpu")
     if isinstance(value, torch.nn.Parameter):

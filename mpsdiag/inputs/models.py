@@ -101,17 +101,21 @@ def _with_random_weights(
 
     def make(chosen: str) -> Any:
         torch.manual_seed(seed)
-        return _class_for(task).from_config(config, attn_implementation=chosen, **options)
+        return _class_for(task, config).from_config(config, attn_implementation=chosen, **options)
 
     with torch.random.fork_rng(devices=[]):
         model = _with_what_attention_it_has(make, attention)
     return model.to(dtype).eval()  # type: ignore[no-any-return]  # AutoModel is untyped
 
 
-def _class_for(task: Task) -> Any:
+def _class_for(task: Task, config: Any) -> Any:
+    """The class that loads a model; of T5 and its like the encoder gives embeddings."""
     import transformers
+    from transformers.models.auto import modeling_auto
 
-    return getattr(transformers, task.auto_class)
+    kinds = getattr(modeling_auto, "MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES", {})
+    encodes = task.name == "feature-extraction" and kinds.get(config.model_type, "").endswith("EncoderModel")
+    return getattr(transformers, "AutoModelForTextEncoding" if encodes else task.auto_class)
 
 
 def _with_what_attention_it_has(make: Callable[[str], Any], attention: str) -> Any:
@@ -139,7 +143,7 @@ def _load(
     task = task_of(config, wanted, name=name)
 
     def make(chosen: str) -> Any:
-        return _class_for(task).from_pretrained(
+        return _class_for(task, config).from_pretrained(
             folder,
             config=config,
             attn_implementation=chosen,

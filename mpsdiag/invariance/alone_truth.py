@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mpsdiag.emulation.mode import suspended
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.fixes.model import apply, put_in_place
-from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.inputs.cpu_copy import copy_to_cpu, to_float64
 from mpsdiag.inputs.modules import first_tensor, logits_of
 from mpsdiag.invariance.arrangements import Arrangement, Example, alone, with_positions
 from mpsdiag.sdpa.float64 import allowed_error, largest_error
@@ -52,7 +52,7 @@ def outputs_of(model: nn.Module, arrangement: Arrangement, *, positions: bool = 
     """
     inputs = with_positions(arrangement.batch) if positions else dict(arrangement.batch)
     decodes = has_decoder(model)
-    if not decodes:
+    if not decodes or inputs.get("labels", inputs["attention_mask"]).is_floating_point():  # Those of an embedding.
         inputs = {name: tensor for name, tensor in inputs.items() if name not in _LABELS}
     output = model(**inputs)
     logits = logits_of(output)
@@ -61,8 +61,10 @@ def outputs_of(model: nn.Module, arrangement: Arrangement, *, positions: bool = 
     if not tensors:
         raise BadInput(f"{type(model).__name__} returns neither logits nor hidden states: nothing can be compared.")
     kept = inputs["attention_mask"].bool()
-    if decodes:
-        kept = inputs["labels"] != -100 if "labels" in inputs else torch.ones_like(inputs["decoder_input_ids"]).bool()
+    if "labels" in inputs:
+        kept = inputs["labels"] != -100
+    elif "decoder_input_ids" in inputs:
+        kept = torch.ones_like(inputs["decoder_input_ids"]).bool()
     return [
         [
             (tensor[row][kept[row]] if tensor.shape[:2] == kept.shape else tensor[row].reshape(1, -1)).detach()
@@ -74,7 +76,8 @@ def outputs_of(model: nn.Module, arrangement: Arrangement, *, positions: bool = 
 
 def has_decoder(model: nn.Module) -> bool:
     """Whether the model is an encoder with a decoder, whose logits belong to the labels."""
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    return both and any("decoder" in name for name, _ in model.named_modules())  # T5 has an encoder of its own.
 
 
 def text_config(model: Any) -> Any:
@@ -125,10 +128,7 @@ def reference_of(model: nn.Module, examples: Sequence[Example]) -> AloneTruth:
             for way in ("eager", "sdpa"):
                 with in_attention(twin, way):
                     plain.append([outputs_of(twin, batch)[0] for batch in batches])
-            switch: Any = getattr(twin, "set_experts_implementation", None)
-            if switch is not None:  # the grouped product of experts has no float64
-                switch("eager")
-            twin.double()
+            to_float64(twin)
             exact = [outputs_of(twin, _widened(batch))[0] for batch in batches]
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as problem:
             raise CannotDecide(f"The CPU gives no reference for this model: {problem}") from problem

@@ -19,7 +19,7 @@ from mpsdiag.errors import BadInput
 from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.fixes.model import apply, put_in_place
 from mpsdiag.fixes.process import install
-from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.inputs.cpu_copy import copy_to_cpu, to_float64
 from mpsdiag.inputs.models import attention_for
 from mpsdiag.inputs.tasks import ALL_TASKS, Task
 from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
@@ -63,7 +63,7 @@ def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any, ta
         rounded = [_output(stock, batch, task) for batch in batches]
         with put_in_place(stock, "eager"), WideSoftmax(rounded=runs_eager(model)):
             eager = [_output(stock, batch, task) for batch in batches]
-        exact = stock.double()
+        exact = cast("PreTrainedModel", to_float64(stock))
         with WideSoftmax():
             logits = [_output(exact, batch, task) for batch in batches]
     masks = [task.real(batch) for batch in batches]

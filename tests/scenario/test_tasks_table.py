@@ -144,3 +144,25 @@ def test_no_false_alarm_in_a_clean_scenario(number):
     found = run_scenario(scenario)
     assert (found.status, found.nonfinite_batches) == ("ok", 0), (scenario, found.reason)
     assert found.first_nonfinite is None
+
+
+T5 = {"vocab_size": 259, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "pad_token_id": 0}
+LLAMA = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "pad_token_id": 0}
+MOE = {"head_dim": 8, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+BART = {"vocab_size": 259, "d_model": 32, **{f"{side}_layers": 1 for side in ("encoder", "decoder")}}
+BROUGHT = {
+    "T5EncoderModel": lambda: transformers.T5Config(**T5, decoder_start_token_id=0),
+    "T5Model": lambda: transformers.T5Config(**T5, decoder_start_token_id=0),
+    "Qwen3MoeForCausalLM": lambda: transformers.Qwen3MoeConfig(**LLAMA, **MOE),
+    "BartModel": lambda: transformers.BartConfig(**BART, encoder_attention_heads=4, decoder_attention_heads=4),
+}
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_a_model_that_people_bring_is_right_on_the_plain_cpu(tmp_path, name):
+    """The encoder of T5 alone, which AutoModel does not load; experts, whose grouped product has no float64."""
+    getattr(transformers, name)(BROUGHT[name]()).save_pretrained(tmp_path)
+    byte_tokenizer("left").save_pretrained(tmp_path)
+    scenario = Scenario(**SMALL, model=str(tmp_path))
+    found = run_scenario(scenario, invariance=True, causes=False)
+    assert (found.status, found.invariance is None) == ("ok", False)

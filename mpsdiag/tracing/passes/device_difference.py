@@ -22,7 +22,7 @@ from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.fixes.model import apply
-from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.inputs.cpu_copy import copy_to_cpu, to_float64
 from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers, uncompiled
 from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
 from mpsdiag.sdpa.watch import SDPA
@@ -114,7 +114,7 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDiffe
             eager = _with_attention(twin, "eager", mapped(dict(batch), moved))
         wide = mapped(dict(batch), partial(moved, dtype=torch.float64))
         with WideSoftmax():
-            exact = _with_attention(twin.double(), "sdpa", wide)
+            exact = _with_attention(to_float64(twin), "sdpa", wide)
     found = []
     for (module, device), (_, rounded), (_, right) in zip(mine, eager, exact, strict=False):
         rows = real_positions(model, "decoder" if module is None else names[module], given_to_all)

@@ -99,6 +99,12 @@ def _hints(model: nn.Module, batch: Mapping[str, Any]) -> list[str]:
             found.append("'input_ids' has to be (sequences, positions).")
         if isinstance(labels, Tensor) and labels.dim() and ids.dim() and labels.shape[0] != ids.shape[0]:
             found.append("'labels' is for another number of sequences than 'input_ids'.")
+    kind = getattr(getattr(model, "config", None), "problem_type", None)
+    if isinstance(labels, Tensor):
+        if kind == "multi_label_classification" and not labels.is_floating_point():
+            found.append(f"'labels' holds {labels.dtype}; of several labels each is a float, 0.0 or 1.0.")
+        if kind in {None, "single_label_classification"} and labels.is_floating_point():
+            found.append(f"'labels' holds {labels.dtype}; classes and tokens are integers.")
     return [sentence for sentence in found if sentence]
 
 

@@ -148,3 +148,17 @@ def test_no_false_alarm_on_clean_runs():
         if task.loss is not None:
             del batch["labels"]
         assert trace(model, batch) is None, (name, dtype, tokenizer.padding_side, texts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "sentence"),
+    [
+        ("multi_label_classification", torch.ones(2, 3).long(), "of several labels each is a float"),
+        ("single_label_classification", torch.ones(2), "classes and tokens are integers"),
+        (None, torch.ones(2, 5), "Target size"),
+    ],
+)
+def test_labels_of_a_wrong_type_are_one_sentence(kind, labels, sentence):
+    model = classifier(num_labels=3, problem_type=kind)
+    with pytest.raises(BadInput, match=sentence):
+        trace(model, {"input_ids": torch.full((2, 4), 7), "labels": labels})
