@@ -216,36 +216,50 @@ def test_with_torch_compile(trainer_of):
     assert found["eval_cpu_forward_batches"] == 3
 
 
-def test_with_grpo(tmp_path):
+REWARDS = {"reward_funcs": lambda completions, **_: [float(len(text)) for text in completions]}
+GENERATING = {
+    "GRPO": ({"num_generations": 2}, lambda: REWARDS),
+    "RLOO": ({"num_generations": 2, "beta": 0.0}, lambda: REWARDS),
+    "Distillation": ({}, lambda: {"teacher_model": build_model("tiny-llama", seed=1, max_positions=128)}),
+}
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_with_trainers_that_generate(tmp_path, name):
     """Generation is broken under emulation, and needs safe_sdpa; the evaluation around it is the stock one's."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
+    if not hasattr(trl, f"{name}Trainer"):
+        pytest.skip(f"this trl has no {name}Trainer")
+    kind, settings = getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config")
+    options, models = GENERATING[name]
     data = datasets.Dataset.from_list([{"prompt": text} for text in TEXTS])
 
-    def evaluated(kind, **more):
+    def evaluated(chosen, **more):
         transformers.set_seed(0)
-        arguments = trl.GRPOConfig(
+        arguments = settings(
             output_dir=str(tmp_path),
             **{**QUIET, "per_device_eval_batch_size": 4},
-            num_generations=2,
+            **options,
             max_completion_length=4,
             bf16=False,
             gradient_checkpointing=False,
         )
-        trainer = kind(
+        trainer = chosen(
             model=build_model("tiny-llama", max_positions=128),
-            reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
             args=arguments,
             train_dataset=data,
             eval_dataset=data,
             processing_class=byte_tokenizer("left"),
+            **models(),
             **more,
         )
         return measured(trainer.evaluate())
 
-    mixed = type("Mixed", (MPSSafeTrainer, trl.GRPOTrainer), {})
-    stock = evaluated(trl.GRPOTrainer)
-    assert any("reward" in name for name in stock)
+    mixed = type("Mixed", (MPSSafeTrainer, kind), {})
+    stock = evaluated(kind)
+    assert "eval_loss" in stock
+    assert any("reward" in found for found in stock) is ("num_generations" in options)
     assert evaluated(mixed, always=True) == pytest.approx(stock, nan_ok=True)
     with emulate_mps("2.8"), install("safe_sdpa"):
         assert evaluated(mixed) == pytest.approx(stock, rel=1e-4, nan_ok=True)
