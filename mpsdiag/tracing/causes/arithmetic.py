@@ -46,6 +46,7 @@ _HINTS = {
     **dict.fromkeys(("acos", "asin"), "an argument beyond 1"),
     "atanh": "an argument of 1 or beyond",
     "pow": "a root of a negative number",
+    "batch_norm": "the root of a negative running variance",
 }
 
 
@@ -127,7 +128,9 @@ def _zero_divisor(first: Candidate, bad: Tensor) -> tuple[str, int] | None:
         counted = target[(target >= 0) & (target < weight.numel())]
         if not target.is_floating_point() and not bool(weight[counted].any()):
             return "the class weights of all targets add up to zero", everywhere
-    if operation.endswith("norm") or operation == "normalize":
+    variance = named.get("argument 2") if operation == "batch_norm" else None
+    negative = isinstance(variance, Tensor) and bool((variance < 0).any())
+    if (operation.endswith("norm") or operation == "normalize") and not negative:
         exact = replay(cast("TorchCall", first.call), torch.float64)
         same = exact is not None and exact.shape == bad.shape
         if exact is not None and same and not bool(torch.isfinite(exact[bad.cpu()]).any()):

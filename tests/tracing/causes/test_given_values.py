@@ -41,6 +41,14 @@ def test_running_statistics(statistic, value):
     assert trace(model, BATCH, train=True) is None  # Training does not read them.
 
 
+def test_a_negative_variance_is_no_division_by_zero():
+    model = Normalized()
+    model.norm.running_var[1] = -1.0
+    origin = trace(model, BATCH)
+    assert (origin.cause, origin.module) == ("unknown", "norm")
+    assert "negative running variance" in origin.summary
+
+
 def test_minus_infinity_in_a_buffer_that_masks_is_meant():
     model = Normalized()
     model.hidden[2] = float("-inf")
