@@ -107,7 +107,7 @@ def redact_all(value: Any) -> Any:
 
 def without_home(path: str) -> str:
     """A path as `~/...` where it is in the home folder; `expanduser` makes it what it was."""
-    home = _home()
+    home = _home() if path.startswith("/") else ""  # names of models and data are looked at by the hundred thousand
     return f"~{path[len(home) :]}" if len(home) > 1 and (path == home or path.startswith(f"{home}/")) else path
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.benching.journal.pooling import Pool, PooledCell, pool
@@ -161,7 +161,7 @@ def name(result: PooledCell, varying: frozenset[str] = frozenset()) -> str:
 
 def _varying(results: Sequence[PooledCell]) -> frozenset[str]:
     cells = [vars(one.cell) for one in results]
-    return frozenset(axis for axis in Scenario.model_fields if any(cell[axis] != cells[0][axis] for cell in cells))
+    return frozenset(axis for axis in Scenario.model_fields if len(set(map(itemgetter(axis), cells))) > 1)
 
 
 def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: Budget) -> list[Scene]:
