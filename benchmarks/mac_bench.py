@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpsdiag.emulation.machine import EmulatedAbort
 from mpsdiag.emulation.mode import suspended
+from mpsdiag.emulation.selection import EmulatedAbort
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag.errors import BadInput
-from mpsdiag.redaction import SHOWN_VARIABLES, redact
+from mpsdiag.escape import SHOWN_VARIABLES, redact
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pandas")
 TORCH_FLOOR = "2.5"

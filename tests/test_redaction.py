@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsdiag.redaction import redact, redact_all, scrub, without_home
+from mpsdiag.escape import redact, redact_all, scrub, without_home
 
 PERSON = {"home": "/Users/ada", "user": "ada", "host": "adas-mac.local"}
 

@@ -22,7 +22,7 @@ from mpsdiag.bisect.search import Ask, Find, ahead
 from mpsdiag.bisect.trial import Rules, attempt, check_command
 from mpsdiag.bisect.tries import JOURNAL, Search, Tries, Try, read_tries
 from mpsdiag.environment import versions as installed
-from mpsdiag.redaction import redact
+from mpsdiag.escape import redact
 from mpsdiag.release_environment import cache_folder
 
 PREDICATE = Path(__file__).with_name("predicate.py")

@@ -19,7 +19,7 @@ from typing import Final, Literal
 from mpsdiag.benching.run.launch import log_tail
 from mpsdiag.bisect.search import Outcome
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.redaction import redact
+from mpsdiag.escape import redact
 from mpsdiag.release_environment import variables_in
 
 SKIP: Final = 125

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpsdiag.cli import options, output
-from mpsdiag.cli.help_page import MODELS, MODES, SIDES, TRAINERS
+from mpsdiag.cli.options import MODELS, MODES, SIDES, TRAINERS
 from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED
 

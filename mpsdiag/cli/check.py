@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options, output
-from mpsdiag.cli.help_page import PROBES
-from mpsdiag.cli.options import note_without_effect
+from mpsdiag.cli.options import PROBES, note_without_effect
 from mpsdiag.words import BUILTIN_DATASET, DEFAULT_MODEL, EXIT_OK
 
 Level = Annotated[

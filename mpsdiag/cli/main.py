@@ -12,9 +12,8 @@ from typing import Any
 import typer
 import typer.core
 
-from mpsdiag.cli import bench, bisect, check, compare, env, output, report, run, streams, trace, train
-from mpsdiag.cli.help_page import GroupedCommand
-from mpsdiag.cli.options import with_new_names
+from mpsdiag.cli import bench, bisect, check, compare, env, output, report, run, trace, train
+from mpsdiag.cli.options import GroupedCommand, with_new_names
 from mpsdiag.errors import BadInput, MpsdiagError, first_line, path_problem
 from mpsdiag.words import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNDECIDED, EXIT_USAGE
 
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after the program's name; those of the process if None.
     """
-    streams.guard()
+    output.guard()
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = next((word for word in words if not word.startswith("-")), "")
     code = _code_of(words, command)
@@ -83,7 +82,7 @@ def _code_of(words: list[str], command: str) -> int:
     except SystemExit as problem:  # of a library's own parser
         return problem.code if isinstance(problem.code, int) else EXIT_USAGE
     except Exception as problem:  # noqa: BLE001 - the last place to look at it
-        with contextlib.suppress(streams.CannotPrint):
+        with contextlib.suppress(output.CannotPrint):
             sys.stdout.flush()
         if command == "env" and not isinstance(problem, MpsdiagError) and not _of_the_parser(problem):
             env.env(json="--json" in words)  # the parser itself needs a library that is broken

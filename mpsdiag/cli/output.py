@@ -1,19 +1,117 @@
-"""How a command prints: data on stdout, sentences on stderr, as wide and as colourful as the terminal is."""
+"""What a command prints, and where: answers and data on stdout, messages on stderr, into pipes that may close."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
+import io
 import os
 import re
+import select
 import shutil
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mpsdiag.errors import MpsdiagError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from _typeshed import ReadableBuffer
+
     from mpsdiag.reporting.layout.blocks import Document
+
+PLAIN = "mpsdiag-plain"
+"""The name, for codecs, of how characters are written that an encoding does not have."""
+
+
+class CannotPrint(MpsdiagError):  # noqa: N818 - as the other sentences of the house
+    """Standard output does not take what was found. Exit code 2."""
+
+
+def guard() -> None:
+    """Make the standard streams of this process such as the head of this file says, for its whole life.
+
+    Streams that somebody else put in place, as tests do, stay what they are.
+    """
+    _open_closed()
+    codecs.register_error(PLAIN, _plain)
+    if sys.stdout is None or sys.stdout is sys.__stdout__:
+        sys.stdout = _stream(sys.stdout, _Data(1, "wb", closefd=False))
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        sys.stderr = _stream(sys.stderr, _Sink(2, "wb", closefd=False))
+
+
+def _open_closed() -> None:
+    """Open the null device where a standard stream is closed: the next file would get its number, and its output."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # noqa: PERF203 - three times
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def _stream(before: Any, sink: _Sink) -> TextIO:
+    """A text stream into a sink, with the encoding of the one before."""
+    if before is None:
+        return io.TextIOWrapper(sink, encoding="utf-8", errors=PLAIN)
+    if isinstance(before, io.TextIOBase):
+        with contextlib.suppress(OSError):
+            before.flush()
+    loose = before.errors in {"strict", "backslashreplace"}
+    return io.TextIOWrapper(
+        sink,
+        encoding=before.encoding,
+        errors=PLAIN if loose else before.errors,
+        line_buffering=before.line_buffering,
+        write_through=before.write_through,
+    )
+
+
+class _Sink(io.FileIO):
+    """Takes all that it is given, in one call: nothing is held back that could fail again at the exit."""
+
+    _broken = False
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and not self._broken:
+                written = super().write(rest)
+                if written is None:  # whoever shares the pipe made it non-blocking, and it is full
+                    select.select([], [self], [])
+                rest = rest[written or 0 :]
+        except OSError as problem:
+            self._broken = True
+            self.broke(problem)
+        return size
+
+    def broke(self, problem: OSError) -> None:
+        """Called once; what is written from then on goes nowhere."""
+
+
+class _Data(_Sink):
+    """Standard output."""
+
+    def broke(self, problem: OSError) -> None:
+        if problem.errno != errno.EPIPE:
+            raise CannotPrint(
+                f"Cannot write to standard output: {problem.strerror}. Send it elsewhere and run this again."
+            ) from problem
+
+
+def _plain(problem: UnicodeError) -> tuple[str, int]:
+    """For codecs: our marks in ASCII, and a question mark for what has no such spelling."""
+    from mpsdiag.escape import ascii_text
+
+    if not isinstance(problem, UnicodeEncodeError):
+        raise problem
+    return ascii_text(problem.object[problem.start : problem.end]), problem.end
+
 
 PIPE_COLUMNS = 100
 LEAST_COLUMNS = 60
@@ -66,7 +164,7 @@ def show_answer(
 ) -> None:
     """Print what a command found: one JSON document, the block for an issue, or text; then a page beside it."""
     if as_json:
-        from mpsdiag.redaction import redact_all
+        from mpsdiag.escape import redact_all
         from mpsdiag.serialization import dumps, jsonable
 
         show_document(dumps(redact_all(jsonable(document)), indent=2))

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mpsdiag.cli import options, output
-from mpsdiag.cli.help_page import MODES
-from mpsdiag.cli.options import other
+from mpsdiag.cli.options import MODES, other
 from mpsdiag.errors import BadInput, one_of
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, attention_mode
 
@@ -77,7 +76,7 @@ def report(
 
 def _check(path: Path, form: str | None, out: Path | None) -> None:
     """Render a document of `check --json` again."""
-    from mpsdiag.redaction import redact_all
+    from mpsdiag.escape import redact_all
     from mpsdiag.reporting.api import render
     from mpsdiag.reporting.compare import read_diagnosis
     from mpsdiag.serialization import dumps, jsonable
@@ -168,7 +167,7 @@ def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
 
 def _journals(paths: list[Path]) -> list[Journal]:
     from mpsdiag.benching.journal.journal import read_journal
-    from mpsdiag.redaction import redact
+    from mpsdiag.escape import redact
 
     journals = [read_journal(path) for path in {path.resolve(): path for path in paths}.values()]
     for journal in journals:  # warnings hold paths, and reports get pasted

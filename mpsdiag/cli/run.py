@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from mpsdiag.cli import options, output
-from mpsdiag.cli.help_page import FIXES
-from mpsdiag.cli.options import note_without_effect, other
+from mpsdiag.cli.options import FIXES, note_without_effect, other
 from mpsdiag.errors import BadInput
 from mpsdiag.words import EXIT_FOUND
 

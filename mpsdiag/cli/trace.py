@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from mpsdiag.cli import options, output
-from mpsdiag.cli.help_page import MODES
-from mpsdiag.cli.options import count, note_without_effect, what
+from mpsdiag.cli.options import MODES, count, note_without_effect, what
 from mpsdiag.words import DEFAULT_MODEL
 
 # What only a data set is read with.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mpsdiag.emulation.call import AttentionCall
-    from mpsdiag.emulation.machine import Machine
+    from mpsdiag.emulation.selection import Machine
 
 SCORES_TO_CORRUPTION = 1 << 32
 """Scores from which on float32 heads were seen corrupt."""

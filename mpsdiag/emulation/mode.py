@@ -12,16 +12,15 @@ from torch.overrides import TorchFunctionMode
 from mpsdiag.emulation import reentry
 from mpsdiag.emulation.call import operator_call, public_call
 from mpsdiag.emulation.faults import BADDBMM, baddbmm_reading_its_input
-from mpsdiag.emulation.machine import Machine
 from mpsdiag.emulation.operator import attention, run_operator
-from mpsdiag.emulation.selection import Emulation
+from mpsdiag.emulation.selection import Emulation, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Self
 
-    from mpsdiag.emulation.machine import OnAbort
+    from mpsdiag.emulation.selection import OnAbort
 
 
 class _Thread(threading.local):

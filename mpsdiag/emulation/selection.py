@@ -1,13 +1,26 @@
-"""What is emulated: a torch release, a macOS version, a choice of defects. A value that can be stored and sent."""
+"""What is emulated: a torch release, a macOS version, a choice of defects; and the machine that this makes.
+
+The choice is a value that can be stored and sent. The machine remembers between calls, and refuses or aborts as its
+operator does.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
-from dataclasses import dataclass
-from typing import Final
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
-from mpsdiag.emulation.releases import DEFECTS, RELEASES, defects_of
+from mpsdiag.emulation.releases import DEFECTS, RELEASES, TABLE, Release, defects_of
 from mpsdiag.errors import BadInput, one_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from mpsdiag.emulation.call import AttentionCall
 
 MACOS: Final = (13, 14, 15, 26)
 """The macOS versions that can be emulated."""
@@ -79,3 +92,88 @@ class Emulation:
         if self.defects is None:
             return phrase
         return f"{phrase}, defects: {', '.join(self.defects) or 'none'}"
+
+
+OnAbort = Literal["raise", "process"]
+
+
+def _seeded() -> torch.Generator:
+    import torch
+
+    return torch.Generator().manual_seed(0x6D7073)
+
+
+@dataclass
+class Machine:
+    """An Apple device with a torch release, as far as attention can see it.
+
+    `garbage` is the source of what lies in memory that was never written: seeded, so runs repeat and calls differ.
+    `gaps` are the numbers between sums and maxima in the calls of SDPA004: the allocator puts the maxima right behind,
+    then elsewhere. `graphs` is the cache of compiled graphs: what is kept of the first call of a key.
+    """
+
+    release: Release
+    macos: int
+    defects: frozenset[str]
+    on_abort: OnAbort
+    garbage: torch.Generator = field(default_factory=_seeded)
+    gaps: Iterator[int] = field(default_factory=lambda: itertools.cycle(range(16)))
+    graphs: dict[tuple[object, ...], Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, emulation: Emulation, on_abort: OnAbort) -> Machine:
+        """The machine that an emulation asks for, fresh."""
+        return cls(TABLE[emulation.release], emulation.macos, frozenset(emulation.shown), on_abort)
+
+    def has(self, defect: str) -> bool:
+        """Whether it has a defect, by id."""
+        return defect in self.defects
+
+
+class EmulatedAbort(RuntimeError):  # noqa: N818 - it stands for an abort, which is no exception
+    """On the emulated release this call would have ended the process (SIGABRT)."""
+
+
+def abort(message: str, on_abort: OnAbort) -> NoReturn:
+    """End the process as the emulated release would, or raise EmulatedAbort."""
+    if on_abort == "process":
+        sys.stderr.write(f"emulated abort: {message}\n")
+        sys.stderr.flush()
+        os.abort()
+    raise EmulatedAbort(f"{message} (on a real MPS device this ends the process)")
+
+
+NDARRAY_BYTES = 1 << 32
+BOTH_MASKS = "_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True"
+
+
+def refuse_call(call: AttentionCall, machine: Machine) -> None:
+    """Raise or abort for what the operator does not take, before it has chosen a path."""
+    release = machine.release
+    if release.dropout == "refused":
+        if not call.query.is_floating_point():
+            raise NotImplementedError(f"scaled_dot_product_attention for MPS does not support dtype {call.query.dtype}")
+        if call.dropout_p > 0.0 and not machine.has("SDPA008"):
+            raise NotImplementedError("scaled_dot_product_attention for MPS does not support dropout.")
+    if call.is_causal and call.mask is not None:
+        if machine.has("SDPA017"):
+            abort("NSInvalidArgumentException: is_causal together with attn_mask", machine.on_abort)
+        if not release.prefill_dims:
+            raise RuntimeError(BOTH_MASKS)
+    if machine.has("SDPA011") and call.query.dim() != 4:
+        if call.query.dim() > 4:
+            abort("mps_matmul: incompatible dimensions, invalid shape", machine.on_abort)
+        last = call.query.dim() - 1
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-last - 1}, {last}], but got 3)")
+    if call.enable_gqa and machine.has("SDPA010") and call.query.size(-3) != call.key.size(-3):
+        abort("mps_matmul: incompatible dimensions", machine.on_abort)
+
+
+def refuse_general(call: AttentionCall, machine: Machine) -> None:
+    """Raise or abort for what the general path does not take: a mask beside `is_causal`, too many scores."""
+    if call.is_causal and call.mask is not None:
+        raise RuntimeError(BOTH_MASKS)
+    batch, heads, rows, _ = call.query.shape
+    size = batch * heads * rows * call.key.size(2) * call.query.element_size()
+    if size > NDARRAY_BYTES and machine.has("SDPA019"):
+        abort("[MPSNDArray initWithDevice:descriptor:] Error: total bytes of NDArray > 2**32", machine.on_abort)

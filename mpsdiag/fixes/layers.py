@@ -20,7 +20,7 @@ import torch
 from mpsdiag.fixes.imports import when_imported
 from mpsdiag.fixes.registration import OWN, repaired_attention
 from mpsdiag.fixes.repairs import REPAIRS, Function, MaskArgument, Repair, finite_minimum, repaired_sdpa
-from mpsdiag.sdpa.overrides import answer, overriding
+from mpsdiag.sdpa.watch import answer, overriding
 
 MARK: Final = "_mpsdiag_mode"
 """Attribute of a module whose own mode is looked up in `REPAIRS`: for code that wants the name "sdpa" kept."""

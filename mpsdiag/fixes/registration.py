@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.repairs import REPAIRS, Function, MaskArgument, Repair, query_of
-from mpsdiag.sdpa.overrides import overriding
 from mpsdiag.sdpa.safe import zero_rows
+from mpsdiag.sdpa.watch import overriding
 
 OWN: Final = "transformers.integrations.sdpa_attention"
 """The module of the attention function that transformers has under the name "sdpa"."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpsdiag.emulation.mode import suspended
 from mpsdiag.findings import ArrangementResult, FixTried, InvarianceCause
-from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.inputs.modules import copy_to_cpu
 from mpsdiag.invariance.alone_truth import AloneTruth, distance, in_attention, outputs_of, reference_of, takes_positions
 from mpsdiag.invariance.arrangements import Arrangement, Example, alone, companions, scrambled
 from mpsdiag.sdpa.float64 import largest_error

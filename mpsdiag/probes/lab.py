@@ -14,8 +14,7 @@ from mpsdiag import device as devices
 from mpsdiag.emulation.mode import suspended
 from mpsdiag.emulation.selection import Emulation
 from mpsdiag.probes.declaration import Check, Mode, Refused, Skip
-from mpsdiag.probes.judge import Yardstick, plain_errors
-from mpsdiag.sdpa.float64 import reference_attention
+from mpsdiag.sdpa.float64 import Yardstick, plain_errors, reference_attention
 
 REFUSALS: Final = ("no available kernel", "no viable backend", "invalid backend")
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from mpsdiag.device import kind_of
-from mpsdiag.emulation.machine import EmulatedAbort, OnAbort
 from mpsdiag.emulation.releases import RELEASES
-from mpsdiag.emulation.selection import Emulation
+from mpsdiag.emulation.selection import EmulatedAbort, Emulation, OnAbort
 from mpsdiag.errors import first_line
 from mpsdiag.probes.children import Job, run_isolated
 from mpsdiag.probes.declaration import ABORTS, MODES, Check, Finding, Mode, ModeResult, Probe, Skip

@@ -92,7 +92,7 @@ def _sweep(lab: Lab) -> Iterator[Check]:
 
 
 def _one_shape(lab: Lab, shape: Shape, dtypes: list[str]) -> Iterator[Check]:
-    from mpsdiag.probes.judge import transposed
+    from mpsdiag.sdpa.float64 import transposed
 
     masks = TRAINED_MASKS if lab.training else MASKS
     layouts = LAYOUTS[:1] if lab.training else shape.layouts

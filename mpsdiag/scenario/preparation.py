@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from mpsdiag import device as devices
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.model import put_in_place
-from mpsdiag.inputs.cpu_copy import over_tensors
 from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task, require_known_tokens
+from mpsdiag.inputs.modules import over_tensors
 from mpsdiag.inputs.tasks import Task
 from mpsdiag.inputs.texts import greatest_id, load_texts
 from mpsdiag.inputs.tokenizer import load_processor

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from mpsdiag.sdpa.overrides import answer, overriding
-from mpsdiag.sdpa.watch import masked_rows, plain_on_cpu
+from mpsdiag.sdpa.watch import answer, masked_rows, overriding, plain_on_cpu
 
 if TYPE_CHECKING:
     from torch import Tensor

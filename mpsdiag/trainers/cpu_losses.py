@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.trainer_pt_utils import LabelSmoother
 
 from mpsdiag.emulation import mode as emulation
-from mpsdiag.inputs.cpu_copy import move, to_cpu
+from mpsdiag.inputs.modules import move, to_cpu
 from mpsdiag.trainers import chunked_loss
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mpsdiag.inputs.cpu_copy import mark_watcher
-from mpsdiag.inputs.modules import embeddings_of, logits_of, loss_of
+from mpsdiag.inputs.modules import embeddings_of, logits_of, loss_of, mark_watcher
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,9 +15,8 @@ from transformers import Trainer
 
 from mpsdiag.emulation import mode as emulation
 from mpsdiag.errors import BadInput, first_line, one_of
-from mpsdiag.inputs.cpu_copy import move, to_cpu
 from mpsdiag.inputs.installed import compiles_under_a_mode
-from mpsdiag.inputs.modules import is_compiled, uncompiled
+from mpsdiag.inputs.modules import is_compiled, move, to_cpu, uncompiled
 from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, NonFiniteLogitsError, contains_nan, explain_cause, is_finite
 from mpsdiag.trainers.chunked_loss import CHUNK_BYTES
 from mpsdiag.trainers.cpu_losses import evaluation_losses_on_cpu

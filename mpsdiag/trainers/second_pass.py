@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.inputs.cpu_copy import copy_to_cpu
+from mpsdiag.inputs.modules import copy_to_cpu
 
 _DEEPEST: Final = 4
 _LARGEST: Final = 1000

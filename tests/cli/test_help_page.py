@@ -8,7 +8,8 @@ import sys
 import pytest
 import typer.main
 
-from mpsdiag.cli import help_page, main
+from mpsdiag.cli import main
+from mpsdiag.cli import options as help_page
 from mpsdiag.cli.main import app
 
 COMMANDS = typer.main.get_command(app).commands

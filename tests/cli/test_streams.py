@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpsdiag.cli import streams
+from mpsdiag.cli import output as streams
 
 JOURNAL = Path(__file__).parent.parent / "data" / "every_end.jsonl"
 REPORT = ["report", JOURNAL]

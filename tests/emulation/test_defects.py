@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mpsdiag.emulation.machine import EmulatedAbort
 from mpsdiag.emulation.mode import emulate_mps
 from mpsdiag.emulation.releases import DEFECTS, RELEASES, defects_of
+from mpsdiag.emulation.selection import EmulatedAbort
 from mpsdiag.sdpa.float64 import reference_attention
 
 operator = torch.ops.aten._scaled_dot_product_attention_math_for_mps

@@ -7,8 +7,7 @@ import torch
 
 from mpsdiag.emulation.call import AttentionCall as Call
 from mpsdiag.emulation.faults import as_the_cached_graph_runs_it
-from mpsdiag.emulation.machine import Machine
-from mpsdiag.emulation.selection import Emulation
+from mpsdiag.emulation.selection import Emulation, Machine
 
 Q, K, V = (torch.randn(1, 2, length, 8) for length in (12, 14, 14))
 FIRST = Call(Q, K, V, scale=0.5)

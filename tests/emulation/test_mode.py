@@ -10,10 +10,9 @@ from torch import overrides
 from torch.nn.functional import scaled_dot_product_attention
 
 from mpsdiag import emulate_mps as public_emulate_mps
-from mpsdiag.emulation.machine import EmulatedAbort
 from mpsdiag.emulation.mode import active, emulate_mps, in_effect, suspended
 from mpsdiag.emulation.releases import DEFECTS, RELEASES, defects_of
-from mpsdiag.emulation.selection import Emulation
+from mpsdiag.emulation.selection import EmulatedAbort, Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.sdpa.float64 import reference_attention
 from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention

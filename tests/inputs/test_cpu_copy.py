@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mpsdiag.inputs.cpu_copy import copy_to_cpu, mark_watcher
 from mpsdiag.inputs.models import build_model
+from mpsdiag.inputs.modules import copy_to_cpu, mark_watcher
 
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsdiag.probes.judge import Yardstick, composite_attention, plain_errors, transposed
+from mpsdiag.sdpa.float64 import Yardstick, composite_attention, plain_errors, transposed
 
 
 def drawn(seed, batch, heads, kv_heads, queries, keys, width):

@@ -8,8 +8,7 @@ import json
 import pytest
 import torch
 
-from mpsdiag.emulation.machine import EmulatedAbort
-from mpsdiag.emulation.selection import Emulation
+from mpsdiag.emulation.selection import EmulatedAbort, Emulation
 from mpsdiag.errors import BadInput
 from mpsdiag.probes import run as running
 from mpsdiag.probes.declaration import Check, ModeResult, Skip

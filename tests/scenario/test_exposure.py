@@ -13,7 +13,7 @@ from mpsdiag.inputs.models import build_model
 from mpsdiag.reporting.check import document
 from mpsdiag.reporting.formats.markdown import issue_block
 from mpsdiag.scenario.exposure import EMPTY, FIXED, GAPS, GIVEN, LEFT, WINDOW, Kind, dead_positions, predict
-from mpsdiag.scenario.observer import Observer
+from mpsdiag.scenario.run import Observer
 from mpsdiag.scenario.scenario import Measured, Scenario
 from mpsdiag.words import BUILTIN_DECODERS
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mpsdiag.inputs.modules import first_tensor, numbered_layers
-from mpsdiag.scenario.observer import Observer
+from mpsdiag.scenario.run import Observer
 from mpsdiag.sdpa.watch import SdpaCall
 
 

@@ -8,8 +8,7 @@ from torch import nn
 from mpsdiag.checking.advice import advise
 from mpsdiag.checking.diagnosis import Judged, ProbeResult
 from mpsdiag.findings import Exposure
-from mpsdiag.scenario.observer import Observer
-from mpsdiag.scenario.run import unseen
+from mpsdiag.scenario.run import Observer, unseen
 from mpsdiag.scenario.scenario import Measured, Scenario
 
 PREDICTED = Exposure(rows=2, sequences=1, of_sequences=1)

@@ -10,7 +10,7 @@ from transformers.tokenization_utils_base import BatchEncoding
 
 from mpsdiag import emulate_mps
 from mpsdiag.emulation.mode import active
-from mpsdiag.inputs.cpu_copy import over_tensors
+from mpsdiag.inputs.modules import over_tensors
 from mpsdiag.trainers.cpu_losses import LossesOnCPU
 
 VALUES = torch.linspace(-2, 2, 12).view(4, 3)

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mpsdiag.escape import redact, without_home
 from mpsdiag.findings import Number
-from mpsdiag.redaction import redact, without_home
 from mpsdiag.scenario.scenario import Measured, Scenario
 from mpsdiag.words import CellStatus
 

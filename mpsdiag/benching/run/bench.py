@@ -25,7 +25,7 @@ from mpsdiag.benching.run.progress_bar import Progress
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.benching.run.runner import JOURNAL, Known, MatrixRun, RunOutcome
 from mpsdiag.errors import BadInput, CannotDecide
-from mpsdiag.redaction import redact
+from mpsdiag.escape import redact
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mpsdiag.benching.journal.record import EMULATED_ABORT, CellAnswer, Job, Timing
-from mpsdiag.emulation.machine import EmulatedAbort
+from mpsdiag.emulation.selection import EmulatedAbort
 from mpsdiag.scenario.scenario import Measured, Scenario
 
 

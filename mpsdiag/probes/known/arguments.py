@@ -37,7 +37,7 @@ def _causal_with_mask(lab: Lab) -> Iterator[Check]:
     """Refusing is right, and so is combining the two; only taking the process down is not."""
     import torch
 
-    from mpsdiag.emulation.machine import EmulatedAbort
+    from mpsdiag.emulation.selection import EmulatedAbort
 
     q, k, v = lab.qkv((1, 2, 16, 64))
     mask = torch.zeros(1, 1, 16, 16, device=q.device)

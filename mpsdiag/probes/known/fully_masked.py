@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mpsdiag.probes.judge import Yardstick
     from mpsdiag.probes.lab import Lab
+    from mpsdiag.sdpa.float64 import Yardstick
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
 SHORT, LONG, PADS, HEAD_DIM = 4, 16, 2, 64

@@ -95,8 +95,7 @@ def _product(lab: Lab, name: str, left: Tensor, right: Tensor) -> Check:
     """Judge by the contract's rule, with the CPU's product in the same dtype as the yardstick."""
     import torch
 
-    from mpsdiag.probes.judge import Yardstick
-    from mpsdiag.sdpa.float64 import largest_error
+    from mpsdiag.sdpa.float64 import Yardstick, largest_error
 
     with torch.set_grad_enabled(lab.training):
         output = (left @ right).detach().cpu()

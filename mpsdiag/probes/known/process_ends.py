@@ -43,7 +43,7 @@ def _other_ranks(lab: Lab) -> Iterator[Check]:
 
 def _tolerant(lab: Lab, name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Check:
     """Judge a call that other devices accept; here raising is a failure of the call, not of the probe."""
-    from mpsdiag.emulation.machine import EmulatedAbort
+    from mpsdiag.emulation.selection import EmulatedAbort
 
     try:
         return lab.check(name, q, k, v, mask)
@@ -77,7 +77,7 @@ def spared_machine() -> Iterator[None]:
     import psutil
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from mpsdiag.emulation.machine import EmulatedAbort
+    from mpsdiag.emulation.selection import EmulatedAbort
 
     without_abort = "no abort; to compute it on a CPU would take minutes and 4 GiB, so nothing is known of its values"
     end = time.monotonic() + ENOUGH_SECONDS

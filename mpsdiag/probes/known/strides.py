@@ -46,7 +46,7 @@ def _batch_and_alone(lab: Lab) -> Iterator[Check]:
     """Each sequence gives the same alone and in a batch; both may be off by the bound."""
     import torch
 
-    from mpsdiag.probes.judge import Yardstick
+    from mpsdiag.sdpa.float64 import Yardstick
 
     for dtype in lab.each_dtype("float32", "bfloat16"):
         for length in (7, 12):

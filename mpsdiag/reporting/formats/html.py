@@ -13,8 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mpsdiag import __version__
-from mpsdiag.escape import log_text, one_line
-from mpsdiag.redaction import redact
+from mpsdiag.escape import log_text, one_line, redact
 from mpsdiag.reporting.layout.blocks import Document, Limits
 from mpsdiag.reporting.layout.sections import document
 from mpsdiag.reporting.pictures.drawing import Svg

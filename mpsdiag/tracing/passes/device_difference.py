@@ -22,7 +22,7 @@ from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.fixes.model import apply
-from mpsdiag.inputs.cpu_copy import copy_to_cpu, to_float64
+from mpsdiag.inputs.modules import copy_to_cpu, to_float64
 from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers, uncompiled
 from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
 from mpsdiag.sdpa.watch import SDPA

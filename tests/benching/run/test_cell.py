@@ -67,7 +67,7 @@ def test_a_job_runs_the_leg_of_its_round():
 
 
 def test_an_emulated_abort_is_a_crash(monkeypatch):
-    from mpsdiag.emulation.machine import EmulatedAbort
+    from mpsdiag.emulation.selection import EmulatedAbort
     from mpsdiag.scenario import run
 
     def abort(case, **_options):
