@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from mpsdiag.emulation.mode import suspended
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.fixes.model import apply, put_in_place
-from mpsdiag.inputs.modules import copy_to_cpu, to_float64
-from mpsdiag.inputs.modules import first_tensor, logits_of
+from mpsdiag.inputs.modules import copy_to_cpu, first_tensor, logits_of, to_float64
 from mpsdiag.invariance.arrangements import Arrangement, Example, alone, with_positions
 from mpsdiag.sdpa.float64 import allowed_error, largest_error
 

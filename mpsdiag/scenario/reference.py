@@ -19,9 +19,8 @@ from mpsdiag.errors import BadInput
 from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.fixes.model import apply, put_in_place
 from mpsdiag.fixes.process import install
-from mpsdiag.inputs.modules import copy_to_cpu, to_float64
 from mpsdiag.inputs.models import attention_for
-from mpsdiag.inputs.modules import copy_to_cpu
+from mpsdiag.inputs.modules import copy_to_cpu, to_float64
 from mpsdiag.inputs.tasks import ALL_TASKS, Task
 from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
 

@@ -22,14 +22,12 @@ from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.fixes.model import apply
-from mpsdiag.inputs.modules import copy_to_cpu, to_float64
-from mpsdiag.inputs.modules import ModulePath, first_tensor, numbered_layers, uncompiled
+from mpsdiag.inputs.modules import ModulePath, copy_to_cpu, first_tensor, numbered_layers, to_float64, uncompiled
 from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.calls import TorchCall, fully_masked_rows, in_float64, moved, replay, writes_in_place
-from mpsdiag.tracing.watch.fast_path import FUSED
-from mpsdiag.tracing.watch.model_state import device_label, real_positions
+from mpsdiag.tracing.watch.model_state import FUSED, device_label, real_positions
 from mpsdiag.tracing.watch.tensors import facts, flat, fresh, judged_in, mapped, tensors_in
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,19 @@ from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.installed import stock_mean
 from mpsdiag.inputs.modules import loss_of, mean
-from mpsdiag.tracing.causes import Candidate, explain
-from mpsdiag.tracing.causes.indices import Indices
+from mpsdiag.tracing.causes.arithmetic import device_only, division_by_zero, infinite_logits, overflow, unknown
+from mpsdiag.tracing.causes.given_values import bad_inputs, bad_weights, no_labels
+from mpsdiag.tracing.causes.indices import Indices, index_out_of_range
+from mpsdiag.tracing.causes.masks import attention_over_nothing, mask_arithmetic
+from mpsdiag.tracing.causes.root_cause import Candidate
 from mpsdiag.tracing.origin import Origin, joined
 from mpsdiag.tracing.passes.device_difference import find_difference
 from mpsdiag.tracing.passes.model_inputs import own_sentence, refusal
 from mpsdiag.tracing.watch.calls import TorchCall
-from mpsdiag.tracing.watch.flags import flag_of, is_up, numbers
 from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat, in_mode, is_plain_cpu, only_unwatched
 from mpsdiag.tracing.watch.origin_search import Pass, first_terminal
 from mpsdiag.tracing.watch.tensors import flat, fresh
-from mpsdiag.tracing.watch.tracer import Patches, Tracer
+from mpsdiag.tracing.watch.tracer import Patches, Tracer, flag_of, is_up, numbers
 
 ROUNDS = 8
 """At most this many faults behind each other are brought to light."""
@@ -217,3 +219,25 @@ def _sequences(batch: Mapping[str, Any]) -> int:
     """How many sequences a batch has."""
     sizes = (int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor) and value.dim())
     return next(sizes, 1)
+
+
+# The first that fits names the cause; `unknown` when none does.
+_RULES: Final[tuple[Callable[[Candidate], Origin | list[Origin] | None], ...]] = (
+    bad_weights,
+    bad_inputs,
+    index_out_of_range,
+    no_labels,
+    mask_arithmetic,
+    attention_over_nothing,
+    infinite_logits,
+    division_by_zero,
+    overflow,
+    device_only,
+    unknown,
+)
+
+
+def explain(first: Candidate) -> list[Origin]:
+    """Find the cause; more than one where several meet in the same operation."""
+    found = next(found for rule in _RULES if (found := rule(first)))
+    return found if isinstance(found, list) else [found]

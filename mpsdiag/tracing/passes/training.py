@@ -21,9 +21,9 @@ from mpsdiag.tracing.passes.forward import TracedRun, explain_forward
 from mpsdiag.tracing.passes.gradients import explain_backward
 from mpsdiag.tracing.passes.model_inputs import own_sentence
 from mpsdiag.tracing.watch.calls import TorchCall
-from mpsdiag.tracing.watch.flags import flag_of, is_up, numbers
 from mpsdiag.tracing.watch.model_state import Repeat, did_not_repeat, in_mode, only_unwatched
 from mpsdiag.tracing.watch.tensors import fresh
+from mpsdiag.tracing.watch.tracer import flag_of, is_up, numbers
 
 LEARNING_RATE = 5e-5
 """That of transformers' TrainingArguments."""

@@ -13,9 +13,9 @@ from mpsdiag.invariance.measure import padding_invariance
 from mpsdiag.scenario.exposure import predict
 from mpsdiag.tracing.process.forwards import WatchedForward
 from mpsdiag.tracing.process.watched import ScriptCheck
-from mpsdiag.tracing.watch.flags import flag_of, is_up
 from mpsdiag.tracing.watch.model_state import device_label, in_mode
 from mpsdiag.tracing.watch.tensors import fresh
+from mpsdiag.tracing.watch.tracer import flag_of, is_up
 
 BATCHES = 4
 """So many batches of the script are looked at."""

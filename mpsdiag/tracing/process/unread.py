@@ -16,8 +16,8 @@ from mpsdiag.inputs.modules import loss_of
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, no_label_counts
 from mpsdiag.sdpa.watch import dead_rows, per_query
 from mpsdiag.tracing.process.forwards import WatchedForward
-from mpsdiag.tracing.watch.flags import flag_of, norm_of, numbers
 from mpsdiag.tracing.watch.tensors import impurity, judged_in, unseen
+from mpsdiag.tracing.watch.tracer import flag_of, norm_of, numbers
 
 NEAREST = 32
 """So many nodes of the graph behind a loss are looked at."""

@@ -25,7 +25,7 @@ from mpsdiag.tracing.process.explained import OutsideLoss
 from mpsdiag.tracing.process.forwards import WatchedForward, holds_values
 from mpsdiag.tracing.process.unread import Unread
 from mpsdiag.tracing.process.watched import ScriptFinding, Watched
-from mpsdiag.tracing.watch.flags import is_up
+from mpsdiag.tracing.watch.tracer import is_up
 
 WAITING = 16
 """At most this many calls with gradients wait for an optimizer step before their flags are read."""
