@@ -37,7 +37,6 @@ FLOORS = (
         "device",
         "statistics",
         "release_environment",
-        "redaction",
         "installs",
         "escape",
     },
