@@ -1,19 +1,28 @@
 """Time of the emulator over time of composite math attention on the same CPU and shapes; wanted: at most 3.
 
 Every kernel generation is timed against `scaled_dot_product_attention` with the math backend forced, in
-rounds that alternate between the two, so that drift hits both alike. Run: `python benchmarks/emulator.py
-[--json] [--rounds N]`. Exit code 1 if a ratio is above the limit.
+rounds that alternate between the two, so that drift hits both alike. Times are processor time. Run:
+
+    python benchmarks/emulator.py [--json] [--rounds N]
+    python benchmarks/emulator.py --before TREE [--rounds N]
+
+Exit code 1 if a ratio is above the limit. With --before the emulator of another checkout is measured in processes that
+take turns with this one's; the exit code is 1 if the geometric mean of the ratios has risen by more than 3 %.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -57,10 +66,10 @@ CASES = (
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one run."""
-    start = time.perf_counter()
+    """Processor time of one run."""
+    start = time.thread_time()
     run()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def measure(case: Case, dtype: torch.dtype, rounds: int) -> dict[str, object]:
@@ -102,12 +111,33 @@ def measure(case: Case, dtype: torch.dtype, rounds: int) -> dict[str, object]:
     }
 
 
+def beside(before: Path, rounds: int, turns: int = 2) -> int:
+    """Measure two trees in turns, a process each, and print the medians of their ratios."""
+    trees = {"before": before.resolve(), "now": Path(__file__).resolve().parents[1]}
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for name, tree in list(trees.items()) * turns:
+        command = [sys.executable, "-P", __file__, "--json", "--rounds", str(rounds)]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tree)}, stdout=subprocess.PIPE, check=False)
+        for row in json.loads(done.stdout)["rows"]:
+            kind = found.setdefault((row["generation"], row["dtype"]), {})
+            kind.setdefault(name, []).append(row["ratio"])
+    medians = {kind: {name: statistics.median(both[name]) for name in trees} for kind, both in found.items()}
+    for (generation, dtype), both in medians.items():
+        print(f"{generation:14}{dtype:10}{both['before']:>7.2f}{both['now']:>7.2f}")
+    means = {name: math.exp(statistics.fmean(math.log(both[name]) for both in medians.values())) for name in trees}
+    print(f"geometric mean of emulated / composite: {means['before']:.3f} before, {means['now']:.3f} now")
+    return int(means["now"] > 1.03 * means["before"])
+
+
 def main() -> int:
     """Measure every case in three dtypes and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--before", type=Path, help="Another checkout, to be measured in turns with this one.")
     options = parser.parse_args()
+    if options.before is not None:
+        return beside(options.before, options.rounds)
     torch.set_num_threads(1)
     # The mode's overhead and a mask that is the same in all calls are part of what is timed.
     rows = [
