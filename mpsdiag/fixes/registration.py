@@ -33,18 +33,19 @@ def repaired_attention(
     mask = where.find(args, options)
     if mask is None or overriding(args[1:], options) or _is_written_finite(mask, options):
         return stock(*args, **options)
-    repaired = repair(mask, query_of(args, options, mask).dtype)
+    # What transformers makes of torch's own output is nobody else's.
+    by_torch = getattr(stock, "__module__", None) == OWN and isinstance(
+        F.scaled_dot_product_attention, BuiltinFunctionType
+    )
+    repaired = repair(mask, query_of(args, options, mask).dtype, by_torch)
     output, weights = where.call(stock, repaired.mask, args, options)
     if repaired.zero is None:
         return output, weights
     zero = repaired.zero
     if zero.dim() < 4:
         zero = zero[(None,) * (4 - zero.dim())]
-    # Rows of (B, H, L, E) are rows of (B, L, H, E). What transformers makes of torch's own output is nobody else's.
-    fresh = getattr(stock, "__module__", None) == OWN and isinstance(
-        F.scaled_dot_product_attention, BuiltinFunctionType
-    )
-    return zero_rows(output, zero.transpose(1, 2), fresh=fresh), weights
+    # Rows of (B, H, L, E) are rows of (B, L, H, E).
+    return zero_rows(output, zero.transpose(1, 2), fresh=by_torch), weights
 
 
 def _is_written_finite(mask: Tensor, options: dict[str, Any]) -> bool:

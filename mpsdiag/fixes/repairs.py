@@ -29,23 +29,25 @@ class Repaired(NamedTuple):
 
 
 Function = Callable[..., Any]
-Repair = Callable[[Tensor, torch.dtype], Repaired]
+Repair = Callable[[Tensor, torch.dtype, bool], Repaired]
+"""Takes the mask, the dtype of the query, and whether torch's own function is to take the mask."""
 
 
-def safe(mask: Tensor, dtype: torch.dtype) -> Repaired:
+def safe(mask: Tensor, dtype: torch.dtype, by_torch: bool = False) -> Repaired:
     """Let fully masked rows see every key, then zero their output: bit for bit what SDPA gives on the CPU."""
     del dtype
-    return Repaired(*open_dead_rows(mask))
+    return Repaired(*open_dead_rows(mask, by_torch=by_torch))
 
 
-def unmask(mask: Tensor, dtype: torch.dtype) -> Repaired:
+def unmask(mask: Tensor, dtype: torch.dtype, by_torch: bool = False) -> Repaired:
     """Let fully masked rows see every key, later ones too, and keep the result, as transformers did up to 4.52."""
-    del dtype
+    del dtype, by_torch
     return Repaired(open_dead_rows(mask)[0], None)
 
 
-def finite_minimum(mask: Tensor, dtype: torch.dtype) -> Repaired:
+def finite_minimum(mask: Tensor, dtype: torch.dtype, by_torch: bool = False) -> Repaired:
     """Write "may not attend" as the smallest finite number of a dtype, the query's for a boolean mask."""
+    del by_torch
     if mask.dtype == torch.bool:
         zeros = torch.zeros((), dtype=dtype, device=mask.device)
         return Repaired(torch.where(mask, zeros, torch.finfo(dtype).min), None)
@@ -108,11 +110,12 @@ def repaired_sdpa(
     mask = where.find(args, options)
     if mask is None:
         return sdpa(*args, **options)
-    repaired = repair(mask, query_of(args, options, mask).dtype)
+    by_torch = isinstance(sdpa, BuiltinFunctionType)
+    repaired = repair(mask, query_of(args, options, mask).dtype, by_torch)
     output = where.call(sdpa, repaired.mask, args, options)
     if repaired.zero is None:
         return output
-    return zero_rows(output, repaired.zero, fresh=isinstance(sdpa, BuiltinFunctionType))
+    return zero_rows(output, repaired.zero, fresh=by_torch)
 
 
 def eager(

@@ -6,15 +6,19 @@ Nothing is remembered from one call to the next: a mask can be edited in ways th
 from __future__ import annotations
 
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
 
+from mpsdiag.environment import version_numbers
 from mpsdiag.sdpa.watch import answer, masked_rows, overriding, plain_on_cpu
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_CPU_KNOWS_THEM: Final = version_numbers(torch.__version__) >= version_numbers("2.5")
+"""Attention on the CPU gives zeros for fully masked rows from torch 2.5 on."""
 
 
 def safe_scaled_dot_product_attention(
@@ -29,11 +33,11 @@ def safe_scaled_dot_product_attention(
 ) -> Tensor:
     """`F.scaled_dot_product_attention` whose fully masked rows are zeros, with zero gradients.
 
-    Fully masked rows may attend to every key, so that no kernel meets a softmax over nothing, and their output is
-    then replaced by zeros. All other rows, and all gradients, are those of the stock call: on finite inputs
-    the result is bit-equal to the CPU's of torch 2.5 and later. No device synchronization; no data-dependent branch
-    but on the CPU, outside compilation. Arguments with a `__torch_function__` of their own answer as they do in the
-    stock call.
+    Fully masked rows may attend to every key, so that no kernel meets a softmax over nothing (where gradients are off,
+    the CPU's own kernels do not need that), and their output is then replaced by zeros. All other rows, and all
+    gradients, are those of the stock call: on finite inputs the result is bit-equal to the CPU's of torch 2.5 and
+    later. No device synchronization; no data-dependent branch but on the CPU, outside compilation. Arguments with a
+    `__torch_function__` of their own answer as they do in the stock call.
 
     Args:
         query: `(..., Hq, L, D)`.
@@ -60,16 +64,20 @@ def safe_scaled_dot_product_attention(
         return result
     if attn_mask is None or not (attn_mask.dtype == torch.bool or attn_mask.is_floating_point()):
         return stock(query, key, value, attn_mask, **options)
-    opened, dead = open_dead_rows(attn_mask)
+    by_torch = isinstance(stock, BuiltinFunctionType)
+    opened, dead = open_dead_rows(attn_mask, by_torch=by_torch)
     output = stock(query, key, value, opened, **options)
-    return zero_rows(output, dead, fresh=isinstance(stock, BuiltinFunctionType))
+    return zero_rows(output, dead, fresh=by_torch)
 
 
-def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
+def open_dead_rows(attn_mask: Tensor, *, by_torch: bool = False) -> tuple[Tensor, Tensor]:
     """Let the fully masked rows of a mask attend to every key; also returns them, as bool `(..., L, 1)`.
 
     The opened mask has the shape and dtype of the mask; on the CPU it is the mask itself where no row is fully masked.
+    So it is where torch's own function is to take it (`by_torch`) without gradients: it knows such rows there.
     """
+    if by_torch and _CPU_KNOWS_THEM and plain_on_cpu(attn_mask) and not _watched_or_graded():
+        return attn_mask, masked_rows(attn_mask)
     once = attn_mask
     for dim in _expanded(attn_mask) if plain_on_cpu(attn_mask) else ():
         once = once.narrow(dim, 0, 1)  # expanded over rows or heads it stays so: nothing is computed or stored twice
@@ -79,6 +87,11 @@ def open_dead_rows(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
     if attn_mask.requires_grad and not opened.requires_grad and not torch.compiler.is_compiling():
         opened.requires_grad_()  # without gradients too, torch chooses its kernel by this flag of the mask
     return opened, dead
+
+
+def _watched_or_graded() -> bool:
+    """Whether somebody else may compute the call, such as the emulation, or gradients may be asked for."""
+    return torch.is_grad_enabled() or torch._C._is_torch_function_mode_enabled()  # noqa: SLF001 - no public name
 
 
 def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:

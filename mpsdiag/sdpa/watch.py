@@ -12,16 +12,13 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_overloaded_args, handle_torch_function, has_torch_function
 
 from mpsdiag.errors import BadInput
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def dead_rows(attn_mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+import mpsdiag
 from mpsdiag.sdpa.float64 import reference_attention
 from mpsdiag.sdpa.safe import open_dead_rows, safe_scaled_dot_product_attention, zero_rows
 
@@ -181,6 +182,32 @@ def test_zeroing_finds_the_rows_in_every_memory_layout(order, shape):
         assert torch.equal(zero_rows(part, dead), part.masked_fill(dead, 0.0))
     want = output.masked_fill(dead, 0.0)
     assert torch.equal(zero_rows(output, dead, fresh=True), want)
+
+
+def test_where_the_cpu_knows_fully_masked_rows_the_mask_stays_as_it_is_and_what_is_in_them_is_zeroed():
+    torch.manual_seed(0)
+    q, v = torch.randn(2, 2, 6, 4), torch.randn(2, 2, 6, 4)
+    v[0, :, 0] = float("nan")
+    mask = left_padded()
+    with torch.no_grad():
+        assert open_dead_rows(mask, by_torch=True)[0] is mask
+        assert not safe_scaled_dot_product_attention(q, q, v, mask)[0, :, :3].any()
+        for opened in (open_dead_rows(mask)[0], _opened_under_a_mode(mask)):
+            assert opened.any(-1).all()
+    assert open_dead_rows(mask, by_torch=True)[0].any(-1).all()  # gradients may be asked for
+
+
+def test_an_opened_bias_that_learns_says_so_to_torch_without_gradients_too():
+    bias = torch.where(left_padded(), 0.0, NEVER).requires_grad_()
+    with torch.no_grad():
+        opened, _ = open_dead_rows(bias)
+    assert opened.requires_grad
+    assert (opened > NEVER).any(-1).all()
+
+
+def _opened_under_a_mode(mask):
+    with mpsdiag.emulate_mps("2.8"):
+        return open_dead_rows(mask, by_torch=True)[0]
 
 
 def test_a_traced_graph_holds_for_other_masks_too():
