@@ -84,14 +84,15 @@ def _wrap_call() -> None:
     from transformers.modeling_utils import PreTrainedModel
 
     cls: Any = PreTrainedModel
-    stock = cls.__call__
-    if getattr(stock, "_mpsdiag", False):
+    own = vars(cls).get("__call__")
+    if getattr(own, "_mpsdiag", False):
         return
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _INSTALLED and _takes_positions(self):
             args, kwargs = _fill(self, args, kwargs) or (args, kwargs)
-        return stock(self, *args, **kwargs)
+        # Looked up now: what has been put before torch's own call since, such as a watcher, is called.
+        return own(self, *args, **kwargs) if own else super(cls, self).__call__(*args, **kwargs)
 
     call._mpsdiag = True  # type: ignore[attr-defined]  # noqa: SLF001 - our own mark
     cls.__call__ = call

@@ -1,12 +1,13 @@
 """The fix `positions` gives a padded GPT-2 what each sequence has alone, and touches nothing else."""
 
+import contextlib
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from mpsdiag import apply, install
+from mpsdiag import apply, install, watch
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes.positions import position_ids, with_position_ids
 from mpsdiag.inputs.models import build_model
@@ -88,3 +89,10 @@ print(float((model(ids, attention_mask=mask).logits[0, 2:] - model(ids[:, 2:]).l
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_a_watcher_sees_the_model_where_positions_are_installed_and_after_that(model, batch):
+    for context in (install("positions"), contextlib.nullcontext()):
+        with context, watch() as seen, torch.no_grad():
+            model(**batch)
+        assert seen.report.watched.models == {type(model).__name__: 1}
