@@ -1,7 +1,7 @@
 """What a mode does in a call of attention: to the mask before it, to the output after it, or all of it in its place.
 
-Pure; no synchronization with the device, no branch on data, nothing remembered. All other arguments are passed on as
-they came.
+Pure; no synchronization with the device, no branch on data but on the CPU, nothing remembered. All other arguments are
+passed on as they came.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mpsdiag.sdpa.safe import open_dead_rows, zero_rows
 
 
 class Repaired(NamedTuple):
-    """A mask that leaves no query without a key, broadcastable to (..., L, S), boolean or additive.
+    """A mask that leaves no row that the kernel cannot take, broadcastable to (..., L, S), boolean or additive.
 
     `zero` is True where the output row is to be zero, shape (..., L, 1); None if all stays as computed.
     """

@@ -6,19 +6,15 @@ Nothing is remembered from one call to the next: a mask can be edited in ways th
 from __future__ import annotations
 
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from mpsdiag.environment import version_numbers
 from mpsdiag.sdpa.watch import answer, masked_rows, overriding, plain_on_cpu
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_CPU_KNOWS_THEM: Final = version_numbers(torch.__version__) >= version_numbers("2.5")
-"""Attention on the CPU gives zeros for fully masked rows from torch 2.5 on."""
 
 
 def safe_scaled_dot_product_attention(
@@ -33,11 +29,11 @@ def safe_scaled_dot_product_attention(
 ) -> Tensor:
     """`F.scaled_dot_product_attention` whose fully masked rows are zeros, with zero gradients.
 
-    Fully masked rows may attend to every key, so that no kernel meets a softmax over nothing (where gradients are off,
-    the CPU's own kernels do not need that), and their output is then replaced by zeros. All other rows, and all
-    gradients, are those of the stock call: on finite inputs the result is bit-equal to the CPU's of torch 2.5 and
-    later. No device synchronization; no data-dependent branch but on the CPU, outside compilation. Arguments with a
-    `__torch_function__` of their own answer as they do in the stock call.
+    Fully masked rows may attend to every key, so that no kernel meets a softmax over nothing, and their output is then
+    replaced by zeros; where gradients are off, the second is enough for the CPU's own kernels, whose rows do not mix.
+    All other rows, and all gradients, are those of the stock call: on finite inputs the result is bit-equal to the
+    CPU's of torch 2.5 and later. No device synchronization; no data-dependent branch but on the CPU, outside
+    compilation. Arguments with a `__torch_function__` of their own answer as they do in the stock call.
 
     Args:
         query: `(..., Hq, L, D)`.
@@ -74,9 +70,10 @@ def open_dead_rows(attn_mask: Tensor, *, by_torch: bool = False) -> tuple[Tensor
     """Let the fully masked rows of a mask attend to every key; also returns them, as bool `(..., L, 1)`.
 
     The opened mask has the shape and dtype of the mask; on the CPU it is the mask itself where no row is fully masked.
-    So it is where torch's own function is to take it (`by_torch`) without gradients: it knows such rows there.
+    So it is where torch's own function is to take it (`by_torch`) without gradients: what such a row gives stays in it,
+    and zeroing the output is enough.
     """
-    if by_torch and _CPU_KNOWS_THEM and plain_on_cpu(attn_mask) and not _watched_or_graded():
+    if by_torch and plain_on_cpu(attn_mask) and not _watched_or_graded():
         return attn_mask, masked_rows(attn_mask)
     once = attn_mask
     for dim in _expanded(attn_mask) if plain_on_cpu(attn_mask) else ():
