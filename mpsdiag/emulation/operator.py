@@ -21,9 +21,9 @@ from mpsdiag.emulation.faults import (
     expanded_mask,
     laid_out_for_another_width,
 )
-from mpsdiag.emulation.generations.graph import TINY_SHIFT, graph_attention, graph_attention_f32
+from mpsdiag.emulation.generations.graph import TINY_SHIFT, composite_attention, graph_attention, graph_attention_f32
 from mpsdiag.emulation.generations.prefill import LOG2E, prefill, prefill_mpp
-from mpsdiag.emulation.generations.rounding import composite_attention, expand_heads, scale_or_default
+from mpsdiag.emulation.generations.rounding import expand_heads, scale_or_default
 from mpsdiag.emulation.generations.vector import vector_one_pass, vector_two_pass
 from mpsdiag.emulation.selection import BOTH_MASKS, Machine, refuse_call, refuse_general
 

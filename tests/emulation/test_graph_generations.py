@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from mpsdiag.emulation.call import AttentionCall
 from mpsdiag.emulation.faults import as_the_cached_graph_runs_it
-from mpsdiag.emulation.generations.graph import graph_attention, graph_attention_f32
-from mpsdiag.emulation.generations.rounding import composite_attention
+from mpsdiag.emulation.generations.graph import composite_attention, graph_attention, graph_attention_f32
 from mpsdiag.emulation.mode import emulate_mps
 from mpsdiag.emulation.selection import Emulation, Machine
 

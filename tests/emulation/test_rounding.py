@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mpsdiag.emulation.generations.graph import graph_attention
-from mpsdiag.emulation.generations.rounding import composite_attention
+from mpsdiag.emulation.generations.graph import composite_attention, graph_attention
 from mpsdiag.emulation.mode import emulate_mps
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

@@ -1,19 +1,22 @@
-"""G1 to G3: the MPSGraph of torch 2.5 to 2.9, which rounds to the dtype of the query, and that of 2.10 and later.
+"""G0 to G3: single operators (torch 2.0 to 2.4), the MPSGraph of 2.5 to 2.9, and that of 2.10 and later.
 
-G1 gives NaN for a row of -inf, G2 (2.9) zeros. G3 is float32 from the first product to the last: the source multiplies
-query and key in their own dtype and casts afterwards, but a float16 product that overflows does not reach the scores,
-as the upstream regression test (head dimension 80, everything 256, products of 5 million) passes on Macs. So the graph
-is taken to fold the cast into the product, and nothing is rounded there.
+Up to 2.9 every step is rounded to the dtype of the query. A row of -inf gives NaN in G0, in its gradients too, and in
+G1; zeros in G2 (2.9). G3 is float32 from the first product to the last. The source multiplies query and key in their
+own dtype and casts afterwards, but a float16 product that overflows does not reach the scores, as the upstream
+regression test (head dimension 80, everything 256, products of 5 million) passes on Macs. So the graph is taken to
+fold the cast into the product, and nothing is rounded there.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from mpsdiag.emulation.generations.rounding import (
+    NEGATIVE_INFINITY,
     additive,
     after_the_query,
     all_minus_infinity,
@@ -36,6 +39,50 @@ if TYPE_CHECKING:
 CAUSAL_FILL = -1e20  # what the graph writes over hidden scores; -inf only in float16
 SCORES_IN_A_BLOCK = 1 << 18  # small enough for the cache, and within memory at any size
 TINY_SHIFT = 1e-20  # 2.8+ adds it to float32 products on macOS 15+, against a fusion that gave NaN
+
+
+def composite_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    dropout_p: float = 0.0,
+    *,
+    zero_dead_rows: bool = False,
+    wide_scores: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Attention as torch 2.0 to 2.4 composes it from single operators; differentiable.
+
+    Every intermediate is rounded to the dtype of the query; both factors are scaled by `sqrt(scale)`, of a
+    negative scale by that of its amount, with the sign on the query. `zero_dead_rows` is the safe softmax:
+    rows whose scores are all -inf give zeros, and finite gradients. With `wide_scores`, half types are
+    computed in float32 and rounded once.
+    """
+    dtype = query.dtype
+    steps = torch.float32 if wide_scores and dtype != torch.float64 else dtype
+    key, value = expand_heads(key, value, query, enable_gqa)
+    if wide_scores:
+        query, key = widen(query), widen(key)
+    factor = scale_or_default(scale, query)
+    root = math.sqrt(abs(factor))
+    scores = rounded(product(query * math.copysign(root, factor), (key * root).mT), steps)
+    if is_causal:
+        scores = scores.masked_fill(after_the_query(*scores.shape[-2:]), NEGATIVE_INFINITY)
+    elif mask is not None:
+        scores = rounded(scores + additive(mask, dtype), steps)
+    if zero_dead_rows:
+        dead = all_minus_infinity(scores.detach())
+        # Twice: before, so that softmax and its gradient meet numbers; after, for the zeros.
+        weights = torch.softmax(scores.masked_fill(dead, 0.0), dim=-1).masked_fill(dead, 0.0)
+    else:
+        weights = torch.softmax(scores, dim=-1)
+    weights = weights.to(steps)
+    if dropout_p > 0.0:
+        weights = torch.dropout(weights, dropout_p, train=True)
+    return product(weights, value).to(dtype), weights.to(dtype)
 
 
 def graph_attention(
