@@ -11,15 +11,14 @@ import re
 import select
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mpsdiag.errors import MpsdiagError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
     from _typeshed import ReadableBuffer
 
     from mpsdiag.reporting.layout.blocks import Document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,6 @@ from mpsdiag.errors import BadInput, one_of
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, attention_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mpsdiag.benching.gates.gate import Gate
     from mpsdiag.benching.journal.journal import Journal
 

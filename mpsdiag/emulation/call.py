@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from mpsdiag.emulation.generations.rounding import additive
 from mpsdiag.emulation.releases import TWO_PASS_KEYS, VECTOR_QUERIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import Tensor
-
     from mpsdiag.emulation.releases import Release
 
 

@@ -12,19 +12,16 @@ Later kernels take every stride; those of the prefill path of 2.13 in 32 bits (S
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from mpsdiag.emulation.generations.rounding import scale_or_default
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor
-
     from mpsdiag.emulation.call import AttentionCall
     from mpsdiag.emulation.selection import Machine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,6 @@ from mpsdiag.emulation.operator import attention, run_operator
 from mpsdiag.emulation.selection import Emulation, Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from typing_extensions import Self
 
     from mpsdiag.emulation.selection import OnAbort

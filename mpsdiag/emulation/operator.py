@@ -6,11 +6,12 @@ Each path hands a call to its kernel, with the defects that belong to the path.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from mpsdiag.emulation.call import HALF, AttentionCall, choose_path, takes_operator
 from mpsdiag.emulation.faults import (
@@ -26,11 +27,6 @@ from mpsdiag.emulation.generations.prefill import LOG2E, prefill, prefill_mpp
 from mpsdiag.emulation.generations.rounding import expand_heads, scale_or_default
 from mpsdiag.emulation.generations.vector import vector_one_pass, vector_two_pass
 from mpsdiag.emulation.selection import BOTH_MASKS, Machine, refuse_call, refuse_general
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
 
 
 def attention(call: AttentionCall, machine: Machine) -> Tensor:

@@ -13,17 +13,14 @@ path either while any function mode is active, as `torch.overrides.has_torch_fun
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode
 
 RUNNING: frozenset[Any] = frozenset({torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 """The functions that run a backward pass."""

@@ -6,15 +6,13 @@ Nothing is remembered from one call to the next: a mask can be edited in ways th
 from __future__ import annotations
 
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mpsdiag.sdpa.watch import answer, masked_rows, overriding, plain_on_cpu
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def safe_scaled_dot_product_attention(

@@ -7,10 +7,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import torch
-from torch.utils.data import IterableDataset, Subset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer
 
 from mpsdiag.emulation import mode as emulation
@@ -21,10 +22,6 @@ from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, NonFiniteLogitsError,
 from mpsdiag.trainers.chunked_loss import CHUNK_BYTES
 from mpsdiag.trainers.cpu_losses import evaluation_losses_on_cpu
 from mpsdiag.trainers.second_pass import CpuModels, remember_counts
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,12 @@ fold the cast into the product, and nothing is rounded there.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from mpsdiag.emulation.generations.rounding import (
     NEGATIVE_INFINITY,
@@ -29,10 +31,6 @@ from mpsdiag.emulation.generations.rounding import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import Tensor
-
     Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 

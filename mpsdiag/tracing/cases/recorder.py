@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from mpsdiag.inputs.modules import embeddings_of, logits_of, loss_of
@@ -17,7 +18,6 @@ from mpsdiag.tracing.cases.recorded_case import About, check_free, write_case
 from mpsdiag.trainers.forward_watch import watch_forward
 
 if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
     from transformers import TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
