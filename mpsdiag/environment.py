@@ -3,8 +3,6 @@
 Redacted by construction: home folder, user name, host name and tokens never get into an `Environment`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

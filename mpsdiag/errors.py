@@ -1,7 +1,5 @@
 """What goes wrong on the user's side, each as one sentence that names the thing and says what to do."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

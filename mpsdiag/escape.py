@@ -1,7 +1,5 @@
 """Texts made harmless for the place they go to: no control characters, no markup, no secrets, no names of people."""
 
-from __future__ import annotations
-
 import functools
 import getpass
 import re

@@ -1,7 +1,5 @@
 """What every command may say: advice, exposure, blame, and under which emulation something was found."""
 
-from __future__ import annotations
-
 import math
 from importlib import import_module
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """Libraries that cannot be imported: which, why, and how to install them again. Needs the standard library only."""
 
-from __future__ import annotations
-
 import importlib
 import platform
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Keep a library's warnings back where what they warn of is being found out, and said in better words."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Callable, Iterator

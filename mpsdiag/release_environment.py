@@ -1,7 +1,5 @@
 """Environments of other releases, as `bisect` builds them: where they are, what is in them, what runs in them."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping

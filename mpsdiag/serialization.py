@@ -1,7 +1,5 @@
 """JSON that is always valid, and files that are replaced whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

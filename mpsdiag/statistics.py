@@ -1,7 +1,5 @@
 """Medians, spreads, intervals and tests of durations. Inputs are raw samples in seconds; pure functions."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The words of the contract: what axes, statuses and verdicts are called. Stable, and only here."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Final, Literal, get_args

@@ -1,7 +1,5 @@
 """Environments of releases: built once by uv, kept for reuse, the least recently used removed at a size limit."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

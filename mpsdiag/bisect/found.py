@@ -1,7 +1,5 @@
 """What the tries of a search add up to: the sentence, the exit code, the JSON document. Pure, from the journal."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final
 

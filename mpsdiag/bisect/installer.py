@@ -4,8 +4,6 @@ uv reads the user's own settings (indexes, logins, constraints); nothing here kn
 nightly builds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

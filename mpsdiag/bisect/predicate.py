@@ -3,8 +3,6 @@
 Exit code as for `git bisect run`: 0 good, 1 bad (non-finite values where a batch is padded), 125 cannot be tested.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

@@ -1,7 +1,5 @@
 """The releases on the command line: the range of the axis, and the pins."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Final

@@ -1,7 +1,5 @@
 """A result as sections of the report, and so as terminal text, Markdown and HTML."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Final
 

@@ -4,8 +4,6 @@ Releases are numbers from 0 (the oldest) to `total - 1`. Nothing is remembered b
 outcomes so far, so a resumed search asks exactly what an uninterrupted one would have asked.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """One try: the command in an environment, ended in time, and what its exit code means."""
 
-from __future__ import annotations
-
 import contextlib
 import operator
 import os

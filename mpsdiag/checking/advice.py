@@ -1,7 +1,5 @@
 """Why a scenario came out bad, what to do about it, and why a fix does or does not help: from the evidence."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """What callers of the Python interface give, brought to the one form the house works with, or refused in a sentence."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Any

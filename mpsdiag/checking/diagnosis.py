@@ -1,7 +1,5 @@
 """What `mpsdiag check` found out, schema 1, and how evidence makes a verdict. Pure functions, no torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """`mpsdiag check`: does this machine suffer from it, why, and which fix resolves it?"""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`mpsdiag compare`: two documents of `mpsdiag check --json` side by side."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`mpsdiag env`: the machine, as a block to paste into an issue; also where nothing else works."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

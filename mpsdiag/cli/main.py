@@ -1,7 +1,5 @@
 """Assemble the commands, run one, and turn its outcome into the exit code of the contract."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import sys

@@ -1,7 +1,5 @@
 """The options that several commands share, with one name and one help text each; what `--help` prints; notes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module

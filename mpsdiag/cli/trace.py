@@ -1,7 +1,5 @@
 """`mpsdiag trace`: where the first NaN comes from, and why."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

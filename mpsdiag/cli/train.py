@@ -1,7 +1,5 @@
 """`mpsdiag train`: the training pipeline. Its options are dataclasses, parsed by transformers' own parser."""
 
-from __future__ import annotations
-
 import typer
 
 from mpsdiag.words import EXIT_OK

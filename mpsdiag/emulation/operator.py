@@ -3,8 +3,6 @@
 Each path hands a call to its kernel, with the defects that belong to the path.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import replace

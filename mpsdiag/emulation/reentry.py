@@ -11,8 +11,6 @@ always call `F.scaled_dot_product_attention`. Nothing is to be done for that her
 path either while any function mode is active, as `torch.overrides.has_torch_function` is true then.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -6,8 +6,6 @@ and for the probes; `SDPA0NN` is entry BNN of the list of known defects. Defects
 release and a macOS: the graph is compiled by the system.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What a model is made of, as far as its attention goes: the transformers models in it, their configs, their code."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys

@@ -1,7 +1,5 @@
 """Do something as soon as a module has been imported, and nothing until then."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence

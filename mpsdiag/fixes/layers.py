@@ -5,8 +5,6 @@ the call on. So modes can be removed in any order, and a layer that another libr
 it is and does nothing. Each name gets its layer when the first user comes, and loses it with the last one.
 """
 
-from __future__ import annotations
-
 import functools
 import sys
 import threading

@@ -1,7 +1,5 @@
 """One model: set its attention mode, read back whether that took, and put back what was there."""
 
-from __future__ import annotations
-
 import contextlib
 import weakref
 from collections.abc import Callable

@@ -5,8 +5,6 @@ ids. It is right only where it was seen to restore what a sequence has alone: mo
 ids themselves, such as RoBERTa, are broken by it.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any, Final

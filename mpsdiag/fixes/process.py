@@ -1,7 +1,5 @@
 """The whole process: one mode in force for everything that calls SDPA."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from operator import itemgetter

@@ -4,8 +4,6 @@ Registered alone, an attention function runs with no mask at all: wrong numbers,
 only function here that registers does both.
 """
 
-from __future__ import annotations
-
 import contextlib
 from types import BuiltinFunctionType
 from typing import Any, Final

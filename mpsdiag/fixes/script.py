@@ -4,8 +4,6 @@ The script gets a Python of its own in the place of this process. So it is `__ma
 arguments, path, tracebacks, signals and exit code are its own, and there is nothing of ours around it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What `mpsdiag run` asks of the processes it starts: written into their environment here, and read back here."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field

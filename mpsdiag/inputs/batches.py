@@ -1,7 +1,5 @@
 """Rows and batches for every task: texts and pictures as tensors, padded, with labels to evaluate on."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Rows of a dataset on this machine: a text, JSON Lines, CSV or Parquet file, or a folder of texts or of `datasets`."""
 
-from __future__ import annotations
-
 import codecs
 import functools
 import glob

@@ -3,8 +3,6 @@
 The answers look at the code that is installed; each has a test that tries the real thing.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What is wrong with a model or tokenizer that a library could not load, and what to do: true of this one."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

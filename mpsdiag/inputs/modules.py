@@ -1,7 +1,5 @@
 """A model while it runs: its layers, which of them a forward is in, what it returns; and its copy on the CPU."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

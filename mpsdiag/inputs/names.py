@@ -3,8 +3,6 @@
 Without a network the hub's cache is used, and what it lacks fails in a second instead of after a minute of retries.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ A task says how a model is loaded, what a batch of texts is for it, which labels
 its output are real, and what is compared. `config.architectures` decides which task a model has.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

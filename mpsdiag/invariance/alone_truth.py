@@ -1,7 +1,5 @@
 """What a model gives at the real positions of an arrangement, and how far that is from float64, alone."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import math

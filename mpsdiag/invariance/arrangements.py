@@ -1,7 +1,5 @@
 """The same sequences alone and in padded batches: what each arrangement hands to the model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final

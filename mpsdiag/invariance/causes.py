@@ -1,7 +1,5 @@
 """Why padding changes what a model gives: each cause is one intervention that is run, none is assumed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Labels that are predicted from a padded position: how much of a loss comes from them, and how to leave them out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether padding changes what a model gives: each sequence alone, against the same sequences in padded batches."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace

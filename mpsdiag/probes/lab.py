@@ -1,7 +1,5 @@
 """The bench a trigger works on: seeded inputs on the device, one attention call, its judgement. Loads torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

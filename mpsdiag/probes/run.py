@@ -1,7 +1,5 @@
 """Run one probe in both grad modes, or all probes of a level; what they show, beside what a torch release predicts."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Two documents of `mpsdiag check --json` side by side: two machines, two releases. What was found differently?"""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `mpsdiag run --trace` and `mpsdiag.watch` saw, laid out as sections: the findings first, then the counts."""
 
-from __future__ import annotations
-
 import linecache
 from collections.abc import Iterable
 

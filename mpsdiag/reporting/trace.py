@@ -1,7 +1,5 @@
 """What `mpsdiag trace` found, laid out as sections: the cause, the place, the evidence, what to do."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any

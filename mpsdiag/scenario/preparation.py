@@ -4,8 +4,6 @@
 batches out of eval_loss. The variants of the Trainer separate, in a matrix, where a NaN comes from.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """What the right numbers are: the same weights on the CPU in float64, and the bound around them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Nothing is remembered from one call to the next: a mask can be edited in ways that nobody can notice.
 """
 
-from __future__ import annotations
-
 from types import BuiltinFunctionType
 from typing import Any
 

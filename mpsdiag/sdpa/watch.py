@@ -7,8 +7,6 @@ tables made earlier hold, or whatever the public name holds at the moment of the
 object.
 """
 
-from __future__ import annotations
-
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`mpsdiag.trace`, and `mpsdiag trace` without its command line: a case is loaded, traced, and answered. Schema 1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike

@@ -1,7 +1,5 @@
 """`MPSSafeTrainer`: a drop-in `transformers.Trainer` whose evaluation can be trusted on MPS."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections import Counter

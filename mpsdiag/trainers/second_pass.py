@@ -4,8 +4,6 @@ A Trainer may hold more models than one (a reference model, a loss that keeps th
 may keep metrics of its own: the second pass takes the place of the first.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The command line of the pipeline: our own options, and all of transformers' TrainingArguments."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields

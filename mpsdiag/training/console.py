@@ -1,7 +1,5 @@
 """The messages of a run on stderr, and the folder it writes into, which is tried before the work begins."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import sys

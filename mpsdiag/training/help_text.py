@@ -5,8 +5,6 @@ Options of transformers are listed with their values and defaults; its documenta
 After a change of the options: `MPSDIAG_UPDATE_GOLDEN=1 pytest tests/training/test_help_text.py`.
 """
 
-from __future__ import annotations
-
 import argparse
 import textwrap
 from importlib import metadata

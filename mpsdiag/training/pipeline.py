@@ -1,7 +1,5 @@
 """The training pipeline: parse, build, train, evaluate, sum up."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import logging

@@ -1,7 +1,5 @@
 """Checkpoints: which are whole, which to resume from, and no Ctrl-C in the middle of writing one."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -6,8 +6,6 @@ take a cell away from those it is compared with. JSON text goes over the wire, w
 the scheduler's network, or use dask's TLS. See docs/fleet.md.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """The workers of a dask scheduler: who is there, what they are, and how to ask them. All that touches dask."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

@@ -5,8 +5,6 @@ ratio is one of one machine. Verdicts go to any worker of the same kind, so that
 machine like its own.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field

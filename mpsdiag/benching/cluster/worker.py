@@ -1,7 +1,5 @@
 """What a dask worker does for `mpsdiag bench --cluster`: runs cells in children of its own, says what it is."""
 
-from __future__ import annotations
-
 import functools
 import json
 import tempfile

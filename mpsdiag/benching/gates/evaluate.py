@@ -3,8 +3,6 @@
 A number that is not there, or not a number, never passes quietly: the gate is then undecided.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -14,8 +14,6 @@ pair of cells that agree on all axes the selectors do not name. The gate trips w
 `mpsdiag.benching.gates.evaluate` decides.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Reading a journal: JSON Lines, one header, then one line a finished round of a cell."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Where records come from: the environments of journals, and what tells them apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ JSON text crosses the border, nothing else. Everything measured stays raw (every
 medians and intervals of it.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """Writing a journal: whole lines, on the disk before the next cell starts, by one process at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

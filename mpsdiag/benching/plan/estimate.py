@@ -1,7 +1,5 @@
 """How long a matrix will take: from what its journal has already, or from rough figures of built-in models."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

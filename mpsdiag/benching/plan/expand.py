@@ -1,7 +1,5 @@
 """From a matrix to its cells: the loops over the axes, the rules, and which cells cannot exist here and why."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

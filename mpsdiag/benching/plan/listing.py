@@ -1,7 +1,5 @@
 """What `bench --dry-run` shows: the cells, those that cannot run here and why, and how long it will take."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

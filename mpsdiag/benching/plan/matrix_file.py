@@ -1,7 +1,5 @@
 """Reading a matrix file (TOML), with complaints that name its line."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

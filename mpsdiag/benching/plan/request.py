@@ -1,7 +1,5 @@
 """What a user asks of `mpsdiag bench`, and how the words of its options are read."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

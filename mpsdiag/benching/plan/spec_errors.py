@@ -1,7 +1,5 @@
 """What is wrong with a matrix, as a sentence: where it stands, what it is, and the nearest word that would be right."""
 
-from __future__ import annotations
-
 import datetime as dt
 import re
 from collections.abc import Callable, Mapping

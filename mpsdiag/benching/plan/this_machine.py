@@ -1,7 +1,5 @@
 """What a plan must ask the machine: which cells cannot run on it, and what its local files hold."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator

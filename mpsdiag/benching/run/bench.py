@@ -1,7 +1,5 @@
 """One `mpsdiag bench`: from a matrix and options to a plan, then to a journal, then to an exit code."""
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 from collections import Counter

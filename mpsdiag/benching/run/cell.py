@@ -1,7 +1,5 @@
 """What a cell does, inside its own process: a verdict leg (under emulation if asked), or a timing leg without."""
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable

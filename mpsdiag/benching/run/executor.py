@@ -1,7 +1,5 @@
 """Where jobs run: on this machine, one at a time for timings, or on the workers of a cluster."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import itertools
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The inside of a cell's process: its own process group, output into its log, one answer as JSON text."""
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import importlib

@@ -3,8 +3,6 @@
 SIGTERM and SIGHUP (the terminal is gone) end it now, too. Before cells run, Ctrl-C is an exception as everywhere.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import sys

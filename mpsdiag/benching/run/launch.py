@@ -1,7 +1,5 @@
 """One process a cell: started from a fork server where that is safe, watched, ended in time, its end understood."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import multiprocessing

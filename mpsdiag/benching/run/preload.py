@@ -3,8 +3,6 @@
 Importing starts no thread pools and touches no accelerator; forking after it is safe on Linux without CUDA.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 

@@ -1,7 +1,5 @@
 """What a running matrix says on stderr: a bar on a terminal, a line now and then in a pipe, trouble at once."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """A cell in the environment of another release: its process starts that Python, and hands on how it ended."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import signal

@@ -1,7 +1,5 @@
 """Which cell is timed when: rounds in rotated order, and a stop rule for cells whose ratio is known well enough."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar

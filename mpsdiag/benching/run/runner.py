@@ -1,7 +1,5 @@
 """Running a matrix: verdicts first, then timing rounds; every finished round is on the disk before the next begins."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@ computed in closed form. What the walk does decide is where a NaN or an infinity
 settle that with prefix operations along the walk, so that the outcome is the walk's own.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad

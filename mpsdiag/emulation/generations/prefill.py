@@ -7,8 +7,6 @@ diagonal are not visited. The weights stay in f32 for the product with V. Of G7 
 executed on a CPU does; its descriptor asks for relaxed precision, so on hardware it is not proven.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What the generations share: scales, heads, masks, and where they round."""
 
-from __future__ import annotations
-
 import math
 
 import torch

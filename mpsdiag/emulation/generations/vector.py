@@ -7,8 +7,6 @@ its maximum at -1e9 and stores its partial sum in the dtype of the query; the se
 whose true maximum is below about -1e9 gives exactly 0.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad

@@ -6,8 +6,6 @@ one small file. A Python that is started with -I, -E, -S, or with another enviro
 starts it says so.
 """
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.util
 import os

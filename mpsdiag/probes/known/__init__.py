@@ -1,7 +1,5 @@
 """The catalogue: every known defect of attention on MPS, in the order of its id."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final

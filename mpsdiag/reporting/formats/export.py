@@ -1,7 +1,5 @@
 """A report in each format, and as the folder that `bench` leaves behind."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

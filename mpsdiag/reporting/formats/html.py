@@ -1,7 +1,5 @@
 """The report as one self-contained HTML page: no network, no need of JavaScript, light and dark, phone and wall."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """The report as one JSON document, for scripts: the verdicts, and every cell."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The report as Markdown that GitHub renders, short enough for an issue."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

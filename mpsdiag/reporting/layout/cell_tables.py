@@ -1,7 +1,5 @@
 """The tables of cells: what each costs, what it trained and evaluated to, and what changed against older results."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """A report laid out as sections and tables, in reading order; the same for the terminal, Markdown and HTML."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """New journals against old ones: what became NaN, what was fixed, what got faster or slower beyond the noise."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How numbers are written: durations, memory, ratios, losses; short, and with their units."""
 
-from __future__ import annotations
-
 import math
 
 NOTHING = "–"

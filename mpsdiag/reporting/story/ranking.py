@@ -1,7 +1,5 @@
 """What each fix costs: durations, and ratios to the baseline. Only correct cells are ranked."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """From the cells of one scene to a sentence: is it affected, which fix resolves it, and at what cost."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

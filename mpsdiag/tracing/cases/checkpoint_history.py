@@ -1,7 +1,5 @@
 """Since which checkpoint a weight is not finite: read from safetensors files, one tensor at a time."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

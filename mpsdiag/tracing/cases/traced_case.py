@@ -1,7 +1,5 @@
 """Where a traced case comes from: a model with a data set, a model with a saved batch, or a recorded folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Decided by running the call again, on the CPU and in float64.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

@@ -1,7 +1,5 @@
 """Faults of what the model was given: broken weights, a bad batch, indices that point nowhere, no label that counts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Indices against the sizes of the tables they are looked up in: not every device complains about one out of range."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

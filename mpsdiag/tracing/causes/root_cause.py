@@ -1,7 +1,5 @@
 """What a rule judges: one place where non-finite values begin, with all that is known about it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Training that breaks its own weights: the trajectory of a run, and when the learning rate is to blame."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

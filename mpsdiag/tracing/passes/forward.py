@@ -3,8 +3,6 @@
 In detail means again and again: each time with the faults found so far made finite, until none is left.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ No torch function runs in a backward; autograd walks its own graph. So every nod
 made it while the forward runs, and a hook on it sees what goes in and what comes out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A batch for a model: moved to its device; what it may be, the model's own forward decides."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import logging

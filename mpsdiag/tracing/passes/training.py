@@ -1,7 +1,5 @@
 """Training steps, traced: the cheap pass in every step, in detail the first step that is not finite."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

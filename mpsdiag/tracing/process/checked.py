@@ -1,7 +1,5 @@
 """`mpsdiag run --check`: exposure and padding invariance of a script's own model and first batches."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

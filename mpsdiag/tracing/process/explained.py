@@ -1,7 +1,5 @@
 """A forward, backward or optimizer step of a watched process that came out non-finite: run again, and explained."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """`mpsdiag.watch` for a block of code, and what `mpsdiag run --trace` does in each Python process of a script."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import sys

@@ -1,7 +1,5 @@
 """What a watched process knows about itself and nobody has read yet: flags and counts that stay on the device."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterator

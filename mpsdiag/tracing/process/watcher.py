@@ -4,8 +4,6 @@ The flags of evaluations are read when the next call begins; those of a training
 changes the weights, so that a bad step is looked into with the weights as they were.
 """
 
-from __future__ import annotations
-
 import functools
 import gc
 import math

@@ -1,7 +1,5 @@
 """Make a call as small and as plain as it can be while, by itself, it still shows the fault."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal

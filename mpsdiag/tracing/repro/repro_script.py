@@ -1,7 +1,5 @@
 """`--repro`: reduce the call that gave the fault, write it as a script with torch alone, run it, and keep it."""
 
-from __future__ import annotations
-
 import math
 import os
 import subprocess

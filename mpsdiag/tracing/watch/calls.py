@@ -1,7 +1,5 @@
 """A torch operation as it was called, its arguments by name, and what it gives by itself: on the CPU, in float64."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Not every infinity is a fault: masks are full of minus infinities, and an overfl
 search goes backwards from the outputs, through non-finite tensors only, and ends where finite ones gave the first.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What a trace says about tensors: which non-finite values they hold, their finite range, which rows are bad."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
