@@ -69,9 +69,7 @@ class AttentionCall:
 
 def public_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
     """Read the arguments of `F.scaled_dot_product_attention`."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    named = {**dict(zip(names, args, strict=False)), **kwargs}
-    return AttentionCall(mask=named.pop("attn_mask", None), **named)
+    return AttentionCall(*args, **{"mask" if name == "attn_mask" else name: value for name, value in kwargs.items()})
 
 
 def operator_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:

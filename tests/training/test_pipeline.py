@@ -189,7 +189,8 @@ def test_safe_sdpa_under_emulation_has_the_loss_of_the_run_without(run, model):
     options = {"attn_implementation": "safe_sdpa", "model": model}
     _, plain, out, _ = run(name="plain", **options)
     _, emulated, same, _ = run(name="emulated", emulate="2.8", **options)
-    assert emulated["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
+    # The emulated kernel rounds as it does itself, and training adds up the differences; NaN rows would be far above.
+    assert emulated["eval_loss"] == pytest.approx(plain["eval_loss"], rel=2e-5)
     shown = [line for line in out.splitlines() if line.startswith("eval_loss")]
     assert [f"{line} (emulated)" for line in shown] == [
         line for line in same.splitlines() if line.startswith("eval_loss")

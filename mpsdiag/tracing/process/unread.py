@@ -60,6 +60,10 @@ class Unread:
     """Operations in losses outside of the models, with the input that must not be zero."""
     mask: Tensor | None = None
     """The last one that was counted: layers share their mask."""
+    counted: int = 0
+    """Fully masked rows that could be counted without waiting for a device."""
+    settled: set[Any] = field(default_factory=set)
+    """What chooses a kernel, where it is known what that kernel makes of fully masked rows."""
 
     def note(self, forward: WatchedForward, output: Any) -> None:
         """Judge the output of a forward."""
@@ -84,9 +88,17 @@ class Unread:
         self.mask = mask
         with torch.no_grad(), unseen():
             rows = per_query(dead_rows(mask)).expand(result.shape[0], result.shape[-2])
-            if rows.device.type == "cpu" and not bool(rows.any()):  # Where it can be known without waiting.
+            count = rows.sum()
+            if rows.device.type != "cpu":
+                self.rows.append(count)
+            elif found := int(count):
+                self.counted += found
+                kernel = mask.shape, mask.dtype, result.shape, result.dtype, result.requires_grad
+                if kernel in self.settled:
+                    return
+                self.settled.add(kernel)
+            else:
                 return
-            self.rows.append(rows.sum())
             # A softmax over nothing gives the same in all channels: the first stands for them.
             self.rows_nan.append((result[..., 0].sum(1).isnan() & rows).any())
 
@@ -113,7 +125,9 @@ class Unread:
             norms = [norm_of(gradients)] if gradients else []
         skipped = [] if found_inf is None else [found_inf]
         every = (flags, losses, self.roots, self.unlabelled, self.rows, self.rows_nan, norms, skipped)
-        return Values(*numbers(*every))
+        values = Values(*numbers(*every))
+        values.rows.append(self.counted)
+        return values
 
 
 def _nearest(root: Tensor) -> Iterator[Any]:

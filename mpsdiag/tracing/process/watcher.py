@@ -7,6 +7,7 @@ changes the weights, so that a bad step is looked into with the weights as they 
 import functools
 import gc
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,7 +52,9 @@ class ProcessWatch:
         self._only = model
         self._found = found
         self._saw = saw
-        self._counts = Watched()
+        self._counts = Counter[str]()  # Of `Watched`, whose checks cost more than a forward allows.
+        self._models = Counter[str]()
+        self._rows_nan: bool | None = None
         self._busy = False
         self._unread = Unread()
         self._last: WatchedForward | None = None
@@ -80,7 +83,7 @@ class ProcessWatch:
             @functools.wraps(run)
             def watched(*args: Any, **kwargs: Any) -> Any:
                 if not watch._busy and holds_values():
-                    watch._counts.backwards += 1
+                    watch._counts["backwards"] += 1
                     roots = args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))
                     roots = [roots] if isinstance(roots, Tensor) else list(roots)
                     watch._unread.note_backward(roots, scaled=watch._scaled)
@@ -92,10 +95,10 @@ class ProcessWatch:
             return watched
 
         def watched_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            before = watch._counts.steps
+            before = watch._counts["steps"]
             result = step(self, *args, **kwargs)
-            if watch._counts.steps == before:
-                watch._counts.skipped_steps += 1
+            if watch._counts["steps"] == before:
+                watch._counts["skipped_steps"] += 1
                 watch.read()
             return result
 
@@ -117,7 +120,7 @@ class ProcessWatch:
         """Read what is left, the weights after the last step among it, and put everything back."""
         self.read()
         last = self._last
-        if last is not None and self._counts.steps > last.step and not self._busy:
+        if last is not None and self._counts["steps"] > last.step and not self._busy:
             self._look(last, lambda: explained.of_step(last.model, self._steppers, self._trajectory))
         for undo in reversed(self._undo):
             undo()
@@ -152,13 +155,12 @@ class ProcessWatch:
         try:
             if len(self._unread.forwards) >= (WAITING if torch.is_grad_enabled() else 1):
                 self._read()
-            forward = WatchedForward.of(model, args, kwargs, self._counts.steps)
+            forward = WatchedForward.of(model, args, kwargs, self._counts["steps"])
             self._unread.mask = None
             self._inside = True
             output = call(model, *args, **kwargs)
-            name = type(model).__name__
-            self._counts.forwards += 1
-            self._counts.models[name] = self._counts.models.get(name, 0) + 1
+            self._counts["forwards"] += 1
+            self._models[type(model).__name__] += 1
             self._unread.note(forward, output)
             self._last = forward if forward.grad else self._last
             self._saw(forward)
@@ -178,9 +180,9 @@ class ProcessWatch:
             self.read([weight.grad for weight in weights if weight.grad is not None])
 
     def _has_optimizer(self) -> bool:
-        if not self._counts.steps and self._by_hand is None:
+        if not self._counts["steps"] and self._by_hand is None:
             self._by_hand = not any(issubclass(type(one), torch.optim.Optimizer) for one in gc.get_objects())
-        return self._counts.steps > 0 or not self._by_hand
+        return self._counts["steps"] > 0 or not self._by_hand
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self._busy:
@@ -205,7 +207,7 @@ class ProcessWatch:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         if not self._busy:
-            self._counts.steps += 1
+            self._counts["steps"] += 1
             self._optimizers[id(optimizer)] = optimizer
 
     def read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
@@ -218,15 +220,15 @@ class ProcessWatch:
                 self._read(gradients, found_inf)
 
     def _read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
-        unread, self._unread = self._unread, Unread(mask=self._unread.mask)
-        counts, forwards = self._counts, unread.forwards
+        counts, unread, forwards = self._counts, self._unread, self._unread.forwards
+        self._unread = Unread(mask=unread.mask, settled=unread.settled)
         values = unread.read(gradients or [], found_inf)
         for forward in forwards:
             forward.learn()
-        counts.unlabelled += int(sum(values.unlabelled))
-        counts.masked_rows += int(sum(values.rows))
+        counts["unlabelled"] += int(sum(values.unlabelled))
+        counts["masked_rows"] += int(sum(values.rows))
         if any(values.rows):
-            counts.masked_rows_nan = bool(counts.masked_rows_nan) or any(values.rows_nan)
+            self._rows_nan = bool(self._rows_nan) or any(values.rows_nan)
         if gradients:
             own = values.losses or values.roots
             self._trajectory.note(sum(own) / len(own) if own else math.nan, values.norms[0])
@@ -237,7 +239,7 @@ class ProcessWatch:
                 self._look_at(forward)
             self._bad_before = forward.model if bad else None
         if any(values.skipped):  # GradScaler leaves it to the optimizer.
-            counts.skipped_steps += 1
+            counts["skipped_steps"] += 1
         elif forwards and values.are_bad(gradients or []):
             self._spoilt = True
             if any(flagged):
@@ -248,7 +250,7 @@ class ProcessWatch:
             self._look(last, lambda: explained.of_backward(forwards, self._trajectory, outside))
 
     def _look_at(self, forward: WatchedForward) -> None:
-        self._counts.hidden_losses += forward.line.hides
+        self._counts["hidden_losses"] += forward.line.hides
 
         def explain() -> Origin | None:
             origin = explained.of_forward(forward, self._steppers, self._trajectory)
@@ -274,7 +276,7 @@ class ProcessWatch:
             step=forward.step,
         )
         finding.evidence["user_code"] = [f"{file}:{number}" for file, number in way]
-        self._counts.not_repeated += explained.NOT_REPEATED in origin.summary
+        self._counts["not_repeated"] += explained.NOT_REPEATED in origin.summary
         known.append(finding.key)
         if finding.key in self.findings:
             self._again(finding.key)
@@ -294,4 +296,5 @@ class ProcessWatch:
     @property
     def watched(self) -> Watched:
         """What was seen so far."""
-        return self._counts.model_copy(update={"processes": int(self._counts.forwards > 0)})
+        ran = int(self._counts["forwards"] > 0)
+        return Watched(**self._counts, models=dict(self._models), masked_rows_nan=self._rows_nan, processes=ran)

@@ -59,7 +59,11 @@ class Repeat:
     def __init__(self, model: nn.Module) -> None:
         self._weight = next(model.parameters(), None)
         self._place = self._now()
-        self._owners = [(module._buffers, name) for module in model.modules() for name in module._buffers]  # noqa: SLF001 - a forward may put another tensor there
+        self._owners = [
+            (module._buffers, name, is_statistic(name))  # noqa: SLF001 - a forward may put another tensor there
+            for module in model.modules()
+            for name in module._buffers  # noqa: SLF001 - as above
+        ]
         self._kept: list[_KeptBuffer | None] = [None] * len(self._owners)
         self.take()
 
@@ -79,8 +83,8 @@ class Repeat:
         generator = None if self.device.type == "cpu" else getattr(torch, self.device.type, None)
         self._device_random = generator and generator.get_rng_state()
         self._kept = [
-            _kept_buffer(owner.get(name), known, statistic=is_statistic(name))
-            for (owner, name), known in zip(self._owners, self._kept, strict=True)
+            _kept_buffer(owner.get(name), known, statistic=statistic)
+            for (owner, name, statistic), known in zip(self._owners, self._kept, strict=True)
         ]
         taken = object.__new__(Repeat)
         vars(taken).update(vars(self))
@@ -95,7 +99,7 @@ class Repeat:
         if self._device_random is not None:
             getattr(torch, self.device.type).set_rng_state(self._device_random)
         with torch.no_grad():
-            for (owner, name), kept in zip(self._owners, self._kept, strict=True):
+            for (owner, name, _), kept in zip(self._owners, self._kept, strict=True):
                 if kept is None:
                     continue
                 owner[name], copy, _ = kept
