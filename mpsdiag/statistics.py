@@ -1,14 +1,12 @@
 """Medians, spreads, intervals and tests of durations. Inputs are raw samples in seconds; pure functions."""
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-CONFIDENCE = 0.95
 RESAMPLES = 2000
 NOISY = 0.10
 """Interquartile range over median above which a sample shows the machine rather than the work."""
@@ -48,54 +46,30 @@ def iqr_ratio(samples: Sequence[float]) -> float:
     return float((high - low) / middle) if middle else 0.0
 
 
-def bootstrap_interval(
-    samples: Sequence[float],
-    statistic: Callable[..., Any] = np.median,
-    *,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval | None:
-    """Percentile bootstrap interval of a statistic of the samples; None below two samples."""
-    if len(samples) < 2:
-        return None
-    return _bootstrap((np.asarray(samples, dtype=float),), statistic, confidence, seed)
+def bootstrap_interval(samples: Sequence[float]) -> Interval | None:
+    """95 % percentile bootstrap interval of the median; None below two samples."""
+    return _interval(_resampled_medians(samples, np.random.default_rng(0))) if len(samples) > 1 else None
 
 
-def ratio_interval(
-    samples: Sequence[float], baseline: Sequence[float], *, confidence: float = CONFIDENCE, seed: int = 0
-) -> Interval | None:
-    """Bootstrap interval of median(samples) / median(baseline); None if either has fewer than two."""
-    if len(samples) < 2 or len(baseline) < 2 or min(baseline) <= 0:
-        return None
-    arrays = (np.asarray(samples, dtype=float), np.asarray(baseline, dtype=float))
-    return _bootstrap(arrays, _ratio_of_medians, confidence, seed)
-
-
-def ratio_interval_of_rounds(
-    rounds: Sequence[Sequence[float]],
-    baseline: Sequence[Sequence[float]],
-    *,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval | None:
-    """Bootstrap interval of the median ratio when samples come in rounds, one process each.
+def ratio_interval_of_rounds(rounds: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Interval | None:
+    """95 % bootstrap interval of the median ratio when samples come in rounds, one process each.
 
     Samples of one process are alike (its memory layout, its place in the day), so pooling them pretends to
     know more than one does. Each resample draws rounds first, the same ones of both sides since they ran side
     by side, and then samples within each: a two-stage cluster bootstrap (Davison and Hinkley 1997, 3.8).
+    None without rounds, and of a single one with fewer than two samples on a side.
     """
-    if not rounds or len(rounds) != len(baseline) or not all(rounds) or not all(baseline):
+    sizes = [len(samples) for samples in (*rounds, *baseline)]
+    if len(rounds) != len(baseline) or min(sizes, default=0) < (1 if len(rounds) > 1 else 2):
         return None
-    if len(rounds) == 1:
-        return ratio_interval(rounds[0], baseline[0], confidence=confidence, seed=seed)
-    generator = np.random.default_rng(seed)
+    if any(min(samples) <= 0 for samples in baseline):
+        return None
+    generator = np.random.default_rng(0)
     pairs = zip(rounds, baseline, strict=True)
     drawn_medians = ([_resampled_medians(side, generator) for side in pair] for pair in pairs)
     ratios = np.stack([ours / theirs for ours, theirs in drawn_medians])
-    chosen = generator.integers(0, len(rounds), size=(len(rounds), RESAMPLES))
-    drawn = np.median(np.take_along_axis(ratios, chosen, axis=0), axis=0)
-    tail = (1 - confidence) / 2
-    return _ordered(*np.quantile(drawn, [tail, 1 - tail]))
+    chosen = generator.integers(0, len(rounds), size=ratios.shape)
+    return _interval(np.median(np.take_along_axis(ratios, chosen, axis=0), axis=0))
 
 
 def ratio_of_rounds(rounds: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> float:
@@ -120,20 +94,7 @@ def _resampled_medians(samples: Sequence[float], generator: np.random.Generator)
     return np.median(array[generator.integers(0, len(array), size=(len(array), RESAMPLES))], axis=0)
 
 
-def _ratio_of_medians(ours: Any, theirs: Any, axis: int = -1) -> Any:
-    return np.median(ours, axis=axis) / np.median(theirs, axis=axis)
-
-
-def _bootstrap(data: tuple[Any, ...], statistic: Callable[..., Any], confidence: float, seed: int) -> Interval:
-    from scipy.stats import bootstrap
-
-    # scipy 1.15 renamed the argument; the old name works there for now, the new one not before.
-    seeding = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
-    options: Any = {"method": "percentile", "vectorized": True, seeding: np.random.default_rng(seed)}
-    result = bootstrap(data, statistic, n_resamples=RESAMPLES, confidence_level=confidence, **options)
-    return _ordered(*result.confidence_interval)
-
-
-def _ordered(low: Any, high: Any) -> Interval:
-    """An interval whose ends are in order: between equal values the interpolation of a quantile may be off by a bit."""
+def _interval(resampled: Any) -> Interval:
+    """The middle 95 % of resampled values; between equal ones the interpolation of a quantile may be off by a bit."""
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return Interval(float(low), max(float(low), float(high)))

@@ -3,6 +3,7 @@
 A number that is not there, or not a number, never passes quietly: the gate is then undecided.
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,7 +51,8 @@ class Judgement:
 def judge(gate: Gate, pool: Pool) -> Judgement:
     """Decide a gate."""
     found = [(f" [{place.label}]" if len(pool.places) > 1 else "", cells) for place, cells in pool.by_place()]
-    return _any(gate, found) if isinstance(gate, AnyGate) else _compare(gate, found)
+    tripped, sentence = _any(gate, found) if isinstance(gate, AnyGate) else _compare(gate, found)
+    return Judgement(gate, tripped, f"{gate.text}: {sentence}")
 
 
 def concerns(gate: Gate, cells: Sequence[Scenario]) -> bool:
@@ -60,7 +62,7 @@ def concerns(gate: Gate, cells: Sequence[Scenario]) -> bool:
     return any(True for _ in _pairs(gate, cells))
 
 
-def _any(gate: AnyGate, places: Sequence[tuple[str, Cells]]) -> Judgement:
+def _any(gate: AnyGate, places: Sequence[tuple[str, Cells]]) -> tuple[bool | None, str]:
     wanted = BAD_ENDS if gate.status == "bad" else {gate.status}
     asked = [
         (f"{cell.title}{label}", result.statuses)
@@ -69,18 +71,16 @@ def _any(gate: AnyGate, places: Sequence[tuple[str, Cells]]) -> Judgement:
         if gate.selector.takes(cell)
     ]
     hits = [name for name, statuses in asked if statuses & wanted]
+    of = count(len(asked), "cell")
     if hits:
-        return Judgement(
-            gate, tripped=True, sentence=f"{gate}: {len(hits)} of {count(len(asked), 'cell')}, the first {hits[0]}"
-        )
+        return True, f"{len(hits)} of {of}, the first {hits[0]}"
     silent = sum(statuses.isdisjoint(FINDINGS) for _, statuses in asked)
     if silent == len(asked) and not wanted.isdisjoint(FINDINGS):
-        return Judgement(gate, None, f"{gate}: none of {count(len(asked), 'cell')} finished, so this cannot be decided")
-    rest = f", {silent} of which did not finish" if silent else ""
-    return Judgement(gate, tripped=False, sentence=f"{gate}: 0 of {count(len(asked), 'cell')}{rest}")
+        return None, f"none of {of} finished, so this cannot be decided"
+    return False, f"0 of {of}{f', {silent} of which did not finish' if silent else ''}"
 
 
-def _compare(gate: CompareGate, places: Sequence[tuple[str, Cells]]) -> Judgement:
+def _compare(gate: CompareGate, places: Sequence[tuple[str, Cells]]) -> tuple[bool | None, str]:
     unknown: list[str] = []
     held = 0
     ran = [(label, {cell: one for cell, one in cells.items() if one.status != "skip"}) for label, cells in places]
@@ -88,20 +88,20 @@ def _compare(gate: CompareGate, places: Sequence[tuple[str, Cells]]) -> Judgemen
         name = next(cell.title for cell in (left, right) if cell is not None)
         known = [(label, pair) for label, cells in ran if (pair := _numbers(gate, left, right, cells)) is not None]
         if not known:
-            unknown.append(f"{gate}: a number is missing ({name})")
+            unknown.append(f"a number is missing ({name})")
         for label, (one, other) in known:
-            what = f"{gate}: {one:.6g} against {other:.6g} ({name}){label}"
+            what = f"{one:.6g} against {other:.6g} ({name}){label}"
             if math.isnan(one) or math.isnan(other):
                 unknown.append(what)
             elif _COMPARE[gate.sign](one, other):
-                return Judgement(gate, tripped=True, sentence=what)
+                return True, what
             else:
                 held += 1
     if unknown:
-        return Judgement(gate, None, f"{unknown[0]}, so this cannot be decided")
+        return None, f"{unknown[0]}, so this cannot be decided"
     if not held:
-        return Judgement(gate, None, f"{gate}: no two cells of the results can be compared by it")
-    return Judgement(gate, tripped=False, sentence=f"{gate}: true of none of {held}")
+        return None, "no two cells of the results can be compared by it"
+    return False, f"true of none of {held}"
 
 
 def _numbers(
@@ -135,8 +135,7 @@ def _pairs(gate: CompareGate, cells: Sequence[Scenario]) -> Iterable[tuple[Scena
         yield from ((cell, None) for cell in ours)
         yield from ((None, cell) for cell in theirs)
         return
-    for one in ours:
-        for other in theirs:
-            free = left.axes(one) | right.axes(other)
-            if all(getattr(one, name) == getattr(other, name) for name, _ in one if name not in free):
-                yield one, other
+    for one, other in itertools.product(ours, theirs):
+        free = left.axes(one) | right.axes(other)
+        if all(getattr(one, name) == getattr(other, name) for name, _ in one if name not in free):
+            yield one, other

@@ -64,9 +64,6 @@ class Selector:
         """The axes of a cell that the words are on."""
         return {_axis_of(word, cell) for word in self.words}
 
-    def __str__(self) -> str:
-        return "+".join(self.words) or "all"
-
 
 @dataclass(frozen=True)
 class Term:
@@ -76,33 +73,24 @@ class Term:
     selector: Selector | None = None
     measure: str = ""
 
-    def __str__(self) -> str:
-        if self.selector is None:
-            return f"{self.factor:g}"
-        return f"{'' if self.factor == 1 else f'{self.factor:g} * '}{self.selector}.{self.measure}"
-
 
 @dataclass(frozen=True)
 class AnyGate:
-    """Trips when any of the cells has the status."""
+    """Trips when any of the cells has the status; `text` is as the user wrote it."""
 
+    text: str
     status: str
     selector: Selector
-
-    def __str__(self) -> str:
-        return f"any {self.status} in {self.selector}"
 
 
 @dataclass(frozen=True)
 class CompareGate:
-    """Trips when the comparison is true of any pair of cells."""
+    """Trips when the comparison is true of any pair of cells; `text` is as the user wrote it."""
 
+    text: str
     left: Term
     sign: str
     right: Term
-
-    def __str__(self) -> str:
-        return f"{self.left} {self.sign} {self.right}"
 
 
 Gate = AnyGate | CompareGate
@@ -116,12 +104,12 @@ def parse_gate(text: str) -> Gate:
         status, selector = found.groups()
         if status not in {*CELL_STATUSES, "bad"}:
             raise BadInput(f"--fail-if '{text}': unknown status '{status}'. {nearest(status, [*CELL_STATUSES, 'bad'])}")
-        return AnyGate(status, Selector(()) if selector == "all" else _selector(selector, text))
+        return AnyGate(text, status, Selector(()) if selector == "all" else _selector(selector, text))
     sides = _SIDES.fullmatch(text)
     if not sides:
         raise BadInput(f"--fail-if '{text}' is not a gate. {HELP}")
     left, sign, right = sides.groups()
-    gate = CompareGate(_term(left, text), sign, _term(right, text))
+    gate = CompareGate(text, _term(left, text), sign, _term(right, text))
     if gate.left.selector is None and gate.right.selector is None:
         raise BadInput(f"--fail-if '{text}' compares two numbers and no cell. {HELP}")
     return gate
@@ -136,9 +124,9 @@ def require_words(gate: Gate, cells: Sequence[Scenario]) -> None:
     for selector in (term.selector for term in terms if term.selector is not None):
         for word in selector.words:
             if not any(_axis_of(word, cell) for cell in cells):
-                raise BadInput(f"--fail-if '{gate}': no cell of the matrix has '{word}'. {_hint(word, cells)}")
+                raise BadInput(f"--fail-if '{gate.text}': no cell of the matrix has '{word}'. {_hint(word, cells)}")
         if not any(selector.takes(cell) for cell in cells):
-            raise BadInput(f"--fail-if '{gate}': no cell of the matrix has all of '{selector}'.")
+            raise BadInput(f"--fail-if '{gate.text}': no cell of the matrix has all of '{'+'.join(selector.words)}'.")
 
 
 def _term(text: str, gate: str) -> Term:

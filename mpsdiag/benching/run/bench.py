@@ -83,7 +83,7 @@ class Session:
             "rounds_run_now": outcome.fresh,
             "rounds_by_status": dict(Counter(record.status for record in outcome.records)),
             "gates": [
-                {"gate": str(one.gate), "tripped": one.tripped, "sentence": one.sentence} for one in self.judgements
+                {"gate": one.gate.text, "tripped": one.tripped, "sentence": one.sentence} for one in self.judgements
             ],
         }
 
@@ -155,7 +155,7 @@ def prepare(request: BenchRequest, note: Callable[[str], None] = lambda _: None)
             for gate in [gate for gate in gates if not concerns(gate, plan.all_cells)]:
                 gates.remove(gate)
                 judge_later = "`mpsdiag report --fail-if` judges the merged journals"
-                note(f"--fail-if '{gate}' is about cells of another part; {judge_later}")
+                note(f"--fail-if '{gate.text}' is about cells of another part; {judge_later}")
     except BaseException:
         site.executor.close()
         raise

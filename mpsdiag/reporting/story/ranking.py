@@ -14,7 +14,6 @@ from mpsdiag.statistics import (
     iqr_ratio,
     mad,
     mann_whitney,
-    ratio_interval,
     ratio_interval_of_rounds,
     ratio_of_rounds,
 )
@@ -167,20 +166,14 @@ def ratio(ours: Mapping[int, list[float]], theirs: Mapping[int, list[float]], *,
     ratio. Without any common round it is the ratio of all medians.
     """
     above, below = in_common(ours, theirs)
-    common = bool(above)
-    if not common:
-        above, below = list(ours.values()), list(theirs.values())
+    if not above:
+        above, below = ([[value for values in side.values() for value in values]] for side in (ours, theirs))
     ours_flat, theirs_flat = ([value for values in side for value in values] for side in (above, below))
     if not ours_flat or not theirs_flat:
         return None
-    if common:
-        value = ratio_of_rounds(above, below)
-        spread = ratio_interval_of_rounds(above, below) if full else None
-    else:
-        value = statistics.median(ours_flat) / statistics.median(theirs_flat)
-        spread = ratio_interval(ours_flat, theirs_flat) if full else None
+    spread = ratio_interval_of_rounds(above, below) if full else None
     p = mann_whitney(ours_flat, theirs_flat) if full else None
-    return Estimate(value, *_ends(spread), n=len(ours_flat), p=p)
+    return Estimate(ratio_of_rounds(above, below), *_ends(spread), n=len(ours_flat), p=p)
 
 
 def _rate(tokens: int, steps: Sequence[float]) -> float | None:

@@ -70,7 +70,7 @@ def matrix(**times):
 def test_gates_decide(gate, tripped):
     found = evaluate(gate, matrix(sdpa=0.1, safe_sdpa=0.103))
     assert found.tripped is tripped
-    assert str(parse_gate(gate)) in found.sentence
+    assert parse_gate(gate).text in found.sentence
 
 
 @pytest.mark.parametrize(("gate", "words"), [("any ok in all", "1 of 1 cell,"), ("any nan in all", "0 of 1 cell")])

@@ -90,7 +90,7 @@ def test_what_to_write_instead_of_a_word_that_no_cell_has(gate, sentence):
 
 def test_a_number_may_be_negative():
     gate = parse_gate("safe_sdpa.loss_moved_by < -0.001")
-    assert (gate.right.factor, str(gate)) == (-0.001, "safe_sdpa.loss_moved_by < -0.001")
+    assert (gate.right.factor, gate.text) == (-0.001, "safe_sdpa.loss_moved_by < -0.001")
 
 
 def test_padding_invariance_is_a_measure():
