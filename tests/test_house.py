@@ -33,6 +33,7 @@ FLOORS = (
         "words",
         "serialization",
         "quiet",
+        "progress",
         "environment",
         "device",
         "statistics",

@@ -130,7 +130,7 @@ def test_a_path_in_the_home_folder_can_be_used_without_naming_it(monkeypatch):
 @pytest.mark.parametrize("secret", SHAPES)
 def test_no_format_of_a_report_and_no_journal_gives_it_away(secret, monkeypatch, tmp_path):
     from mpsdiag.benching.journal.journal import parse_journal
-    from mpsdiag.benching.journal.record import Ended, Header, Job
+    from mpsdiag.benching.journal.record import Header, Job
     from mpsdiag.benching.journal.writer import JournalWriter
     from mpsdiag.reporting.formats.export import text_of
     from mpsdiag.reporting.formats.frame import parquet
@@ -139,11 +139,11 @@ def test_no_format_of_a_report_and_no_journal_gives_it_away(secret, monkeypatch,
 
     monkeypatch.setenv("HOME", "/home/grace")
     cell = Scenario(model="/home/grace/models/gpt2", dataset="/home/grace/data.txt")
-    ended = Ended(status="error", reason=f"cannot: {secret}", log_tail=f"log\n{secret}", started="now", seconds=1.0)
+    ended = {"status": "error", "reason": f"cannot: {secret}", "log_tail": f"log\n{secret}"}
     header = Header(mpsdiag="0", command="mpsdiag bench", created="now")
     path = tmp_path / "journal.jsonl"
     with JournalWriter(path, header) as journal:
-        journal.append(ended.record(Job(key="0" * 16, cell=cell, log="")))
+        journal.append(Job(key="0" * 16, cell=cell, log="").record(**ended))
         text = path.read_text()
         assert clean(text)
         # An older journal, in which it still stands:

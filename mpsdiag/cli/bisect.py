@@ -54,6 +54,7 @@ def bisect(
     from mpsdiag.benching.run.interrupt import Remembered
     from mpsdiag.bisect.bisection import Bisection
     from mpsdiag.bisect.trial import Rules
+    from mpsdiag.progress import bar
 
     axis: Any = "torch" if torch is not None else "transformers"
     given = transformers if torch is None else torch
@@ -74,7 +75,7 @@ def bisect(
         rules=Rules(bad_if, crash, timeout),
         predicate=command or (),
     )
-    with Remembered(), output.progress() as progress:
+    with Remembered(), bar() as progress:
         plan = asked.prepare(progress)
         if plan.journal is not None:
             for warning in plan.journal.warnings:

@@ -64,8 +64,9 @@ def check(
 
         require_working_pair()
     from mpsdiag.checking.run import check as examine
+    from mpsdiag.progress import bar
 
-    with output.progress() as progress:
+    with bar() as progress:
         diagnosis = examine(
             device,
             model=model,

@@ -7,12 +7,9 @@ import contextlib
 import errno
 import io
 import os
-import re
 import select
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -181,40 +178,6 @@ def show_answer(
 
         write_atomically(page, html.page(made))
         say(f"wrote {page}")
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Show what is being done, a few words at a time, where stderr is a terminal; silence in a pipe.
-
-    Words that end in `3 of 16` draw a bar with the time left.
-    """
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(20),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(words: str) -> None:
-            counted = re.search(r"(\d+) of (\d+)$", words)
-            if counted is None:
-                bar.reset(task, description=words, total=None)
-                return
-            done, total = int(counted[1]) - 1, int(counted[2])
-            if done == 0 or bar.tasks[0].total != total:
-                bar.reset(task, total=total)
-            bar.update(task, description=words, completed=done, total=total)
-
-        yield show
 
 
 def _ended(text: str) -> str:

@@ -73,6 +73,7 @@ def trace(
     from mpsdiag.environment import require_working_pair
 
     require_working_pair()
+    from mpsdiag.progress import bar
     from mpsdiag.tracing.cases.traced_case import TraceRequest
     from mpsdiag.tracing.run import investigate
 
@@ -99,7 +100,7 @@ def trace(
         emulate_macos=emulate_macos,
         checkpoints=tuple(checkpoints or ()),
     )
-    with output.progress() as progress:
+    with bar() as progress:
         report = investigate(request, repro=repro, progress=progress)
     if report.mode == "evaluation":  # a recorded folder may be of a training
         note_without_effect(context, TRAINING, "without --train")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mpsdiag.benching.journal.record import Ended, Header, Timing
+from mpsdiag.benching.journal.record import Header, Timing
 from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.plan.matrix import MatrixSpec
 from mpsdiag.benching.plan.request import BenchRequest
@@ -40,7 +40,7 @@ class Quiet:
 
 
 class FakeExecutor:
-    """Answers at once, in this process; `answers` maps (seed, round) to a status or to an Ended."""
+    """Answers at once, in this process; `answers` maps (seed, round) to a status or to fields of a Record."""
 
     def __init__(self, answers=None, samples=lambda job: [0.1] * job.cell.repeats):
         self.answers = answers or {}
@@ -54,18 +54,18 @@ class FakeExecutor:
                 return
             self.before_each(job)
             self.ran.append((job.cell.seed, job.cell.attn_implementation, job.round))
-            yield job, self._ended(job)
+            yield self._ended(job)
 
     def _ended(self, job):
         answer = self.answers.get((job.cell.seed, job.round), "ok")
         if not isinstance(answer, str):
-            return answer
+            return job.record(**answer)
         timing = None
         if job.round and answer == "ok":
             samples = self.samples(job)
             timing = Timing(device="cpu", warmup=job.cell.warmup, train_step=samples, eval_step=samples)
         measured = None if job.round else Measured(eval_loss=5.0)
-        return Ended(status=answer, started=NOW, seconds=0.5, timing=timing, measured=measured)
+        return job.record(status=answer, started=NOW, seconds=0.5, timing=timing, measured=measured)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def executor_answers():
     """An executor all of whose verdicts found the same."""
 
     def make(measured):
-        ended = Ended(status="ok", started=NOW, seconds=0.5, measured=measured)
+        ended = {"status": "ok", "measured": measured}
         return FakeExecutor({(seed, 0): ended for seed in range(100)})
 
     return make

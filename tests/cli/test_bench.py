@@ -34,8 +34,10 @@ SMALL = [
 COMMAND = [sys.executable, "-c", "from mpsdiag.cli import main; main()", "bench"]
 
 
-def bench(*words):
-    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, check=False, timeout=240)
+def bench(*words, **environment):
+    variables = {**os.environ, **environment}
+    command = [*COMMAND, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=variables)
 
 
 @pytest.fixture
@@ -179,6 +181,18 @@ def test_a_signal_ends_with_130_and_a_report_of_what_finished(tmp_path, number, 
     assert out
     assert (tmp_path / "report.md").exists()
     assert lines - 1 <= len(read_journal(tmp_path).records) < 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere cells start without a fork server")
+def test_a_folder_for_temporary_files_too_deep_for_a_socket_is_a_sentence(tmp_path):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    done = bench(*SMALL, "--out", tmp_path / "out", TMPDIR=str(deep))
+    assert (done.returncode, done.stdout) == (2, "")
+    last = done.stderr.splitlines()[-1]
+    assert str(deep) in last
+    assert last.endswith("Set TMPDIR to a shorter folder, such as TMPDIR=/tmp.")
+    assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_during_the_report_is_130_with_a_whole_report(done, here, monkeypatch):

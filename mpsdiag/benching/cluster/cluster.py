@@ -19,7 +19,7 @@ from typing import Any
 from mpsdiag.benching.cluster.fleet import RESOURCE, Fleet
 from mpsdiag.benching.cluster.placement import Placement
 from mpsdiag.benching.cluster.worker import run_job, stop_on_worker
-from mpsdiag.benching.journal.record import Ended, Job, utc_now
+from mpsdiag.benching.journal.record import Job, Record
 from mpsdiag.benching.run.interrupt import STOPPED, Stop
 from mpsdiag.benching.run.rounds import group_of
 from mpsdiag.errors import CannotDecide
@@ -63,7 +63,7 @@ class ClusterExecutor:
     def __post_init__(self) -> None:
         self._placement = Placement(self.fleet.workers)
 
-    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Job, Ended]]:
+    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[Record]:
         """Run jobs on the workers. What a lost worker was running runs again elsewhere.
 
         Raises CannotDecide if the scheduler is lost.
@@ -126,26 +126,26 @@ class ClusterExecutor:
             future.add_done_callback(lambda _: self._news.set())
             self._running[future] = _Task(task.job, task.group, address)
 
-    def _finished(self) -> Iterator[tuple[Job, Ended]]:
+    def _finished(self) -> Iterator[Record]:
         """Those that ended, after a moment at most."""
         self._news.wait(POLL)
         self._news.clear()
         for future in [one for one in self._running if one.done()]:
             task = self._running.pop(future)
-            ended = self.fleet.result(future)
-            if ended is None:
+            record = self.fleet.result(future, task.job)
+            if record is None:
                 yield from self._again(task)
             else:
-                yield task.job, ended
+                yield record
 
-    def _lost(self) -> Iterator[tuple[Job, Ended]]:
+    def _lost(self) -> Iterator[Record]:
         """Take back what ran on workers that are gone."""
         for future in [one for one, task in self._running.items() if task.address not in self.fleet.workers]:
             task = self._running.pop(future)
             future.cancel()
             yield from self._again(task)
 
-    def _again(self, task: _Task) -> Iterator[tuple[Job, Ended]]:
+    def _again(self, task: _Task) -> Iterator[Record]:
         """Run a cell again whose worker was lost, but only so many times."""
         self._losses[task.job.name] += 1
         losses = self._losses[task.job.name]
@@ -153,13 +153,13 @@ class ClusterExecutor:
             self._waiting.appendleft(task)
             return
         reason = f"{losses} workers were lost while they ran it"
-        yield task.job, Ended(status="crash", reason=reason, started=utc_now(), seconds=0.0)
+        yield task.job.record(status="crash", reason=reason)
 
-    def _end(self) -> Iterator[tuple[Job, Ended]]:
+    def _end(self) -> Iterator[Record]:
         """End what still runs, also on the workers."""
         with contextlib.suppress(CannotDecide):
             self.fleet.tell(stop_on_worker, self.token)
         while self._running:
             future, task = self._running.popitem()
             future.cancel()
-            yield task.job, Ended(status="interrupted", reason=STOPPED, started=utc_now(), seconds=0.0)
+            yield task.job.record(status="interrupted", reason=STOPPED)

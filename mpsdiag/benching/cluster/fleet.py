@@ -13,7 +13,7 @@ from typing import Any
 from mpsdiag.benching.cluster.placement import Worker
 from mpsdiag.benching.cluster.worker import answer, describe
 from mpsdiag.benching.journal.provenance import kind
-from mpsdiag.benching.journal.record import Ended, utc_now
+from mpsdiag.benching.journal.record import Job, Record
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.scenario.scenario import Scenario
 
@@ -99,17 +99,17 @@ class Fleet:
                 function, request, workers=[address], pure=False, key=f"mpsdiag-{uuid.uuid4().hex}", **options
             )
 
-    def result(self, future: Any) -> Ended | None:
+    def result(self, future: Any, job: Job) -> Record | None:
         """How a job ended; None if its worker was lost before the answer was here."""
         if future.status in {"cancelled", "lost"}:
             return None
         try:
-            return Ended.model_validate_json(future.result(timeout=ANSWER_SECONDS))
+            return Record.model_validate_json(future.result(timeout=ANSWER_SECONDS))
         except (TimeoutError, OSError):
             return None
         except Exception as problem:  # noqa: BLE001 - whatever the worker met is this cell's end
             reason = f"the worker could not run it ({type(problem).__name__}: {problem})"[:500]
-            return Ended(status="crash", reason=reason, started=utc_now(), seconds=0.0)
+            return job.record(status="crash", reason=reason)
 
     def tell(self, function: Callable[..., Any], argument: str) -> None:
         """Call a function on every worker, at once. Raises CannotDecide if the scheduler is lost."""

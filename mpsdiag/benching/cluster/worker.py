@@ -18,14 +18,14 @@ _stopped: set[str] = set()
 
 
 def run_job(request: str) -> str:
-    """On a worker: run one job in a child process, and answer with how it ended. The answer is an Ended as JSON."""
+    """On a worker: run one job in a child process, and answer with how it ended. The answer is a Record as JSON."""
     document = json.loads(request)
     job = Job.model_validate(document["job"])
     isolation = _isolation(start_method([job.cell.device]), tuple(document["preload"] or ()))
     with tempfile.TemporaryDirectory(prefix="mpsdiag-cell-") as folder:
         local = job.model_copy(update={"log": str(Path(folder) / "cell.log")})
-        ended = isolation.run(local, _WorkerStop(document["token"]))
-    return dumps({**ended.model_dump(), "environment": describe()["environment"]})
+        record = isolation.run(local, _WorkerStop(document["token"]))
+    return dumps({**record.model_dump(by_alias=True), "environment": describe()["environment"]})
 
 
 class _WorkerStop(Stop):

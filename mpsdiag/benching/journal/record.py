@@ -112,6 +112,11 @@ class Job(BaseModel):
         """Key and round, for files and processes."""
         return f"{self.key}-{self.round}"
 
+    def record(self, **ended: Any) -> Record:
+        """The journal's line for how it ended, by default just now; `ended` are further fields of a Record."""
+        just_now = {"started": utc_now(), "seconds": 0.0}
+        return redacted(Record(key=self.key, round=self.round, cell=self.cell, **{**just_now, **ended}))
+
 
 class CellAnswer(BaseModel):
     """What the function of a cell found out, or what its process met instead of answering."""
@@ -123,19 +128,6 @@ class CellAnswer(BaseModel):
     signal: str | None = None
     measured: Measured | None = None
     timing: Timing | None = None
-
-
-class Ended(CellAnswer):
-    """How a round ended, with the end of its log."""
-
-    log_tail: str = ""
-    started: str
-    seconds: Number
-    environment: dict[str, Any] = Field(default_factory=dict)
-
-    def record(self, job: Job) -> Record:
-        """The journal's line for it."""
-        return redacted(Record(key=job.key, round=job.round, cell=job.cell, **dict(self)))
 
 
 def redacted(record: Record) -> Record:

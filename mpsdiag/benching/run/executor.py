@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mpsdiag import environment
-from mpsdiag.benching.journal.record import Ended, Job
+from mpsdiag.benching.journal.record import Job, Record
 from mpsdiag.benching.plan.expand import Plan, expand
 from mpsdiag.benching.plan.matrix import MatrixSpec
 from mpsdiag.benching.plan.request import BenchRequest
@@ -21,9 +21,9 @@ LOGS = "logs"
 
 
 class Executor(Protocol):
-    """Runs jobs and hands each out as it ends."""
+    """Runs jobs and hands out the record of each as it ends."""
 
-    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Job, Ended]]:
+    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[Record]:
         """Run jobs; no further one is begun before the last one handed out was taken, nor once asked to stop."""
 
     def close(self) -> None:
@@ -43,36 +43,27 @@ class LocalExecutor:
     jobs: int = 1
     _ready: bool = field(default=False, init=False)
 
-    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[tuple[Job, Ended]]:
+    def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[Record]:
         """See `Executor`. Raises CannotDecide if not even an empty process can be started here."""
         if not jobs:
             return
         self._prepare(stop)
         together = 1 if any(job.round for job in jobs) else self.jobs
-        if together == 1:
-            for job in jobs:
-                if stop.asked:
-                    return
-                yield job, self._run(job, stop)
-            return
-        yield from self._run_together(jobs, stop, together)
+        waiting = iter(() if stop.asked else jobs)
+        with concurrent.futures.ThreadPoolExecutor(together, thread_name_prefix="cell") as threads:
+            running = {threads.submit(self._run, job, stop) for job in itertools.islice(waiting, together)}
+            while running:
+                done, running = concurrent.futures.wait(running, 0.1, concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+                    running |= {
+                        threads.submit(self._run, job, stop) for job in itertools.islice(waiting, not stop.asked)
+                    }
 
     def close(self) -> None:
         """Nothing is held: a fork server ends with this process."""
 
-    def _run_together(self, jobs: Sequence[Job], stop: Stop, together: int) -> Iterator[tuple[Job, Ended]]:
-        waiting = iter(() if stop.asked else jobs)
-        with concurrent.futures.ThreadPoolExecutor(together, thread_name_prefix="cell") as threads:
-            running = {threads.submit(self._run, job, stop): job for job in itertools.islice(waiting, together)}
-            while running:
-                done, _ = concurrent.futures.wait(running, timeout=0.1, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    yield running.pop(future), future.result()
-                    job = None if stop.asked else next(waiting, None)
-                    if job is not None:
-                        running[threads.submit(self._run, job, stop)] = job
-
-    def _run(self, job: Job, stop: Stop) -> Ended:
+    def _run(self, job: Job, stop: Stop) -> Record:
         facts = facts_in(job.cell.environment, self.environment)
         return self.isolation.run(job, stop).model_copy(update={"environment": facts})
 

@@ -22,10 +22,10 @@ from typing import Any, Literal
 from pebble import ProcessExpired
 from pebble.concurrent import process as pebble_process
 
-from mpsdiag.benching.journal.record import CellAnswer, Ended, Job, utc_now
+from mpsdiag.benching.journal.record import CellAnswer, Job, Record, utc_now
 from mpsdiag.benching.run.in_child import run_in_child
 from mpsdiag.benching.run.interrupt import STOPPED, Stop
-from mpsdiag.errors import CannotDecide
+from mpsdiag.errors import BadInput, CannotDecide
 
 _launching = threading.Lock()
 """What a launch changes for its moment belongs to the whole process."""
@@ -76,7 +76,7 @@ class Isolation:
     preload: tuple[str, ...] = PRELOAD
     kills: Callable[[], int | None] = memory_kills
 
-    def warm_up(self, log: Path, stop: Stop | None = None) -> Ended:
+    def warm_up(self, log: Path, stop: Stop | None = None) -> Record:
         """Start the fork server with its imports, so that no cell's time limit pays for them."""
         from mpsdiag.scenario.scenario import Scenario
 
@@ -89,10 +89,10 @@ class Isolation:
         )
         return self.run(job, stop)
 
-    def run(self, job: Job, stop: Stop | None = None) -> Ended:
+    def run(self, job: Job, stop: Stop | None = None) -> Record:
         """Run a job to its end, whatever end that is; raises nothing of the cell's.
 
-        Raises CannotDecide if its log cannot be written.
+        Raises CannotDecide if its log cannot be written, BadInput if TMPDIR is too long a path.
         """
         stop = stop or Stop()
         log = Path(job.log)
@@ -117,7 +117,8 @@ class Isolation:
         if ended.signal == "SIGKILL" and kills is not None and (self.kills() or 0) > kills:
             ended.status = "oom"
             ended.reason = "killed by the kernel: the machine (or its memory limit) ran out of memory"
-        return Ended(**dict(ended), log_tail=log_tail(log), started=started, seconds=time.perf_counter() - clock)
+        seconds = time.perf_counter() - clock
+        return job.record(**dict(ended), log_tail=log_tail(log), started=started, seconds=seconds)
 
     def _end_of(self, job: Job, stop: Stop) -> CellAnswer:
         """Launch a job and wait for its end: its own answer, or what its process met."""
@@ -157,7 +158,7 @@ class Isolation:
         multiprocessing.resource_tracker.ensure_running()  # its start unblocks Ctrl-C, so it comes first
         if self.start == "forkserver":
             context.set_forkserver_preload(list(self.preload))
-            with _ctrl_c_blocked(), _errors_into(job.log):
+            with _ctrl_c_blocked(), _errors_into(job.log), _socket_fits():
                 multiprocessing.forkserver.ensure_running()
             future = launch(request)  # waits for the imports, during which Ctrl-C is heard
         else:
@@ -232,6 +233,20 @@ def _errors_into(log: str) -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(into)
+
+
+@contextlib.contextmanager
+def _socket_fits() -> Iterator[None]:
+    """Say what to do where the folder of temporary files is too deep for a socket: systems allow about 100 bytes."""
+    try:
+        yield
+    except OSError as problem:
+        if "path too long" not in str(problem):
+            raise
+        raise BadInput(
+            f"The folder for temporary files, {tempfile.gettempdir()}, has too long a path for the socket through "
+            "which cells are started. Set TMPDIR to a shorter folder, such as TMPDIR=/tmp."
+        ) from problem
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from mpsdiag.benching.journal.journal import Journal, parse_journal, read_journal
 from mpsdiag.benching.journal.provenance import kind
-from mpsdiag.benching.journal.record import BAD_ENDS, RELEASE_FUNCTION, Ended, Header, Job, Record, utc_now
+from mpsdiag.benching.journal.record import BAD_ENDS, RELEASE_FUNCTION, Header, Job, Record
 from mpsdiag.benching.journal.writer import JournalWriter
 from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.plan.request import BenchRequest
@@ -141,8 +141,8 @@ class MatrixRun:
         for skipped in self.plan.skipped:
             key = self._known.key(skipped.cell)
             if 0 not in self._known.by_key.get(key, {}):
-                ended = Ended(status="skip", reason=skipped.reason, started=utc_now(), seconds=0.0, environment=facts)
-                self._write(journal, ended.record(Job(key=key, cell=skipped.cell, log="")))
+                job = Job(key=key, cell=skipped.cell, log="")
+                self._write(journal, job.record(status="skip", reason=skipped.reason, environment=facts))
 
     def _rounds(self) -> Iterator[tuple[int, list[Scenario]]]:
         """The timing rounds, each with its cells, decided when its turn comes."""
@@ -160,8 +160,7 @@ class MatrixRun:
     def _leg(self, journal: JournalWriter, title: str, number: int, cells: Sequence[Scenario]) -> None:
         todo = [self._job(cell, number) for cell in cells if number not in self._known.rounds(cell)]
         self.listener.leg(title, len(cells), len(cells) - len(todo))
-        for job, ended in self.site.executor.run(todo, self.stop):
-            record = ended.record(job)
+        for record in self.site.executor.run(todo, self.stop):
             self._write(journal, record)
             self._outcome.fresh += 1
             self.listener.ended(record)

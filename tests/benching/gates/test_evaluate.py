@@ -6,7 +6,7 @@ from mpsdiag.benching.gates.evaluate import judge
 from mpsdiag.benching.gates.gate import MEASURES, parse_gate
 from mpsdiag.benching.journal.journal import Journal
 from mpsdiag.benching.journal.pooling import pool
-from mpsdiag.benching.journal.record import Ended, Header, Job, Timing
+from mpsdiag.benching.journal.record import Header, Job, Timing
 from mpsdiag.scenario.scenario import Measured, Scenario
 
 NAN = float("nan")
@@ -18,13 +18,11 @@ def records(cell, status="ok", times=(0.1,), chip="A", **measured):
     """The verdict of a cell and its timing rounds, `times` being the seconds of each, measured on `chip`."""
     key = repr(hash(cell))
     where = {"started": "now", "seconds": 1.0, "environment": {"chip": chip}}
-    ended = Ended(status=status, measured=Measured(**measured), **where)
-    yield ended.record(Job(key=key, cell=cell, log=""))
+    yield Job(key=key, cell=cell, log="").record(status=status, measured=Measured(**measured), **where)
     for number, seconds in enumerate(times, start=1):
         timing = Timing(device="cpu", warmup=0, train_step=[seconds] * 3, eval_step=[seconds] * 3)
         memory = Measured(peak_process_memory=1000)
-        ended = Ended(status="ok", timing=timing, measured=memory, **where)
-        yield ended.record(Job(key=key, cell=cell, round=number, log=""))
+        yield Job(key=key, cell=cell, round=number, log="").record(status="ok", timing=timing, measured=memory, **where)
 
 
 def evaluate(gate, rows):

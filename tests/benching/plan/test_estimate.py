@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpsdiag.benching.journal.record import Ended, Job, Timing
+from mpsdiag.benching.journal.record import Job, Timing
 from mpsdiag.benching.plan.estimate import Work, estimate, in_words, remaining
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.scenario.scenario import Scenario
@@ -18,8 +18,8 @@ def rounds(cell, number, *, verdict="ok", noise=0.0, last="ok"):
         status = verdict if one == 0 else last if one == number else "ok"
         steps = [0.1 + noise * (one % 2)] * 3
         timing = Timing(device="cpu", warmup=0, eval_step=steps) if one and status == "ok" else None
-        ended = Ended(status=status, started="now", seconds=1.0, timing=timing)
-        made[one] = ended.record(Job(key="k", cell=cell, round=one, log=""))
+        job = Job(key="k", cell=cell, round=one, log="")
+        made[one] = job.record(status=status, seconds=1.0, timing=timing)
     return made
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mpsdiag.benching.journal.record import Ended, Job
+from mpsdiag.benching.journal.record import Job
 from mpsdiag.benching.run.executor import LocalExecutor
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.launch import Isolation
@@ -25,7 +25,7 @@ class FakeIsolation(Isolation):
         self.ran.append(job.key)
         if self.asks:
             stop.ask()
-        return Ended(status=self.status, reason="why", started="now", seconds=0.0)
+        return job.record(status=self.status, reason="why")
 
 
 @pytest.fixture

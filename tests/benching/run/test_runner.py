@@ -2,7 +2,6 @@ import pytest
 
 from mpsdiag.benching.journal.journal import read_journal
 from mpsdiag.benching.journal.provenance import kind
-from mpsdiag.benching.journal.record import Ended
 from mpsdiag.benching.plan.expand import Plan, Skipped
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.rounds import StopRule
@@ -49,7 +48,7 @@ def test_running_again_runs_only_what_is_missing(start_run, seeds, tmp_path):
 
 def test_an_interrupted_run_goes_on_where_it_was(start_run, seeds, executor, tmp_path, quiet):
     stop = Stop()
-    first = executor({(2, 0): Ended(status="interrupted", started="now", seconds=0.1)})
+    first = executor({(2, 0): {"status": "interrupted"}})
     first.before_each = lambda job: stop.ask() if job.cell.seed == 2 else None
     outcome, _ = start_run(seeds(5), first, stop=stop, **VERDICTS)
     assert (outcome.interrupted, outcome.exit_code) == (True, 130)
@@ -174,7 +173,7 @@ def test_samples_of_another_way_of_timing_are_not_mixed_in(start_run, seeds, cha
 
 def test_a_cell_knows_on_which_kind_of_machine_its_group_ran_before(start_run, seeds, executor):
     def ended(chip):
-        return Ended(status="ok", started="now", seconds=0.1, environment={"chip": chip})
+        return {"status": "ok", "environment": {"chip": chip}}
 
     start_run(seeds(2), executor({(0, 0): ended("M1"), (1, 0): ended("M4")}), **VERDICTS)
     machines = {}
