@@ -30,10 +30,10 @@ _TONES: dict[str, Tone] = {
 
 def document(diagnosis: Diagnosis) -> blocks.Document:
     """Lay a diagnosis out."""
-    differs = (
-        blocks.Points(tuple(diagnosis.differs_from_release)),
-        blocks.Prose("Please report it: mpsdiag check --markdown prints the block to paste."),
-    )
+    differs: list[blocks.Block] = []
+    if diagnosis.differs_from_release:
+        ask = blocks.Prose("Please report it: mpsdiag check --markdown prints the block to paste.")
+        differs = [blocks.Points(tuple(diagnosis.differs_from_release)), ask]
     whys = [blocks.Points(tuple(f"{fix.name}: {fix.why}" for fix in diagnosis.fixes))]
     parts: tuple[blocks.Part, ...] = (
         ("answer", "", _answer(diagnosis)),

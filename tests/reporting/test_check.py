@@ -133,6 +133,19 @@ def test_every_format_says_all_of_it(number):
     assert "torch" in texts[1].partition("<details>")[2]
 
 
+def test_a_section_with_nothing_to_say_is_left_out():
+    found = diagnosis()
+    empty = found.model_copy(
+        update={
+            **dict.fromkeys(("fixes", "advice", "probes", "not_probed", "differs_from_release"), []),
+            **dict.fromkeys(("scenario", "invariance"), None),
+        }
+    )
+    headings = [section.title for section in check.document(found).sections]
+    assert "Differs from the known behaviour of this release" in headings
+    assert [section.title for section in check.document(empty).sections] == ["", "Environment"]
+
+
 def test_hostile_texts_stay_text_in_every_format(hostile_text):
     for made in documents(hostile_text):
         assert "\x1b" not in terminal.write(made)
