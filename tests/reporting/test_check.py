@@ -137,7 +137,7 @@ def test_a_section_with_nothing_to_say_is_left_out():
     found = diagnosis()
     empty = found.model_copy(
         update={
-            **dict.fromkeys(("fixes", "advice", "probes", "not_probed", "differs_from_release"), []),
+            **{name: [] for name in ("fixes", "advice", "probes", "not_probed", "differs_from_release")},
             **dict.fromkeys(("scenario", "invariance"), None),
         }
     )
