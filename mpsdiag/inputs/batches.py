@@ -76,12 +76,18 @@ def padded(rows: Sequence[Row], tokenizer: Any, multiple: int | None, dtype: tor
     return batch
 
 
+def picture_token(model: Any) -> int | None:
+    """The id that stands for a part of a picture; None where a model has no pictures among its tokens."""
+    config = getattr(model, "config", None)
+    return getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+
+
 def _next_token_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
     """The ids themselves; none at padding, at tokens that equal the pad token, and at those of pictures."""
     del given
     ids = batch["input_ids"]
     hidden = ids == tokenizer.pad_token_id
-    picture = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
+    picture = picture_token(model)
     batch["labels"] = ids.masked_fill(hidden if picture is None else hidden | (ids == picture), IGNORED_LABEL)
 
 

@@ -15,7 +15,7 @@ from mpsdiag.emulation.mode import suspended
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.fixes.model import apply, put_in_place
 from mpsdiag.inputs.modules import copy_to_cpu, first_tensor, logits_of, to_float64
-from mpsdiag.invariance.arrangements import Arrangement, Example, alone, with_positions
+from mpsdiag.invariance.arrangements import Arrangement, Example, alone, joined, with_positions
 from mpsdiag.sdpa.float64 import allowed_error, largest_error
 
 NEW_TOKENS: Final = 2
@@ -152,7 +152,7 @@ def widen_bound(model: nn.Module, truth: AloneTruth) -> None:
         twin = copy_to_cpu(model)
         for way, copies, shift in itertools.product(("eager", "sdpa"), range(1, 6), shifts):
             for example, exact in zip(truth.examples, truth.outputs, strict=True):
-                batch = {name: torch.stack([tensor] * copies) for name, tensor in example.items()}
+                batch = joined([example] * copies)
                 if shift:
                     batch["position_ids"] = with_positions(batch)["position_ids"] + shift
                 with in_attention(twin, way):

@@ -16,6 +16,8 @@ SAMPLE: Final = 4
 """Sequences that are looked at."""
 PADDED: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Inputs that are padded together. What a decoder gets has lengths of its own."""
+PICTURES: Final = ("pixel", "image")
+"""How the names of inputs begin that hold the pictures of all sequences, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -31,65 +33,88 @@ class Arrangement:
     """Tokens are generated from it; compared are those."""
 
 
-def examples_of(batch: Mapping[str, Any], *, limit: int = SAMPLE, longest: int | None = None) -> list[Example]:
+def examples_of(
+    batch: Mapping[str, Any], *, limit: int = SAMPLE, longest: int | None = None, picture: int | None = None
+) -> list[Example]:
     """Take a batch apart into its sequences, without their padding: the shortest and the longest of them.
 
     Args:
         batch: `input_ids` and, where there is padding, `attention_mask`, (sequences, positions); others with one entry
-            a sequence.
+            a sequence, and those of pictures.
         limit: Most sequences to take.
         longest: Tokens to cut each to.
+        picture: The id that stands for pictures: by how often it does, a sequence has its share of them.
     """
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
     kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     order = sorted((row for row in range(len(ids)) if kept[row].any()), key=lambda row: int(kept[row].sum()))
     chosen = order if len(order) <= limit else [*order[: limit // 2], *order[limit // 2 - limit :]]
+    tensors = {name: tensor for name, tensor in batch.items() if isinstance(tensor, Tensor) and tensor.dim()}
+    stands = ids == (-1 if picture is None else picture)
+    pictures = {
+        name: torch.split(tensor, shares)
+        for name, tensor in tensors.items()
+        if name.startswith(PICTURES) and sum(shares := _shares(stands, len(tensor))) == len(tensor)
+    }
     found = []
     for row in sorted(chosen):
         example = {
             name: tensor[row][kept[row]][:longest] if name in PADDED else tensor[row]
-            for name, tensor in batch.items()
-            if isinstance(tensor, Tensor) and tensor.dim() and len(tensor) == len(ids) and name != "position_ids"
+            for name, tensor in tensors.items()
+            if len(tensor) == len(ids) and name != "position_ids" and not name.startswith(PICTURES)
         }
+        example |= {name: parts[row] for name, parts in pictures.items() if len(parts[row])}
         example["attention_mask"] = torch.ones_like(example["input_ids"])
         found.append(example)
     return found
 
 
+def _shares(stands: Tensor, entries: int) -> list[int]:
+    """How many of the entries of all pictures belong to each sequence: by its tokens for pictures, or one each."""
+    total = int(stands.sum())
+    return [int(count) * entries // total for count in stands.sum(1)] if total else [1] * len(stands)
+
+
 def alone(examples: Sequence[Example]) -> list[Arrangement]:
     """Each sequence by itself, without padding."""
-    return [Arrangement("alone", _batch([example]), (row,)) for row, example in enumerate(examples)]
+    return [Arrangement("alone", joined([example]), (row,)) for row, example in enumerate(examples)]
 
 
-def arrangements(examples: Sequence[Example], *, pad_id: int, padding_side: str) -> Iterator[Arrangement]:
+def arrangements(
+    examples: Sequence[Example], *, pad_id: int, padding_side: str, picture: int | None = None
+) -> Iterator[Arrangement]:
     """The padded batches, and twins.
 
     Args:
         examples: The sequences.
         pad_id: The token that fills up.
         padding_side: `left` or `right`: the one in use. The other one is shown, and does not count.
+        picture: The id that stands for pictures, and may not stand under the mask.
     """
     rows = tuple(range(len(examples)))
     lengths = [len(example["input_ids"]) for example in examples]
     length = max(lengths) + (EXTRA if min(lengths) == max(lengths) else 0)
     for side in ("left", "right"):
         padded = [pad(example, length, side, pad_id) for example in examples]
-        yield Arrangement(side, _batch(padded), rows, counts=side == padding_side)
+        yield Arrangement(side, joined(padded), rows, counts=side == padding_side)
         if side == padding_side:
-            yield scrambled(Arrangement("scrambled_pads", _batch(padded), rows, counts=False))
+            yield scrambled(Arrangement("scrambled_pads", joined(padded), rows, counts=False), picture)
     most = lengths.index(max(lengths))
     company = [examples[lengths.index(min(lengths))], _longer(examples[most])]
     padded = [pad(example, lengths[most] + EXTRA, padding_side, pad_id) for example in company]
-    yield Arrangement("neighbour", _batch(padded), (lengths.index(min(lengths)),))
-    yield Arrangement("twins", _batch([examples[most]] * 2), (most, most))
+    yield Arrangement("neighbour", joined(padded), (lengths.index(min(lengths)),))
+    yield Arrangement("twins", joined([examples[most]] * 2), (most, most))
 
 
 def companions(examples: Sequence[Example]) -> tuple[list[Example], Arrangement]:
     """The sequences cut to the length of the shortest, and a batch of them: company without padding."""
     shortest = min(len(example["input_ids"]) for example in examples)
-    cut = [{name: t[:shortest] if name in PADDED else t for name, t in example.items()} for example in examples]
-    return cut, Arrangement("companions", _batch(cut), tuple(range(len(cut))))
+    cut = [
+        {name: t[:shortest] if name in PADDED else t for name, t in example.items() if not name.startswith(PICTURES)}
+        for example in examples
+    ]
+    return cut, Arrangement("companions", joined(cut), tuple(range(len(cut))))
 
 
 def pad(example: Example, length: int, side: str, pad_id: int) -> Example:
@@ -104,10 +129,10 @@ def pad(example: Example, length: int, side: str, pad_id: int) -> Example:
     return padded
 
 
-def scrambled(arrangement: Arrangement) -> Arrangement:
-    """The same batch with other tokens of its own under the mask."""
+def scrambled(arrangement: Arrangement, picture: int | None = None) -> Arrangement:
+    """The same batch with other tokens of its own under the mask, but for those that stand for pictures."""
     ids, hidden = arrangement.batch["input_ids"], arrangement.batch["attention_mask"] == 0
-    real = ids[~hidden]
+    real = ids[~hidden & (ids != (-1 if picture is None else picture))]
     drawn = torch.randint(len(real), ids.shape, generator=torch.Generator().manual_seed(0)).to(ids.device)
     return replace(arrangement, batch={**arrangement.batch, "input_ids": torch.where(hidden, real[drawn], ids)})
 
@@ -126,5 +151,10 @@ def _longer(example: Example) -> Example:
     return longer
 
 
-def _batch(examples: Sequence[Example]) -> dict[str, Tensor]:
-    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+def joined(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """A batch of sequences of one length, with what pictures some of them have."""
+    names = dict.fromkeys(name for example in examples for name in example)
+    return {
+        name: (torch.cat if name.startswith(PICTURES) else torch.stack)([e[name] for e in examples if name in e])
+        for name in names
+    }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mpsdiag.emulation.mode import suspended
 from mpsdiag.findings import ArrangementResult, FixTried, InvarianceCause
+from mpsdiag.inputs.batches import picture_token
 from mpsdiag.inputs.modules import copy_to_cpu
 from mpsdiag.invariance.alone_truth import AloneTruth, distance, in_attention, outputs_of, reference_of, takes_positions
 from mpsdiag.invariance.arrangements import Arrangement, Example, alone, companions, scrambled
@@ -145,7 +146,10 @@ def _leaks(model: nn.Module, failed: Sequence[ArrangementTrial], allowed: float)
         if bool(arrangement.batch["attention_mask"].all()):
             continue
         with torch.no_grad():
-            before, after = outputs_of(model, arrangement), outputs_of(model, scrambled(arrangement))
+            before, after = (
+                outputs_of(model, arrangement),
+                outputs_of(model, scrambled(arrangement, picture_token(model))),
+            )
         pairs = [p for one, other in zip(before, after, strict=True) for p in zip(one, other, strict=True)]
         if any(not largest_error(mine, other.cpu()) <= allowed for mine, other in pairs):
             return True

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.findings import ArrangementResult, Invariance
+from mpsdiag.inputs.batches import picture_token
 from mpsdiag.invariance.alone_truth import AloneTruth, errors, has_decoder, reference_of, text_config, widen_bound
 from mpsdiag.invariance.arrangements import EXTRA, SAMPLE, Arrangement, Example, alone, arrangements, examples_of
 from mpsdiag.invariance.causes import ArrangementTrial, explain
@@ -59,7 +60,7 @@ def padding_invariance(
     pad_id = _pad_id(model, batch) if pad_token_id is None else pad_token_id
     device = next(model.parameters()).device
     on_device = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-    examples = examples_of(on_device, limit=sequences, longest=_room(model))
+    examples = examples_of(on_device, limit=sequences, longest=_room(model), picture=picture_token(model))
     if not examples:
         raise BadInput("All sequences of the batch are padding only.")
     training = model.training
@@ -110,7 +111,7 @@ def _measure(
     can = bool(getattr(model, "can_generate", bool)()) and not has_decoder(model)
     generating = (can and side == "left") if generates is None else generates
     truth = reference_of(model, examples)
-    padded = list(arrangements(examples, pad_id=pad_id, padding_side=side))
+    padded = list(arrangements(examples, pad_id=pad_id, padding_side=side, picture=picture_token(model)))
     if generating:
         left = next(arrangement for arrangement in padded if arrangement.name == "left")
         padded.append(Arrangement("generate", left.batch, left.rows, generates=True))

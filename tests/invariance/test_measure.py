@@ -8,10 +8,14 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalLM, RobertaConfig, RobertaForCausalLM
 
-from mpsdiag import assert_padding_invariant, emulate_mps, padding_invariance
+from mpsdiag import apply, assert_padding_invariant, emulate_mps, padding_invariance
 from mpsdiag.emulation.mode import in_effect
 from mpsdiag.errors import BadInput
+from mpsdiag.inputs.batches import picture_token
 from mpsdiag.inputs.models import build_model
+from mpsdiag.invariance.arrangements import examples_of, joined
+from mpsdiag.scenario.preparation import prepare
+from mpsdiag.scenario.scenario import Scenario
 
 LENGTHS = (5, 9, 14, 20)
 
@@ -94,8 +98,6 @@ def test_attention_of_broken_releases_is_named(models, batch_of, release, name, 
 
 def test_generation_gives_token_0_in_the_padded_batch_and_safe_sdpa_restores_it(models, batch_of):
     """The report of transformers#40242."""
-    from mpsdiag import apply
-
     model, batch = models["tiny-llama"], batch_of(4, 12)
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
     with emulate_mps("2.8"):
@@ -108,6 +110,25 @@ def test_generation_gives_token_0_in_the_padded_batch_and_safe_sdpa_restores_it(
     assert together[0].tolist() == [0, 0, 0]
     assert torch.equal(safe[:1], alone)
     assert not by_name(found)["generate"].holds
+
+
+def test_generation_from_images_gives_token_0_too_and_safe_sdpa_restores_it():
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    with prepare(Scenario(model="tiny-vlm")) as prepared, emulate_mps("2.8"):
+        model = prepared.model
+        batch = {name: tensor for name, tensor in prepared.eval_batches[0].items() if name != "labels"}
+        (row, _), *_ = rows = sorted(
+            enumerate(examples_of(batch, picture=picture_token(model))), key=lambda pair: len(pair[1]["input_ids"])
+        )
+        single = joined([rows[0][1]])
+        assert ["pixel_values" in one for _, one in rows] == [False, False, True, True]
+        alone = model.generate(**single, **options)[0, -3:]
+        assert model.generate(**batch, **options)[row, -3:].tolist() == [0, 0, 0]
+        found = padding_invariance(model, batch, sequences=2)
+        with apply(model, "safe_sdpa"):
+            assert torch.equal(model.generate(**batch, **options)[row, -3:], alone)
+    assert not by_name(found)["generate"].holds
+    assert fixes(found)["safe_sdpa"]
 
 
 class Planted(nn.Module):
