@@ -1,4 +1,4 @@
-"""Resolve a device and work with it. The one place that knows mps from cuda from xpu from cpu."""
+"""Resolve a device and work with it. The only place that distinguishes mps, cuda, xpu and cpu."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUTO_ORDER = ("mps", "cuda", "xpu", "cpu")
 CHILD_SECONDS = 120
 
 _NAME = re.compile(r"(cpu|mps|cuda|xpu)(:\d+)?")
-# Allocates, adds, synchronizes. In a process of its own: a broken Metal aborts instead of raising.
+# Allocates, adds, synchronizes, in its own process: a broken Metal aborts instead of raising.
 _CHILD = (
     "import torch; x = torch.ones(8, device='mps'); y = (x + 1).sum(); torch.mps.synchronize(); "
     "assert y.item() == 16.0, y.item(); print('usable')"
@@ -36,7 +36,7 @@ class Usability:
 
 
 def resolve(name: str) -> str:
-    """Turn a device name into that of one device; `auto` takes the first available of mps, cuda, xpu, cpu."""
+    """Turn a device name into the name of one device; `auto` takes the first available of mps, cuda, xpu, cpu."""
     if name == "auto":
         return next(kind for kind in AUTO_ORDER if available(kind))
     if not _NAME.fullmatch(name) or name.startswith(("cpu:", "mps:")):
@@ -51,7 +51,7 @@ def kind_of(device: str | torch.device) -> str:
 
 
 def available(kind: str) -> bool:
-    """Whether torch sees such a device; it may still refuse to work."""
+    """Whether torch sees a device of this kind; it may still refuse to work."""
     import torch
 
     if kind == "cpu":
@@ -78,7 +78,7 @@ def usable(device: str) -> Usability:
         total = (torch.ones(8, device=device) + 1).sum()
         synchronize(device)
         if total.item() != 16.0:
-            return Usability(ok=False, reason=f"{device} adds wrongly: got {total.item()}, expected 16.0")
+            return Usability(ok=False, reason=f"{device} adds incorrectly: got {total.item()}, expected 16.0")
     except (RuntimeError, AssertionError) as problem:
         return Usability(ok=False, reason=f"{device} refuses work: {first_line(problem, 300)}")
     return Usability(ok=True)
@@ -107,7 +107,7 @@ def accelerators(*, probe: bool = True) -> dict[str, bool | str | None]:
 
 
 def synchronize(device: str | torch.device) -> None:
-    """Wait until the device has done all it was given; the CPU has by definition."""
+    """Wait until the device has finished its work; the CPU always has."""
     module = _module(device)
     if module is not None:
         module.synchronize()
@@ -131,7 +131,7 @@ def _memory(device: str | torch.device, name: str) -> int | None:
 
 
 def reset_peak_memory(device: str | torch.device) -> None:
-    """Start measuring the peak anew where the device keeps one."""
+    """Reset the peak if the device keeps one."""
     module = _module(device)
     if module is not None and hasattr(module, "reset_peak_memory_stats"):
         module.reset_peak_memory_stats()
@@ -140,7 +140,7 @@ def reset_peak_memory(device: str | torch.device) -> None:
 def process_peak_memory() -> int:
     """Highest resident size of this process so far, in bytes."""
     status = Path("/proc/self/status")
-    if status.is_file():  # On Linux ru_maxrss begins with the size of the parent that started this process.
+    if status.is_file():  # On Linux ru_maxrss starts at the size of the parent that started this process.
         found = re.search(r"^VmHWM:\s*(\d+)", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
         if found:
             return int(found[1]) * 1024
@@ -162,14 +162,14 @@ def seed_everything(seed: int) -> None:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of that name, one of those that mpsdiag works in."""
+    """The torch dtype of this name, one of those that mpsdiag supports."""
     import torch
 
     return getattr(torch, one_of("dtype", name, DTYPES))  # type: ignore[no-any-return]  # checked by name
 
 
 def supports_dtype(device: str, name: str) -> str | None:
-    """Why the device cannot compute in this dtype, or None when it can. Tried, not assumed."""
+    """Why the device cannot compute in this dtype, or None if it can. Tried, not assumed."""
     import torch
 
     dtype = torch_dtype(name)

@@ -24,7 +24,7 @@ VARIABLE_PREFIXES = ("PYTORCH_", "HF_", "TRANSFORMERS_", "ACCELERATE_", "MPSDIAG
 
 
 class Environment(BaseModel):
-    """One machine and its libraries; memory in bytes. None means: not known here."""
+    """One machine and its libraries; memory in bytes. None means that a value is not known here."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,7 +75,7 @@ def gather(
 
 
 def versions(names: Iterable[str] = ("torch", "transformers")) -> dict[str, str]:
-    """Installed versions by name, `missing` where there is none; by default those a cell's key depends on."""
+    """Installed versions by name, `missing` if not installed; by default those that a cell's key depends on."""
     return {name: _version(name) or "missing" for name in names}
 
 
@@ -85,7 +85,7 @@ def macos() -> int | None:
 
 
 def relevant_variables(variables: Mapping[str, str], clean: Callable[[str], str]) -> dict[str, str]:
-    """Pick the variables that steer torch and transformers; if not in SHOWN_VARIABLES, the value is `<set>`."""
+    """Pick the variables that control torch and transformers; if not in SHOWN_VARIABLES, the value is `<set>`."""
     return {
         name: clean(text) if name in SHOWN_VARIABLES else "<set>"
         for name, text in sorted(variables.items())
@@ -94,7 +94,7 @@ def relevant_variables(variables: Mapping[str, str], clean: Callable[[str], str]
 
 
 def to_markdown(environment: Environment, escaped: Callable[[str], str]) -> str:
-    """The block to paste into an issue: one `- key: value` a line, each value made harmless."""
+    """The block to paste into an issue: one `- key: value` on each line, each value made harmless."""
     lines = ["<details><summary>Environment (mpsdiag env)</summary>", ""]
     lines += [f"- {name}: {escaped(text)}" for name, text in facts(environment)]
     return "\n".join([*lines, "", "</details>", ""])
@@ -159,7 +159,7 @@ def _gpu_cores() -> int | None:
 
 
 def _ask(*command: str) -> str | None:
-    """What a system program prints, or None when it is not there or fails."""
+    """The output of a system program, or None if it is missing or fails."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -168,7 +168,7 @@ def _ask(*command: str) -> str | None:
 
 
 def default_attention() -> str:
-    """The attention that transformers gives a model whose config names none, such as `sdpa`."""
+    """The attention, such as `sdpa`, that transformers chooses for a model whose config names none."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -184,7 +184,7 @@ def require_working_pair() -> None:
     try:
         torch, transformers = metadata.version("torch"), metadata.version("transformers")
     except metadata.PackageNotFoundError:
-        return  # The import that follows says which one is missing.
+        return  # The next import reports which one is missing.
     floor = max(_declared_floor(), TORCH_FLOOR, key=version_numbers)
     if version_numbers(torch) < version_numbers(floor):
         raise BadInput(

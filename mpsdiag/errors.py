@@ -1,4 +1,4 @@
-"""What goes wrong on the user's side, each as one sentence that names the thing and says what to do."""
+"""Errors on the user's side, each as one sentence that names the problem and says what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ class MpsdiagError(Exception):
     """Base of every error the command line prints as one sentence, without a traceback.
 
     Attributes:
-        exit_code: What the process ends with when this error reaches the command line.
+        exit_code: The exit code of the process when this error reaches the command line.
     """
 
     exit_code = 2
@@ -25,17 +25,17 @@ class CannotDecide(MpsdiagError):  # noqa: N818 - an outcome with its own exit c
 
 
 def first_line(problem: BaseException, longest: int = 200) -> str:
-    """What an exception says, as part of a sentence: its first line without the full stop, or its type."""
+    """An exception's message as part of a sentence: its first line without the full stop, or its type."""
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:longest].rstrip(".")
 
 
 def close_to(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The choice that is spelt most like a word; None if none is."""
+    """The choice whose spelling is closest to a word; None if none is close."""
     return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
 
 
 def path_problem(problem: OSError, path: object = None) -> BadInput:
-    """What is wrong with a path, as one sentence: it may not be read, its name is too long, its links go in circles."""
+    """What is wrong with a path, as one sentence: no permission, a name that is too long, a loop of links."""
     named = problem.filename if path is None else path
     text = str(named.decode("utf-8", "replace") if isinstance(named, bytes) else named)
     text = text if len(text) <= 200 else f"{text[:200]}..."
@@ -44,7 +44,7 @@ def path_problem(problem: OSError, path: object = None) -> BadInput:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Say which choices there are, the nearest first: `Did you mean 'eager'? Choose from: ...`."""
+    """List the choices, the nearest first: `Did you mean 'eager'? Choose from: ...`."""
     known = list(choices)
     close = close_to(word, known)
     hint = f"Did you mean '{close}'? " if close else ""
@@ -55,7 +55,7 @@ def one_of(kind: str, word: str, choices: Iterable[str]) -> str:
     """Return `word` if it is one of `choices`.
 
     Raises:
-        BadInput: It is none of them; the sentence suggests the nearest.
+        BadInput: It is none of them; the message suggests the nearest.
     """
     known = list(choices)
     if word in known:

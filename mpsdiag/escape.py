@@ -1,4 +1,4 @@
-"""Texts made harmless for the place they go to: no control characters, no markup, no secrets, no names of people."""
+"""Makes texts harmless for where they are shown: no control characters, no markup, no secrets, no personal names."""
 
 import functools
 import getpass
@@ -34,7 +34,7 @@ def cap(text: str, limit: int = CELL_LIMIT) -> str:
 
 
 def cap_tail(text: str, limit: int = LOG_LIMIT) -> str:
-    """Keep the last `limit` characters of a log, from the start of a line where there is one."""
+    """Keep the last `limit` characters of a log, if possible from the start of a line."""
     if len(text) <= limit:
         return text
     tail = text[-limit:]
@@ -43,9 +43,9 @@ def cap_tail(text: str, limit: int = LOG_LIMIT) -> str:
 
 
 def terminal_text(text: str) -> str:
-    """Take out what steers a terminal: escape sequences, control characters, text direction. Newlines stay.
+    """Remove whatever controls a terminal: escape sequences, control characters, text direction. Newlines stay.
 
-    What no terminal can show (a lone surrogate, a character that is not assigned) becomes a question mark.
+    Characters that no terminal can show (lone surrogates, unassigned characters) become question marks.
     """
     if text.isprintable():
         return text
@@ -56,7 +56,7 @@ def terminal_text(text: str) -> str:
 
 
 def one_line(text: str, limit: int = CELL_LIMIT) -> str:
-    """Make harmless, put on one line, shorten: what a table cell or a sentence can take."""
+    """Make harmless, put on one line and shorten, for a table cell or a sentence."""
     return cap(" ".join(terminal_text(text[: 8 * limit]).split()), limit)
 
 
@@ -66,7 +66,7 @@ def log_text(text: str, limit: int = LOG_LIMIT) -> str:
 
 
 def md_text(text: str, limit: int = 2000) -> str:
-    """Escape a sentence for GitHub's Markdown, on one line; it begins no list, heading or quotation."""
+    """Escape a sentence for GitHub's Markdown, on one line; it cannot begin a list, heading or quotation."""
     escaped = md_cell(text, limit)
     escaped = re.sub(r"^([-+=#])", r"\\\1", escaped)
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)
@@ -74,10 +74,10 @@ def md_text(text: str, limit: int = 2000) -> str:
 
 def md_cell(text: str, limit: int = CELL_LIMIT) -> str:
     """Escape a text for a cell of a Markdown table: one line, no pipe, no markup, `limit` characters at most."""
-    # Markdown is what gets pasted: what gives somebody away is taken out here, before the escapes hide it.
+    # Markdown gets pasted, so personal words are removed here, before the escapes hide them.
     escaped = _SPECIAL.sub(lambda found: _MARKDOWN[found.group()], one_line(redact(text[: 8 * limit]), limit))
     escaped = _UNDERSCORE.sub(r"\\_", escaped)
-    # These would call people, link other issues, link addresses.
+    # These would mention people, or link issues and addresses.
     escaped = _CALL.sub(lambda found: f"&#{ord(found.group())};", escaped)
     return _AUTOLINK.sub(lambda found: found.group().replace(":", "&#58;").replace(".", "&#46;"), escaped)
 
@@ -91,7 +91,7 @@ def md_block(text: str, limit: int = LOG_LIMIT) -> str:
 
 
 def ascii_text(text: str) -> str:
-    """Spell the marks of a report with ASCII, for a terminal that cannot show them."""
+    """Spell the marks of a report in ASCII, for a terminal that cannot show them."""
     text = text.translate(_PLAIN)
     return unicodedata.normalize("NFKD", text).encode("ascii", "replace").decode("ascii")
 
@@ -126,10 +126,10 @@ SHOWN_VARIABLES = frozenset(
         "TRANSFORMERS_VERBOSITY",
     }
 )
-"""Variables whose values are switches and numbers; of all others only that they are set is shown."""
+"""Variables whose values are switches and numbers; any other variable is only shown as set."""
 
-# Every pattern begins where a word begins: begun anywhere, it would take quadratic time on a long word.
-# What gives away a person or opens a door, each with what stands in its place; a login comes before an address.
+# Every pattern starts at the beginning of a word; otherwise it would take quadratic time on a long word.
+# Personal words and secrets, each with its replacement; a login comes before an address.
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), mark)
     for pattern, mark in (
@@ -147,7 +147,7 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?i)\b(bearer|basic|negotiate)\s+[\w.~+/=-]{8,}", r"\1 <token>"),
         (r"(?i)\b(authorization|cookie)(\"?'?\s*[:=]\s*\"?'?)(?!\w+ <)[^\"'\n]{6,}", r"\1\2<token>"),
         (
-            # --hub_token VALUE, as command lines have it
+            # --hub_token VALUE, as on a command line
             (
                 r"(?i)(?<![\w-])(--?(?!-|pad|eos|bos|unk|sep|cls|mask|image)[\w-]*"
                 r"(?:token|secret|passw\w*|passphrase|api[_-]?key|cookie|credentials?)\s+[\"']?)"
@@ -175,9 +175,9 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?i)(\\Users\\)[^\\\s:;,\"'<>]+", r"\1<user>"),
     )
 )
-# No secret is without one of these; most texts are.
+# Every secret contains one of these; most texts contain none.
 _SUSPECT = re.compile(r"[@/\\=:]|[\w-]{12}")
-# Names that many machines share say nothing about a person, and stand in other words too.
+# Names that many machines share identify nobody, and occur in other words too.
 _NOBODY = frozenset({"root", "user", "admin", "test", "ubuntu", "runner", "localhost", "local", "mac", "mps", "cpu"})
 
 
@@ -196,8 +196,8 @@ def redact_all(value: Any) -> Any:
 
 
 def without_home(path: str) -> str:
-    """A path as `~/...` where it is in the home folder; `expanduser` makes it what it was."""
-    home = _home() if path.startswith("/") else ""  # names of models and data are looked at by the hundred thousand
+    """A path as `~/...` if it is in the home folder; `expanduser` reverses this."""
+    home = _home() if path.startswith("/") else ""  # called very often, for names of models and data
     return f"~{path[len(home) :]}" if len(home) > 1 and (path == home or path.startswith(f"{home}/")) else path
 
 
@@ -215,7 +215,7 @@ def scrub(text: str, *, home: str, user: str, host: str) -> str:
     Args:
         text: Any text.
         home: The home folder; becomes `~`.
-        user: The user name; becomes `<user>` where it stands as a word.
+        user: The user name; becomes `<user>` where it is a word of its own.
         host: The host name, whole or its first label; becomes `<host>`.
     """
     if len(home) > 1:

@@ -1,4 +1,4 @@
-"""What every command may say: advice, exposure, blame, and under which emulation something was found."""
+"""Findings shared by all commands: advice, exposure, blame, and the emulation under which something was found."""
 
 import math
 from importlib import import_module
@@ -27,7 +27,7 @@ class Answer:
         return self._shown_as("markdown")
 
     def to_html(self) -> str:
-        """A self-contained page, pictures included."""
+        """A self-contained page, including pictures."""
         return self._shown_as("html")
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,25 +41,25 @@ class Answer:
         return self._shown_as("fragment")
 
     def _shown_as(self, form: str) -> str:
-        # By name: how answers are shown is on a floor above, and only loaded where one is shown.
+        # By name: rendering is a room further down the table, and is only loaded when an answer is shown.
         return str(import_module("mpsdiag.reporting.api").render(self, form))
 
 
 class Part(BaseModel):
-    """A piece of an answer: only the fields that are named."""
+    """A part of an answer; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Emulated(Part):
-    """Under which model of the MPS kernels this was found: nothing of it was measured on MPS."""
+    """The model of the MPS kernels under which this was found; nothing of it was measured on MPS."""
 
     release: str
     macos: int
 
 
 class Advice(Part):
-    """What to do next: a sentence, and the commands or lines of code that do it."""
+    """What to do next: a sentence, and the commands or lines of code for it."""
 
     text: str
     commands: list[str] = Field(default_factory=list)
@@ -75,25 +75,25 @@ class LayerExposure(Part):
 
 
 class Exposure(Part):
-    """Where fully masked rows will arise, predicted from config, padding and attention without a run on the device."""
+    """Where fully masked rows will occur, predicted from config, padding and attention without running the device."""
 
     rows: int
-    """(sequence, query) rows that may attend to nothing, each counted once a forward."""
+    """(sequence, query) rows that may attend to nothing, each counted once for each forward."""
     sequences: int
-    """Sequences with such a row; where the kernel gives NaN for one, the whole sequence is lost."""
+    """Sequences with such a row; if the kernel gives NaN for one, the whole sequence is lost."""
     of_sequences: int
     reasons: dict[str, int] = Field(default_factory=dict)
-    """Rows by where they come from."""
+    """Rows by origin."""
     layers: list[LayerExposure] = Field(default_factory=list)
     reach_sdpa: bool = True
-    """The attention hands them to F.scaled_dot_product_attention."""
+    """Whether the attention passes them to F.scaled_dot_product_attention."""
     causal: bool = True
-    """False for an encoder: its queries see every real token, so padding leaves none of them without a key."""
+    """False for an encoder: its queries see every real token, so padding leaves no query without a key."""
     notes: list[str] = Field(default_factory=list)
 
 
 class Blame(Part):
-    """The cause of a bad scenario, as `mpsdiag trace` names it, and where it arose; `also`: further causes."""
+    """The cause of a bad scenario, as `mpsdiag trace` names it, and where it began; `also`: further causes."""
 
     cause: str
     layer: int | None
@@ -105,23 +105,23 @@ class Blame(Part):
 
 
 class ArrangementResult(Part):
-    """The same sequences in one arrangement, against each alone: the largest difference, and what is allowed."""
+    """One arrangement of the sequences against each alone: the largest difference, and the allowed one."""
 
     name: str
     max_abs_diff: Number
     allowed: Number
     holds: bool
     counts: bool = True
-    """It makes the verdict. The other padding side, and other tokens under the mask, are shown beside it."""
+    """Whether it counts for the verdict. The other padding side, and other tokens under the mask, do not count."""
 
     @property
     def finite(self) -> bool:
-        """All that was compared is finite."""
+        """Whether everything compared is finite."""
         return math.isfinite(self.max_abs_diff)
 
 
 class FixTried(Part):
-    """A fix, tried on the arrangements that failed."""
+    """A fix, tried on the failed arrangements."""
 
     name: str
     restores: bool
@@ -148,14 +148,14 @@ class FirstLabel(Part):
 
 
 class Invariance(Part):
-    """Whether padding changes the numbers at real positions; `fixes`: those that were tried, alone or together."""
+    """Whether padding changes the numbers at real positions; `fixes`: those tried, alone or together."""
 
     verdict: Literal["invariant", "varies", "undecided"]
     reason: str
     padding_side: str
     cause: InvarianceCause | None = None
     every_device: bool | None = None
-    """The CPU shows it too; None where nothing varies."""
+    """Whether the CPU shows it too; None if nothing varies."""
     arrangements: list[ArrangementResult] = Field(default_factory=list)
     fixes: list[FixTried] = Field(default_factory=list)
     first_label: FirstLabel | None = None

@@ -1,4 +1,4 @@
-"""Libraries that cannot be imported: which, why, and how to install them again. Needs the standard library only."""
+"""Libraries that cannot be imported: which, why, and how to reinstall them. Needs only the standard library."""
 
 import importlib
 import platform
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mpsdiag.errors import first_line
 
-# From the ground up: the first one that is broken is the one to repair.
+# Dependencies first: the first broken one is the one to repair.
 LIBRARIES: Final = (
     "numpy",
     "pydantic",
@@ -25,7 +25,7 @@ MISSING: Final = "not installed"
 
 
 def broken(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
-    """Import libraries, and say what is wrong with those that cannot be: `not installed`, or the error."""
+    """Import libraries, and give the problem of those that fail: `not installed`, or the error."""
     found = {}
     for name in names:
         try:
@@ -37,22 +37,21 @@ def broken(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
 
 
 def explained(problem: BaseException) -> str | None:
-    """A sentence about the broken library behind an exception; None where all of them can be imported."""
+    """A sentence about the broken library behind an exception; None if all of them can be imported."""
     found = broken()
     if not found:
         return None
     name, what = next(iter(found.items()))
     if what == MISSING:
         return f"{name} is not installed, and this command needs it. Install it: pip install {name}"
-    seen = f"; it was met as {type(problem).__name__}" if type(problem).__name__ not in what else ""
+    seen = f"; seen as {type(problem).__name__}" if type(problem).__name__ not in what else ""
     return (
-        f"{name} cannot be imported here ({what}{seen}). Install it again: "
-        f"pip install --force-reinstall --no-deps {name}"
+        f"{name} cannot be imported here ({what}{seen}). Reinstall it: pip install --force-reinstall --no-deps {name}"
     )
 
 
 def facts() -> dict[str, Any]:
-    """What can be said about this machine where even the libraries for that are broken."""
+    """What is known about this machine if even the libraries that describe it are broken."""
     versions: dict[str, str | None] = {}
     for name in ("mpsdiag", *LIBRARIES):
         try:

@@ -1,4 +1,4 @@
-"""Keep a library's warnings back where what they warn of is being found out, and said in better words."""
+"""Suppress a library's warnings about things that mpsdiag itself checks and reports."""
 
 import logging
 import sys
@@ -9,9 +9,9 @@ from typing import Any
 
 @contextmanager
 def no_bars(progress: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Show no bars of transformers and the hub, such as that of loading weights, until the block ends.
+    """Hide the progress bars of transformers and the hub, such as for loading weights, until the block ends.
 
-    `progress` gets what the hub downloads, in MiB, where stderr is a terminal: two bars would overwrite each other.
+    If stderr is a terminal, `progress` gets the hub's downloads in MiB: two bars would overwrite each other.
     """
     from huggingface_hub import utils
     from transformers.utils import logging as bars
@@ -30,7 +30,7 @@ def no_bars(progress: Callable[[str], None] | None = None) -> Iterator[None]:
 
 @contextmanager
 def _downloads(hub: Any, progress: Callable[[str], None]) -> Iterator[None]:
-    """Let the bars of the hub say how far they are instead of drawing it."""
+    """Report the progress of the hub's bars instead of drawing them."""
     from unittest.mock import patch
 
     def display(bar: Any, *_: Any, **__: Any) -> None:
@@ -47,7 +47,7 @@ def _downloads(hub: Any, progress: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def errors_only(logger_name: str) -> Iterator[None]:
-    """Let a logger say errors only until the block ends. Also usable as a decorator."""
+    """Let a logger emit only errors until the block ends. Also usable as a decorator."""
     logger = logging.getLogger(logger_name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -59,7 +59,7 @@ def errors_only(logger_name: str) -> Iterator[None]:
 
 @contextmanager
 def held_back(logger_name: str) -> Iterator[None]:
-    """Keep what a logger says until the block ends; if the block raises it is dropped, for the exception says it."""
+    """Hold back a logger's messages until the block ends; they are dropped if it raises: the exception is enough."""
     logger, keeper = logging.getLogger(logger_name), _Keeper()
     handlers, propagate = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [keeper], False

@@ -1,4 +1,4 @@
-"""Environments of other releases, as `bisect` builds them: where they are, what is in them, what runs in them."""
+"""Environments of other releases, built by `bisect`: where they are, what is in them, what runs in them."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ from mpsdiag.environment import PACKAGES
 from mpsdiag.errors import BadInput, nearest
 
 MARKER: Final = "mpsdiag.json"
-"""Written last: a folder without it is half built."""
-# What Python reads from here would reach the environment past its own packages.
+"""Written last: a folder without it is only half built."""
+# Python would read these in the environment too, and bypass its own packages.
 _NOT_HANDED_ON: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__")
 
 
@@ -23,13 +23,13 @@ class Built(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """Of its folder; a value of the axis `environment` of `bench`."""
+    """The name of its folder; a value of the axis `environment` of `bench`."""
     python: str
     requirements: tuple[str, ...]
     overridden: bool = False
-    """The resolver refused these releases and was overruled: it may fail for that reason alone."""
+    """The resolver refused these releases and was overruled: the environment may fail for that reason alone."""
     freeze: tuple[str, ...] = ()
-    """All that is installed, as `pip freeze` prints it."""
+    """Everything installed, as `pip freeze` prints it."""
 
     def versions(self) -> dict[str, str]:
         """Installed versions by name."""
@@ -37,7 +37,7 @@ class Built(BaseModel):
 
 
 def cache_folder() -> Path:
-    """Folder of the environments: below MPSDIAG_CACHE, or where this system keeps caches."""
+    """Folder of the environments: below MPSDIAG_CACHE, or in the system's cache folder."""
     if own := os.environ.get("MPSDIAG_CACHE"):
         return Path(own) / "environments"
     system = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 
 def read(folder: Path) -> Built | None:
-    """The environment in a folder; None where there is none, or a half built one."""
+    """The environment in a folder; None if there is none, or only a half-built one."""
     try:
         built = Built.model_validate_json((folder / MARKER).read_bytes())
     except (OSError, ValidationError):
@@ -54,17 +54,17 @@ def read(folder: Path) -> Built | None:
 
 
 def find(name: str) -> Built:
-    """The environment of a name."""
+    """The environment of this name."""
     built = read(cache_folder() / name)
     if built is None:
         names = sorted(path.name for path in cache_folder().glob("*") if read(path) is not None)
-        hint = nearest(name, names) if names else "There is none yet: `mpsdiag bisect` builds them."
+        hint = nearest(name, names) if names else "There are none yet: `mpsdiag bisect` builds them."
         raise BadInput(f"There is no environment '{name}' in {cache_folder()}. {hint}")
     return built
 
 
 def versions_in(name: str | None, here: Mapping[str, str]) -> dict[str, str]:
-    """Versions of torch and transformers in an environment; those `here` where no environment is named."""
+    """Versions of torch and transformers in an environment; those `here` if no environment is named."""
     if name is None:
         return dict(here)
     inside = find(name).versions()
@@ -82,7 +82,7 @@ def facts_in(name: str | None, here: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def variables_in(folder: Path) -> dict[str, str]:
-    """The variables of a command: the environment's programs come first, and its packages alone are seen."""
+    """Environment variables for a command: the environment's programs come first, and only its packages are seen."""
     kept = {name: text for name, text in os.environ.items() if name not in _NOT_HANDED_ON}
     path = os.pathsep.join([str(folder / "bin"), kept.get("PATH", os.defpath)])
     return {**kept, "PATH": path, "VIRTUAL_ENV": str(folder), "PYTHONUNBUFFERED": "1"}

@@ -1,4 +1,4 @@
-"""JSON that is always valid, and files that are replaced whole or not at all."""
+"""JSON that is always valid, and files that are replaced completely or not at all."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,9 @@ from mpsdiag.errors import BadInput
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _PIPES: dict[Path, bytes] = {}
 LARGEST_FILE: Final = 2**31
-"""Bytes that a file may have that is read whole: journals, matrix files, documents, configs."""
+"""Largest size, in bytes, of a file that is read at once: journals, matrix files, documents, configs."""
 PIECE = 2**20
-"""Characters that are written at once, at least; then to the end of the line."""
+"""Least number of characters written at once; a piece ends at the end of a line."""
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
@@ -47,7 +47,7 @@ def number(value: Any) -> float:
     """Read a number that `jsonable` wrote: the strings "nan", "inf" and "-inf" are numbers too.
 
     Raises:
-        ValueError: It is no number.
+        ValueError: It is not a number.
     """
     if isinstance(value, str) and value in _NON_FINITE:
         return _NON_FINITE[value]
@@ -63,16 +63,16 @@ def _umask() -> int:
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
-    """Write a value as strict JSON (no bare NaN), one line unless `indent` is given; nothing steers a terminal."""
+    """Write a value as strict JSON (no bare NaN), on one line unless `indent` is given, safe for a terminal."""
     text = json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=indent)
     strange = {one for one in set(text) if not (one.isprintable() or one == "\n" or "\ud800" <= one <= "\udfff")}
     return text.translate({ord(one): json.dumps(one)[1:-1] for one in strange}) if strange else text
 
 
 def readable(text: str) -> str:
-    """The text as it was typed, where the locale could not decode it: UTF-8 again, which any file can hold.
+    """The text as it was typed, even if the locale could not decode it: UTF-8, which any file can hold.
 
-    Python hands on undecodable bytes of arguments and file names as lone surrogates (PEP 383).
+    Python passes undecodable bytes of arguments and file names on as lone surrogates (PEP 383).
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -81,7 +81,7 @@ def readable(text: str) -> str:
 
 
 def _pieces(text: str | bytes) -> Iterator[bytes]:
-    """The text as any file can hold it, some lines at a time: a large one is never there twice."""
+    """The text as any file can hold it, some lines at a time, so that a large one is never copied whole."""
     if isinstance(text, bytes):
         yield text
         return
@@ -93,12 +93,12 @@ def _pieces(text: str | bytes) -> Iterator[bytes]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file whole: written beside it, flushed, synced, then renamed over it.
+    """Replace a whole file: the new one is written beside it, flushed, synced, then renamed over it.
 
-    A link stays a link; what it leads to is replaced. What is no file (a device, a pipe, /dev/stdout) is written into.
+    A link stays a link; its target is replaced. Devices and pipes (such as /dev/stdout) are written into.
 
     Raises:
-        BadInput: The folder cannot be made or written; the sentence names it.
+        BadInput: The folder cannot be created or written to; the message names it.
     """
     try:
         if _is_written_into(path):
@@ -111,7 +111,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         why = "nobody reads this pipe" if problem.errno == errno.ENXIO else problem.strerror
         raise BadInput(f"Cannot write {path}: {why}. Choose a folder you may write to.") from problem
     try:
-        # mkstemp keeps its file to its owner; what is written here is an ordinary file.
+        # mkstemp makes a file that only its owner may read; this one gets ordinary permissions.
         os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - a name, not a Path
         with os.fdopen(handle, "wb") as stream:
             stream.writelines(_pieces(content))
@@ -127,10 +127,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def read_file(path: Path, most: int = -1) -> bytes:
-    """The bytes of a file, at most so many; those of a pipe are kept, since it gives them only once.
+    """The bytes of a file, up to a limit; those of a pipe are kept, because it gives them only once.
 
     Raises:
-        BadInput: See `require_file`; or all of it is wanted, and it is larger than `LARGEST_FILE`.
+        BadInput: See `require_file`; or the whole file is wanted and is larger than `LARGEST_FILE`.
         OSError: It cannot be read.
     """
     require_file(path)
@@ -145,9 +145,9 @@ def read_file(path: Path, most: int = -1) -> bytes:
 
 
 def require_files(path: Path) -> None:
-    """Refuse a folder of a model or of data in which a library would wait for a pipe, or read without end.
+    """Refuse a folder of a model or of data in which a library would wait for a pipe, or read endlessly.
 
-    Looks into the folders in it too.
+    Subfolders are searched too.
 
     Raises:
         BadInput: See `require_file`; or a JSON file in it is larger than `LARGEST_FILE`.
@@ -163,14 +163,14 @@ def require_files(path: Path) -> None:
 def _require_moderate(path: Path) -> None:
     with contextlib.suppress(OSError):  # whoever opens it says that it is not there
         if path.stat().st_size > LARGEST_FILE:
-            raise BadInput(f"{path} is larger than {LARGEST_FILE >> 30} GiB. Give the file that is meant.")
+            raise BadInput(f"{path} is larger than {LARGEST_FILE >> 30} GiB. Give a smaller file.")
 
 
 def require_file(path: Path) -> None:
-    """Refuse what would be read without end, or waited for: a device, a named pipe that nobody may ever write into.
+    """Refuse what could be read endlessly or block: a device, or a named pipe that may never be written to.
 
     Raises:
-        BadInput: It is one of these; a pipe of this process (`<(...)`) is none, and what is not there is left alone.
+        BadInput: It is one of these. A pipe of this process (`<(...)`) is allowed, and a missing path is ignored.
     """
     try:
         mode = path.stat().st_mode
@@ -182,7 +182,7 @@ def require_file(path: Path) -> None:
 
 
 def _is_written_into(path: Path) -> bool:
-    """Whether there is something that must not be replaced; a stream of this process may well be a file."""
+    """Whether the path exists and must not be replaced; a stream of this process may be a file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -191,7 +191,7 @@ def _is_written_into(path: Path) -> bool:
 
 
 def _write_into(path: Path, content: str | bytes) -> None:
-    # Never made, never cut: `>> file` keeps what it has. A pipe that nobody reads is not waited for.
+    # Never created, never truncated: `>> file` keeps its content. Nothing waits for a pipe without a reader.
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
     os.set_blocking(handle, True)
     with os.fdopen(handle, "wb") as stream:

@@ -9,7 +9,7 @@ import numpy as np
 
 RESAMPLES = 2000
 NOISY = 0.10
-"""Interquartile range over median above which a sample shows the machine rather than the work."""
+"""Interquartile range over median above which a sample measures the machine rather than the work."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def ratio_interval_of_rounds(rounds: Sequence[Sequence[float]], baseline: Sequen
 
 
 def ratio_of_rounds(rounds: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> float:
-    """Median over rounds of the ratio of medians: what `ratio_interval_of_rounds` is the interval of.
+    """Median over rounds of the ratio of medians; `ratio_interval_of_rounds` gives its interval.
 
-    A machine that gets slow from one round to the next does not touch it, since both sides of a round ran side by side.
+    A machine that slows down between rounds does not affect it, because both sides of a round run side by side.
     """
     return median([median(ours) / median(theirs) for ours, theirs in zip(rounds, baseline, strict=True)])
 

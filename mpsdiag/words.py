@@ -1,4 +1,4 @@
-"""The words of the contract: what axes, statuses and verdicts are called. Stable, and only here."""
+"""The words of the contract: names of axes, statuses and verdicts. They are stable and defined only here."""
 
 import re
 from collections.abc import Iterable
@@ -31,14 +31,14 @@ ATTENTION_MODES: Final[tuple[str, ...]] = get_args(AttentionMode)
 TRAINER_VARIANTS: Final[tuple[str, ...]] = get_args(TrainerVariant)
 _KERNEL: Final = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w.-]+)?(:\w+)?", re.ASCII)
 POSITIONS: Final = "positions"
-"""The fix that is no attention mode: position ids made from the attention mask."""
+"""The fix that is not an attention mode: position ids made from the attention mask."""
 PADDING_SIDES: Final[tuple[str, ...]] = get_args(PaddingSide)
 TASKS: Final[tuple[str, ...]] = get_args(TaskName)
 AUTO_TASK: Final = "auto"
 DTYPES: Final[tuple[str, ...]] = get_args(DtypeName)
 
 DEFAULT_MODEL: Final = "tiny-llama"
-"""Padding does not change its numbers, so on a sound machine nothing is found."""
+"""Its numbers do not depend on padding, so nothing is found on a machine without defects."""
 BUILTIN_DECODERS: Final[tuple[str, ...]] = ("tiny-gpt2", "tiny-llama", "tiny-mistral", "tiny-qwen2")
 """The causal language models among the built-in ones."""
 BUILTIN_MODELS: Final[tuple[str, ...]] = (
@@ -51,9 +51,9 @@ BUILTIN_MODELS: Final[tuple[str, ...]] = (
 )
 BUILTIN_DATASET: Final = "synthetic"
 
-LARGEST_SEED: Final = 2**32 - 1  # what NumPy takes; torch and Python take more
+LARGEST_SEED: Final = 2**32 - 1  # the limit of NumPy; torch and Python accept more
 MOST: Final = 1_000_000
-"""The bound of every other number: more than anybody means, so that a typo is refused at once."""
+"""Upper limit of every other number: larger than anyone needs, so that a typo is refused at once."""
 
 # Process exit codes that mean the same in every command; 1 is the command's own finding.
 EXIT_OK: Final = 0
@@ -64,7 +64,7 @@ EXIT_INTERRUPTED: Final = 130
 
 
 def is_kernel(attention: str) -> bool:
-    """Whether an attention mode is a kernel of the hub: `organization/repository`, then `@revision`, `:function`."""
+    """Whether an attention mode is a hub kernel: `organization/repository`, optionally `@revision` and `:function`."""
     return _KERNEL.fullmatch(attention) is not None
 
 
@@ -74,7 +74,7 @@ def attention_mode(name: str) -> str:
 
 
 def attention_modes(names: Iterable[str]) -> list[str]:
-    """The attention modes among some names, each once: ours in their order, then kernels of the hub."""
+    """The attention modes among some names, each once: ours in their order, then hub kernels."""
     found = set(names)
     return [*(mode for mode in ATTENTION_MODES if mode in found), *sorted(filter(is_kernel, found))]
 

@@ -1,1 +1,1 @@
-"""`mpsdiag check`: probes, scenario and fixes put together into a verdict."""
+"""`mpsdiag check`: combines probes, scenario and fixes into a verdict."""

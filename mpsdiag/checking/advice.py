@@ -1,4 +1,4 @@
-"""Why a scenario came out bad, what to do about it, and why a fix does or does not help: from the evidence."""
+"""From the evidence: why a scenario went wrong, what to do about it, and why a fix helps or not."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mpsdiag.words import PADDING_SIDES
 
 DEAD_ROWS = "SDPA001"
 CURED_BY = {"mps": "2.9", "cpu": "2.5", "cuda": "2.5"}
-"""By kind of device, the first torch release whose attention gives zeros for fully masked rows (facts, 3 and 6)."""
+"""By kind of device, the first torch release whose attention gives zeros for fully masked rows."""
 BOTH_WAYS = (
     "this is not a causal model: each query sees every real token, on both sides, so that only a sequence of padding "
     "only leaves one without a key"
@@ -21,7 +21,7 @@ BOTH_WAYS = (
 
 
 def why(name: str, outcome: Measured) -> str:
-    """Say why a fix resolves the scenario or not, from what was measured with it in place.
+    """Why a fix resolves the scenario or not, from what was measured with it.
 
     Args:
         name: An attention mode or trainer variant.
@@ -35,10 +35,10 @@ def why(name: str, outcome: Measured) -> str:
             )
         return outcome.reason
     if outcome.exact:
-        return "equal to the float64 reference within rounding, at padded positions too"
+        return "equal to the float64 reference within rounding, even at padded positions"
     return (
-        "right at real positions; fully masked rows get another value than zeros, and the label of the first real "
-        f"token is read from one, which moves eval_loss by {outcome.loss_moved_by:+.2g}"
+        "correct at real positions; fully masked rows get values other than zeros, and the label of the first real "
+        f"token is predicted from one, which moves eval_loss by {outcome.loss_moved_by:+.2g}"
     )
 
 
@@ -50,12 +50,12 @@ def advise(
     fixes: Sequence[FixResult],
     emulated: Emulated | None,
 ) -> list[Advice]:
-    """Turn the evidence into next steps, the most useful first."""
+    """Turn the evidence into next steps, the most useful one first."""
     other = _other_cause(scenario)
     if verdict.verdict == "undecided" and other is not None:
         return [other]
     if verdict.verdict == "undecided":
-        return [Advice(text=f"Nothing is decided: {verdict.reason}.", commands=["mpsdiag env"])]
+        return [Advice(text=f"Undecided: {verdict.reason}.", commands=["mpsdiag env"])]
     if verdict.verdict == "not_affected":
         return [_clean(scenario, probes)]
     advice = _about_padding(scenario)
@@ -64,7 +64,7 @@ def advise(
     if "safe_sdpa" in exact or (dead_row_bug and scenario is None):
         advice.append(
             Advice(
-                text="Use safe_sdpa in one line: the same kernel, exact (fully masked rows are zeros, as on the CPU).",
+                text="Use safe_sdpa, in one line: the same kernel, exact (fully masked rows are zeros, as on the CPU).",
                 commands=['mpsdiag.install("safe_sdpa")', "mpsdiag run --fix safe_sdpa your_script.py"],
             )
         )
@@ -82,8 +82,8 @@ def advise(
     if scenario is not None and _filter_hides(scenario):
         advice.append(
             Advice(
-                text="This transformers hides it by default: batches with a loss that is not finite are left "
-                f"out, and eval_loss prints as {scenario.stock_eval_loss:.4f}.",
+                text="This transformers release hides it by default: batches with a non-finite loss are left "
+                f"out, and eval_loss is printed as {scenario.stock_eval_loss:.4f}.",
                 commands=["TrainingArguments(logging_nan_inf_filter=False)"],
             )
         )
@@ -94,7 +94,7 @@ def advise(
 
 
 def _other_cause(scenario: Measured | None) -> Advice | None:
-    """The remedy of a cause that is not this device's attention, such as bad weights."""
+    """The remedy for a cause other than this device's attention, such as bad weights."""
     found = None if scenario is None else scenario.cause
     return None if found is None or found.cause in ("dead_rows", "wrong_device") else found.remedy
 
@@ -107,7 +107,7 @@ def _remedy(probe: ProbeResult) -> Advice | None:
 
 
 def _about_padding(scenario: Measured | None) -> list[Advice]:
-    """What restores the numbers that each sequence has alone, of what was tried."""
+    """Which of the fixes that were tried restores the numbers of each sequence alone."""
     found = None if scenario is None else scenario.invariance
     if found is None or found.verdict != "varies":
         return []
@@ -116,7 +116,7 @@ def _about_padding(scenario: Measured | None) -> list[Advice]:
         options = " ".join(f"--fix {word}" for word in words)
         return [
             Advice(
-                text="Give the model position ids made from the attention mask: this restores what each sequence has "
+                text="Make position ids from the attention mask: the model then gives the numbers of each sequence "
                 f"alone{' together with ' + words[0] if len(words) > 1 else ''}.",
                 commands=[*(f'mpsdiag.install("{word}")' for word in words), f"mpsdiag run {options} your_script.py"],
             )
@@ -141,7 +141,7 @@ def _filter_hides(scenario: Measured) -> bool:
 def _clean(scenario: Measured | None, probes: Sequence[ProbeResult]) -> Advice:
     passed = [probe.id for probe in probes if probe.status == "pass"]
     if scenario is None and DEAD_ROWS in passed:
-        return Advice(text="Fully masked rows come out right. Level 2 tries them through transformers.")
+        return Advice(text="Fully masked rows come out correct. Level 2 tries them through transformers.")
     if scenario is None:
         return Advice(text=f"The probes that ran passed: {', '.join(passed)}.")
     if scenario.dead_rows == 0 and _sees_both_ways(scenario):
@@ -153,7 +153,7 @@ def _clean(scenario: Measured | None, probes: Sequence[ProbeResult]) -> Advice:
             text="Nothing to fix, but the scenario had no fully masked row: without padding on the left (or a "
             "sliding window) it cannot show this defect."
         )
-    return Advice(text=f"Nothing to fix: {scenario.dead_rows} fully masked rows went through and did no harm.")
+    return Advice(text=f"Nothing to fix: {scenario.dead_rows} fully masked rows reached attention and did no harm.")
 
 
 def _sees_both_ways(scenario: Measured) -> bool:
@@ -161,7 +161,7 @@ def _sees_both_ways(scenario: Measured) -> bool:
 
 
 def _masks_that_help(scenario: Measured) -> str | None:
-    """Why no predicted row reached attention, as the run showed; None where one did or none was predicted."""
+    """Why no predicted row reached attention, according to the run; None if one did or none was predicted."""
     found = scenario.exposure
     if scenario.dead_rows or found is None or not found.rows or found.reach_sdpa or not found.notes:
         return None
@@ -169,7 +169,7 @@ def _masks_that_help(scenario: Measured) -> str | None:
 
 
 def _escaped(scenario: Measured, case: Scenario, emulated: Emulated | None) -> Advice:
-    """The kernel fails, the model escapes: say how, and what would tip it over."""
+    """The kernel fails but the model is not affected: why, and what would change that."""
     if scenario.dead_rows == 0 and _sees_both_ways(scenario):
         return Advice(
             text=f"The kernel fails on fully masked rows, but this scenario has none: {BOTH_WAYS}.",
@@ -183,21 +183,20 @@ def _escaped(scenario: Measured, case: Scenario, emulated: Emulated | None) -> A
         )
     if scenario.dead_rows == 0:
         return Advice(
-            text="The kernel fails on fully masked rows, but this scenario has none, so it comes out finite. What "
-            "would tip it over: padding on the left with sequences of unequal length, pad_to_multiple_of, "
-            "a sliding window with long padding, a sequence of padding only.",
+            text="The kernel fails on fully masked rows, but this scenario has none, so it comes out finite. "
+            "These would bring them in: padding on the left with sequences of unequal length, pad_to_multiple_of, "
+            "a sliding window with long padding, a sequence of nothing but padding.",
             commands=["mpsdiag check --padding-side left"] if case.padding_side != "left" else [],
         )
     if scenario.noncontiguous_dead_calls:
         where = f" on macOS {emulated.macos}" if emulated and emulated.macos < 15 else ""
-        where = f"torch {emulated.release}{where}" if emulated else "this torch release on this macOS"
+        where = f"torch {emulated.release}{where}" if emulated else "This torch release on this macOS"
         newer = ", macOS 15 or newer" if emulated and emulated.release != "2.5" else ""
         return Advice(
-            text=f"The kernel gives NaN for contiguous tensors, and {case.model} escapes: it hands SDPA a query that "
-            f"is not contiguous (a transposed view), which {where} sends down the composite path, where a fully "
-            "masked row gives zeros. The kernel is reached only by contiguous tensors. What would tip it over: a "
-            f".contiguous() before the attention, a model or a library that makes contiguous heads{newer}, "
-            "another torch release.",
+            text=f"The kernel gives NaN for contiguous tensors, but {case.model} passes SDPA a query that is not "
+            f"contiguous (a transposed view). {where} sends it down the composite path, where a fully masked row "
+            "gives zeros. These would make it reach the kernel: a .contiguous() before the attention, a model or a "
+            f"library that makes contiguous heads{newer}, another torch release.",
             commands=['mpsdiag.install("safe_sdpa")'],
         )
     return Advice(
@@ -208,14 +207,14 @@ def _escaped(scenario: Measured, case: Scenario, emulated: Emulated | None) -> A
 
 
 def blame(case: Scenario, outcome: Measured) -> Blame | None:
-    """Build the case anew and trace it: its training where that went wrong, its evaluation otherwise.
+    """Rebuild the case and trace it: its training if that went wrong, otherwise its evaluation.
 
     Args:
         case: The scenario.
-        outcome: What it gave; nothing is done where that is `ok`.
+        outcome: Its result; nothing is done if that is `ok`.
 
     Returns:
-        The cause; None where the scenario is right, or where its batches come out right when they are traced.
+        The cause; None if the scenario is correct, or if its batches come out correct when traced.
     """
     if outcome.status == "ok":
         return None
@@ -233,7 +232,7 @@ def blame(case: Scenario, outcome: Measured) -> Blame | None:
                 origin = trace_training(prepared.model, prepared.train_batches, recipe, steps=case.max_steps).origin
             else:
                 origin = trace_batches(prepared.model, prepared.eval_batches).origin
-        except CannotDecide:  # The forward fails here too; the outcome says so already.
+        except CannotDecide:  # The forward fails here too, which the outcome already reports.
             return None
     if origin is None:
         return None

@@ -1,4 +1,4 @@
-"""What callers of the Python interface give, brought to the one form the house works with, or refused in a sentence."""
+"""Arguments of the Python interface, brought into the form used inside the package, or refused in a sentence."""
 
 import os
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from mpsdiag.words import LARGEST_SEED
 
 
 def text(name: str, value: Any, example: str) -> str:
-    """A word of the command line.
+    """An argument that is a text.
 
     Args:
-        name: Of the argument.
-        value: What was given.
-        example: What may be given, for the sentence.
+        name: Name of the argument.
+        value: The value given.
+        example: Allowed values, for the message.
 
     Raises:
-        BadInput: It is no text.
+        BadInput: It is not a text.
     """
     if isinstance(value, str):
         return value
@@ -50,7 +50,7 @@ def seed(value: Any) -> int:
     """A seed that Python, NumPy and torch all take.
 
     Raises:
-        BadInput: It is no whole number, or outside of their common range.
+        BadInput: It is not a whole number, or outside their common range.
     """
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_SEED:
         return value
@@ -58,7 +58,7 @@ def seed(value: Any) -> int:
 
 
 def probe_ids(value: str | Sequence[str]) -> list[str]:
-    """Ids of probes, in any case of their letters; a lone text is one probe.
+    """Ids of probes, in upper or lower case; a single text is one probe.
 
     Raises:
         BadInput: No probe has this id.

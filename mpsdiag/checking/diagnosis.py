@@ -1,4 +1,4 @@
-"""What `mpsdiag check` found out, schema 1, and how evidence makes a verdict. Pure functions, no torch."""
+"""The findings of `mpsdiag check`, schema 1, and the rules that turn evidence into a verdict. No torch."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class ProbeResult(Part):
 
 
 class ScenarioResult(Judged):
-    """A few training steps and an evaluation through HF Trainer. Losses are means over tokens, in nats."""
+    """A few training steps and an evaluation with HF Trainer. Losses are means over tokens, in nats."""
 
     model: str
     dataset: str
@@ -51,16 +51,16 @@ class ScenarioResult(Judged):
     eval_loss: float
     eval_losses: list[float]
     stock_eval_loss: float
-    """What the installed transformers prints by default; 5.23 and later leave batches out that are not finite."""
+    """The value that the installed transformers prints by default; 5.23 and later leave out non-finite batches."""
     eval_batches: int
     nonfinite_batches: int
     dead_rows: int
-    """(sequence, query) rows that may attend to nothing, as they reach F.sdpa, each counted once a forward."""
+    """(sequence, query) rows that may attend to nothing and reach F.sdpa, each counted once for each forward."""
     sdpa_calls: int
     real_tokens: int
     pad_tokens: int
     exposure: Exposure | None = None
-    """The prediction, to be read beside `dead_rows`, which is what was observed."""
+    """The prediction; `dead_rows` is what was observed."""
     first_nonfinite: FirstNonfinite | None
     max_abs_logit_diff: float | None
     bound: float | None
@@ -68,7 +68,7 @@ class ScenarioResult(Judged):
 
 
 class FixResult(Part):
-    """One fix, tried on the scenario. `exact`: equal to the reference in fully masked rows too, within rounding."""
+    """One fix, tried on the scenario. `exact`: equal to the reference within rounding, even in fully masked rows."""
 
     name: str
     kind: Literal["attention", "trainer"]
@@ -81,14 +81,14 @@ class FixResult(Part):
 
 
 class KnownDefect(Part):
-    """A defect this torch release is known for and this level did not probe."""
+    """A known defect of this torch release that this level did not probe."""
 
     id: str
     title: str
 
 
 class Diagnosis(Answer, Part):
-    """The whole answer. `verdict` follows from `kernel`, `scenario` and `invariance`: each makes it."""
+    """The whole answer. `verdict` follows from `kernel`, `scenario` and `invariance`: each can decide it."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -106,10 +106,10 @@ class Diagnosis(Answer, Part):
     fixes: list[FixResult] = Field(default_factory=list)
     advice: list[Advice] = Field(default_factory=list)
     differs_from_release: list[str] = Field(default_factory=list)
-    """Where a real device does not behave as the table for its torch release says."""
+    """Where a real device differs from the table for its torch release."""
     not_probed: list[KnownDefect] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
-    """What else has to be known to read this, such as weights that are random."""
+    """What else a reader must know, such as that weights are random."""
 
     @property
     def exit_code(self) -> int:
@@ -122,7 +122,7 @@ class Diagnosis(Answer, Part):
 
 
 def kernel_verdict(probes: Sequence[ProbeResult]) -> Judged:
-    """Judge the attention operation from its probes: one failure affects, a broken probe leaves it undecided."""
+    """Judge attention by its probes: a failure means affected, a broken probe leaves it undecided."""
     failed = [probe for probe in probes if probe.status == "fail"]
     if failed:
         listed = "; ".join(f"{probe.id} {probe.title} ({_where(probe)})" for probe in failed)
@@ -137,7 +137,7 @@ def kernel_verdict(probes: Sequence[ProbeResult]) -> Judged:
 
 
 def scenario_verdict(outcome: Measured) -> Judged:
-    """Judge the scenario. A loss that is non-finite on the CPU as well is not this device's doing."""
+    """Judge the scenario. If the loss is non-finite on the CPU too, the device is not the cause."""
     if outcome.status == "ok":
         return Judged(verdict="not_affected", reason=outcome.reason)
     if outcome.status == "nan" and not _device_is_to_blame(outcome):
@@ -150,13 +150,13 @@ def scenario_verdict(outcome: Measured) -> Judged:
 
 
 def invariance_verdict(found: Invariance) -> Judged:
-    """Judge padding invariance: numbers that padding changes are wrong, on whichever device."""
+    """Judge padding invariance: numbers that padding changes are wrong, on any device."""
     verdict: dict[str, Verdict] = {"varies": "affected", "invariant": "not_affected"}
     return Judged(verdict=verdict.get(found.verdict, "undecided"), reason=found.reason)
 
 
 def overall(kernel: Judged, scenario: Judged | None, invariance: Judged | None = None) -> Judged:
-    """Put the parts together: affected wins, then undecided, then not affected."""
+    """Combine the parts: affected takes precedence, then undecided, then not affected."""
     parts = {"kernel": kernel, "scenario": scenario, "padding invariance": invariance}
     known = [(name, part) for name, part in parts.items() if part is not None]
     for verdict in ("affected", "undecided"):
@@ -167,7 +167,7 @@ def overall(kernel: Judged, scenario: Judged | None, invariance: Judged | None =
 
 
 def _device_is_to_blame(outcome: Measured) -> bool:
-    """In training the first step decides (later weights are already spoilt), in evaluation the same weights do."""
+    """In training the first step decides (later weights are already spoilt); an evaluation uses the same weights."""
     if outcome.train_losses and not math.isfinite(outcome.train_losses[0]):
         return finite(outcome.reference_first_train_loss)
     return finite(outcome.reference_eval_loss)

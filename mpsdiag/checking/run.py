@@ -1,4 +1,4 @@
-"""`check`: probe the kernel, run the scenario, try the fixes, and put the answer together."""
+"""`check`: probe the kernel, run the scenario, try the fixes, and assemble the answer."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ def check(
     emulate_macos: int = 15,
     progress: Progress = lambda _: None,
 ) -> Diagnosis:
-    """Find out whether a device suffers from defects of attention, why, and which fix resolves it.
+    """Find out whether attention on a device is wrong, why, and which fix resolves it.
 
     Args:
         device: auto, cpu, mps, cuda[:N] or xpu.
         model: A built-in model, a local folder or a hub name, for the scenario.
         dataset: `synthetic`, a local file or folder, or a hub name.
-        task: What the model is for, by Hugging Face's names of tasks; `auto` reads it from its config.
+        task: Hugging Face's name of the model's task; `auto` reads it from the config.
         level: 1 probes fully masked rows; 2 adds the scenario and padding invariance; 3 the catalogue and the sweep.
-        probes: Ids of probes, or one, to run instead of a level's; the scenario is left out then.
+        probes: One or more ids of probes to run instead of those of a level; the scenario is then left out.
         padding_side: left or right.
-        dtype: float32, bfloat16 or float16, by name or as of torch (and float64 on the CPU).
-        max_length: Longest sequence, in tokens; 128 for the built-in data, 512 for others if None.
+        dtype: float32, bfloat16 or float16 (and float64 on the CPU), as a name or a torch dtype.
+        max_length: Longest sequence, in tokens. If None, 128 for the built-in data and 512 for other data.
         seed: Seed of weights and data, from 0 to 2**32 - 1.
         emulate: Torch release whose MPS kernels are emulated on the CPU, such as "2.8".
-        emulate_macos: The macOS the emulation stands on.
-        progress: Told what is being done, in a few words.
+        emulate_macos: The macOS version to emulate.
+        progress: Called with a few words about what is being done.
 
     Raises:
-        BadInput: An argument, model or data set that cannot be used.
+        BadInput: An argument, model or data set cannot be used.
     """
     if level not in (1, 2, 3):
         raise BadInput(f"Level {level} does not exist. Choose 1 (the kernel), 2 (and the scenario) or 3 (everything).")
@@ -138,11 +138,11 @@ def _probe(
     return run_level(3 if level == 3 else 1, where, emulation, progress)
 
 
-# What the trainers would warn of is what is being found out here, and said in the diagnosis.
+# The trainers would warn of the very defects that the diagnosis reports.
 @errors_only("mpsdiag")
 @errors_only("transformers")
 def _scenario_and_fixes(case: Scenario, progress: Progress) -> tuple[Measured, list[FixResult]]:
-    """The stock scenario; and each fix on it, when it came out bad."""
+    """The stock scenario, and each fix on it if it went wrong."""
     from mpsdiag.scenario.run import run_scenario
 
     reason = devices.supports_dtype(case.device, case.dtype)
@@ -216,7 +216,7 @@ def _put_together(
 
 
 def _table_row(case: Scenario) -> tuple[str, int] | None:
-    """The torch release and macOS whose MPS kernels are at work here; None where none are."""
+    """The torch release and macOS whose MPS kernels run here; None if none do."""
     if case.emulation:
         return case.emulation.release, case.emulation.macos
     if devices.kind_of(case.device) != "mps":
@@ -235,7 +235,7 @@ def _unusable(level: int, where: str, reason: str) -> Diagnosis:
         kernel=Judged(verdict="undecided", reason=reason),
         advice=[
             Advice(
-                text="Run this on a machine where the device works; or look at a release's kernels in emulation.",
+                text="Run this on a machine where the device works, or emulate the kernels of a release.",
                 commands=["mpsdiag env", "mpsdiag check --emulate 2.8"],
             )
         ],
@@ -258,7 +258,7 @@ def _probe_result(finding: Finding) -> ProbeResult:
 
 
 def _scenario_result(case: Scenario, outcome: Measured, judged: Judged) -> ScenarioResult:
-    """The part of the document about the scenario: what was run, what was measured, and what follows from it."""
+    """The scenario in the document: what was run, what was measured, and what follows."""
     fields = {
         **dict(case),
         **dict(outcome),

@@ -37,62 +37,60 @@ def bench(
         Path | None,
         typer.Argument(
             metavar="MATRIX",
-            help="Matrix file (TOML); without one: {sdpa, eager, safe_sdpa} x {standard, mps_safe, cpu_loss} x "
-            "{left, right} on the built-in model.",
+            help="Matrix file (TOML). [{sdpa, eager, safe_sdpa} x {standard, mps_safe, cpu_loss} x "
+            "{left, right} on the built-in model]",
         ),
     ] = None,
     model: Annotated[Texts, axis("--model", options.MODEL, autocompletion=MODELS)] = None,
-    task: Annotated[Texts, axis("--task", "auto, or a task of Hugging Face, as for check.")] = None,
+    task: Annotated[Texts, axis("--task", "auto, or Hugging Face's name of a task, as for check.")] = None,
     attn_implementation: Annotated[
-        Texts, axis("--attn-implementation", "Attention mode, or a kernel of the hub (ORG/REPO).", autocompletion=MODES)
+        Texts, axis("--attn-implementation", "Attention mode, or hub kernel (ORG/REPO).", autocompletion=MODES)
     ] = None,
     trainer: Annotated[Texts, axis("--trainer", "Trainer variant, such as mps_safe.", autocompletion=TRAINERS)] = None,
     padding_side: Annotated[Texts, axis("--padding-side", "left or right.", autocompletion=SIDES)] = None,
     dtype: Annotated[Texts, axis("--dtype", "float32, bfloat16, float16 or float64.")] = None,
     device: Annotated[Texts, axis("--device", "auto, cpu, mps, cuda[:N] or xpu.")] = None,
     emulate: Annotated[
-        Texts, axis("--emulate", "CPU model of the MPS kernels of that torch release, 2.0 to 2.15.")
+        Texts, axis("--emulate", "CPU model of the MPS kernels of this torch release, 2.0 to 2.15.")
     ] = None,
     environment: Annotated[
-        Texts, axis("--environment", "Other releases: an environment that bisect built, or none.")
+        Texts, axis("--environment", "Environment with other releases, built by bisect, or none.")
     ] = None,
     emulate_macos: Annotated[Numbers, axis("--emulate-macos", options.MACOS)] = None,
     max_length: Annotated[Numbers, axis("--max-length", "Longest sequence, in tokens.")] = None,
     batch_size: Annotated[Numbers, axis("--batch-size", "Sequences in a batch.")] = None,
     pad_to_multiple_of: Annotated[
-        Numbers, axis("--pad-to-multiple-of", "Batches are padded to a multiple of this; 0: no.")
+        Numbers, axis("--pad-to-multiple-of", "Pad batches to a multiple of this many tokens; 0: off.")
     ] = None,
     seed: Annotated[Numbers, axis("--seed", "Seed of weights, data and dropout.")] = None,
     dataset: Annotated[str | None, amount("--dataset", options.DATASET)] = None,
-    eval_dataset: Annotated[
-        str | None, amount("--eval-dataset", "What is evaluated on; a part of --dataset by default.")
-    ] = None,
+    eval_dataset: Annotated[str | None, amount("--eval-dataset", "Data to evaluate on. [a part of --dataset]")] = None,
     max_steps: Annotated[Whole, amount("--max-steps", "Training steps.")] = None,
     eval_max_batches: Annotated[Whole, amount("--eval-max-batches", "Evaluation batches.")] = None,
-    rounds: Annotated[Whole, amount("--rounds", "Timing rounds that every cell gets; 0: verdicts only.")] = None,
+    rounds: Annotated[Whole, amount("--rounds", "Timing rounds for every cell; 0: verdicts only.")] = None,
     max_rounds: Annotated[
-        Whole, amount("--max-rounds", "Timing rounds at most, where the ratio is not yet precise.")
+        Whole, amount("--max-rounds", "Add rounds up to this number while a ratio is imprecise.")
     ] = None,
     precision: Annotated[
-        float | None, amount("--precision", "Relative width of a ratio's interval that is enough [0.03].")
+        float | None, amount("--precision", "Relative width of a ratio's interval that is precise enough. [0.03]")
     ] = None,
-    warmup: Annotated[Whole, amount("--warmup", "Untimed steps at the start of a round.")] = None,
+    warmup: Annotated[Whole, amount("--warmup", "Untimed steps at the start of each round.")] = None,
     repeats: Annotated[Whole, amount("--repeats", "Timed steps of each kind in a round.")] = None,
     threads: Annotated[
-        Whole, amount("--threads", "CPU threads of torch in a cell [built-in models: 1; others: torch's default].")
+        Whole, amount("--threads", "CPU threads of torch in a cell. [built-in models: 1; others: torch's default]")
     ] = None,
     time_limit: Annotated[
-        float | None, amount("--time-limit", "Seconds that a round of a cell may take [300].")
+        float | None, amount("--time-limit", "Seconds that a round of a cell may take. [300]")
     ] = None,
     baseline: Annotated[
-        str | None, amount("--baseline", "Attention mode that ratios are to [sdpa].", autocompletion=MODES)
+        str | None, amount("--baseline", "Attention mode to compare with. [sdpa]", autocompletion=MODES)
     ] = None,
-    max_cells: Annotated[Whole, amount("--max-cells", "Refuse larger matrices [1000].")] = None,
+    max_cells: Annotated[Whole, amount("--max-cells", "Refuse larger matrices. [1000]")] = None,
     out: Annotated[
-        str | None, how("--out", "Folder for journal, logs and report [reports/<matrix>].", metavar="FOLDER")
+        str | None, how("--out", "Folder for journal, logs and report. [reports/<matrix>]", metavar="FOLDER")
     ] = None,
-    dry_run: Annotated[bool, how("--dry-run", "List the cells, their number and a time, and stop.")] = False,
-    fresh: Annotated[bool, how("--fresh", "Start over; the older journal is kept aside.")] = False,
+    dry_run: Annotated[bool, how("--dry-run", "List the cells, their number and the expected time, and stop.")] = False,
+    fresh: Annotated[bool, how("--fresh", "Start over; the old journal is kept aside.")] = False,
     retry: Annotated[
         str, how("--retry", "Run cells with these statuses again: error,crash,oom,timeout.", metavar="STATUSES")
     ] = "",
@@ -100,27 +98,27 @@ def bench(
         Texts,
         how(
             "--fail-if",
-            "Exit 1 if it holds: 'safe_sdpa.eval_time > 1.05 * sdpa.eval_time', 'any nan in safe_sdpa'.",
+            "Exit with 1 if this is true: 'safe_sdpa.eval_time > 1.05 * sdpa.eval_time', 'any nan in safe_sdpa'.",
             metavar="GATE",
         ),
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", min=1, max=1024, help="Verdicts at once; timings always run alone.")
+        int, typer.Option("--jobs", min=1, max=1024, help="Verdicts to run at once; timings always run alone.")
     ] = 1,
     shard: Annotated[
-        str | None, how("--shard", "Only part I of N; `mpsdiag report` merges the journals.", metavar="I/N")
+        str | None, how("--shard", "Run part I of N only; `mpsdiag report` merges the journals.", metavar="I/N")
     ] = None,
     cluster: Annotated[
-        str | None, how("--cluster", "Scheduler of dask.distributed; see docs/fleet.md.", metavar="ADDRESS")
+        str | None, how("--cluster", "Address of a dask.distributed scheduler; see docs/fleet.md.", metavar="ADDRESS")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Run a matrix of cells, each in its own process, and write journal and report. Run again: it resumes.
+    """Run a matrix of cells, each in its own process, and report on it. The same command resumes.
 
     Exit code: 0 every cell finished (NaN is a finding), 1 a --fail-if gate tripped, 2 bad usage or input,
     3 some cells errored, crashed or timed out, 130 interrupted.
     """
-    given = dict(locals())  # before anything else is: the options by their names
+    given = dict(locals())  # the options by name, before any other local variable exists
     from mpsdiag.benching.run.interrupt import Remembered
     from mpsdiag.environment import require_working_pair
 
@@ -155,7 +153,7 @@ def bench(
                 ),
                 progress.note,
             )
-            interrupts.spare = not dry_run  # from here on there is something to report
+            interrupts.spare = not dry_run  # from now on there is something to report
             try:
                 outcome = None if dry_run else session.run(progress)
             finally:
@@ -170,13 +168,13 @@ def bench(
             raise typer.Exit(0)
         whole = _report(session, outcome, as_json=json)
         if interrupts.pressed and not outcome.interrupted:
-            output.say("interrupted, but nothing was left to run; the report is whole.")
+            output.say("interrupted, but nothing was left to run; the report is complete.")
         code = EXIT_INTERRUPTED if interrupts.pressed else session.exit_code(outcome)
         raise typer.Exit(EXIT_UNDECIDED if code == EXIT_OK and not whole else code)
 
 
 def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
-    """The matrix of the file, or the default one, with the options that name an axis or an amount applied."""
+    """The matrix of the file, or the default one, changed by the options for axes and amounts."""
     from mpsdiag.benching.plan.matrix import AXES, MatrixSpec, changed
     from mpsdiag.benching.plan.matrix_file import load_matrix
 
@@ -186,9 +184,9 @@ def _spec(matrix: Path | None, given: dict[str, Any]) -> MatrixSpec:
 
 
 def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> bool:
-    """Print the story, or one JSON document, and write the report's folder; whether all of it could be written.
+    """Print the report, or one JSON document, and write its folder; whether all files could be written.
 
-    An empty part leaves no folder; a script that asked for a JSON document gets one all the same.
+    An empty shard writes no folder, but a script that asked for a JSON document still gets one.
     """
     from mpsdiag.benching.journal.journal import Journal
     from mpsdiag.reporting.formats.export import text_of, write_folder
@@ -198,7 +196,7 @@ def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> bool:
 
     empty = session.plan.empty
     story = assemble([outcome.journal or Journal(session.header(), [])], baseline=session.request.spec.baseline)
-    # The answer first: whatever happens to the files, it has been given.
+    # The answer first, whatever happens to the files.
     if as_json:
         headline = {"headline": f"Nothing to do: {empty}."} if empty else {}
         output.show_document(dumps({**document(story), **headline, "bench": session.summary(outcome)}, indent=1))

@@ -1,4 +1,4 @@
-"""`mpsdiag bisect`: which release of torch or transformers broke it, which one cured it."""
+"""`mpsdiag bisect`: which release of torch or transformers broke it, or fixed it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def bisect(
         list[str] | None,
         typer.Argument(
             metavar="COMMAND",
-            help="After --. Exit code 0 good, 1 to 124 bad, 125 skip, others abort. `python` is that of the release. "
-            "[mpsdiag's kernel and scenario]",
+            help="Your check, after --. Exit code 0: good, 1 to 124: bad, 125: skip; others abort. `python` is that of "
+            "the release. [mpsdiag's kernel and scenario]",
         ),
     ] = None,
     torch: Annotated[str | None, other("--torch", "Releases of torch, such as 2.5..2.10.", metavar="A..B")] = None,
@@ -29,25 +29,25 @@ def bisect(
         str | None, other("--transformers", "Releases of transformers, such as 4.52.4..5.24.", metavar="A..B")
     ] = None,
     pin: Annotated[
-        list[str] | None, other("--pin", "Pin another package. [what is installed]", metavar="NAME==X")
+        list[str] | None, other("--pin", "Pin another package. [the installed versions]", metavar="NAME==X")
     ] = None,
-    find: Annotated[str | None, other("--find", "What to look for. [by the ends]", metavar="break|fix")] = None,
-    python: Annotated[str | None, other("--python", "Python of the environments. [this one]", metavar="X.Y")] = None,
+    find: Annotated[str | None, other("--find", "What to look for. [what the ends show]", metavar="break|fix")] = None,
+    python: Annotated[str | None, other("--python", "Python of the environments. [this Python]", metavar="X.Y")] = None,
     device: options.Device = "auto",
-    nightly: Annotated[bool, other("--nightly", "Nightly builds and pre-releases count.")] = False,
+    nightly: Annotated[bool, other("--nightly", "Include nightly builds and pre-releases.")] = False,
     bad_if: Annotated[
         str | None, other("--bad-if", "Which exit codes are bad: 'exit==1'.", metavar="CONDITION")
     ] = None,
-    crash_is: Annotated[str, other("--crash-is", "What a crash or a time-out counts as.", metavar="bad|skip")] = "skip",
+    crash_is: Annotated[str, other("--crash-is", "How a crash or a time-out counts.", metavar="bad|skip")] = "skip",
     timeout: Annotated[float, other("--timeout", "Seconds that a try may take.", metavar="S")] = 600.0,
     out: Annotated[
         Path | None, other("--out", "Journal, logs, report. [reports/bisect-AXIS]", metavar="FOLDER")
     ] = None,
-    fresh: Annotated[bool, other("--fresh", "Start over; the older journal is kept aside.")] = False,
+    fresh: Annotated[bool, other("--fresh", "Start over; the old journal is kept aside.")] = False,
     dry_run: Annotated[bool, other("--dry-run", "List the releases and the tries, and stop.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Find the release of torch or transformers that broke it, or that cured it. Run again: it resumes.
+    """Find the torch or transformers release that broke or fixed it. The same command resumes.
 
     Exit code: 0 found, 1 the ends do not differ, 2 bad usage or input, 3 undecided, 130 interrupted.
     """
@@ -59,7 +59,7 @@ def bisect(
     axis: Any = "torch" if torch is not None else "transformers"
     given = transformers if torch is None else torch
     if given is None or None not in {torch, transformers}:
-        raise BadInput("One package moves: give --torch A..B or --transformers A..B, and --pin the others.")
+        raise BadInput("Only one package can vary: give --torch A..B or --transformers A..B, and --pin the others.")
     wanted: Any = None if find is None else one_of("change", find, ("break", "fix"))
     crash: Any = one_of("outcome of a crash", crash_is, ("bad", "skip"))
     asked = Bisection(

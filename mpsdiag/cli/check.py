@@ -1,4 +1,4 @@
-"""`mpsdiag check`: does this machine suffer from it, why, and which fix resolves it?"""
+"""`mpsdiag check`: is this machine affected, why, and which fix resolves it?"""
 
 from typing import Annotated
 
@@ -12,8 +12,8 @@ Level = Annotated[
     int,
     options.what(
         "--level",
-        "1: fully masked rows (about 2 s). 2: plus the scenario through transformers (about 8 s). "
-        "3: plus the whole catalogue and the sweep (about 1 min on a CPU).",
+        "1: fully masked rows (about 2 s). 2: also the scenario through transformers (about 8 s). "
+        "3: also the whole catalogue and the sweep (about 1 min on a CPU).",
     ),
 ]
 
@@ -25,7 +25,7 @@ def check(
     context: typer.Context,
     probes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROBE", help="Run only these, such as SDPA003.", autocompletion=PROBES),
+        typer.Argument(metavar="PROBE", help="Run only these probes, such as SDPA003.", autocompletion=PROBES),
     ] = None,
     device: options.Device = "auto",
     model: options.Model = DEFAULT_MODEL,
@@ -43,7 +43,7 @@ def check(
     markdown: options.Markdown = False,
     html: options.Html = None,
 ) -> None:
-    """Find out whether this machine, model and data suffer from wrong attention, why, and which fix helps.
+    """Find out whether attention is wrong, why, and which fix helps.
 
     Exit code: 0 not affected, 1 affected, 2 bad usage or input, 3 undecided, 130 interrupted.
     """

@@ -9,8 +9,8 @@ import typer
 from mpsdiag.cli import options, output
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
-Document = Annotated[Path, typer.Argument(metavar="A.json", help="What `mpsdiag check --json` printed.")]
-Other = Annotated[Path, typer.Argument(metavar="B.json", help="Another one: of another machine or release.")]
+Document = Annotated[Path, typer.Argument(metavar="A.json", help="A document of `mpsdiag check --json`.")]
+Other = Annotated[Path, typer.Argument(metavar="B.json", help="One from another machine or release.")]
 
 
 def compare(
@@ -20,7 +20,7 @@ def compare(
     markdown: options.Markdown = False,
     html: options.Html = None,
 ) -> None:
-    """Compare two checks, of two machines or two releases: what was found differently?
+    """Compare two checks: what differs between machines or releases?
 
     Exit code: 0 same findings, 1 they differ, 2 bad usage or input.
     """

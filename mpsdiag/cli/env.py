@@ -1,4 +1,4 @@
-"""`mpsdiag env`: the machine, as a block to paste into an issue; also where nothing else works."""
+"""`mpsdiag env`: the machine, as a block to paste into an issue; works even if nothing else does."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def env(json: options.Json = False) -> None:
-    """Describe this machine; home folder, user and host name and tokens are left out. Exit code: 0."""
+    """Describe this machine for an issue. Home folder, user and host name and tokens are left out. Exit code: 0."""
     from mpsdiag import installs
     from mpsdiag.serialization import dumps
 
@@ -41,7 +41,7 @@ def _gathered(broken: dict[str, str]) -> Any:
 
 
 def _or_none(what: str, broken: dict[str, str], ask: Callable[[], T]) -> T | None:
-    """What a question gives, or None where it cannot be answered, and why."""
+    """The answer to a question; None if it cannot be answered, with the reason in `broken`."""
     try:
         return ask()
     except Exception as problem:  # noqa: BLE001 - a broken library may raise anything

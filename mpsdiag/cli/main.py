@@ -20,12 +20,12 @@ class Commands(typer.core.TyperGroup):
     """The commands; Ctrl-C in any of them ends with one sentence and the code of the contract."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command, and give its options the names that they have today."""
+        """Find the command, and replace old names of its options."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command, rest if command is None else with_new_names(command, rest)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -45,24 +45,24 @@ for command in (check.check, compare.compare, trace.trace, bench.bench, bisect.b
     app.command(cls=GroupedCommand)(command)
 app.command(
     cls=GroupedCommand,
-    add_help_option=False,  # every word after `train`, --help too, is the pipeline's
+    add_help_option=False,  # every word after `train`, including --help, is passed to the pipeline
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(train.train)
 app.command(cls=GroupedCommand, context_settings={"allow_interspersed_args": False})(run.run)
 app.command(cls=GroupedCommand)(env.env)
 
 UNDECIDED = frozenset({"check", "bench", "trace", "bisect"})
-"""Commands whose table of exit codes has a 3."""
+"""Commands that have an exit code 3."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit the process with its code.
 
-    An unexpected error is one sentence too, with its traceback in a file. Its exit code is 3 where the command has one,
-    otherwise 2: 1 would be a finding.
+    An unexpected error is one sentence too, with its traceback in a file. Its exit code is 3 if the command has one,
+    otherwise 2, because 1 would mean a finding.
 
     Args:
-        arguments: The words after the program's name; those of the process if None.
+        arguments: The words after the program's name; by default those of the process.
     """
     output.guard()
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -77,29 +77,29 @@ def _code_of(words: list[str], command: str) -> int:
         _require_folder(command)
         code = app(args=words, prog_name="mpsdiag", standalone_mode=False)
         sys.stdout.flush()  # while a failure can still be reported
-    except SystemExit as problem:  # of a library's own parser
+    except SystemExit as problem:  # from a library's own parser
         return problem.code if isinstance(problem.code, int) else EXIT_USAGE
-    except Exception as problem:  # noqa: BLE001 - the last place to look at it
+    except Exception as problem:  # noqa: BLE001 - the outermost handler
         with contextlib.suppress(output.CannotPrint):
             sys.stdout.flush()
         if command == "env" and not isinstance(problem, MpsdiagError) and not _of_the_parser(problem):
-            env.env(json="--json" in words)  # the parser itself needs a library that is broken
+            env.env(json="--json" in words)  # the parser itself needs the broken library
             return EXIT_OK
         return _failed(problem)
     return code if isinstance(code, int) else EXIT_OK
 
 
 def _require_folder(command: str) -> None:
-    """Say so where the current folder was deleted: nothing that takes a path would find it. `env` takes none."""
+    """Refuse to run in a deleted folder, where no path can be resolved. `env` takes no paths."""
     if command != "env":
         try:
             Path.cwd()
         except OSError as problem:
-            raise BadInput("The current folder does not exist any more. Change to one that does.") from problem
+            raise BadInput("The current folder no longer exists. Change to one that does.") from problem
 
 
 def _failed(problem: Exception) -> int:
-    """Say what went wrong, in one sentence; the exit code."""
+    """Print what went wrong, in one sentence; the exit code."""
     if _of_the_parser(problem):  # usage, then the sentence
         from mpsdiag.escape import terminal_text
 
@@ -123,10 +123,10 @@ def _sentence(problem: Exception) -> tuple[str, int]:
     if isinstance(problem, MpsdiagError):
         return str(problem), problem.exit_code
     if isinstance(problem, MemoryError):
-        return "There is not enough memory for this. Give smaller files or numbers, or free some memory.", EXIT_USAGE
-    if isinstance(problem, RuntimeError) and str(problem).startswith("Symlink loop"):  # of Path.resolve
+        return "There is not enough memory for this. Use smaller files or numbers, or free some memory.", EXIT_USAGE
+    if isinstance(problem, RuntimeError) and str(problem).startswith("Symlink loop"):  # from Path.resolve
         return f"{problem}: the links lead in a circle.", EXIT_USAGE
-    if isinstance(problem, UnicodeEncodeError):  # a lone surrogate, where a library wants UTF-8
+    if isinstance(problem, UnicodeEncodeError):  # a lone surrogate where a library needs UTF-8
         return f"{problem.object[:200]!r} is not valid Unicode: write it in UTF-8.", EXIT_USAGE
     if isinstance(problem, OSError) and problem.errno is not None:
         return str(path_problem(problem)), EXIT_USAGE
@@ -146,7 +146,7 @@ def _has_import_error(problem: BaseException | None) -> bool:
 
 
 def _unforeseen(problem: Exception) -> str:
-    """A sentence about a fault of ours, with the place where the traceback is kept."""
+    """A sentence about a bug of mpsdiag, with the file that holds the traceback."""
     import tempfile
     import traceback
 

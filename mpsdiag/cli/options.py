@@ -29,34 +29,34 @@ OUTPUT: Final = "Output"
 EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "check": (
         ("mpsdiag check", "Is this machine affected?"),
-        ("mpsdiag check --model your/model --dataset data.txt", "And with your model and data?"),
+        ("mpsdiag check --model your/model --dataset data.txt", "Is it affected with your model and data?"),
         ("mpsdiag check --emulate 2.8", "Would torch 2.8 on a Mac be affected?"),
-        ("mpsdiag check SDPA003 --device mps", "One probe"),
+        ("mpsdiag check SDPA003 --device mps", "Run one probe"),
     ),
-    "compare": (("mpsdiag compare this-mac.json other-mac.json", "Two files of `mpsdiag check --json`"),),
+    "compare": (("mpsdiag compare this-mac.json other-mac.json", "What differs between two Macs?"),),
     "trace": (
         ("mpsdiag trace --model your/model --dataset data.txt", "Which operation gives the first NaN?"),
-        ("mpsdiag trace --train --max-steps 20", "In training"),
-        ("mpsdiag trace bad-batch --repro repro.py", "A recorded batch, reduced to a script"),
+        ("mpsdiag trace --train --max-steps 20", "Trace training steps"),
+        ("mpsdiag trace bad-batch --repro repro.py", "Reduce a recorded batch to a script"),
     ),
     "bench": (
         ("mpsdiag bench matrix.toml --out results", "Run a matrix; run it again to resume"),
-        ("mpsdiag bench --attn-implementation sdpa --attn-implementation safe_sdpa", "Two modes, timed"),
-        ("mpsdiag bench --fail-if 'any nan in safe_sdpa'", "For CI: exit code 1"),
+        ("mpsdiag bench --attn-implementation sdpa --attn-implementation safe_sdpa", "Time two attention modes"),
+        ("mpsdiag bench --fail-if 'any nan in safe_sdpa'", "In CI: exit code 1 if safe_sdpa gives NaN"),
     ),
     "bisect": (("mpsdiag bisect --transformers 4.52.4..5.24", "Which release broke it?"),),
     "report": (
         ("mpsdiag report results other-mac", "Merge two runs"),
         ("mpsdiag report results --against last-week", "What changed?"),
-        ("mpsdiag report results --out cells.parquet", "Every cell, for pandas"),
+        ("mpsdiag report results --out cells.parquet", "Write every cell as a table for pandas"),
     ),
-    "run": (("mpsdiag run --fix safe_sdpa your_script.py --epochs 3", "Your script, with the fix"),),
-    "env": (("mpsdiag env", "The block for an issue"),),
+    "run": (("mpsdiag run --fix safe_sdpa your_script.py --epochs 3", "Run your script with the fix"),),
+    "env": (("mpsdiag env", "Print a block to paste into an issue"),),
 }
 
 
 class GroupedCommand(typer.core.TyperCommand):
-    """A command whose options stand in the groups that `rich_help_panel` names, without loading rich."""
+    """A command whose help groups options by `rich_help_panel`, without loading rich."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each group."""
@@ -85,42 +85,42 @@ class GroupedCommand(typer.core.TyperCommand):
 
 
 def completing(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """What a shell offers for a value that begins so."""
+    """Completions of a value for the shell."""
     return lambda incomplete: [word for word in words() if word.startswith(incomplete)]
 
 
 MODELS = completing(lambda: BUILTIN_MODELS)
 MODES = completing(lambda: ATTENTION_MODES)
-FIXES = completing(lambda: (*ATTENTION_MODES[:5], POSITIONS))  # those of a whole process
+FIXES = completing(lambda: (*ATTENTION_MODES[:5], POSITIONS))  # those that a whole process can have
 TRAINERS = completing(lambda: TRAINER_VARIANTS)
 SIDES = completing(lambda: PADDING_SIDES)
 PROBES = completing(lambda: import_module("mpsdiag.probes.known").CATALOGUE)
 
 
 def option(panel: str | None, name: str, words: str, **more: Any) -> Any:
-    """An option that stands in a group of `--help`; `more` goes to typer."""
+    """An option in one of the groups of `--help`; `more` goes to typer."""
     return typer.Option(name, help=words, rich_help_panel=panel, **more)
 
 
 what, where, printed, other = (partial(option, panel) for panel in (WHAT, WHERE, OUTPUT, None))
 count = partial(what, min=1, max=MOST)
 
-DEVICE = where("--device", "auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu.", metavar="DEVICE")
-EMULATE = "CPU model of the MPS kernels of that torch release, 2.0 to 2.15. Emulated, not measured."
+DEVICE = where("--device", "auto (the first of mps, cuda, xpu, cpu), cpu, mps, cuda[:N] or xpu.", metavar="DEVICE")
+EMULATE = "Use a CPU model of the MPS kernels of this torch release, 2.0 to 2.15. Emulated, not measured."
 MACOS = "macOS version to emulate: 13, 14, 15 or 26."
-MODEL = "Built-in, local folder or hub name."
+MODEL = "A built-in model, a local folder or a hub name."
 DATASET = "synthetic, a local file or folder, or a hub name."
 
 Device = Annotated[str, DEVICE]
 Dtype = Annotated[str, what("--dtype", "float32, bfloat16 or float16 (and float64 on the CPU).", metavar="DTYPE")]
 PaddingSide = Annotated[str, what("--padding-side", "left or right.", autocompletion=SIDES)]
-Task = Annotated[str, what("--task", f"auto reads it from the model's config; or {', '.join(TASKS)}.", metavar="TASK")]
+Task = Annotated[str, what("--task", f"auto (from the model's config), {', '.join(TASKS)}.", metavar="TASK")]
 MaxLength = Annotated[
     int | None, what("--max-length", "Longest sequence, in tokens. [128; own data: 512]", min=2, max=MOST)
 ]
 Seed = Annotated[int, what("--seed", "Seed of weights, data and dropout.", min=0, max=LARGEST_SEED)]
-Json = Annotated[bool, printed("--json", "One JSON document on stdout, nothing else.")]
-Markdown = Annotated[bool, printed("--markdown", "The block to paste into an issue.")]
+Json = Annotated[bool, printed("--json", "Print one JSON document on stdout and nothing else.")]
+Markdown = Annotated[bool, printed("--markdown", "Print a block to paste into an issue.")]
 Html = Annotated[Path | None, printed("--html", "Also write the answer as one self-contained page.", metavar="FILE")]
 Emulate = Annotated[str | None, where("--emulate", EMULATE, metavar="RELEASE")]
 EmulateMacos = Annotated[int, where("--emulate-macos", MACOS, metavar="N")]
@@ -131,7 +131,7 @@ Dataset = Annotated[str, what("--dataset", DATASET)]
 def one_format(*, json: bool, markdown: bool) -> None:
     """Refuse two formats on one stdout."""
     if json and markdown:
-        raise BadInput("--json and --markdown exclude each other: choose one.")
+        raise BadInput("--json and --markdown cannot be combined: choose one.")
 
 
 NEW_NAMES: Final = {
@@ -143,7 +143,7 @@ NEW_NAMES: Final = {
     "--steps": "--max-steps",
     "--batches": "--eval-max-batches",
 }
-"""Options that had names of our own before they got Hugging Face's."""
+"""Old names of options, and Hugging Face's names that replaced them."""
 
 
 def with_new_names(command: Any, arguments: list[str]) -> list[str]:
@@ -160,7 +160,7 @@ def with_new_names(command: Any, arguments: list[str]) -> list[str]:
 
 
 def note_without_effect(context: typer.Context, names: Iterable[str], why: str) -> None:
-    """Name those of some options that stand on the command line, and say why they do nothing there."""
+    """Name the options on the command line that have no effect, and say why."""
     sources = {name: context.get_parameter_source(name) for name in names}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:

@@ -1,4 +1,4 @@
-"""What a command prints, and where: answers and data on stdout, messages on stderr, into pipes that may close."""
+"""What a command prints: answers and data on stdout, messages on stderr, into pipes that may close."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from mpsdiag.reporting.layout.blocks import Document
 
 PLAIN = "mpsdiag-plain"
-"""The name, for codecs, of how characters are written that an encoding does not have."""
+"""Name of the codec error handler that replaces characters an encoding lacks."""
 
 
 class CannotPrint(MpsdiagError):  # noqa: N818 - as the other sentences of the house
-    """Standard output does not take what was found. Exit code 2."""
+    """The answer cannot be written to standard output. Exit code 2."""
 
 
 def guard() -> None:
-    """Make the standard streams of this process such as the head of this file says, for its whole life.
+    """Replace the standard streams of this process by the ones of this file.
 
-    Streams that somebody else put in place, as tests do, stay what they are.
+    Streams that other code has replaced, as tests do, are left alone.
     """
     _open_closed()
     codecs.register_error(PLAIN, _plain)
@@ -42,7 +42,7 @@ def guard() -> None:
 
 
 def _open_closed() -> None:
-    """Open the null device where a standard stream is closed: the next file would get its number, and its output."""
+    """Open the null device in place of closed standard streams: the next file opened would get their output."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -68,7 +68,7 @@ def _stream(before: Any, sink: _Sink) -> TextIO:
 
 
 class _Sink(io.FileIO):
-    """Takes all that it is given, in one call: nothing is held back that could fail again at the exit."""
+    """Writes everything at once: nothing is buffered that could fail again at exit."""
 
     _broken = False
 
@@ -78,7 +78,7 @@ class _Sink(io.FileIO):
         try:
             while rest and not self._broken:
                 written = super().write(rest)
-                if written is None:  # whoever shares the pipe made it non-blocking, and it is full
+                if written is None:  # another process made the shared pipe non-blocking, and it is full
                     select.select([], [self], [])
                 rest = rest[written or 0 :]
         except OSError as problem:
@@ -87,7 +87,7 @@ class _Sink(io.FileIO):
         return size
 
     def broke(self, problem: OSError) -> None:
-        """Called once; what is written from then on goes nowhere."""
+        """Called once; everything written afterwards is discarded."""
 
 
 class _Data(_Sink):
@@ -96,12 +96,12 @@ class _Data(_Sink):
     def broke(self, problem: OSError) -> None:
         if problem.errno != errno.EPIPE:
             raise CannotPrint(
-                f"Cannot write to standard output: {problem.strerror}. Send it elsewhere and run this again."
+                f"Cannot write to standard output: {problem.strerror}. Redirect it elsewhere and run this again."
             ) from problem
 
 
 def _plain(problem: UnicodeError) -> tuple[str, int]:
-    """For codecs: our marks in ASCII, and a question mark for what has no such spelling."""
+    """The codec error handler: marks become ASCII, other characters a question mark."""
     from mpsdiag.escape import ascii_text
 
     if not isinstance(problem, UnicodeEncodeError):
@@ -114,24 +114,24 @@ LEAST_COLUMNS = 60
 
 
 def width() -> int:
-    """Columns to lay text out for: those of the terminal, or COLUMNS, within reason."""
+    """Columns available for text: those of the terminal, or COLUMNS; never fewer than LEAST_COLUMNS."""
     return max(LEAST_COLUMNS, shutil.get_terminal_size((PIPE_COLUMNS, 24)).columns)
 
 
 def colored(stream: TextIO | None = None) -> bool:
-    """Whether a stream, stdout if None, is a terminal that shows colours, and whose user wants them."""
+    """Whether a stream (by default stdout) is a terminal that shows colours and the user wants them."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return wanted and (stream or sys.stdout).isatty()
 
 
 def show(text: str) -> None:
-    """Print for people. Where the encoding of stdout does not have our marks, the stream spells them in ASCII."""
+    """Print for people. If stdout's encoding lacks a mark, the stream spells it in ASCII."""
     sys.stdout.write(_ended(text))
     sys.stdout.flush()
 
 
 def show_document(text: str) -> None:
-    """Print for programs. Where the encoding of stdout cannot hold it, it is UTF-8 all the same."""
+    """Print for programs, in UTF-8 if the encoding of stdout cannot hold the text."""
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -143,13 +143,13 @@ def show_document(text: str) -> None:
 
 
 def say(sentence: str) -> None:
-    """Say something on stderr, on one line, with the name of the program."""
+    """Print a sentence on stderr, on one line, after the name of the program."""
     sys.stderr.write(f"mpsdiag: {line(sentence)}\n")
     sys.stderr.flush()
 
 
 def line(text: str) -> str:
-    """A text as one line that a terminal can take: nothing that steers it, and not without end."""
+    """A text as one line that is safe for a terminal: no control characters, limited length."""
     from mpsdiag.escape import one_line
 
     return one_line(text, 1000)
@@ -158,7 +158,7 @@ def line(text: str) -> str:
 def show_answer(
     document: dict[str, Any], made: Document, *, as_json: bool, markdown: bool, page: Path | None = None
 ) -> None:
-    """Print what a command found: one JSON document, the block for an issue, or text; then a page beside it."""
+    """Print an answer as one JSON document, a block for an issue, or text; also write its page if one is asked for."""
     if as_json:
         from mpsdiag.escape import redact_all
         from mpsdiag.serialization import dumps, jsonable

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULTS", help="Journals, folders of bench or bisect, or a document of check --json."),
+        typer.Argument(metavar="RESULTS", help="Journals, folders of bench or bisect, or a file of check --json."),
     ],
     form: Annotated[
         str | None,
@@ -32,24 +32,24 @@ def report(
     ] = None,
     against: Annotated[list[Path] | None, other("--against", "Older results to compare with.", metavar="OLD")] = None,
     fail_if: Annotated[
-        list[str] | None, other("--fail-if", "Exit 1 if it holds, such as 'any nan in safe_sdpa'.", metavar="GATE")
+        list[str] | None, other("--fail-if", "Exit with 1 if this is true: 'any nan in safe_sdpa'.", metavar="GATE")
     ] = None,
     baseline: Annotated[
         str | None,
-        other("--baseline", "Attention mode that ratios are to. [that of the first journal]", autocompletion=MODES),
+        other("--baseline", "Attention mode to compare with. [that of the first journal]", autocompletion=MODES),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Render journals again: the verdict, which fix resolves it, what it costs.
+    """Render, merge and compare results: verdict, fixes and their cost.
 
-    Exit code: 0, 1 a --fail-if gate tripped, 2 bad usage or input.
+    Exit code: 0 rendered, 1 a --fail-if gate tripped, 2 bad usage or input.
     """
     chosen = _format(form, out, json=json)
     from mpsdiag.bisect.tries import is_bisect
 
     if any(is_bisect(path) for path in results):
         if len(results) > 1 or against or fail_if or baseline:
-            raise BadInput("The journal of a bisect is rendered alone, without --against, --fail-if or --baseline.")
+            raise BadInput("A bisect journal is rendered alone, without --against, --fail-if or --baseline.")
         _bisect(results[0], chosen, out)
         raise typer.Exit(EXIT_OK)
     from mpsdiag.reporting.compare import is_check
@@ -147,7 +147,7 @@ def _format(form: str | None, out: Path | None, *, json: bool) -> str | None:
 
     if json:
         if form not in {None, "json"}:
-            raise BadInput(f"--json and --format {form} exclude each other: choose one.")
+            raise BadInput(f"--json and --format {form} cannot be combined: choose one.")
         return "json"
     if form is not None:
         if out is not None and out.is_dir():

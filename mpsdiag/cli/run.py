@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from mpsdiag.fixes.script import Launch
 
 Target = Annotated[
-    str, typer.Argument(metavar="SCRIPT", help="A Python file; with -m the name of a module.", show_default=False)
+    str, typer.Argument(metavar="SCRIPT", help="A Python file, or with -m the name of a module.", show_default=False)
 ]
-Arguments = Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="All that follows is the script's own.")]
+Arguments = Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Everything after SCRIPT is passed to it.")]
 AsModule = Annotated[bool, other("-m", "SCRIPT is a module, as in python -m.")]
 Fix = Annotated[
     list[str] | None,
     other(
         "--fix",
-        "sdpa (none), eager, safe_sdpa, unmask_sdpa, min_mask_sdpa or positions; repeat to combine. [safe_sdpa; "
-        "watched: sdpa]",
+        "sdpa (no fix), eager, safe_sdpa, unmask_sdpa, min_mask_sdpa or positions; repeat to combine. [safe_sdpa; "
+        "with --trace or --check: sdpa]",
         metavar="FIX",
         show_default=False,
         autocompletion=FIXES,
     ),
 ]
-Trace = Annotated[bool, other("--trace", "Watch all models in it; stop at the first non-finite value and say why.")]
-Check = Annotated[bool, other("--check", "Stop after the first evaluation and say what check says, for this script.")]
-Steps = Annotated[int, other("--steps", "With --check: take the first forward if none came in so many steps.", min=0)]
-KeepGoing = Annotated[bool, other("--keep-going", "With --trace: finish the script, then report all that was found.")]
+Trace = Annotated[bool, other("--trace", "Watch all its models; stop at the first non-finite value and say why.")]
+Check = Annotated[bool, other("--check", "Stop after the first evaluation, and check this script's model and data.")]
+Steps = Annotated[int, other("--steps", "With --check: take a forward if no evaluation came in so many steps.", min=0)]
+KeepGoing = Annotated[bool, other("--keep-going", "With --trace: finish the script, then report everything found.")]
 Record = Annotated[
     Path | None,
-    other("--record", "With --trace: keep the bad batch; mpsdiag trace FOLDER replays it.", metavar="FOLDER"),
+    other("--record", "With --trace: save the bad batch; mpsdiag trace FOLDER replays it.", metavar="FOLDER"),
 ]
-JsonFile = Annotated[Path | None, other("--json", "With --trace: write what was seen as JSON.", metavar="FILE")]
+JsonFile = Annotated[Path | None, other("--json", "With --trace: write the findings as JSON.", metavar="FILE")]
 
 
 def run(
@@ -63,17 +63,17 @@ def run(
     emulate: options.Emulate = None,
     emulate_macos: options.EmulateMacos = 15,
 ) -> None:
-    """Run your own script, unedited, with a fix in place, also in the Python processes it starts.
+    """Run your own script, unedited, with a fix installed, or watched.
 
-    With --trace no fix is in place unless one is named, and everything that the script runs is watched.
+    The Python processes it starts are included. With --trace or --check no fix is installed unless --fix names one.
 
     The exit code is the script's own; with --trace 1 if it was stopped; with --check 1 affected, 0 not, 3 undecided.
-    Options go before SCRIPT: what follows it belongs to the script.
+    Options go before SCRIPT; everything after it belongs to the script.
     """
     from mpsdiag.fixes.script import become, prepare
 
     if trace and check:
-        raise BadInput("--trace and --check exclude each other: choose one.")
+        raise BadInput("--trace and --check cannot be combined: choose one.")
     watched = trace or check
     if not trace:
         note_without_effect(context, ["keep_going", "record"], "without --trace")
@@ -104,7 +104,7 @@ def run(
 def _watch(
     make: Callable[..., Launch], script: list[str], wish: dict[str, Any], *, json: Path | None, html: Path | None
 ) -> NoReturn:
-    """Run the script watched, and print what was seen."""
+    """Run the script under the watch, and print what was seen."""
     from mpsdiag.device import accelerators
     from mpsdiag.environment import gather
     from mpsdiag.fixes.script import end_as, supervise

@@ -16,7 +16,7 @@ TRAINING = ("max_steps", "learning_rate")
 
 def trace(
     context: typer.Context,
-    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="A case that BadBatchRecorder wrote.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="A case saved by BadBatchRecorder.")] = None,
     model: Annotated[str | None, what("--model", f"{options.MODEL} [{DEFAULT_MODEL}]")] = None,
     task: options.Task = "auto",
     dataset: Annotated[str | None, what("--dataset", f"{options.DATASET} [synthetic]")] = None,
@@ -24,35 +24,35 @@ def trace(
     train: Annotated[bool, what("--train", "Trace training steps: forward, backward, optimizer.")] = False,
     max_steps: Annotated[int | None, count("--max-steps", "Training steps. [10]")] = None,
     learning_rate: Annotated[
-        float | None, what("--learning-rate", "Of the training steps. [5e-5]", min=0.0, max=1e30)
+        float | None, what("--learning-rate", "Learning rate of the training steps. [5e-5]", min=0.0, max=1e30)
     ] = None,
     padding_side: options.PaddingSide = "left",
     attn_implementation: Annotated[
         str | None,
         what(
             "--attn-implementation",
-            "An attention mode, such as sdpa, eager, safe_sdpa, or a kernel of the hub (ORG/REPO). [sdpa]",
+            "Attention mode, such as sdpa, eager or safe_sdpa, or hub kernel (ORG/REPO). [sdpa]",
             autocompletion=MODES,
         ),
     ] = None,
     device: Annotated[str | None, options.DEVICE] = None,
     dtype: Annotated[
-        str | None, what("--dtype", "float32, bfloat16 or float16. [float32; recorded: its own]", metavar="DTYPE")
+        str | None, what("--dtype", "float32, bfloat16 or float16. [float32; a saved case: its own]", metavar="DTYPE")
     ] = None,
     max_length: options.MaxLength = None,
     batch_size: Annotated[int, count("--batch-size", "Sequences in a batch.")] = 4,
     eval_max_batches: Annotated[int, count("--eval-max-batches", "Batches to look at.")] = 4,
-    pad_to_multiple_of: Annotated[int | None, count("--pad-to-multiple-of", "As for transformers' collators.")] = None,
+    pad_to_multiple_of: Annotated[int | None, count("--pad-to-multiple-of", "As in transformers' collators.")] = None,
     checkpoints: Annotated[
-        list[Path] | None, what("--checkpoints", "Find out since which one weights are bad.", metavar="FOLDER")
+        list[Path] | None, what("--checkpoints", "Find the checkpoint since which weights are bad.", metavar="FOLDER")
     ] = None,
     compare: Annotated[
         bool | None,
-        what("--compare/--no-compare", "Compare finite results with float64 on the CPU. [unless on the plain CPU]"),
+        what("--compare/--no-compare", "Compare finite results with float64 on the CPU. [not on a plain CPU]"),
     ] = None,
     repro: Annotated[
         Path | None,
-        options.printed("--repro", "Write a script that shows it alone, with torch only.", metavar="FILE.py"),
+        options.printed("--repro", "Write a script that reproduces it with torch alone.", metavar="FILE.py"),
     ] = None,
     seed: options.Seed = 0,
     emulate: options.Emulate = None,
@@ -102,7 +102,7 @@ def trace(
     )
     with bar() as progress:
         report = investigate(request, repro=repro, progress=progress)
-    if report.mode == "evaluation":  # a recorded folder may be of a training
+    if report.mode == "evaluation":  # a recorded folder may come from training
         note_without_effect(context, TRAINING, "without --train")
     from mpsdiag.reporting.trace import document
 

@@ -6,9 +6,9 @@ from mpsdiag.words import EXIT_OK
 
 
 def train(context: typer.Context) -> None:
-    """Train or evaluate a causal language model, with the fix for NaN evaluation losses on MPS.
+    """Train or evaluate a language model, with the fix for NaN on MPS.
 
-    All options of transformers' TrainingArguments are taken too; `mpsdiag train --help` lists them.
+    It also accepts all options of transformers' TrainingArguments; `mpsdiag train --help` lists them.
     """
     if {"--help", "-h"} & set(context.args):
         from mpsdiag.training.help_text import kept_help

@@ -1,4 +1,4 @@
-"""The command line of the pipeline: our own options, and all of transformers' TrainingArguments."""
+"""The command line of the pipeline: its own options, and all of transformers' TrainingArguments."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 AUTO: Final = "auto"
 RUN_MODES: Final = ("pretrain", "sft", "evaluate")
-# Words of older releases of transformers, and of mpsdiag's other commands, for options that have another name here.
+# Names from older releases of transformers and of mpsdiag's other commands, for options with other names here.
 _OLD_WORDS: Final = {
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
@@ -55,7 +55,7 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("seed", "data_seed"), (0, LARGEST_SEED)),
 }
 _BELOW_ONE: Final = ("adam_beta1", "adam_beta2")
-# Where we differ from the defaults of TrainingArguments: no NaN is left out of the means.
+# Our own defaults where they differ from TrainingArguments: no NaN is left out of the means.
 _DEFAULTS: Final = {
     "output_dir": "runs/train",
     "report_to": "none",
@@ -73,7 +73,7 @@ class ModelArguments:
     """Which model, and how it computes."""
 
     model: str = _option(DEFAULT_MODEL, f"{', '.join(BUILTIN_MODELS)}, a local folder, or a hub name.")
-    task: str = _option(AUTO_TASK, f"auto reads it from the model's config; or {', '.join(TASKS)}.")
+    task: str = _option(AUTO_TASK, f"auto (from the model's config), {', '.join(TASKS)}.")
     mode: str = _option(
         "pretrain",
         "pretrain (weights from the config), sft (weights from the checkpoint), or evaluate (no training; models of "
@@ -81,23 +81,23 @@ class ModelArguments:
     )
     attn_implementation: str = _option(
         AUTO,
-        f"auto, {', '.join(MODES)}, or a kernel of the hub (ORG/REPO). On MPS, "
+        f"auto, {', '.join(MODES)}, or a hub kernel (ORG/REPO). On MPS, "
         "auto and sdpa become eager unless --disable_mps_fix.",
     )
-    dtype: str = _option("float32", f"Of the weights: {', '.join(DTYPES)}.")
-    disable_mps_fix: bool = _option(False, "On MPS: the standard Trainer, and SDPA left alone.")
-    device: str = _option("auto", "auto, cpu, mps, cuda[:N] or xpu; auto: mps, cuda, xpu, cpu.")
+    dtype: str = _option("float32", f"Dtype of the weights: {', '.join(DTYPES)}.")
+    disable_mps_fix: bool = _option(False, "On MPS: use the standard Trainer, and leave SDPA as it is.")
+    device: str = _option("auto", "auto (the first of mps, cuda, xpu, cpu), cpu, mps, cuda[:N] or xpu.")
     emulate: str | None = _option(
-        None, "CPU model of the MPS kernels of that torch release, 2.0 to 2.15. Emulated, not measured."
+        None, "Use a CPU model of the MPS kernels of this torch release, 2.0 to 2.15. Emulated, not measured."
     )
-    emulate_macos: int = _option(15, "The macOS the emulation stands on: 13, 14, 15 or 26.")
-    trust_remote_code: bool = _option(False, "Let code that comes with the model run.")
-    json: bool = _option(False, "One JSON document on stdout, the summary, and nothing else.")
+    emulate_macos: int = _option(15, "macOS version to emulate: 13, 14, 15 or 26.")
+    trust_remote_code: bool = _option(False, "Allow code that comes with the model to run.")
+    json: bool = _option(False, "Print the summary as one JSON document on stdout, and nothing else.")
 
 
 @dataclass
 class DataArguments:
-    """Which data, and how it becomes batches."""
+    """Which data to use, and how it becomes batches."""
 
     dataset: str = _option(
         "synthetic",
@@ -106,15 +106,15 @@ class DataArguments:
     )
     dataset_config: str | None = _option(None, "Configuration of a hub dataset, such as wikitext-2-raw-v1.")
     eval_dataset: str | None = _option(None, "Evaluate on this instead of a validation split.")
-    text_column: str | None = _option(None, "Column of the text, if it is not called text.")
-    validation_fraction: float = _option(0.05, "Cut off the training split where there is no validation split.")
+    text_column: str | None = _option(None, "Column that holds the text, if it is not called text.")
+    validation_fraction: float = _option(0.05, "Part of the training split to evaluate on if no other is given.")
     max_samples: int | None = _option(None, "Train on at most this many examples.")
     max_length: int = _option(512, "Longest example, in tokens.")
     padding_side: str = _option("left", "left or right.")
     pad_to_multiple_of: int | None = _option(None, "Pad every batch to a multiple of this many tokens.")
-    use_packing: bool = _option(False, "Put texts one after the other and cut them to --max_length: no padding.")
+    use_packing: bool = _option(False, "Join the texts and cut them into pieces of --max_length: no padding.")
     eval_max_batches: int | None = _option(None, "Evaluate on at most this many batches.")
-    stop_on_nonfinite: bool = _option(False, "Stop the training at the first loss that is not finite.")
+    stop_on_nonfinite: bool = _option(False, "Stop training at the first non-finite loss.")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class RunArguments:
 
 
 class _Parser(HfArgumentParser):
-    """Raises the house's one-sentence error instead of printing the usage and leaving."""
+    """Raises a one-sentence error instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message[:1].upper()}{message[1:].rstrip('.')}. See mpsdiag train --help.")
@@ -183,11 +183,11 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     given["use_cpu"] = device == "cpu"
     resume = given.pop("resume_from_checkpoint", None)
     if resume is not None and model.mode == "evaluate":
-        raise BadInput("--resume_from_checkpoint continues a training; to evaluate a checkpoint give it as --model.")
+        raise BadInput("--resume_from_checkpoint continues training; to evaluate a checkpoint, give it as --model.")
     try:
         training = _take(TrainingArguments, given)
     except (ValueError, ImportError, RuntimeError, TypeError) as problem:
-        raise BadInput(f"These training arguments do not go together: {first_line(problem)}.") from problem
+        raise BadInput(f"These training arguments cannot be combined: {first_line(problem)}.") from problem
     return RunArguments(model, data, training, device, emulation, resume)
 
 
@@ -206,7 +206,7 @@ def _take(kind: type[Any], given: dict[str, Any]) -> Any:
 
 
 def _device(model: ModelArguments, emulation: Emulation | None, *, use_cpu: bool) -> str:
-    """The device of the run; the Trainer takes the first accelerator unless `use_cpu` is set."""
+    """The device of the run; the Trainer uses the first accelerator unless `use_cpu` is set."""
     if emulation is not None:
         if model.device in {"auto", "cpu"}:
             return "cpu"
@@ -219,8 +219,8 @@ def _device(model: ModelArguments, emulation: Emulation | None, *, use_cpu: bool
 
 
 def _check_values(given: Mapping[str, Any]) -> None:
-    """Refuse files that have no end, and numbers that no training can have, NaN and infinity among them."""
-    for value in given.values():  # whatever is the name of a file: --deepspeed, --accelerator_config, --fsdp_config
+    """Refuse endless files, and numbers that make no sense in training, including NaN and infinity."""
+    for value in given.values():  # values that name a file: --deepspeed, --accelerator_config, --fsdp_config
         if isinstance(value, str):
             require_file(Path(value))
     for name, (least, most) in _RANGES.items():
@@ -247,7 +247,7 @@ def _in_new_words(arguments: Sequence[str]) -> list[str]:
 
 
 def _suggestion(word: str, parser: HfArgumentParser) -> str:
-    """The option that was probably meant; `--no_x` of transformers is not suggested for other words."""
+    """The option that was probably meant; transformers' `--no_x` is not suggested for other words."""
     actions = parser._actions  # noqa: SLF001 - there is no public list
     options = [option.lstrip("-") for action in actions for option in action.option_strings]
     given = word.partition("=")[0].lstrip("-").replace("-", "_")
@@ -257,7 +257,7 @@ def _suggestion(word: str, parser: HfArgumentParser) -> str:
 
 
 def choose_attention(asked: str, *, on_mps: bool, fix_disabled: bool) -> str:
-    """Resolve `auto`, and turn `sdpa` into `eager` on MPS unless the fix is disabled."""
+    """Resolve `auto`, and replace `sdpa` by `eager` on MPS unless the fix is disabled."""
     if asked in {AUTO, "sdpa"}:
         return "eager" if on_mps and not fix_disabled else "sdpa"
     return asked

@@ -1,4 +1,4 @@
-"""The messages of a run on stderr, and the folder it writes into, which is tried before the work begins."""
+"""The messages of a run on stderr, and its output folder, which is tested before the work begins."""
 
 import contextlib
 import logging
@@ -25,9 +25,9 @@ def require_writable(folder: Path) -> None:
     try:
         str(folder).encode()
     except UnicodeEncodeError as problem:
-        # A locale without these letters hands them over as surrogates. Python can write there; the libraries cannot.
+        # A locale without these letters passes them on as surrogates. Python can write there; the libraries cannot.
         raise BadInput(
-            f"Cannot write into '{readable(str(folder))}': this locale has no such letters. Set LC_ALL=C.UTF-8 or "
+            f"Cannot write into '{readable(str(folder))}': this locale lacks its letters. Set LC_ALL=C.UTF-8 or "
             "PYTHONUTF8=1, or choose an --output_dir in ASCII."
         ) from problem
     probe = folder / ".mpsdiag-write-test"
@@ -42,13 +42,13 @@ def require_writable(folder: Path) -> None:
 
 
 def say(text: str) -> None:
-    """Write one message for people, at once."""
+    """Write one message for people, immediately."""
     sys.stderr.write(terminal_text(text) + "\n")
     sys.stderr.flush()
 
 
 class _OneLine(logging.Formatter):
-    """Names of files, columns and options stand in messages: nothing in them steers the terminal."""
+    """Keeps names of files, columns and options in messages from controlling the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(super().format(record), 1000)
@@ -56,7 +56,7 @@ class _OneLine(logging.Formatter):
 
 @contextlib.contextmanager
 def messages_on_stderr() -> Iterator[None]:
-    """Show the house's own log on stderr while the pipeline runs."""
+    """Show mpsdiag's own log on stderr while the pipeline runs."""
     house = logging.getLogger("mpsdiag")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
@@ -70,16 +70,16 @@ def messages_on_stderr() -> Iterator[None]:
 
 
 def emulation_announcement(emulated: str) -> str:
-    """The first line of a run under emulation: the messages after it are those of an MPS device."""
+    """The first line of a run under emulation, whose later messages are those of an MPS device."""
     what = emulated.removeprefix("emulated ")
     return (
-        f"EMULATED {what} (on the CPU): nothing here was measured on MPS. Where the messages below say MPS, they mean "
-        "the emulated one."
+        f"EMULATED {what} (on the CPU): nothing here was measured on MPS. In the messages below, MPS means the "
+        "emulated device."
     )
 
 
 def switched_to_eager(device: str) -> str:
-    """The warning that attention has been switched, why, what is better, and how to be rid of the warning."""
+    """The warning that attention has been switched: why, what is better, and how to silence it."""
     return (
         f"⚠️  WARNING: attention switched from sdpa to eager on {device}\n"
         "    The fused attention kernels of several torch releases return NaN or wrong numbers on MPS for query rows\n"

@@ -1,4 +1,4 @@
-"""Tokenized examples, held flat in memory, and what is done to them: packing, cutting, counting labels."""
+"""Tokenized examples, held flat in memory, with packing, cutting and counting of labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPLETION_COLUMN: Final = "completion"
 
 
 class Examples(Dataset[dict[str, list[int]]]):
-    """Token ids with labels: 5 bytes a token, instead of the tens that lists of Python integers take.
+    """Token ids with labels, in 5 bytes for each token; lists of Python integers take tens of bytes.
 
     Each item is a dictionary of lists: `input_ids`, `attention_mask`, and `labels` with -100 where none counts.
     """
@@ -55,7 +55,7 @@ class Examples(Dataset[dict[str, list[int]]]):
 
     @property
     def greatest(self) -> int:
-        """The greatest token id, of all that the examples share with others."""
+        """The largest token id, over all tokens shared with other examples."""
         return max(self._ids, default=0)
 
     def without_label(self) -> int:
@@ -72,7 +72,7 @@ class Examples(Dataset[dict[str, list[int]]]):
     def packed(self, length: int) -> Examples:
         """The same tokens, one text after the other, cut into examples of `length` without regard to the texts.
 
-        What is left over at the end is dropped, unless it is all there is.
+        The rest at the end is dropped, unless there is nothing else.
         """
         count = self.tokens // length
         ends = [length * (index + 1) for index in range(count)] or [self.tokens]
@@ -89,10 +89,10 @@ def tokenize(
     completions: bool = False,
     limit: int | None = None,
 ) -> Examples:
-    """Tokenize the rows of a dataset. Each example ends with the end-of-text token, where there is one and it fits.
+    """Tokenize the rows of a dataset. Each example ends with the end-of-text token, if there is one and it fits.
 
     Examples are cut to `max_length` tokens unless it is None, for packing. With `completions`, rows with the
-    columns `prompt` and `completion` are labelled on the completion only. `dataset` is the name for messages.
+    columns `prompt` and `completion` are labelled on the completion only. `dataset` is the name used in messages.
     """
     rows = iter(records)
     first = next(rows, None)

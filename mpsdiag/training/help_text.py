@@ -1,4 +1,4 @@
-"""The help of the pipeline: rendered from its parser, and kept in a file that is shown without loading torch.
+"""The help of the pipeline: rendered from its parser, and saved in a file that is shown without loading torch.
 
 Options of transformers are listed with their values and defaults; its documentation explains them.
 
@@ -18,13 +18,13 @@ _THEIRS: Final = "Options of transformers.TrainingArguments, with their defaults
 
 
 def kept_help() -> str:
-    """The help as it is kept, with a line about another release of transformers, where one is installed."""
+    """The saved help, with a line about the installed transformers if that is another release."""
     text = FILE.read_text(encoding="utf-8")
     described = text.partition(_THEIRS)[2].partition(":")[0]
     installed = metadata.version("transformers")
     if installed == described:
         return text
-    return f"{text}\nInstalled is transformers {installed}, whose own options are taken; they may be others.\n"
+    return f"{text}\nThe installed transformers {installed} may have other options; those are the ones that count.\n"
 
 
 def render(parser: argparse.ArgumentParser, own: set[str]) -> str:
@@ -33,7 +33,7 @@ def render(parser: argparse.ArgumentParser, own: set[str]) -> str:
     ours = [action for action in actions if action.dest in {*own, "help"}]
     lines = [
         f"usage: {parser.prog} [OPTIONS]\n\n{parser.description}",
-        "Of an option's name, underscores may be written as dashes.\n\nOptions:",
+        "Underscores in option names may be written as dashes.\n\nOptions:",
     ]
     for action in ours:
         words = " ".join(str(action.help or "").replace("%%", "%").split())
@@ -44,7 +44,7 @@ def render(parser: argparse.ArgumentParser, own: set[str]) -> str:
 
 
 def _named(action: argparse.Action) -> str:
-    """The names of an option, without those that differ by dashes only, and ` VALUE [default]`."""
+    """The names of an option, without those that differ only in dashes, and ` VALUE [default]`."""
     names = "  " + ", ".join(word for word in action.option_strings if "-" not in word.lstrip("-"))
     if action.nargs == 0:
         return names

@@ -1,4 +1,4 @@
-"""The training pipeline: parse, build, train, evaluate, sum up."""
+"""The training pipeline: parse, build, train, evaluate, summarize."""
 
 import contextlib
 import itertools
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 TRACEBACK_FILE: Final = "traceback.txt"
 FIRST_BATCHES: Final = 4
-"""Of the evaluation, in which labels predicted at padding are looked at."""
+"""Evaluation batches in which labels predicted at padding are examined."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _first_label(trainer: Trainer) -> FirstLabel | None:
-    """What labels predicted at padding make of the loss of the first evaluation batches; None if there are none."""
+    """The effect of labels predicted at padding on the loss of the first evaluation batches; None if there are none."""
     model: Any = trainer.model
     model.eval()
     batches = [
@@ -136,7 +136,7 @@ class Run:
             task=model_options.task,
         )
         if model_options.mode != "pretrain" and is_builtin_model(model_options.model):
-            logger.warning("'%s' has no checkpoint: its weights are random, by --seed.", model_options.model)
+            logger.warning("'%s' has no checkpoint: its weights are random, seeded by --seed.", model_options.model)
         processor = load_processor(
             model_options.model, task, padding_side=data.padding_side, trust_remote_code=model_options.trust_remote_code
         )
@@ -208,7 +208,7 @@ class Run:
     def _say_interrupted(self) -> None:
         last = last_whole(self.output_dir)
         step = 0 if self.trainer is None else self.trainer.state.global_step
-        where = f"The last whole checkpoint is '{last}'; go on with --resume_from_checkpoint latest."
+        where = f"The last whole checkpoint is '{last}'; continue with --resume_from_checkpoint latest."
         say(f"Interrupted at step {step}. {where if last else 'No checkpoint had been written yet.'}")
 
     def _say_failed(self, problem: BaseException) -> None:
@@ -260,7 +260,7 @@ class Run:
                 "causes": getattr(trainer, "nonfinite_causes", {}),
             },
             "last_checkpoint": last_whole(self.output_dir),
-            # Under emulation nothing is timed.
+            # Nothing is timed under emulation.
             "seconds": round(time.time() - self._started, 3) if emulation is None else None,
             "arguments": {
                 "model": asdict(self.arguments.model),

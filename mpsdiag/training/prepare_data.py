@@ -1,4 +1,4 @@
-"""The training and validation examples of a run: which split they come from, and warnings about them."""
+"""The training and validation examples of a run, the split they come from, and warnings about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """Examples of a run; `train` is None when it only evaluates."""
+    """Examples of a run; `train` is None if it only evaluates."""
 
     train: Examples | None
     evaluation: Examples | TaskRows
@@ -80,7 +80,7 @@ def prepare_examples(
 
 
 class TaskRows(list[dict[str, Any]]):
-    """Rows of a task to evaluate on, counted as `Examples` are."""
+    """Rows of a task to evaluate on, counted like `Examples`."""
 
     @property
     def tokens(self) -> int:
@@ -96,10 +96,10 @@ class TaskRows(list[dict[str, Any]]):
 def rows_of_task(
     data: DataArguments, task: Task, processor: Any, model: Any, *, max_length: int, seed: int
 ) -> TaskRows:
-    """The rows that a model of any task is evaluated on; classes come from the column `label`, where there is one.
+    """The rows on which a model of any task is evaluated; classes come from the column `label`, if there is one.
 
     Raises:
-        BadInput: A dataset or column is missing or unreadable, or a label is not one of the model's.
+        BadInput: A dataset or column is missing or unreadable, or the model does not have a label.
     """
     name = data.eval_dataset or data.dataset
     splits = open_splits(name, config=data.dataset_config, seed=seed)
@@ -116,7 +116,7 @@ def rows_of_task(
     rows = TaskRows(task.rows(texts, processor, max_length, config=model.config, seed=seed))
     if all(label is None for label in kept):
         logger.warning(
-            "'%s' has no labels for %s: they are made from the texts themselves, to compare devices and fixes by.",
+            "'%s' has no labels for %s: they are made from the texts themselves, only to compare devices and fixes.",
             name,
             task.name,
         )
@@ -133,7 +133,7 @@ def _noting_labels(records: Rows, labels: list[Any]) -> Iterator[Mapping[str, An
 
 
 def _checked_label(label: Any, config: Any, dataset: str) -> Any:
-    """A label as the model's loss takes it: the number of a class, or a number for a regression."""
+    """A label in the form that the model's loss takes: the number of a class, or a number for a regression."""
     classes, kind = int(config.num_labels), config.problem_type
     if kind == "multi_label_classification":
         if isinstance(label, list) and len(label) == classes and all(value in (0, 1) for value in label):
@@ -164,11 +164,11 @@ def _cut(train: Examples, data: DataArguments) -> tuple[Examples, Examples]:
     taken = max(1, round(count * data.validation_fraction))
     if taken >= count:
         raise BadInput(
-            f"The dataset '{data.dataset}' has {count} example(s): too few to cut a validation split off. "
+            f"The dataset '{data.dataset}' has {count} example(s): too few to split off a validation set. "
             "Give more text, or --eval_dataset."
         )
     logger.warning(
-        "The dataset '%s' has no validation split: the last %d of %d training examples (%.3g %%) are cut off for it. "
+        "The dataset '%s' has no validation split: the last %d of %d training examples (%.3g %%) are used for it. "
         "Give --eval_dataset to evaluate on other data.",
         data.dataset,
         taken,
@@ -179,7 +179,7 @@ def _cut(train: Examples, data: DataArguments) -> tuple[Examples, Examples]:
 
 
 def _check_labels(examples: Examples, what: str, max_length: int) -> None:
-    """Say what is without labels before it comes out as NaN and is taken for the MPS defect."""
+    """Report examples without labels before their NaN is mistaken for the MPS defect."""
     without, count = examples.without_label(), len(examples)
     advice = (
         f"Such an example's loss is 0/0 on any device; that is not the MPS defect. Prompts longer than --max_length "

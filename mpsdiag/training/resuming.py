@@ -1,4 +1,4 @@
-"""Checkpoints: which are whole, which to resume from, and no Ctrl-C in the middle of writing one."""
+"""Checkpoints: which are complete, which to resume from, and no Ctrl-C while one is being written."""
 
 import contextlib
 import functools
@@ -23,10 +23,10 @@ _INDEX: Final = "model.safetensors.index.json"
 
 
 def what_is_missing(folder: Path) -> str | None:
-    """Say what keeps a folder from being a checkpoint to resume from; None if it is whole.
+    """Why a folder is not a checkpoint to resume from; None if it is complete.
 
     The Trainer writes `trainer_state.json` last, so a save that was killed has none, or half of one. Weights are
-    checked by the lengths their headers promise.
+    checked against the lengths in their headers.
     """
     if not folder.is_dir():
         return "it does not exist" if not folder.exists() else "it is not a folder"
@@ -73,19 +73,19 @@ def _is_whole(file: Path) -> bool:
 
 
 def last_whole(output_dir: Path) -> Path | None:
-    """The whole checkpoint of the highest step in a folder; torn ones are named and passed over."""
+    """The complete checkpoint of the highest step in a folder; incomplete ones are named and skipped."""
     folders = (path for path in output_dir.glob("checkpoint-*") if path.is_dir())
     found = [(int(match[1]), path) for path in folders if (match := _NAME.fullmatch(path.name))]
     for _, path in sorted(found, reverse=True):
         missing = what_is_missing(path)
         if missing is None:
             return path
-        logger.warning("Checkpoint '%s' is passed over: %s.", path, missing)
+        logger.warning("Checkpoint '%s' is skipped: %s.", path, missing)
     return None
 
 
 def to_resume_from(wanted: str | None, output_dir: Path) -> Path | None:
-    """Resolve `--resume_from_checkpoint`: a whole checkpoint, or None to start from the beginning."""
+    """Resolve `--resume_from_checkpoint`: a complete checkpoint, or None to start from the beginning."""
     if not wanted:
         if last_whole(output_dir) is not None:
             logger.warning(
@@ -97,7 +97,7 @@ def to_resume_from(wanted: str | None, output_dir: Path) -> Path | None:
     if wanted == LATEST:
         found = last_whole(output_dir)
         if found is None:
-            logger.warning("No whole checkpoint in '%s' yet: beginning at the beginning.", output_dir)
+            logger.warning("There is no complete checkpoint in '%s' yet: starting from the beginning.", output_dir)
         return found
     folder = Path(wanted).expanduser()
     missing = what_is_missing(folder)
@@ -128,7 +128,7 @@ def interrupts_deferred() -> Iterator[None]:
 def save_undisturbed(trainer: Any) -> None:
     """Make a Trainer finish writing a checkpoint before a Ctrl-C takes effect."""
     save: Callable[..., Any] | None = getattr(trainer, "_save_checkpoint", None)
-    if save is None:  # Private to transformers; without it a torn checkpoint is passed over when resuming.
+    if save is None:  # Private to transformers; without it an incomplete checkpoint is skipped when resuming.
         return
 
     @functools.wraps(save)

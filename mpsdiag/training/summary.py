@@ -1,4 +1,4 @@
-"""What is kept of a run: `summary.json` (schema 1), and the log, which under emulation is marked and has no timings."""
+"""What a run leaves: `summary.json` (schema 1), and the log, which under emulation is marked and has no timings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def losses_of(history: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """Write the summary into a folder, whole or not at all, and return its path. NaN is written as "nan"."""
+    """Write the summary into a folder, completely or not at all, and return its path. NaN is written as "nan"."""
     path = folder / FILE_NAME
     known = {"python": platform.python_version(), **versions(_PACKAGES)}
     write_atomically(path, dumps({"schema": SCHEMA, "versions": known, **summary}, indent=2) + "\n")
@@ -47,7 +47,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def lines_for_people(summary: Mapping[str, Any]) -> list[str]:
-    """The end of a run in a few `name = value` lines."""
+    """The results of a run as a few `name = value` lines."""
     mark = " (emulated)" if summary.get("emulated") else ""
     losses = {name: summary.get(name) for name in ("train_loss", "eval_loss")}
     found = [f"{name} = {value:.4f}{mark}" for name, value in losses.items() if value is not None]
@@ -70,7 +70,7 @@ def lines_for_people(summary: Mapping[str, Any]) -> list[str]:
 
 
 def mark_as_emulated(trainer: Trainer) -> None:
-    """Let whoever prints or keeps the Trainer's log see it as emulated and without timings.
+    """Mark the Trainer's log as emulated and remove its timings, for everything that prints or saves it.
 
     Callbacks that are added afterwards see the log as it is.
     """
@@ -81,7 +81,7 @@ def mark_as_emulated(trainer: Trainer) -> None:
 
 
 def emulated_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the log, marked, without what was timed."""
+    """A row of the log, marked and without timings."""
     kept = {name: value for name, value in row.items() if not name.endswith(_TIMINGS)}
     return {"emulated": True, **kept}
 
@@ -94,7 +94,7 @@ def _marking(on_log: Any) -> Any:
 
 
 class _MarkHistory(TrainerCallback):
-    """The last of the callbacks: the others have read what they need from the row."""
+    """The last callback: the others have already read what they need from the row."""
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         del args, control, kwargs

@@ -60,7 +60,7 @@ def test_the_filter_is_mentioned_where_it_hides_something(printed, hides):
 
 def test_nothing_decided_says_so():
     (only,) = advised(None, verdict="undecided", probes=[])
-    assert only.text == "Nothing is decided: a reason."
+    assert only.text == "Undecided: a reason."
 
 
 def test_why_a_fix_helps():

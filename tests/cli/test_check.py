@@ -110,7 +110,7 @@ def test_the_kernel_and_the_pipeline_are_told_apart(run, words):
     advice = found["advice"][0]["text"]
     assert "query that is not contiguous" in advice
     assert "reached only by contiguous tensors" in advice
-    assert "What would tip it over: a .contiguous()" in advice
+    assert "These would make it reach the kernel: a .contiguous()" in advice
 
 
 def test_a_device_that_is_not_there_leaves_it_undecided(run):
@@ -195,7 +195,7 @@ def test_a_probe_by_itself_says_nothing_of_the_others_and_is_found_in_any_case(r
     assert [advice["text"] for advice in document(out)["advice"]] == ["The probes that ran passed: SDPA003."]
     code, out, _ = run("sdpa001", "--device", "cpu", "--json")
     assert code == 0
-    assert "Fully masked rows come out right" in document(out)["advice"][0]["text"]
+    assert "Fully masked rows come out correct" in document(out)["advice"][0]["text"]
 
 
 def test_the_list_names_every_probe(run):
@@ -218,7 +218,7 @@ def test_the_list_names_every_probe(run):
         (("SDPA999",), "Unknown probe 'SDPA999'"),
         (("--dataset", "no/such/file.txt"), "no/such/file.txt"),
         (("--model", "tiny-gtp2"), "tiny-gpt2"),
-        (("--json", "--markdown"), "exclude each other"),
+        (("--json", "--markdown"), "cannot be combined"),
     ],
 )
 def test_bad_input_gets_one_sentence(run, words, sentence):

@@ -134,7 +134,7 @@ def test_gates_decide_the_exit_code(report, gate, code):
         ([DATA / "make_journals.py"], "is not an mpsdiag journal"),
         ([DATA / "every_end.jsonl", "--format", "htlm"], "Did you mean 'html'?"),
         ([DATA / "every_end.jsonl", "--out", "x.pdf"], "What to write into x.pdf?"),
-        ([DATA / "every_end.jsonl", "--json", "--format", "csv"], "exclude each other"),
+        ([DATA / "every_end.jsonl", "--json", "--format", "csv"], "cannot be combined"),
         ([DATA / "every_end.jsonl", "--fail-if", "any nan in saef_sdpa"], "Did you mean 'safe_sdpa'?"),
         ([DATA / "every_end.jsonl", "--fail-if", "nonsense"], "is not a gate"),
         ([DATA / "every_end.jsonl", "--out", "/proc/nowhere/a.md"], "Cannot write"),

@@ -188,7 +188,7 @@ def test_trace_and_check_exclude_each_other(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["run", "--trace", "--check", str(SCRIPTS / "plain_loop.py")])
     assert ended.value.code == 2
-    assert "exclude each other" in " ".join(capsys.readouterr().err.split())
+    assert "cannot be combined" in " ".join(capsys.readouterr().err.split())
 
 
 def test_check_answers_for_the_scripts_model_and_batches(tmp_path):

@@ -182,7 +182,7 @@ def test_a_device_that_is_not_there_leaves_it_undecided(run):
         (("--padding-side", "lefft"), "Did you mean 'left'"),
         (("--attn-implementation", "spda"), "Did you mean 'sdpa'"),
         (("--dtype", "flota32"), "Did you mean 'float32'"),
-        (("--json", "--markdown"), "exclude each other"),
+        (("--json", "--markdown"), "cannot be combined"),
         (("--checkpoints", "nowhere"), "There is no folder nowhere"),
     ],
 )

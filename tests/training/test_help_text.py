@@ -37,7 +37,7 @@ def test_every_option_is_in_it():
 def test_another_release_of_transformers_is_named(monkeypatch):
     monkeypatch.setattr(help_text.metadata, "version", lambda name: "4.53.0")
     assert help_text.kept_help().endswith(
-        "Installed is transformers 4.53.0, whose own options are taken; they may be others.\n"
+        "The installed transformers 4.53.0 may have other options; those are the ones that count.\n"
     )
 
 

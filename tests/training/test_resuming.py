@@ -59,7 +59,7 @@ def test_one_that_was_torn_is_named_and_passed_over(tmp_path, damage, sentence, 
     with pytest.raises(BadInput, match=sentence):
         to_resume_from(str(torn), tmp_path)
     assert last_whole(tmp_path) == before
-    assert "checkpoint-10' is passed over" in caplog.text
+    assert "checkpoint-10' is skipped" in caplog.text
 
 
 def test_folders_that_are_none(tmp_path):
@@ -82,7 +82,7 @@ def test_the_highest_step_wins_not_the_last_name(tmp_path):
 
 def test_what_is_said_when_a_run_begins_at_the_beginning(tmp_path, caplog):
     assert to_resume_from("latest", tmp_path) is None
-    assert "beginning at the beginning" in caplog.text
+    assert "starting from the beginning" in caplog.text
     caplog.clear()
     assert to_resume_from(None, tmp_path) is None
     assert not caplog.records
