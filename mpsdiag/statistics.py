@@ -52,12 +52,12 @@ def bootstrap_interval(samples: Sequence[float]) -> Interval | None:
 
 
 def ratio_interval_of_rounds(rounds: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Interval | None:
-    """95 % bootstrap interval of the median ratio when samples come in rounds, one process each.
+    """95 % bootstrap interval of the median ratio for samples that come in rounds, each in its own process.
 
-    Samples of one process are alike (its memory layout, its place in the day), so pooling them pretends to
-    know more than one does. Each resample draws rounds first, the same ones of both sides since they ran side
-    by side, and then samples within each: a two-stage cluster bootstrap (Davison and Hinkley 1997, 3.8).
-    None without rounds, and of a single one with fewer than two samples on a side.
+    Samples of one process are alike (same memory layout, same time of day), so pooling them would claim too
+    much precision. Each resample first draws rounds, the same for both sides because they ran side by side,
+    and then samples within each round: a two-stage cluster bootstrap (Davison and Hinkley 1997, 3.8).
+    None without rounds, or for a single round with fewer than two samples on a side.
     """
     sizes = [len(samples) for samples in (*rounds, *baseline)]
     if len(rounds) != len(baseline) or min(sizes, default=0) < (1 if len(rounds) > 1 else 2):
