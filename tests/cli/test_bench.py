@@ -208,7 +208,7 @@ def test_ctrl_c_during_the_report_is_130_with_a_whole_report(done, here, monkeyp
     _, out = done
     (out / "report.md").unlink()
     code, text, err = here(*SMALL, "--out", out)
-    assert (code, "the report is whole" in err) == (130, True)
+    assert (code, "the report is complete" in err) == (130, True)
     assert text
     assert (out / "report.md").exists()
 

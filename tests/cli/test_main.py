@@ -138,7 +138,7 @@ def test_a_current_folder_that_is_gone_is_one_sentence(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as end:
         main(["check", "--list"])
     assert end.value.code == 2
-    assert "current folder does not exist" in capsys.readouterr().err
+    assert "current folder no longer exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["chekc\x1b[31m"], ["check", "--level", "\x1b]0;title\x07two"]])
@@ -205,7 +205,7 @@ def test_where_memory_ends_it_is_one_sentence(monkeypatch, capsys):
         main(["report", "x"])
     assert (end.value.code, capsys.readouterr().err) == (
         2,
-        "mpsdiag: There is not enough memory for this. Give smaller files or numbers, or free some memory.\n",
+        "mpsdiag: There is not enough memory for this. Use smaller files or numbers, or free some memory.\n",
     )
 
 

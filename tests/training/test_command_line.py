@@ -103,7 +103,7 @@ def test_resuming_from_the_latest_or_a_path(given, expected):
         ("--emulate 2.8 --device cuda", "--emulate runs on the CPU"),
         ("--device tpu", "Unknown device 'tpu'"),
         ("--mode evaluate --resume_from_checkpoint latest", "give it as --model"),
-        ("--load_best_model_at_end true", "do not go together"),
+        ("--load_best_model_at_end true", "cannot be combined"),
     ],
 )
 def test_bad_input_is_one_sentence(line, sentence):

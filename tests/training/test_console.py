@@ -43,7 +43,7 @@ def test_messages_are_shown_and_the_logger_is_left_as_it_was(capsys):
 
 def test_a_folder_whose_letters_the_locale_does_not_have(tmp_path):
     """Under LC_ALL=C an argument comes in as surrogates; the libraries fail on them, hours later."""
-    with pytest.raises(BadInput, match=r"/ü': this locale has no such letters\. Set LC_ALL"):
+    with pytest.raises(BadInput, match=r"/ü': this locale lacks its letters\. Set LC_ALL"):
         require_writable(tmp_path / "\udcc3\udcbc")
     assert list(tmp_path.iterdir()) == []
 

@@ -93,12 +93,12 @@ def test_a_missing_validation_split_is_cut_off_and_said(tmp_path, caplog):
     found = prepare(dataset=name)
     assert (len(found.train), len(found.evaluation)) == (38, 2)
     assert found.evaluation[1]["input_ids"] == [1, *ids("line 39"), 2]
-    assert "no validation split: the last 2 of 40 training examples (5 %) are cut off" in caplog.text
+    assert "no validation split: the last 2 of 40 training examples (5 %) are used" in caplog.text
     assert len(prepare(dataset=name, max_samples=10, validation_fraction=0.3).train) == 7
 
 
 def test_one_example_cannot_be_cut(tmp_path):
-    with pytest.raises(BadInput, match="too few to cut a validation split off"):
+    with pytest.raises(BadInput, match="too few to split off a validation set"):
         prepare(dataset=lines_file(tmp_path, "a.txt", ["alone"]))
 
 
