@@ -221,15 +221,15 @@ def blame(case: Scenario, outcome: Measured) -> Blame | None:
     from mpsdiag.inputs.installed import as_on_mps
     from mpsdiag.scenario.preparation import prepare
     from mpsdiag.tracing.passes.forward import trace_batches
-    from mpsdiag.tracing.passes.training import Recipe, trace_training
+    from mpsdiag.tracing.passes.training import trace_training
 
     with ExitStack() as stack:
         stack.enter_context(as_on_mps(case.emulation))
         prepared = stack.enter_context(prepare(case))
         try:
             if not all(math.isfinite(loss) for loss in outcome.train_losses):
-                recipe = Recipe(LEARNING_RATE)
-                origin = trace_training(prepared.model, prepared.train_batches, recipe, steps=case.max_steps).origin
+                batches, steps = prepared.train_batches, case.max_steps
+                origin = trace_training(prepared.model, batches, LEARNING_RATE, steps=steps).origin
             else:
                 origin = trace_batches(prepared.model, prepared.eval_batches).origin
         except CannotDecide:  # The forward fails here too, which the outcome already reports.

@@ -1,9 +1,9 @@
 """A model while it runs: its layers, which of them a forward is in, what it returns; and its copy on the CPU."""
 
 import copy
-import dataclasses
 import math
 import sys
+from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -140,6 +140,19 @@ def uncompiled() -> Any:
     return stance("force_eager") if stance else older.config.patch(disable=True)
 
 
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool, grad: bool) -> Iterator[None]:
+    """Set training or evaluation mode and the grad mode, and put both back."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(mode=training)
+    try:
+        with torch.set_grad_enabled(grad):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def loss_of(output: Any) -> Tensor | None:
     """The loss where transformers' Trainer looks for it: by name, or first in a tuple. None if there is none.
 
@@ -235,19 +248,24 @@ def _drop_watchers(model: nn.Module) -> None:
             module._forward_hooks_with_kwargs.pop(key, None)  # noqa: SLF001 - likewise
 
 
-def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor in nested mappings, lists and tuples; model outputs stay model outputs."""
-    if isinstance(value, Tensor):
-        return change(value)
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nesting of tuples, lists and mappings, built anew, with all else in it changed."""
+    kind: Any = type(value)
+    if isinstance(value, tuple | list):
+        items = [mapped(item, change) for item in value]
+        # A named tuple takes its items one by one; torch's own result types take them together, as tuples do.
+        return kind(*items) if hasattr(value, "_fields") else kind(items)
     if isinstance(value, Mapping):
-        changed = {key: over_tensors(item, change) for key, item in value.items()}
-        # A model output is a dataclass and a dictionary; a BatchEncoding is neither, but takes a dictionary.
-        rebuild: Any = type(value)
-        return rebuild(**changed) if dataclasses.is_dataclass(value) else rebuild(changed)
-    if isinstance(value, list | tuple):
-        items = [over_tensors(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+        found = {key: mapped(item, change) for key, item in value.items()}
+        if hasattr(value, "to_tuple"):  # transformers' outputs are dicts that take their items as arguments.
+            return kind(**found)
+        return kind(found) if isinstance(value, OrderedDict | UserDict) else found  # As what a tokenizer gives.
+    return change(value)
+
+
+def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`mapped`, with only the tensors changed."""
+    return mapped(value, lambda item: change(item) if isinstance(item, Tensor) else item)
 
 
 def move(value: Any, device: torch.device | str) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mpsdiag.findings import Exposure, LayerExposure
 from mpsdiag.inputs.batches import sees_both_ways
+from mpsdiag.inputs.modules import in_mode
 from mpsdiag.sdpa.watch import SdpaCall, SdpaWatch, dead_rows, per_query
 
 LEFT = "padding on the left"
@@ -202,71 +203,48 @@ def _dead(mask: Tensor, kind: Kind, batch: Mapping[str, Any]) -> Tensor:
     return rows.expand(int(next(iter(batch.values())).shape[0]), rows.shape[-1])
 
 
-@dataclass(frozen=True)
-class GradientPath:
-    """One call of attention in training: whether grad mode was on, and whether an input wanted a gradient."""
-
-    grad_mode: bool
-    wanted: bool
-
-    @property
-    def exposed(self) -> bool:
-        """It takes the path of an evaluation."""
-        return not (self.grad_mode and self.wanted)
-
-
 class _GradientWatch(SdpaWatch):
+    """Of each call of attention, why it takes the path of an evaluation; None where it does not."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.paths: list[GradientPath] = []
+        self.reasons: list[str | None] = []
 
     def saw_sdpa(self, call: SdpaCall, result: Tensor) -> None:
         del result
         wanted = any(tensor.requires_grad for tensor in (call.query, call.key, call.value))
-        # Dropout keeps a call off the fast kernel, up to torch 2.11.
-        self.paths.append(GradientPath(torch.is_grad_enabled(), wanted or call.dropout_p > 0))
+        why = None
+        if not torch.is_grad_enabled():
+            why = "reentrant gradient checkpointing runs them without gradients (use_reentrant=False does not)"
+        elif not wanted and not call.dropout_p:  # Dropout keeps a call off the fast kernel, up to torch 2.11.
+            why = "no weight in front of them is trained (frozen base, or adapters behind the attention only)"
+        self.reasons.append(why)
 
 
-def training_paths(model: nn.Module) -> list[GradientPath]:
-    """Run two tokens without padding in training mode, and watch which calls of attention want gradients.
+def training_exposure(model: nn.Module) -> list[str | None]:
+    """Of each call of attention in training, why it takes the path of an evaluation; None where it does not.
 
-    Args:
-        model: Takes `input_ids`; left as it was, random numbers too.
+    The model is run on two tokens without padding, its `input_ids`, and left as it was, random numbers too.
     """
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    try:
-        devices = [device] if device.type == "cuda" else []
-        watch = _GradientWatch()
-        with torch.random.fork_rng(devices=devices), torch.enable_grad(), watch:
-            model(input_ids=torch.tensor([[1, 1]], device=device), use_cache=False)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return watch.paths
+    watch, devices = _GradientWatch(), [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), in_mode(model, training=True, grad=True), watch:
+        model(input_ids=torch.tensor([[1, 1]], device=device), use_cache=False)
+    return watch.reasons
 
 
 def training_notes(model: nn.Module) -> list[str]:
     """Sentences about training, where it is exposed as an evaluation is; none where it is not."""
     try:
-        paths = training_paths(model)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ):  # Needs more than token ids, or fails for a reason the scenario shows.
+        calls = training_exposure(model)
+    except (TypeError, ValueError, RuntimeError):  # Needs more than token ids; or the scenario shows why it fails.
         return []
-    exposed = [index for index, path in enumerate(paths) if path.exposed]
+    exposed = [(index, why) for index, why in enumerate(calls) if why]
     if not exposed:
         return []
-    why = (
-        "reentrant gradient checkpointing runs them without gradients (use_reentrant=False does not)"
-        if not paths[exposed[0]].grad_mode
-        else "no weight in front of them is trained (frozen base, or adapters behind the attention only)"
-    )
+    number, why = exposed[0]
     sentence = (
-        f"Training is exposed too: {len(exposed)} of {len(paths)} attention calls, from number {exposed[0]} on, take "
+        f"Training is exposed too: {len(exposed)} of {len(calls)} attention calls, from number {number} on, take "
         f"the path without gradients, because {why}."
     )
     return [sentence]

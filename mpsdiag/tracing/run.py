@@ -15,6 +15,7 @@ from mpsdiag.environment import Environment
 from mpsdiag.errors import BadInput
 from mpsdiag.findings import Answer, Emulated
 from mpsdiag.inputs.models import missing_note, model_notes
+from mpsdiag.inputs.modules import in_mode
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
 from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, load_case
@@ -22,9 +23,8 @@ from mpsdiag.tracing.causes.given_values import unread_weights
 from mpsdiag.tracing.origin import Origin, joined
 from mpsdiag.tracing.passes.forward import ForwardTrace, TracedRun, trace_batches
 from mpsdiag.tracing.passes.model_inputs import prepare_batch
-from mpsdiag.tracing.passes.training import LEARNING_RATE, Recipe, trace_training
+from mpsdiag.tracing.passes.training import LEARNING_RATE, trace_training
 from mpsdiag.tracing.repro.repro_script import check_target, write_repro
-from mpsdiag.tracing.watch.model_state import in_mode
 from mpsdiag.words import EXIT_FOUND, EXIT_OK
 
 SCHEMA = 1
@@ -104,7 +104,7 @@ def _traced(request: TraceRequest, case: TracedCase, progress: Callable[[str], N
     rate = LEARNING_RATE if case.learning_rate is None else case.learning_rate
     steps = request.steps or (1 if request.folder is not None else TRAINING_STEPS)
     case.case_info |= {"learning_rate": rate, "steps": steps}
-    return trace_training(case.model, case.batches, Recipe(rate), steps=steps, progress=progress)
+    return trace_training(case.model, case.batches, rate, steps=steps, progress=progress)
 
 
 def _report(case: TracedCase, found: TracedRun) -> TraceReport:

@@ -10,7 +10,7 @@ from torch import nn
 
 from mpsdiag import emulate_mps
 from mpsdiag.inputs.models import build_model
-from mpsdiag.scenario.exposure import training_notes, training_paths
+from mpsdiag.scenario.exposure import training_exposure, training_notes
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def lora(*targets):
 )
 def test_the_prediction_is_what_training_gives(original, change, exposed, says):
     model = change(copy.deepcopy(original))
-    assert [i for i, path in enumerate(training_paths(model)) if path.exposed] == exposed
+    assert [i for i, why in enumerate(training_exposure(model)) if why] == exposed
     notes = training_notes(model)
     assert bool(notes) == bool(exposed)
     if says:
@@ -89,7 +89,7 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were(original):
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    training_paths(original)
+    training_exposure(original)
     assert not original.training
     assert torch.equal(torch.rand(2), expected)
 
@@ -109,4 +109,4 @@ class WithDropout(nn.Module):
 
 @pytest.mark.parametrize(("dropout", "exposed"), [(0.0, True), (0.5, False)])
 def test_dropout_keeps_a_call_off_the_fast_kernel(dropout, exposed):
-    assert [path.exposed for path in training_paths(WithDropout(dropout))] == [exposed]
+    assert [bool(why) for why in training_exposure(WithDropout(dropout))] == [exposed]

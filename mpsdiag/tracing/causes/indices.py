@@ -1,6 +1,6 @@
 """Indices against the sizes of the tables they are looked up in: not every device complains about one out of range."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,10 @@ class _Table:
     operation: str
     what: str
 
-    def counted(self, indices: Tensor) -> Tensor:
-        """The indices that have to be within bounds; labels that are ignored become 0."""
-        return indices.masked_fill(indices == IGNORED_LABEL, 0) if self.key == "labels" else indices
+    def outside(self, indices: Tensor) -> Tensor:
+        """Which indices are out of bounds; labels that are ignored are not."""
+        counted = indices.masked_fill(indices == IGNORED_LABEL, 0) if self.key == "labels" else indices
+        return (counted < 0) | (counted >= self.size)
 
 
 class Indices:
@@ -48,26 +49,14 @@ class Indices:
     def __init__(self, model: nn.Module) -> None:
         self._tables = list(_tables(model))
 
-    def extremes(self, batch: Mapping[str, Any]) -> list[Tensor]:
-        """The least and greatest indices, as scalars on the device, to be read with other things and given to `fit`."""
-        found: list[Tensor] = []
-        for table, indices in self._looked_up(batch):
-            counted = table.counted(indices)
-            found += [counted.amin(), counted.amax()]
-        return found
-
-    def fit(self, batch: Mapping[str, Any], extremes: Sequence[float]) -> bool:
-        """Whether the extremes of a batch are within bounds."""
-        sizes = [table.size for table, _ in self._looked_up(batch)]
-        pairs = zip(extremes[::2], extremes[1::2], sizes, strict=True)
-        return all(least >= 0 and greatest < size for least, greatest, size in pairs)
+    def outside(self, batch: Mapping[str, Any]) -> list[Tensor]:
+        """For each table whether an index is out of bounds, a bool scalar on the device."""
+        return [table.outside(indices).any() for table, indices in self._looked_up(batch)]
 
     def explain(self, batch: Mapping[str, Any]) -> Origin | None:
         """The origin for the first index out of range; None if all fit. Waits for the device."""
         for table, indices in self._looked_up(batch):
-            counted = table.counted(indices)
-            wrong = (counted < 0) | (counted >= table.size)
-            if bool(wrong.any()):
+            if bool((wrong := table.outside(indices)).any()):
                 return _origin(table, indices, wrong)
         return None
 

@@ -1,9 +1,5 @@
 """Masks: attention over nothing, masks that contradict the attention_mask, and arithmetic that spoils a mask."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -49,83 +45,46 @@ CONTRADICTION_REMEDY = Advice(
 )
 
 
-@dataclass(frozen=True)
-class MaskedRows:
-    """Fully masked rows that came out non-finite, as (sequences, queries) bool, by what stands there.
-
-    `real`: at real tokens, which a right mask lets attend at least to themselves. `alone`: in sequences of padding
-    only. `before` and `after`: at padding before the first and after the last real token. `known`: the batch has a
-    padding mask to tell them apart by.
-    """
-
-    bad: Tensor
-    real: Tensor
-    alone: Tensor
-    before: Tensor
-    after: Tensor
-    known: bool
-
-    @classmethod
-    def of(cls, bad: Tensor, padding: Tensor | None, empty: Tensor) -> MaskedRows:
-        """Sort them by the padding, (sequences, positions) bool; `empty`, (sequences, 1): attend to an empty source."""
-        if padding is None or padding.shape != bad.shape:
-            none = torch.zeros_like(bad)
-            return cls(bad, none, bad & empty, none, none, known=False)
-        kinds, rest = Padding.of(padding), bad & ~empty
-        return cls(
-            bad, rest & kinds.real, bad & (empty | kinds.alone), rest & kinds.before, rest & kinds.after, known=True
-        )
-
-    def counts(self) -> dict[str, int]:
-        """How many of each kind, those that there are."""
-        kinds = {
-            "padding before the first real token": self.before,
-            "padding after the last real token": self.after,
-            "sequences of padding only": self.alone,
-            "real tokens": self.real,
-        }
-        if not self.known:
-            return {"positions of unknown kind": int(self.bad.sum())}
-        return {name: int(rows.sum()) for name, rows in kinds.items() if bool(rows.any())}
+BEFORE, AFTER = "padding before the first real token", "padding after the last real token"
+ALONE, REAL, UNKNOWN = "sequences of padding only", "real tokens", "positions of unknown kind"
+_REASONS = {BEFORE: "padding on the left", AFTER: "a sliding window that padding on the right outlasts"}
 
 
 def attention_over_nothing(first: Candidate) -> list[Origin]:
     """NaN came out of a softmax exactly where the mask hides every key; with a second one where two reasons meet."""
-    rows = _dead_and_bad(first)
-    if rows is None:
+    bad = _dead_and_bad(first)
+    if bad is None:
         return []
+    rows = _by_place(first, bad)
+    where = {name: number for name, found in rows.items() if (number := int(found.sum()))}
     mask, query = first.named.get("attn_mask"), first.named.get("query")
     evidence = {
-        "dead_rows": int(rows.bad.sum()),
-        "where": rows.counts(),
-        "sequences": listed(rows.bad.any(1)),
-        "positions": listed(rows.bad.any(0)),
+        "dead_rows": int(bad.sum()),
+        "where": where,
+        "sequences": listed(bad.any(1)),
+        "positions": listed(bad.any(0)),
         "mask": facts(mask, "attn_mask") if isinstance(mask, Tensor) else None,
         "grad_mode": first.grad,
     }
     found = []
-    if real := int(rows.real.sum()):
+    if REAL in where:
         shapes = ""
         if isinstance(mask, Tensor) and isinstance(query, Tensor):
             shapes = f" (mask {tuple(mask.shape)}, query {tuple(query.shape)})"
         what = (
-            f"{count(real, 'real token')} may attend to nothing, not even to themselves: the mask that reaches "
+            f"{count(where[REAL], 'real token')} may attend to nothing, not even to themselves: the mask that reaches "
             f"attention{shapes} contradicts the attention_mask of the batch"
         )
         found.append(first.origin("bad_mask", what, CONTRADICTION_REMEDY, **evidence))
-    if dead := int((rows.bad & ~rows.real & ~rows.alone).sum()):
-        reasons = {
-            "padding on the left": rows.before,
-            "a sliding window that padding on the right outlasts": rows.after,
-        }
-        present = " and ".join(reason for reason, where in reasons.items() if bool(where.any()))
+    if dead := sum(number for name, number in where.items() if name not in (REAL, ALONE)):
+        present = " and ".join(reason for name, reason in _REASONS.items() if name in where)
         what = (
             f"{count(dead, 'fully masked attention row')} in this batch{present and f', from {present}'}: their "
             f"softmax over nothing is NaN on {first.device}, and the next layer spreads it over the whole sequence"
         )
         found.append(first.origin("dead_rows", what, _remedy(first), **evidence))
-    if empty := int(rows.alone.any(1).sum()):
-        what = f"{count(empty, 'sequence')} of padding only: its queries may attend to nothing"
+    if ALONE in where:
+        what = f"{count(int(rows[ALONE].any(1).sum()), 'sequence')} of padding only: its queries may attend to nothing"
         found.append(first.origin("bad_mask", what, EMPTY_REMEDY, **evidence))
     return found
 
@@ -136,7 +95,7 @@ def _remedy(first: Candidate) -> Advice:
     return BY_HAND_REMEDY if first.event.operation in (*SOFTMAX, "sub") else FUSED_REMEDY
 
 
-def _dead_and_bad(first: Candidate) -> MaskedRows | None:
+def _dead_and_bad(first: Candidate) -> Tensor | None:
     """The rows, (sequences, queries), that are NaN and whose mask hides every key, in some head."""
     call, result = first.call, first.output
     if first.terminal.kind != "nan" or call is None or result is None:
@@ -153,17 +112,22 @@ def _dead_and_bad(first: Candidate) -> MaskedRows | None:
             dead = dead & (scores.amax(-1) <= torch.finfo(first.named["query"].dtype).max).to(dead.device)
     if not bool(dead.any()):
         return None
-    padding = real_positions(first.model, first.event.module, first.batch)
-    bad = _per_sequence(dead, padding)
-    return MaskedRows.of(bad, padding, _without_source(first, bad.shape[0]))
+    return _per_sequence(dead, real_positions(first.model, first.event.module, first.batch))
 
 
-def _without_source(first: Candidate, sequences: int) -> Tensor:
-    """(sequences, 1) bool: the sequence attends to an encoder, and that has no token to attend to."""
-    source, attends = first.batch.get("attention_mask"), is_decoder_of_two(first.model, first.event.module)
-    if attends and isinstance(source, Tensor) and source.dim() == 2 and source.shape[0] == sequences:
-        return ~source.bool().cpu().any(-1, keepdim=True)
-    return torch.zeros(sequences, 1, dtype=torch.bool)
+def _by_place(first: Candidate, bad: Tensor) -> dict[str, Tensor]:
+    """Rows, (sequences, queries) bool, by what stands there; a right mask lets a real token attend to itself."""
+    source, padding = first.batch.get("attention_mask"), real_positions(first.model, first.event.module, first.batch)
+    empty = torch.zeros(bad.shape[0], 1, dtype=torch.bool)
+    attends = is_decoder_of_two(first.model, first.event.module)
+    if attends and isinstance(source, Tensor) and source.dim() == 2 and source.shape[0] == bad.shape[0]:
+        empty = ~source.bool().cpu().any(-1, keepdim=True)  # An encoder without a token that could be attended to.
+    if padding is None or padding.shape != bad.shape:
+        return {ALONE: bad & empty, UNKNOWN: bad & ~empty}
+    kinds, rest = Padding.of(padding), bad & ~empty
+    found = {BEFORE: rest & kinds.before, AFTER: rest & kinds.after}
+    found |= {ALONE: bad & (empty | kinds.alone), REAL: rest & kinds.real}
+    return found | {UNKNOWN: bad & ~torch.stack(list(found.values())).any(0)}
 
 
 def _per_sequence(dead: Tensor, padding: Tensor | None) -> Tensor:

@@ -18,17 +18,24 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.emulation.mode import suspended
-from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.fixes.anatomy import runs_eager
-from mpsdiag.fixes.model import apply
-from mpsdiag.inputs.modules import ModulePath, copy_to_cpu, first_tensor, numbered_layers, to_float64, uncompiled
+from mpsdiag.inputs.modules import (
+    ModulePath,
+    copy_to_cpu,
+    first_tensor,
+    mapped,
+    numbered_layers,
+    to_float64,
+    uncompiled,
+)
+from mpsdiag.invariance.alone_truth import in_attention
 from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.watch.calls import TorchCall, fully_masked_rows, in_float64, moved, replay, writes_in_place
 from mpsdiag.tracing.watch.model_state import FUSED, device_label, real_positions
-from mpsdiag.tracing.watch.tensors import facts, flat, fresh, judged_in, mapped, tensors_in
+from mpsdiag.tracing.watch.tensors import facts, flat, fresh, judged_in, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +115,11 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDiffe
     numbers = numbered_layers(model)
     with suspended(), torch.no_grad():
         twin = copy_to_cpu(model)
-        with WideSoftmax(rounded=runs_eager(model)):
-            eager = _with_attention(twin, "eager", mapped(dict(batch), moved))
+        with WideSoftmax(rounded=runs_eager(model)), in_attention(twin, "eager"):
+            eager = _hidden(twin, mapped(dict(batch), moved))
         wide = mapped(dict(batch), partial(moved, dtype=torch.float64))
-        with WideSoftmax():
-            exact = _with_attention(to_float64(twin), "sdpa", wide)
+        with WideSoftmax(), in_attention(twin, "sdpa"):
+            exact = _hidden(to_float64(twin), wide)
     found = []
     for (module, device), (_, rounded), (_, right) in zip(mine, eager, exact, strict=False):
         rows = real_positions(model, "decoder" if module is None else names[module], given_to_all)
@@ -122,14 +129,6 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDiffe
         number = None if module is None else numbers[module]
         found.append(TensorDifference(module, number, largest_error(device, right, rows), bound))
     return found
-
-
-def _with_attention(model: nn.Module, attention: str, batch: Mapping[str, Any]) -> list[Hidden]:
-    try:
-        with apply(model, attention):
-            return _hidden(model, batch)
-    except BadInput:  # Not a transformers model, or one whose attention cannot be switched: as it is.
-        return _hidden(model, batch)
 
 
 def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Hidden]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mpsdiag.errors import BadInput
 from mpsdiag.findings import Advice
 from mpsdiag.inputs.installed import stock_mean
-from mpsdiag.inputs.modules import loss_of, mean
+from mpsdiag.inputs.modules import in_mode, loss_of, mean
 from mpsdiag.tracing.causes.arithmetic import device_only, division_by_zero, infinite_logits, overflow, unknown
 from mpsdiag.tracing.causes.given_values import bad_inputs, bad_weights, no_labels
 from mpsdiag.tracing.causes.indices import Indices, index_out_of_range
@@ -24,7 +24,7 @@ from mpsdiag.tracing.origin import Origin, joined
 from mpsdiag.tracing.passes.device_difference import find_difference
 from mpsdiag.tracing.passes.model_inputs import own_sentence, refusal
 from mpsdiag.tracing.watch.calls import TorchCall
-from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat, in_mode, is_plain_cpu, only_unwatched
+from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat, is_plain_cpu, only_unwatched
 from mpsdiag.tracing.watch.origin_search import Pass, first_terminal
 from mpsdiag.tracing.watch.tensors import flat, fresh
 from mpsdiag.tracing.watch.tracer import Patches, Tracer, flag_of, is_up, numbers
@@ -105,10 +105,9 @@ class ForwardTrace:
             return None, True
         flag, loss = flag_of(output), loss_of(output)
         losses = [loss] if loss is not None and loss.numel() == 1 else []
-        asked = [] if self._refuses else self._indices.extremes(batch)
-        flags, values, extremes = numbers([] if flag is None else [flag], losses, asked)
-        fine = all(map(math.isfinite, values)) and not any(map(is_up, flags))
-        return next(iter(values), None), not (fine and (self._refuses or self._indices.fit(batch, extremes)))
+        asked = [] if self._refuses else self._indices.outside(batch)
+        flags, values, outside = numbers([] if flag is None else [flag], losses, asked)
+        return next(iter(values), None), not all(map(math.isfinite, values)) or any([*map(is_up, flags), *outside])
 
 
 def explain_forward(

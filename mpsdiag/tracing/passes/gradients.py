@@ -5,7 +5,6 @@ made it while the forward runs, and a hook on it sees what goes in and what come
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,21 +33,12 @@ DERIVATIVE_REMEDY = Advice(
 )
 
 
-@dataclass(frozen=True)
-class Claim:
-    """The operation that a node of the autograd graph belongs to."""
-
-    module: str
-    layer: int | None
-    operation: str
-
-
 class GraphWatch:
     """Claims nodes in the forward, and watches them in the backward."""
 
     def __init__(self) -> None:
         self.first: Origin | None = None
-        self._claims: dict[Any, Claim] = {}
+        self._claims: dict[Any, dict[str, Any]] = {}  # by node: module, layer and operation, as an Origin has them
 
     def claim(self, module: str, layer: int | None, operation: str | None, result: Any) -> None:
         """Claim the nodes behind an operation's result that no earlier operation has claimed."""
@@ -57,7 +47,7 @@ class GraphWatch:
             node = waiting.pop()
             if node in self._claims or node.name().endswith("AccumulateGrad"):
                 continue
-            self._claims[node] = Claim(module, layer, operation or node.name())
+            self._claims[node] = {"module": module, "layer": layer, "operation": operation or node.name()}
             waiting += [following for following, _ in node.next_functions if following is not None]
 
     def watch(self) -> None:
@@ -69,7 +59,7 @@ class GraphWatch:
         """Let go of the graph."""
         self._claims.clear()
 
-    def _listener(self, name: str, claim: Claim) -> Any:
+    def _listener(self, name: str, claim: dict[str, Any]) -> Any:
         def listen(outgoing: tuple[Tensor | None, ...], incoming: tuple[Tensor | None, ...]) -> None:
             came = [gradient for gradient in incoming if gradient is not None]
             if self.first is not None or any(map(impurity, came)):
@@ -125,26 +115,23 @@ def explain_backward(
 
 
 def _broken_derivative(
-    claim: Claim, node: str, state: Impurity, incoming: list[Tensor], outgoing: Mapping[str, Tensor]
+    claim: dict[str, Any], node: str, state: Impurity, incoming: list[Tensor], outgoing: Mapping[str, Tensor]
 ) -> Origin:
     """The origin of non-finite gradients, the `outgoing`, that come of finite ones."""
     gave = [facts(gradient, name) for name, gradient in outgoing.items()]
     dtype, greatest = gave[0]["dtype"], max(map(largest, incoming), default=0.0)
     # In float32 a product overflows where a large gradient meets it; a small one has met a pole.
     reached = dtype == "float16" or (state.infinite and greatest > _LARGE)
-    overflowed = reached and claim.operation not in _POLES
+    operation = claim["operation"]
+    overflowed = reached and operation not in _POLES
     made = "an infinity" if state.infinite else "NaN"
-    summary = f"the derivative of {claim.operation} gives {made} from finite gradients; the forward is finite"
+    summary = f"the derivative of {operation} gives {made} from finite gradients; the forward is finite"
     if overflowed:
-        summary = (
-            f"the gradient of {claim.operation} overflows {dtype}: the largest gradient that reaches it is "
-            f"{greatest:.4g}"
-        )
+        reaches = f"the largest gradient that reaches it is {greatest:.4g}"
+        summary = f"the gradient of {operation} overflows {dtype}: {reaches}"
     return Origin(
         cause="overflow" if overflowed else "derivative",
-        layer=claim.layer,
-        module=claim.module,
-        operation=claim.operation,
+        **claim,
         phase="backward",
         summary=summary,
         evidence={

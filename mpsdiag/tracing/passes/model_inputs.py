@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput, CannotDecide, first_line
+from mpsdiag.inputs.modules import move
 from mpsdiag.tracing.watch.model_state import device_of
-from mpsdiag.tracing.watch.tensors import flat, mapped, tensors_in
+from mpsdiag.tracing.watch.tensors import flat, tensors_in
 
 _REFUSALS = (TypeError, ValueError, KeyError, AttributeError, AssertionError)
 
@@ -34,11 +35,7 @@ def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     if typo:
         logger.warning("The model takes the batch as it is, but: %s", typo)
     device = device_of(model)
-
-    def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    prepared = {str(name): mapped(_tensor(str(name), value), moved) for name, value in batch.items()}
+    prepared = {str(name): move(_tensor(str(name), value), device) for name, value in batch.items()}
     if _has_short_mask(flat(prepared)):  # Models may take it, and leave tokens without a mask.
         raise BadInput(f"'attention_mask' does not cover 'input_ids'. The batch has {_shapes(prepared)}.")
     return prepared

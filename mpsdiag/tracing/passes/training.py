@@ -4,14 +4,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput
-from mpsdiag.inputs.modules import loss_of
+from mpsdiag.inputs.modules import in_mode, loss_of
 from mpsdiag.tracing.causes.indices import Indices
 from mpsdiag.tracing.origin import Origin, Phase
 from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the_optimizer, exploded_norm, or_divergence
@@ -19,7 +18,7 @@ from mpsdiag.tracing.passes.forward import TracedRun, explain_forward
 from mpsdiag.tracing.passes.gradients import explain_backward
 from mpsdiag.tracing.passes.model_inputs import own_sentence
 from mpsdiag.tracing.watch.calls import TorchCall
-from mpsdiag.tracing.watch.model_state import Repeat, did_not_repeat, in_mode, only_unwatched
+from mpsdiag.tracing.watch.model_state import Repeat, did_not_repeat, only_unwatched
 from mpsdiag.tracing.watch.tensors import fresh
 from mpsdiag.tracing.watch.tracer import flag_of, is_up, numbers
 
@@ -27,30 +26,15 @@ LEARNING_RATE = 5e-5
 """That of transformers' TrainingArguments."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: AdamW or plain gradient descent, and the norm gradients are clipped to (None: not at all)."""
-
-    learning_rate: float = LEARNING_RATE
-    optimizer: str = "adamw"
-    max_grad_norm: float | None = 1.0
-
-    def make(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer."""
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=self.learning_rate)
-        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
-
-
 def trace_training(
     model: nn.Module,
     batches: Sequence[Mapping[str, Any]],
-    recipe: Recipe | None = None,
+    learning_rate: float = LEARNING_RATE,
     *,
     steps: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TracedRun:
-    """Train, and stop at the first step with a non-finite value; the weights are put back at the end."""
+    """Train with AdamW, and stop at the first step with a non-finite value; the weights are put back at the end."""
     if not any(weight.requires_grad for weight in model.parameters()):
         raise BadInput("No weight of the model wants a gradient, so there is nothing to train. Unfreeze some.")
     indices = Indices(model)
@@ -60,7 +44,7 @@ def trace_training(
     with _weights_put_back(model) as initial, in_mode(model, training=True, grad=True):
         steps = steps or len(batches)
         planned = itertools.islice(itertools.cycle(batches), steps)
-        training = _Training(model, recipe or Recipe(), initial)
+        training = _Training(model, learning_rate, initial)
         origin, call = training.run(planned, lambda words: progress(f"{words} of {steps}"))
     return TracedRun(training.trajectory.losses, training.trajectory.grad_norms, origin=origin, call=call)
 
@@ -68,12 +52,12 @@ def trace_training(
 class _Training:
     """Training under way, from the `initial` weights on."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, initial: Mapping[str, Tensor]) -> None:
-        self._model, self._recipe, self._initial = model, recipe, initial
+    def __init__(self, model: nn.Module, learning_rate: float, initial: Mapping[str, Tensor]) -> None:
+        self._model, self._initial = model, initial
         self._trained = [weight for weight in model.parameters() if weight.requires_grad]
-        self._optimizer = recipe.make(self._trained)
+        self._optimizer = torch.optim.AdamW(self._trained, lr=learning_rate, weight_decay=0.0)
         self._sums: list[Tensor] = []  # of the weights after the last step
-        self.trajectory = Trajectory(recipe.learning_rate)
+        self.trajectory = Trajectory(learning_rate)
 
     def run(
         self, batches: Iterable[Mapping[str, Any]], progress: Callable[[str], None]
@@ -100,21 +84,23 @@ class _Training:
     def _step(self, batch: Mapping[str, Any]) -> bool:
         """Forward and backward; whether anything, the weights it began with included, may be non-finite."""
         with own_sentence(self._model, batch):
-            output = self._model(**fresh(batch))
-            loss = loss_of(output)
-            if loss is None:
-                name = type(self._model).__name__
-                raise BadInput(f"{name} gives no loss for this batch: add labels to train on it.")
-            torch.autograd.backward(loss.mean())  # As transformers' Trainer, for a loss of each device.
+            loss, flags = self._forward_and_backward(batch)
         for weight in self._trained:
             if weight.grad is not None and weight.grad.is_sparse:
                 weight.grad = weight.grad.to_dense()
-        bound = self._recipe.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, math.inf if bound is None else bound)
-        flag = flag_of(output)
-        flags, sums, own = numbers([] if flag is None else [flag], self._sums, [loss.mean(), norm])
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+        up, sums, own = numbers(flags, self._sums, [loss, norm])
         self.trajectory.note(*own)
-        return any(map(is_up, flags)) or not all(map(math.isfinite, [*sums, *own]))
+        return any(map(is_up, up)) or not all(map(math.isfinite, [*sums, *own]))
+
+    def _forward_and_backward(self, batch: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        """The loss, as transformers' Trainer takes it where each device gives one, and the flag of the output."""
+        output = self._model(**fresh(batch))
+        loss, flag = loss_of(output), flag_of(output)
+        if loss is None:
+            raise BadInput(f"{type(self._model).__name__} gives no loss for this batch: add labels to train on it.")
+        torch.autograd.backward(loss.mean())
+        return loss.mean(), [] if flag is None else [flag]
 
     def _spoilt_by_the_optimizer(self) -> Origin | None:
         return after_the_optimizer(self._model, self._optimizer, self.trajectory, self._initial)
@@ -157,14 +143,10 @@ class _Training:
         """Whether loss and gradients of a batch are finite."""
         repeat.again()
         self._model.zero_grad(set_to_none=True)
-        output = self._model(**fresh(batch))
-        loss, flag = loss_of(output), flag_of(output)
-        if loss is None:  # There was one a moment ago, with other weights.
-            return False
-        torch.autograd.backward(loss.mean())
+        loss, flags = self._forward_and_backward(batch)
         gradients = [weight.grad.sum(dtype=torch.float32) for weight in self._trained if weight.grad is not None]
-        flags, values = numbers([] if flag is None else [flag], [loss.mean(), *gradients])
-        return not any(map(is_up, flags)) and all(map(math.isfinite, values))
+        up, values = numbers(flags, [loss, *gradients])
+        return not any(map(is_up, up)) and all(map(math.isfinite, values))
 
 
 @contextmanager

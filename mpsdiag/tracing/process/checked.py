@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from mpsdiag.errors import first_line
 from mpsdiag.fixes.process import install
+from mpsdiag.inputs.modules import in_mode
 from mpsdiag.invariance.measure import padding_invariance
 from mpsdiag.scenario.exposure import predict
 from mpsdiag.tracing.process.forwards import WatchedForward
 from mpsdiag.tracing.process.watched import ScriptCheck
-from mpsdiag.tracing.watch.model_state import device_label, in_mode
+from mpsdiag.tracing.watch.model_state import device_label
 from mpsdiag.tracing.watch.tensors import fresh
 from mpsdiag.tracing.watch.tracer import flag_of, is_up
 

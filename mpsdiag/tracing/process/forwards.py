@@ -18,8 +18,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.tracing.watch.model_state import Repeat, in_mode
-from mpsdiag.tracing.watch.tensors import copied, fresh, mapped, tensors_in, unseen
+from mpsdiag.inputs.modules import in_mode, mapped
+from mpsdiag.tracing.watch.model_state import Repeat
+from mpsdiag.tracing.watch.tensors import copied, fresh, tensors_in, unseen
 from mpsdiag.tracing.watch.tracer import flag_of, is_up
 
 _LIBRARIES: Final = tuple(

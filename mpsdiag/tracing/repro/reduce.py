@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mpsdiag.emulation.mode import emulated
 from mpsdiag.emulation.selection import Emulation
+from mpsdiag.inputs.modules import mapped
 from mpsdiag.tracing.watch.calls import TorchCall, in_float64, replay, run
-from mpsdiag.tracing.watch.tensors import impurity, mapped, tensors_in
+from mpsdiag.tracing.watch.tensors import impurity, tensors_in
 
 Shows = Callable[[tuple[Tensor, ...]], bool]
 

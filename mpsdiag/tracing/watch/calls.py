@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mpsdiag.emulation.mode import suspended
+from mpsdiag.inputs.modules import mapped
 from mpsdiag.sdpa.float64 import reference_attention
 from mpsdiag.sdpa.watch import SDPA, dead_rows
-from mpsdiag.tracing.watch.tensors import mapped, tensors_in
+from mpsdiag.tracing.watch.tensors import tensors_in
 
 SOFTMAX: Final = ("softmax", "log_softmax")
 TARGETED: Final = ("cross_entropy", "nll_loss")

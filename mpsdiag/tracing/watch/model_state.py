@@ -123,19 +123,6 @@ def _kept_buffer(buffer: torch.Tensor | None, known: _KeptBuffer | None, *, stat
     return buffer, buffer.detach().clone(), version
 
 
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool, grad: bool) -> Iterator[None]:
-    """Set training or evaluation mode and the grad mode, and put both back."""
-    modes = {module: module.training for module in model.modules()}
-    model.train(mode=training)
-    try:
-        with torch.set_grad_enabled(grad):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def unexplained(
     model: nn.Module, summary: str, remedy: Advice, *, operation: str = "forward", phase: Phase = "forward", **more: Any
 ) -> Origin:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpsdiag.inputs.modules import logits_of, loss_of
+from mpsdiag.inputs.modules import logits_of, loss_of, mapped
 
 LISTED = 16
 """At most this many sequences, heads, positions or weights are listed one by one."""
@@ -75,19 +75,6 @@ def judged_in(output: Any) -> Iterator[tuple[str, Tensor]]:
     if logits is None and isinstance(output, tuple | list | Mapping):
         return tensors_in(output)
     return tensors_in({"loss": loss_of(output), "logits": logits})
-
-
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nesting of tuples, lists and dicts, built anew, with everything in it that is none of these changed."""
-    if isinstance(value, tuple | list):
-        items = [mapped(item, change) for item in value]
-        # A named tuple takes its items one by one; torch's own result types take them together, as tuples do.
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, Mapping):
-        found = {key: mapped(item, change) for key, item in value.items()}
-        # transformers' outputs are dicts that take their items as arguments.
-        return type(value)(**found) if hasattr(value, "to_tuple") else found
-    return change(value)
 
 
 def fresh(batch: Mapping[str, Any]) -> dict[str, Any]:

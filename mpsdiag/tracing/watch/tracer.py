@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.emulation import reentry
-from mpsdiag.inputs.modules import ModulePath, first_tensor, uncompiled
+from mpsdiag.inputs.modules import ModulePath, first_tensor, mapped, uncompiled
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.watch.calls import SOFTMAX, TorchCall, fully_masked_rows, has_infinite_scalar, writes_in_place
 from mpsdiag.tracing.watch.model_state import FusedPaths
 from mpsdiag.tracing.watch.origin_search import Operand, Pass, PassEvent, Provenance, Source, Terminal
-from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, judged_in, mapped, tensors_in, unseen
+from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, judged_in, tensors_in, unseen
 
 
 def flag_of(output: Any) -> Tensor | None:
