@@ -8,6 +8,7 @@ import math
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,16 @@ LARGEST_FILE: Final = 2**31
 PIECE = 2**20
 """Least number of characters written at once; a piece ends at the end of a line."""
 _STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A table of the package."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # pragma: no cover - the same parser under its older name
+        import tomli as tomllib
+
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def jsonable(value: Any) -> Any:

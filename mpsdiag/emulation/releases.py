@@ -7,17 +7,13 @@ release and a macOS: the graph is compiled by the system.
 """
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from mpsdiag.serialization import read_toml
 
 Dropout = Literal["composite", "refused"]
 General = Literal["none", "G1", "G2", "G3"]
@@ -145,7 +141,7 @@ def _named(where: str) -> tuple[str, ...]:
 
 
 KNOWN: Final[Mapping[str, Defect]] = MappingProxyType(
-    {name: _read(name, entry) for name, entry in tomllib.loads(FILE.read_text(encoding="utf-8")).items()}
+    {name: _read(name, entry) for name, entry in read_toml(FILE).items()}
 )
 """All of them by id."""
 DEFECTS: Final[Mapping[str, Defect]] = MappingProxyType(

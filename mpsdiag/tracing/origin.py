@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag.findings import Advice, Answer
+from mpsdiag.serialization import read_toml
 
 Cause = Literal[
     "dead_rows",
@@ -24,6 +26,11 @@ Cause = Literal[
     "unknown",
 ]
 CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
+
+REMEDIES: Final[Mapping[str, Advice]] = {
+    name: Advice(**entry) for name, entry in read_toml(Path(__file__).with_name("remedies.toml")).items()
+}
+"""What to do, by the names that the rules use."""
 
 Phase = Literal["data", "forward", "backward", "optimizer", "evaluation"]
 

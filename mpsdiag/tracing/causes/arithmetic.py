@@ -8,7 +8,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mpsdiag.findings import Advice
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.causes.root_cause import Candidate
 from mpsdiag.tracing.origin import Origin
@@ -19,21 +18,6 @@ _CASTS = ("to", "half", "type", "type_as", "copy_", "bfloat16", "float")
 _SPREADS = ("std", "var", "std_mean", "var_mean")
 _POLES = (*POLES, "atanh", "logit", "log1p", "erfinv", "lgamma", "tan")
 
-_REMEDIES = {
-    torch.float16: Advice(
-        text="Use bfloat16, which has the range of float32, or float32, at least for this module.",
-        commands=['AutoModelForCausalLM.from_pretrained(..., dtype="bfloat16")', "mpsdiag trace ... --dtype bfloat16"],
-    ),
-    torch.bfloat16: Advice(
-        text="Even the range of float32 is not enough: look at the scale of the weights and inputs of this module.",
-        commands=["mpsdiag trace ... --dtype float32"],
-    ),
-}
-_OF_FLOAT32 = Advice(
-    text="Values this large do not come from healthy weights: look at the scale of the weights and inputs of this "
-    "module, at the learning rate, and at the step since which they grow.",
-    commands=["mpsdiag trace ... --train"],
-)
 
 _HINTS = {
     **dict.fromkeys(("div", "reciprocal"), "a division by zero"),
@@ -97,14 +81,7 @@ def division_by_zero(first: Candidate) -> Origin | None:
         return None
     what, count = found
     return first.origin(
-        "division_by_zero",
-        f"{first.event.operation} divides by zero: {what}",
-        Advice(
-            text="Look at what makes the divisor zero: a sum over an empty mask, the norm of a row of zeros, a count "
-            "of 0, the spread of a single value. Leave such rows out, or keep the divisor away from zero.",
-            commands=["total / count.clamp(min=1)", "x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6)"],
-        ),
-        zero_divisors=count,
+        "division_by_zero", f"{first.event.operation} divides by zero: {what}", "division_by_zero", zero_divisors=count
     )
 
 
@@ -157,24 +134,19 @@ def infinite_logits(first: Candidate) -> Origin | None:
     operation, logits, target = first.event.operation, first.named.get("input"), first.named.get("target")
     if operation not in LOSSES or not isinstance(logits, Tensor) or not isinstance(target, Tensor):
         return first.origin(
-            "unknown",
-            f"{operation} turns minus infinity among its inputs into an infinite result",
-            Advice(text="Look at what was ruled out by minus infinity, and why it counts here."),
+            "unknown", f"{operation} turns minus infinity among its inputs into an infinite result", "ruled_out"
         )
-    commands = ["logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)"]
     if target.shape == logits.shape[:1] and not target.is_floating_point():
         chosen = logits.gather(1, target.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         hit = (target >= 0) & (chosen == float("-inf"))
         if bool(hit.any()):
-            text = "Set such labels to -100, or do not rule out a class that occurs."
             what = f"{int(hit.sum())} labels name a class whose logit is minus infinity, so their loss is infinite"
-            return first.origin("bad_inputs", what, Advice(text=text, commands=commands), labels=listed(hit))
-    text = "Leave label smoothing out, or rule classes out by a large finite number."
+            return first.origin("bad_inputs", what, "ruled_out_label", labels=listed(hit))
     return first.origin(
         "unknown",
         f"{operation} counts every class (label smoothing, or probabilities as targets), and the logits of some are "
         "minus infinity: the loss is infinite",
-        Advice(text=text, commands=commands),
+        "label_smoothing",
     )
 
 
@@ -193,11 +165,7 @@ def device_only(first: Candidate) -> Origin | None:
         "wrong_device",
         f"{first.event.operation} gives {int(bad.sum())} non-finite values on {first.device}, and finite "
         "ones on the CPU with the same inputs",
-        Advice(
-            text="A defect of this device's kernel. Find out which, keep this operation off the device, and report it "
-            "with a script that stands alone.",
-            commands=["mpsdiag check --level 3", "mpsdiag trace ... --repro repro.py"],
-        ),
+        "device_kernel",
         cpu_largest=largest(plain),
     )
 
@@ -215,7 +183,7 @@ def _overflowed(first: Candidate, output: Tensor, value: float, what: str = "the
         "overflow",
         f"{first.event.operation} overflows {dtype}: {beyond}, the largest {dtype} is {bound:.5g}; its largest "
         f"finite input is {source:.5g}",
-        _REMEDIES.get(output.dtype, _OF_FLOAT32),
+        f"overflow_{dtype if dtype in ('float16', 'bfloat16') else 'float32'}",
         largest_input=source,
         largest_result=value,
         largest_of_dtype=bound,
@@ -230,11 +198,4 @@ def unknown(first: Candidate) -> Origin:
     guess = f"; {hint}?" if hint else ""
     made = "NaN" if event.impurity.nan else "an infinity"
     where = "comes out of" if first.terminal.kind in ("nan", "inf") else "comes, from out of sight, into"
-    return first.origin(
-        "unknown",
-        f"{made} {where} {event.operation}, and no known cause fits{guess}",
-        Advice(
-            text="Look at the inputs' ranges in the evidence. A script with this operation alone, to be reported:",
-            commands=["mpsdiag trace ... --repro repro.py"],
-        ),
-    )
+    return first.origin("unknown", f"{made} {where} {event.operation}, and no known cause fits{guess}", "unknown")

@@ -4,35 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mpsdiag.findings import Advice
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, is_statistic, no_label_counts, unread_nonfinite
-from mpsdiag.tracing.causes.masks import MASK_REMEDY
 from mpsdiag.tracing.causes.root_cause import Candidate
-from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.origin import REMEDIES, Origin
 from mpsdiag.tracing.watch.calls import TARGETED
 from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity
-
-WEIGHTS_REMEDY = Advice(
-    text="The weights themselves are broken: no attention, device or batch makes this finite. Go back to the last "
-    "checkpoint whose weights are finite, and look for the step that broke them.",
-    commands=[
-        "mpsdiag trace --model NEWEST_CHECKPOINT --checkpoints FOLDER_OF_CHECKPOINTS",
-        "mpsdiag trace --model LAST_GOOD_CHECKPOINT --dataset YOUR_DATA --train",
-    ],
-)
-
-STATISTICS_REMEDY = Advice(
-    text="A running statistic of a normalization is broken: one bad training batch is enough, training does not read "
-    "it, every evaluation does. Reset it and train on, or go back to a checkpoint from before.",
-    commands=["for module in model.modules(): getattr(module, 'reset_running_stats', lambda: None)()"],
-)
-
-LABELS_REMEDY = Advice(
-    text="This is the data, not the device: every label of the batch is -100. Look at the truncation length (prompts "
-    "that fill it leave no answer), at what the collator masks, and at a pad token that is also the end-of-text token; "
-    "drop such batches, or make them larger.",
-    commands=['dataset.filter(lambda row: any(label != -100 for label in row["labels"][1:]))'],
-)
 
 
 def bad_weights(first: Candidate) -> Origin | None:
@@ -45,7 +21,7 @@ def bad_weights(first: Candidate) -> Origin | None:
     return first.origin(
         "bad_weights",
         f"the {operand.source.kind} {operand.source.name} is not finite before anything runs{others}",
-        STATISTICS_REMEDY if operand.source.statistic else WEIGHTS_REMEDY,
+        "broken_statistics" if operand.source.statistic else "broken_weights",
         weight=operand.source.name,
         weights=bad[:LISTED],
         bad_tensors=len(bad),
@@ -66,7 +42,7 @@ def unread_weights(model: nn.Module) -> list[Origin]:
             phase="data",
             summary=sentence,
             evidence={"weights": [{"name": name} for name in bad[:LISTED]], "bad_tensors": len(bad)},
-            remedy=WEIGHTS_REMEDY,
+            remedy=REMEDIES["broken_weights"],
         )
     ]
 
@@ -88,12 +64,9 @@ def bad_inputs(first: Candidate) -> Origin | None:
         return None
     name = operand.source.name
     if "mask" in name:
-        return first.origin("bad_mask", f"'{name}' of the batch holds NaN", MASK_REMEDY, input=name)
+        return first.origin("bad_mask", f"'{name}' of the batch holds NaN", "added_masks", input=name)
     return first.origin(
-        "bad_inputs",
-        f"'{name}' of the batch is not finite before the model sees it",
-        Advice(text="Look at what made the batch: the features, images or embeddings that were computed before."),
-        input=name,
+        "bad_inputs", f"'{name}' of the batch is not finite before the model sees it", "batch", input=name
     )
 
 
@@ -124,4 +97,4 @@ def _zero(value: Any) -> bool:
 def _no_labels(first: Candidate, labels: Tensor) -> Origin:
     what = "every label of the batch is -100, so its mean loss is 0/0"
     found = {"labels": labels.numel(), "counted": 0, "ignored": IGNORED_LABEL}
-    return first.origin("no_labels", what, LABELS_REMEDY, **found)
+    return first.origin("no_labels", what, "labels", **found)

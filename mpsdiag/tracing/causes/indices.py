@@ -7,24 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.findings import Advice
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
 from mpsdiag.tracing.causes.root_cause import Candidate
-from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.origin import REMEDIES, Origin
 from mpsdiag.tracing.watch.calls import TARGETED
 from mpsdiag.tracing.watch.tensors import facts, flat, listed, tensors_in
-
-INDICES_REMEDY = Advice(
-    text="Use the tokenizer that belongs to this model, resize the embedding after adding tokens, and keep sequences "
-    "within the model's longest.",
-    commands=["model.resize_token_embeddings(len(tokenizer))"],
-)
-
-CLASSES_REMEDY = Advice(
-    text="The data has classes that the model does not have: load the model with num_labels for all of them, or number "
-    "the classes from 0. Labels that are not to count are -100.",
-    commands=["AutoModelForSequenceClassification.from_pretrained(..., num_labels=NUMBER_OF_CLASSES)"],
-)
 
 
 @dataclass(frozen=True)
@@ -99,7 +86,7 @@ def _origin(table: _Table, indices: Tensor, wrong: Tensor) -> Origin:
         phase="data",
         summary=summary,
         evidence=evidence,
-        remedy=CLASSES_REMEDY if "num_labels" in table.what else INDICES_REMEDY,
+        remedy=REMEDIES["classes" if "num_labels" in table.what else "indices"],
     )
 
 
@@ -120,7 +107,7 @@ def index_out_of_range(first: Candidate) -> Origin | None:
     table, loss = named.get("weight" if operation == "embedding" else "input"), operation in TARGETED
     if not isinstance(table, Tensor) or not (loss or operation == "embedding"):
         what = f"an index points outside of what it is looked up in ({first.event.error})"
-        return first.origin("bad_inputs", what, INDICES_REMEDY, **evidence)
+        return first.origin("bad_inputs", what, "indices", **evidence)
     size = table.shape[1] if loss and table.dim() > 1 else table.shape[0]
     indices: Tensor = named["target" if loss else "input"]
     given = dict(tensors_in(first.batch))
@@ -131,7 +118,7 @@ def index_out_of_range(first: Candidate) -> Origin | None:
     classes = loss and not isinstance(output_matrix(first.model), Tensor)
     what = f"the classifier (num_labels {size})" if classes else f"the table of {operation}"
     summary, found = _reaches(key, indices, size, what)
-    remedy = CLASSES_REMEDY if classes else INDICES_REMEDY
+    remedy = "classes" if classes else "indices"
     return first.origin("bad_inputs", f"{summary} ({first.event.error})", remedy, **evidence, **found)
 
 

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from mpsdiag.findings import Advice
 from mpsdiag.scenario.exposure import Padding
 from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.causes.root_cause import Candidate
@@ -12,38 +11,6 @@ from mpsdiag.tracing.watch.calls import SOFTMAX, fully_masked_rows, scores_of
 from mpsdiag.tracing.watch.model_state import is_decoder_of_two, real_positions
 from mpsdiag.tracing.watch.tensors import facts, listed
 from mpsdiag.words import count
-
-DEAD_ROWS_REMEDY = Advice(
-    text="Use safe_sdpa: the same kernel, exact, fully masked rows give zeros as on the CPU. Or a torch release that "
-    "does so (on MPS 2.9 and later). Padding on the right helps only where there is no sliding window.",
-    commands=['mpsdiag.install("safe_sdpa")', "mpsdiag run --fix safe_sdpa your_script.py"],
-)
-
-BY_HAND_REMEDY = Advice(
-    text="This attention computes its softmax itself, on any device, and safe_sdpa does not reach it. Use "
-    "F.scaled_dot_product_attention with a bool mask and safe_sdpa, or give fully masked rows a finite score.",
-    commands=[
-        'AutoModel.from_pretrained(..., attn_implementation="sdpa")',
-        "scores = scores.masked_fill(hidden & ~hidden.all(-1, keepdim=True), float('-inf'))",
-    ],
-)
-
-FUSED_REMEDY = Advice(
-    text="The fused path of torch's transformer layers gives NaN for such rows, the slow path of training does not. "
-    "Switch it off, or leave no sequence without a token.",
-    commands=["torch.backends.mha.set_fastpath_enabled(False)"],
-)
-
-EMPTY_REMEDY = Advice(
-    text="Drop empty texts before they are batched: their attention_mask is all zeros. safe_sdpa makes them harmless.",
-    commands=['dataset.filter(lambda row: any(row["attention_mask"]))', 'mpsdiag.install("safe_sdpa")'],
-)
-
-CONTRADICTION_REMEDY = Advice(
-    text="Look at what turns the attention_mask into the mask of this layer: it has to be (sequences, 1 or heads, "
-    "queries, keys), and broadcasting must not put another sequence's padding, or keys for queries, in its place."
-)
-
 
 BEFORE, AFTER = "padding before the first real token", "padding after the last real token"
 ALONE, REAL, UNKNOWN = "sequences of padding only", "real tokens", "positions of unknown kind"
@@ -75,7 +42,7 @@ def attention_over_nothing(first: Candidate) -> list[Origin]:
             f"{count(where[REAL], 'real token')} may attend to nothing, not even to themselves: the mask that reaches "
             f"attention{shapes} contradicts the attention_mask of the batch"
         )
-        found.append(first.origin("bad_mask", what, CONTRADICTION_REMEDY, **evidence))
+        found.append(first.origin("bad_mask", what, "contradicting_mask", **evidence))
     if dead := sum(number for name, number in where.items() if name not in (REAL, ALONE)):
         present = " and ".join(reason for name, reason in _REASONS.items() if name in where)
         what = (
@@ -85,14 +52,14 @@ def attention_over_nothing(first: Candidate) -> list[Origin]:
         found.append(first.origin("dead_rows", what, _remedy(first), **evidence))
     if ALONE in where:
         what = f"{count(int(rows[ALONE].any(1).sum()), 'sequence')} of padding only: its queries may attend to nothing"
-        found.append(first.origin("bad_mask", what, EMPTY_REMEDY, **evidence))
+        found.append(first.origin("bad_mask", what, "empty_sequences", **evidence))
     return found
 
 
-def _remedy(first: Candidate) -> Advice:
+def _remedy(first: Candidate) -> str:
     if first.event.operation == SDPA:
-        return DEAD_ROWS_REMEDY
-    return BY_HAND_REMEDY if first.event.operation in (*SOFTMAX, "sub") else FUSED_REMEDY
+        return "fully_masked_rows"
+    return "softmax_by_hand" if first.event.operation in (*SOFTMAX, "sub") else "fused_layers"
 
 
 def _dead_and_bad(first: Candidate) -> Tensor | None:
@@ -142,14 +109,6 @@ def _per_sequence(dead: Tensor, padding: Tensor | None) -> Tensor:
     return dead.cpu()
 
 
-MASK_REMEDY = Advice(
-    text="Hand attention a bool mask (True: may attend): it cannot overflow. For a float mask, combine masks "
-    "by torch.minimum or by logic, not by adding them.",
-    commands=["mask = causal & padding[:, None, None, :].bool()"],
-)
-_ADDITIVE = 'mask = torch.where(allowed, 0.0, float("-inf"))'
-
-
 def mask_arithmetic(first: Candidate) -> Origin | None:
     """The first bad value comes from computing a mask."""
     return _doubled(first) or _zero_times_infinity(first) or _plus_infinity(first)
@@ -169,7 +128,7 @@ def _doubled(first: Candidate) -> Origin | None:
         if deep > 1
         else "a negative score added to a mask of the lowest finite number is minus infinity"
     )
-    return first.origin("bad_mask", what, MASK_REMEDY, masks_at_lowest=deep)
+    return first.origin("bad_mask", what, "added_masks", masks_at_lowest=deep)
 
 
 def _looks_masked(tensor: Tensor) -> bool:
@@ -193,7 +152,7 @@ def _zero_times_infinity(first: Candidate) -> Origin | None:
     return first.origin(
         "bad_mask",
         "0 times infinity is NaN: a mask is made by multiplying a 0/1 mask with minus infinity",
-        Advice(text=MASK_REMEDY.text, commands=[_ADDITIVE]),
+        "multiplied_mask",
     )
 
 
@@ -212,10 +171,7 @@ def _plus_infinity(first: Candidate) -> Origin | None:
         "bad_mask",
         f"{holder} is plus infinity in {count} of {mask.numel()} places, and a softmax over that is NaN: an additive "
         "mask has 0 where a query may attend, and minus infinity where it may not",
-        Advice(
-            text="Look at what makes the mask: a sign is the wrong way round, or an infinity was subtracted.",
-            commands=[_ADDITIVE],
-        ),
+        "infinite_mask",
         plus_infinities=count,
         mask=facts(mask, "attn_mask"),
     )

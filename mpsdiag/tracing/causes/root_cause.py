@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.findings import Advice
-from mpsdiag.tracing.origin import Cause, Origin
+from mpsdiag.tracing.origin import REMEDIES, Cause, Origin
 from mpsdiag.tracing.watch.calls import TorchCall
 from mpsdiag.tracing.watch.model_state import device_label
 from mpsdiag.tracing.watch.origin_search import PassEvent, Terminal
@@ -59,8 +58,8 @@ class Candidate:
         """Where it ran, in words: an emulation is called one."""
         return device_label(self.model)
 
-    def origin(self, cause: Cause, summary: str, remedy: Advice, **evidence: Any) -> Origin:
-        """What a rule makes of it. `summary` is one sentence without a full stop."""
+    def origin(self, cause: Cause, summary: str, remedy: str, **evidence: Any) -> Origin:
+        """What a rule makes of it. `summary` is one sentence without a full stop, `remedy` one of `REMEDIES`."""
         event, output, inputs = self.event, self.output, self.inputs
         evidence["device"] = self.device
         if output is not None:
@@ -75,5 +74,5 @@ class Candidate:
             phase="data" if cause in ("bad_inputs", "no_labels") else "forward",
             summary=summary,
             evidence=evidence,
-            remedy=remedy,
+            remedy=REMEDIES[remedy],
         )

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mpsdiag.emulation.mode import suspended
-from mpsdiag.findings import Advice
 from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.inputs.modules import (
     ModulePath,
@@ -32,7 +31,7 @@ from mpsdiag.inputs.modules import (
 from mpsdiag.invariance.alone_truth import in_attention
 from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
 from mpsdiag.sdpa.watch import SDPA
-from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.origin import REMEDIES, Origin
 from mpsdiag.tracing.watch.calls import TorchCall, fully_masked_rows, in_float64, moved, replay, writes_in_place
 from mpsdiag.tracing.watch.model_state import FUSED, device_label, real_positions
 from mpsdiag.tracing.watch.tensors import facts, flat, fresh, judged_in, tensors_in
@@ -100,11 +99,7 @@ def _origin(
             "layers": [{"layer": d.layer, "difference": d.distance, "bound": d.bound} for d in differences[:-1]],
             "operation": None if worst is None else worst.evidence(),
         },
-        remedy=Advice(
-            text="A defect of this device's kernels: find out which, evaluate on the CPU or with eager attention "
-            "meanwhile, and report it with a script that stands alone.",
-            commands=["mpsdiag check --level 3", "mpsdiag trace ... --repro repro.py"],
-        ),
+        remedy=REMEDIES["wrong_device"],
     )
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.findings import Advice
 from mpsdiag.inputs.modules import numbered_layers
 from mpsdiag.tracing.causes.given_values import nonfinite_weights
-from mpsdiag.tracing.origin import Cause, Origin
+from mpsdiag.tracing.origin import REMEDIES, Cause, Origin
 from mpsdiag.tracing.watch.model_state import device_label
 from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, largest
 
@@ -19,18 +18,6 @@ GROWTH = 10.0
 """A loss, gradient norm or weight that grew by less has not diverged."""
 OF_TRAINING = ("overflow", "unknown", "wrong_device")
 """Causes that a divergence may look like; those that lie in the data or the mask stay what they are."""
-
-REMEDY = Advice(
-    text="Lower the learning rate (a tenth of it is a good next try), warm it up over the first steps, and clip "
-    "gradients. Restart from the last good checkpoint: the weights are spoilt.",
-    commands=["TrainingArguments(learning_rate=..., warmup_ratio=0.05, max_grad_norm=1.0)"],
-)
-
-EPS_REMEDY = Advice(
-    text="Keep the weights that are trained in float32 (mixed precision), or in bfloat16; or raise the optimizer's "
-    "eps to 1e-6 or more.",
-    commands=["TrainingArguments(bf16=True, adam_epsilon=1e-6)"],
-)
 
 
 @dataclass
@@ -72,7 +59,7 @@ def or_divergence(model: nn.Module, origin: Origin, trajectory: Trajectory, init
             "summary": f"training diverged: finite up to step {trajectory.step - 1}, not in step {trajectory.step} "
             f"({listed} since the first step){control}",
             "evidence": trajectory.evidence() | {"growth": grown, "born_as": origin.cause} | origin.evidence,
-            "remedy": REMEDY,
+            "remedy": REMEDIES["divergence"],
         }
     )
 
@@ -97,10 +84,10 @@ def after_the_optimizer(
         "device": device_label(model),
     }
     cause: Cause = "divergence"
-    rate, remedy = trajectory.learning_rate, REMEDY
+    rate, remedy = trajectory.learning_rate, "divergence"
     summary = f"the {kind} step made {name} non-finite from finite gradients (learning rate {rate:.3g})"
     if weight is not None and _eps_vanishes(optimizer, weight):
-        cause, remedy = "overflow", EPS_REMEDY
+        cause, remedy = "overflow", "vanishing_eps"
         summary = (
             f"{kind} divides by zero in float16: its eps is smaller than the smallest float16, and squared gradients "
             "vanish in it"
@@ -113,7 +100,7 @@ def after_the_optimizer(
         phase="optimizer",
         summary=summary,
         evidence=evidence,
-        remedy=remedy,
+        remedy=REMEDIES[remedy],
     )
 
 
@@ -132,7 +119,7 @@ def exploded_norm(model: nn.Module, trajectory: Trajectory) -> Origin | None:
         summary=f"the gradient norm overflows: the gradient of {name} reaches {largest(gradients[name]):.4g}, whose "
         "square is beyond its dtype",
         evidence={"gradient": facts(gradients[name], name), "device": device_label(model)},
-        remedy=REMEDY,
+        remedy=REMEDIES["divergence"],
     )
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.errors import BadInput
-from mpsdiag.findings import Advice
 from mpsdiag.inputs.installed import stock_mean
 from mpsdiag.inputs.modules import in_mode, loss_of, mean
 from mpsdiag.tracing.causes.arithmetic import device_only, division_by_zero, infinite_logits, overflow, unknown
@@ -20,7 +19,7 @@ from mpsdiag.tracing.causes.given_values import bad_inputs, bad_weights, no_labe
 from mpsdiag.tracing.causes.indices import Indices, index_out_of_range
 from mpsdiag.tracing.causes.masks import attention_over_nothing, mask_arithmetic
 from mpsdiag.tracing.causes.root_cause import Candidate
-from mpsdiag.tracing.origin import Origin, joined
+from mpsdiag.tracing.origin import REMEDIES, Origin, joined
 from mpsdiag.tracing.passes.device_difference import find_difference
 from mpsdiag.tracing.passes.model_inputs import own_sentence, refusal
 from mpsdiag.tracing.watch.calls import TorchCall
@@ -204,10 +203,7 @@ def _hidden_by_filter(found: TracedRun) -> list[Origin]:
             "dropped_batches": dropped,
             "batches": len(found.losses),
         },
-        remedy=Advice(
-            text="Turn the filter off while you look for the cause; it hides a bias, not only a warning.",
-            commands=["TrainingArguments(logging_nan_inf_filter=False)"],
-        ),
+        remedy=REMEDIES["filter"],
     )
     return [hidden]
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.findings import Advice
 from mpsdiag.inputs.modules import loss_of
-from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.origin import REMEDIES, Origin
 from mpsdiag.tracing.watch.calls import POLES
 from mpsdiag.tracing.watch.model_state import Repeat, device_label, unexplained
 from mpsdiag.tracing.watch.tensors import LISTED, Impurity, facts, fresh, impurity, largest, tensors_in
@@ -21,16 +20,6 @@ from mpsdiag.tracing.watch.tracer import Tracer
 _LARGE = 1e9
 # Their derivatives are infinite somewhere: an infinite gradient of theirs is not an overflow.
 _POLES = (*POLES, "pow", "norm", "vector_norm", "std", "var", "prod", "where", "hypot", "cdist")
-
-OVERFLOW_REMEDY = Advice(
-    text="Use bfloat16, or float16 with loss scaling (fp16=True with float32 weights); and clip gradients.",
-    commands=["TrainingArguments(bf16=True, max_grad_norm=1.0)"],
-)
-DERIVATIVE_REMEDY = Advice(
-    text="Roots, norms, logarithms and quotients have infinite derivatives at zero, and torch.where does not keep out "
-    "the branch that was not chosen: 0 times infinity is NaN. Make the input harmless before it.",
-    commands=["torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)", "(x.square().sum() + eps).sqrt()"],
-)
 
 
 class GraphWatch:
@@ -106,11 +95,7 @@ def explain_backward(
     if graph.first is not None:
         return graph.first.model_copy(update={"evidence": evidence | graph.first.evidence})
     what = f"gradients of {len(bad)} weights are not finite, and no derivative was seen that makes them so"
-    remedy = Advice(
-        text="A hook or a custom kernel may write them. Look for hooks on tensors.",
-        commands=["torch.autograd.set_detect_anomaly(True)"],
-    )
-    origin = unexplained(model, what, remedy, operation="backward", phase="backward", **evidence)
+    origin = unexplained(model, what, "hooks", operation="backward", phase="backward", **evidence)
     return origin.model_copy(update={"module": bad[-1].rpartition(".")[0]})
 
 
@@ -139,5 +124,5 @@ def _broken_derivative(
             "incoming": [facts(gradient, f"gradient {i}") for i, gradient in enumerate(incoming)],
             "outgoing": gave,
         },
-        remedy=OVERFLOW_REMEDY if overflowed else DERIVATIVE_REMEDY,
+        remedy=REMEDIES["gradient_overflow" if overflowed else "derivative"],
     )

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mpsdiag.errors import first_line
-from mpsdiag.findings import Advice
 from mpsdiag.tracing.causes.indices import Indices
-from mpsdiag.tracing.origin import Cause, Origin, Phase
+from mpsdiag.tracing.origin import REMEDIES, Cause, Origin, Phase
 from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the_optimizer, or_divergence
 from mpsdiag.tracing.passes.forward import explain_forward
 from mpsdiag.tracing.passes.gradients import backward_of, explain_backward
@@ -107,11 +106,7 @@ def _not_repeated(forward: WatchedForward, why: str, phase: Phase = "forward") -
     """A call that was not finite, and cannot be made once more."""
     model = forward.model
     what = f"a {phase} of {type(model).__name__} was not finite, and {NOT_REPEATED}: {why}"
-    remedy = Advice(
-        text="Call the model with new tensors each time, or trace a batch of it in Python.",
-        commands=["mpsdiag.trace(model, batch)"],
-    )
-    return unexplained(model, what, remedy, operation=phase, phase=phase)
+    return unexplained(model, what, "overwritten", operation=phase, phase=phase)
 
 
 def _backward(forward: WatchedForward, output: Any) -> bool:
@@ -129,26 +124,18 @@ def _outside(forward: WatchedForward, loss: OutsideLoss) -> Origin:
     """The outputs are finite, and the loss that is computed from them, or the gradient it hands back, is not."""
     model, operation = forward.model, "loss"
     cause: Cause = "unknown"
-    remedy = Advice(
-        text="Look at the loss between this call and backward(): logarithms, roots and quotients at zero.",
-        commands=["torch.autograd.set_detect_anomaly(True)"],
-    )
+    remedy = "loss"
     zeros = [(name, int((value == 0).sum()), value.numel()) for name, value in loss.poles if bool((value == 0).any())]
     summary = f"the outputs of {type(model).__name__} are finite, and the loss computed from them is not"
     if loss.unlabelled:
-        cause = "no_labels"
+        cause, remedy = "no_labels", "loss_labels"
         summary = "every label of the loss, which is computed outside of the model, is -100: it is 0/0"
-        remedy = Advice(text="Look at what truncation and the collator leave of the labels.")
     elif loss.bad and zeros:
         operation, count, of = zeros[-1]
         cause = "division_by_zero" if operation == "div" else "unknown"
         what = "divides by zero" if operation == "div" else "takes the logarithm of zero"
         summary += f": {operation} {what} in {count} of {of} values"
-        remedy = Advice(
-            text="Keep it away from zero: clamp it, or compute the loss from logits, as F.cross_entropy and "
-            "F.binary_cross_entropy_with_logits do.",
-            commands=["torch.log(p.clamp(min=1e-12))", "total / count.clamp(min=1)"],
-        )
+        remedy = "loss_at_zero"
     elif not loss.bad:
         cause = "derivative"
         summary = (
@@ -164,5 +151,5 @@ def _outside(forward: WatchedForward, loss: OutsideLoss) -> Origin:
             "gradients": [facts(g, f"output {n}") for n, g in forward.gradients.items()],
             "device": device_label(model),
         },
-        remedy=remedy,
+        remedy=REMEDIES[remedy],
     )

@@ -41,23 +41,6 @@ _NOTHING = {
     "hidden_by_filter": "the filter hides it, no operation makes it",
 }
 
-# From the definition: under emulation, and on a device, no kernel judges another kernel.
-REFERENCE = """
-def reference(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    q, k, v = query.double(), key.double(), value.double()
-    if enable_gqa:
-        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-    visible = torch.ones(scores.shape, dtype=torch.bool)
-    if is_causal:
-        visible = visible.tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        visible = visible & attn_mask
-    elif attn_mask is not None:
-        scores = scores + attn_mask.double()
-    return torch.nan_to_num(scores.masked_fill(~visible, float("-inf")).softmax(-1)) @ v
-"""
-
 MARK = '"""Written by mpsdiag trace'
 
 
@@ -147,72 +130,34 @@ def function_name(lone: IsolatedCall) -> str | None:
 
 def render(lone: IsolatedCall, made: Sequence[Made], origin: Origin, environment: Environment) -> str:
     """The text of the script. It exits with 1 where it shows the fault, and with 0 where it does not."""
+    import jinja2
+
     names = [_identifier(name, index) for index, name in enumerate(lone.names)]
-    where = lone.emulation.describe() + " (on the CPU)" if lone.emulation else str(lone.device)
-    default = f'"{lone.device.type}"'
-    if lone.emulation is not None:
-        default = '"mps" if torch.backends.mps.is_available() else "cpu"'
-    lines = [
-        f"{MARK}: {_prose(origin.summary)}.",
-        "",
-        f"Needs torch only: python {{this file}} [device]. Found on {where}.",
-    ]
-    if lone.emulation is not None:
-        lines.append("Found under emulation, not measured: run it on a Mac before you report it.")
-    lines += ["Exit code 1: it shows; 0: it does not.", "", "Environment:"]
-    lines += [f"  {name}: {_prose(text)}" for name, text in facts(environment)]
-    lines += ['"""', "", "import sys", "", "import torch", ""]
-    if any("inf" in item.expression or "nan" in item.expression for item in made):
-        lines.append('inf, nan = float("inf"), float("nan")')
-    lines.append(f"device = sys.argv[1] if len(sys.argv) > 1 else ({default})")
-    lines += [f"{name} = {item.expression}" for name, item in zip(names, made, strict=True)]
-    lines += ["", "", "def run(device, dtype=None):", *_body(lone, names), "", ""]
-    if lone.call.operation == SDPA:
-        lines += [*REFERENCE.strip().splitlines(), "", ""]
-    lines += _judgement(lone, names)
-    return "\n".join(lines) + "\n"
-
-
-def _body(lone: IsolatedCall, names: Sequence[str]) -> list[str]:
-    mode = "enable_grad" if lone.grad else "no_grad"
-    moved = [
-        f"{name}.detach().to(device).to(dtype if dtype and {name}.is_floating_point() else {name}.dtype)"
-        for name in names
-    ]
-    lines = [f"    {name}_ = {expression}" for name, expression in zip(names, moved, strict=True)]
-    lines += [f"    {name}_.requires_grad_()" for name, wants in zip(names, lone.wants, strict=True) if wants]
-    moved_names = [f"{name}_" for name in names]
-    return [
-        *lines,
-        f"    with torch.{mode}():",
-        f"        return {function_name(lone)}({_arguments(lone, moved_names)})",
-    ]
-
-
-def _judgement(lone: IsolatedCall, names: Sequence[str]) -> list[str]:
-    shown = [
-        "result = run(device).detach().cpu()",
-        f"exact = reference({_arguments(lone, names)})"
-        if lone.call.operation == SDPA
-        else 'exact = run("cpu", torch.float64).detach()',
-        'print("torch", torch.__version__, "on", device)',
-        'print("result:", result)',
-        'print("float64 on the CPU:", exact)',
-    ]
-    if lone.fault == "non-finite":
-        return [
-            *shown,
-            "bad = ~torch.isfinite(result)",
-            'print(f"{int(bad.sum())} of {result.numel()} values are not finite")',
-            "sys.exit(1 if bad.any() else 0)",
-        ]
-    return [
-        *shown,
-        "difference = (result.double() - exact).abs().max()",
-        "rounding = torch.finfo(result.dtype).eps * exact.abs().max()",
-        'print(f"largest difference: {difference:.3g}; one rounding is {rounding:.3g}")',
-        f"sys.exit(1 if difference > {ROUNDINGS} * rounding else 0)",
-    ]
+    emulated = '"mps" if torch.backends.mps.is_available() else "cpu"'
+    template = jinja2.Template(  # Python, in which nothing is escaped; `_prose` keeps to its docstring.
+        Path(__file__).with_name("script.py.j2").read_text(encoding="utf-8"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    text: str = template.render(
+        lone=lone,
+        mark=MARK,
+        summary=_prose(origin.summary),
+        where=lone.emulation.describe() + " (on the CPU)" if lone.emulation else lone.device,
+        environment=[f"{name}: {_prose(text)}" for name, text in facts(environment)],
+        named_numbers=any("inf" in item.expression or "nan" in item.expression for item in made),
+        default=emulated if lone.emulation else f'"{lone.device.type}"',
+        tensors=[(name, item.expression) for name, item in zip(names, made, strict=True)],
+        function=function_name(lone),
+        moved=_arguments(lone, [f"{name}_" for name in names]),
+        given=_arguments(lone, names),
+        attention=lone.call.operation == SDPA,
+        roundings=ROUNDINGS,
+        zip=zip,
+    )
+    return text
 
 
 def _arguments(lone: IsolatedCall, names: Sequence[str]) -> str:

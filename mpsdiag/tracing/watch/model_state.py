@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from mpsdiag.emulation import mode as emulation
-from mpsdiag.findings import Advice
 from mpsdiag.inputs.nonfinite import is_statistic
-from mpsdiag.tracing.origin import Origin, Phase
+from mpsdiag.tracing.origin import REMEDIES, Origin, Phase
 from mpsdiag.tracing.watch.tensors import impurity, tensors_in, unseen
 
 
@@ -124,39 +123,37 @@ def _kept_buffer(buffer: torch.Tensor | None, known: _KeptBuffer | None, *, stat
 
 
 def unexplained(
-    model: nn.Module, summary: str, remedy: Advice, *, operation: str = "forward", phase: Phase = "forward", **more: Any
+    model: nn.Module, summary: str, remedy: str, *, operation: str = "forward", phase: Phase = "forward", **more: Any
 ) -> Origin:
     """The origin of what no rule explains; `more` is its evidence."""
-    evidence = {**more, "device": device_label(model)}
-    return Origin(cause="unknown", operation=operation, phase=phase, summary=summary, evidence=evidence, remedy=remedy)
+    return Origin(
+        cause="unknown",
+        operation=operation,
+        phase=phase,
+        summary=summary,
+        evidence={**more, "device": device_label(model)},
+        remedy=REMEDIES[remedy],
+    )
 
 
 def only_unwatched(model: nn.Module) -> Origin:
     """The origin of what is not finite each time the model runs as it is, and finite operation by operation."""
-    remedy = Advice(
-        text="Compile with another backend, layer by layer, to find the kernel, or leave torch.compile out.",
-        commands=['torch.compile(model, backend="eager")', 'torch.compile(model, backend="aot_eager")'],
-    )
     what = (
         "the forward is not finite each time it runs as it is, and finite operation by operation: a compiled "
         "or fused kernel gives other values than the operations it stands for"
     )
-    return unexplained(model, what, remedy)
+    return unexplained(model, what, "compiled")
 
 
 def did_not_repeat(
     model: nn.Module, what: str, *, operation: str = "forward", phase: Phase = "forward", **evidence: Any
 ) -> Origin:
     """The origin of what was not finite, and is finite when it is run again."""
-    remedy = Advice(
-        text="Run it several times, and on the CPU; a device that gives other values each time has a defect.",
-        commands=["mpsdiag check --level 3", "mpsdiag trace ... --device cpu"],
-    )
     summary = (
         f"{what} was not finite, and is finite when it is run again: something here does not repeat (uninitialized "
         "memory, a kernel that is not deterministic, or state that the model keeps outside of its buffers)"
     )
-    return unexplained(model, summary, remedy, operation=operation, phase=phase, **evidence)
+    return unexplained(model, summary, "not_repeatable", operation=operation, phase=phase, **evidence)
 
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)

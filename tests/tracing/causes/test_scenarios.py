@@ -1,12 +1,14 @@
 """Each cause, planted in a random layer of each built-in model in each dtype: named, with its layer and operation."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
 from mpsdiag import emulate_mps, trace
-from mpsdiag.tracing.origin import CAUSES
+from mpsdiag.tracing import origin as origin_module
+from mpsdiag.tracing.origin import CAUSES, REMEDIES
 
 HALVES = ("bfloat16", "float16")
 
@@ -202,3 +204,11 @@ def test_the_causes_are_those_of_the_contract():
         "derivative",
         "unknown",
     }
+
+
+def test_every_remedy_belongs_to_a_rule():
+    room = Path(origin_module.__file__).parent
+    code = "".join(path.read_text(encoding="utf-8") for path in room.rglob("*.py"))
+    unused = {name for name in REMEDIES if f'"{name}"' not in code}
+    assert unused == {"overflow_float16", "overflow_bfloat16", "overflow_float32"}  # named after the dtype
+    assert all(remedy.text.strip() == remedy.text for remedy in REMEDIES.values())
