@@ -26,7 +26,7 @@ from mpsdiag import device as devices
 from mpsdiag.fixes.model import apply
 from mpsdiag.fixes.process import install
 from mpsdiag.statistics import bootstrap_interval, iqr_ratio, median
-from mpsdiag.trainers import chunked_loss
+from mpsdiag.trainers import cpu_losses
 from mpsdiag.trainers.mps_safe import MPSSafeTrainer
 
 MEBIBYTE = 2**20
@@ -160,13 +160,13 @@ def memory_of_loss(kind: str, length: int) -> int:
     logits = torch.empty(2 * length, MEMORY_VOCABULARY).uniform_(-4, 4)
     labels = torch.arange(2 * length) % MEMORY_VOCABULARY
     small = torch.empty(64, 11).uniform_()
-    chunked_loss.cross_entropy(small, labels[:64] % 11)  # loads what is loaded once
+    cpu_losses.cross_entropy(small, labels[:64] % 11)  # loads what is loaded once
     torch.nn.functional.cross_entropy(small, labels[:64] % 11)
     forget_peak()
     before = devices.process_peak_memory()
     if kind == "chunked":
-        with mock.patch.object(chunked_loss, "is_on_cpu", return_value=False):
-            chunked_loss.cross_entropy(logits, labels)
+        with mock.patch.object(cpu_losses, "to_cpu", torch.clone):
+            cpu_losses.cross_entropy(logits, labels)
     else:
         torch.nn.functional.cross_entropy(logits, labels)
     return devices.process_peak_memory() - before
@@ -192,7 +192,7 @@ def memory_table(arguments: argparse.Namespace) -> None:
     print(f"| peak memory, MiB | {' | '.join(f'L={length}' for length in arguments.lengths)} |")
     print(f"|---|{'---|' * len(arguments.lengths)}")
     rows: dict[str, list[float]] = {
-        "one chunk": [chunked_loss.CHUNK_BYTES] * len(arguments.lengths),
+        "one chunk": [cpu_losses.CHUNK_BYTES] * len(arguments.lengths),
         "all logits (2 x L x 50257)": [2 * length * MEMORY_VOCABULARY * 4 for length in arguments.lengths],
         "loss alone, chunked, on top of the logits": [child("loss", "chunked", str(n)) for n in arguments.lengths],
         "loss alone, stock, on top of the logits": [child("loss", "stock", str(n)) for n in arguments.lengths],

@@ -17,8 +17,7 @@ from mpsdiag.errors import BadInput, first_line, one_of
 from mpsdiag.inputs.installed import compiles_under_a_mode
 from mpsdiag.inputs.modules import is_compiled, move, to_cpu, uncompiled
 from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, NonFiniteLogitsError, contains_nan, explain_cause, is_finite
-from mpsdiag.trainers.chunked_loss import CHUNK_BYTES
-from mpsdiag.trainers.cpu_losses import evaluation_losses_on_cpu
+from mpsdiag.trainers.cpu_losses import CHUNK_BYTES, evaluation_losses_on_cpu
 from mpsdiag.trainers.second_pass import CpuModels, remember_counts
 
 logger = logging.getLogger(__name__)

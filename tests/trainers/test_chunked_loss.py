@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.trainer_pt_utils import LabelSmoother
 
-from mpsdiag.trainers.chunked_loss import chunks, cross_entropy, rows_per_chunk, smoothed_loss
+from mpsdiag.trainers.cpu_losses import ChunkedLabelSmoother, chunks, cross_entropy, rows_per_chunk
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -62,20 +62,26 @@ def test_label_smoothing_is_bit_equal_to_transformers(batch, length, classes, ig
         items = None  # older transformers
     given = {} if items is None else {"num_items_in_batch": items}
     stock = LabelSmoother(epsilon=0.1)({"logits": logits}, labels.clone(), shift_labels=True, **given)
-    ours = smoothed_loss(
-        logits[..., :-1, :], labels[..., 1:], epsilon=0.1, num_items_in_batch=items, chunk_bytes=chunk_bytes
-    )
-    assert same(ours, stock)
+    ours = ChunkedLabelSmoother(epsilon=0.1, chunk_bytes=chunk_bytes)
+    assert same(ours({"logits": logits}, labels, shift_labels=True, **given), stock)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits_of_another_device_are_copied_a_chunk_at_a_time(monkeypatch, dtype):
-    monkeypatch.setattr("mpsdiag.trainers.chunked_loss.is_on_cpu", lambda _: False)
+    copied = []
+
+    def copy(tensor):
+        copied.append(tensor.numel() * tensor.element_size())
+        return tensor.clone()
+
+    monkeypatch.setattr("mpsdiag.trainers.cpu_losses.to_cpu", copy)
     logits, labels = logits_and_labels((3, 20), 50, 0.3, 0, dtype)
     flat, targets = logits.view(-1, 50), labels.view(-1)
     assert same(cross_entropy(flat, targets, chunk_bytes=2_000), F.cross_entropy(flat, targets))
     stock = LabelSmoother()({"logits": logits}, labels.clone(), shift_labels=True)
-    assert same(smoothed_loss(logits[:, :-1], labels[:, 1:], epsilon=0.1, chunk_bytes=2_000), stock)
+    assert same(ChunkedLabelSmoother(chunk_bytes=2_000)({"logits": logits}, labels, shift_labels=True), stock)
+    assert len(copied) >= 2
+    assert max(copied) <= 2_000
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -90,7 +96,7 @@ def test_equality_holds_for_long_batches_and_several_threads(threads):
             ours = cross_entropy(logits.view(-1, 11), labels.view(-1), reduction=reduction, chunk_bytes=2**18)
             assert same(ours, stock)
         stock = LabelSmoother()({"logits": logits}, labels.clone(), shift_labels=True)
-        assert same(smoothed_loss(logits[:, :-1], labels[:, 1:], epsilon=0.1, chunk_bytes=2**18), stock)
+        assert same(ChunkedLabelSmoother(chunk_bytes=2**18)({"logits": logits}, labels, shift_labels=True), stock)
     finally:
         torch.set_num_threads(before)
 
@@ -99,7 +105,7 @@ def test_one_long_row_at_the_end_is_not_left_alone():
     """A single row of more than 32768 classes would be summed by several threads."""
     logits, labels = logits_and_labels((2, 4), 40_000, 0.0, 1, torch.float32)
     stock = LabelSmoother(epsilon=0.1)({"logits": logits}, labels.clone(), shift_labels=True)
-    assert same(smoothed_loss(logits[..., :-1, :], labels[..., 1:], epsilon=0.1, chunk_bytes=1), stock)
+    assert same(ChunkedLabelSmoother(chunk_bytes=1)({"logits": logits}, labels, shift_labels=True), stock)
 
 
 def test_minus_infinity_in_another_class_is_harmless_and_nan_stays():
@@ -115,11 +121,10 @@ def test_another_ignore_index_and_other_leading_axes():
     logits, labels = logits_and_labels((9,), 4, 0.0, 0, torch.float32)
     stock = F.cross_entropy(logits, labels, ignore_index=2)
     assert same(cross_entropy(logits, labels, ignore_index=2, chunk_bytes=1), stock)
-    # Neither a slice nor a transposed tensor needs to be made contiguous as a whole.
     wide, labels = logits_and_labels((8, 6), 10, 0.2, 0, torch.float32)
     turned = wide.transpose(0, 1)
     stock = LabelSmoother(epsilon=0.2)({"logits": turned}, labels.T.clone(), shift_labels=False)
-    assert same(smoothed_loss(turned, labels.T, epsilon=0.2, chunk_bytes=64), stock)
+    assert same(ChunkedLabelSmoother(epsilon=0.2, chunk_bytes=64)({"logits": turned}, labels.T), stock)
 
 
 @given(rows=st.integers(0, 500), per_chunk=st.integers(3, 60))
@@ -157,5 +162,5 @@ def test_memory_stays_within_chunks(monkeypatch):
     monkeypatch.setattr(torch, "log_softmax", spy)
     logits, labels = logits_and_labels((4, 33), 100, 0.0, 0, torch.float32)
     cross_entropy(logits.view(-1, 100), labels.view(-1), chunk_bytes=4_000)
-    smoothed_loss(logits[:, :-1], labels[:, 1:], epsilon=0.1, chunk_bytes=4_000)
+    ChunkedLabelSmoother(chunk_bytes=4_000)({"logits": logits}, labels, shift_labels=True)
     assert 0 < largest <= 4_000

@@ -1,5 +1,6 @@
 """Every loss of torch.nn.functional, inside the block and outside it."""
 
+import inspect
 from collections import OrderedDict, namedtuple
 
 import pytest
@@ -34,6 +35,8 @@ CALLS = {
     "binary_cross_entropy": lambda f: f.binary_cross_entropy(OTHERS, OTHERS.round()),
     "binary_cross_entropy_with_logits": lambda f: f.binary_cross_entropy_with_logits(VALUES, OTHERS),
     "hinge_embedding_loss": lambda f: f.hinge_embedding_loss(VALUES[:, 0], SIGNS),
+    "multilabel_soft_margin_loss": lambda f: f.multilabel_soft_margin_loss(VALUES, OTHERS.round()),
+    "triplet_margin_with_distance_loss": lambda f: f.triplet_margin_with_distance_loss(VALUES, OTHERS, VALUES.flip(0)),
     "cosine_embedding_loss": lambda f: f.cosine_embedding_loss(VALUES, OTHERS, SIGNS),
 }
 
@@ -62,12 +65,19 @@ def test_the_loss_itself_does_not_run_under_emulation(monkeypatch):
     """The CPU is no MPS: what is computed there must not meet MPS's defects."""
     seen = []
     monkeypatch.setattr(
-        "mpsdiag.trainers.chunked_loss.cross_entropy", lambda *_, **__: seen.append(active()) or torch.tensor(1.0)
+        "mpsdiag.trainers.cpu_losses.cross_entropy", lambda *_, **__: seen.append(active()) or torch.tensor(1.0)
     )
     with emulate_mps("2.8"), LossesOnCPU():
         functional.cross_entropy(VALUES, CLASSES)
         assert active() is not None
     assert seen == [None]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in dir(functional) if name.endswith("_loss")))
+def test_every_function_that_ends_in_loss_is_a_loss(name):
+    """They are known by the end of their name, so torch must call nothing else by such a name."""
+    first, *others = inspect.signature(getattr(functional, name)).parameters
+    assert {first, *others} & {"target", "targets", "label", "margin", "weight"}, first
 
 
 def test_everything_else_is_left_alone():
