@@ -20,9 +20,9 @@ from mpsdiag.emulation.faults import (
     expanded_mask,
     laid_out_for_another_width,
 )
-from mpsdiag.emulation.generations.graph import TINY_SHIFT, composite_attention, graph_attention, graph_attention_f32
-from mpsdiag.emulation.generations.prefill import LOG2E, prefill, prefill_mpp
-from mpsdiag.emulation.generations.rounding import expand_heads, scale_or_default
+from mpsdiag.emulation.generations.graph import TINY_SHIFT, composite_attention, graph_attention
+from mpsdiag.emulation.generations.prefill import LOG2E, prefill
+from mpsdiag.emulation.generations.rounding import expand_heads
 from mpsdiag.emulation.generations.vector import vector_one_pass, vector_two_pass
 from mpsdiag.emulation.selection import BOTH_MASKS, Machine, refuse_call, refuse_general
 
@@ -41,12 +41,7 @@ def _composite(call: AttentionCall, machine: Machine) -> Tensor:
         raise RuntimeError(BOTH_MASKS)
     old = machine.release.general == "none"
     return composite_attention(
-        *call.tensors,
-        call.mask,
-        call.is_causal,
-        call.scale,
-        call.enable_gqa,
-        call.dropout_p,
+        call,
         zero_dead_rows=not (old and machine.has("SDPA001")),
         wide_scores=not old or (call.query.dtype == torch.float16 and not machine.has("SDPA021")),
     )[0]
@@ -111,18 +106,15 @@ def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tup
     if machine.has("SDPA015") or machine.has("SDPA016"):
         call = as_the_cached_graph_runs_it(call, machine)
     shared = call.key.size(1) != call.query.size(1) and (call.enable_gqa or machine.release.shares_heads)
-    arguments = (call.query, call.key, call.value, call.mask, call.is_causal, call.scale, shared)
-    if machine.release.general == "G3":
-        leak = machine.has("SDPA014") and call.query.dtype in HALF
-        output, weights = graph_attention_f32(*arguments, causal_group=4 if leak else 1, want_weights=want_weights)
-    else:
-        output, weights = graph_attention(
-            *arguments,
-            zero_dead_rows=not machine.has("SDPA001"),
-            wide_scores=call.query.dtype == torch.float16 and not machine.has("SDPA021"),
-            shift=TINY_SHIFT if machine.release.tiny_shift and machine.macos >= 15 else 0.0,
-            want_weights=want_weights,
-        )
+    newest = machine.release.general == "G3"
+    output, weights = graph_attention(
+        replace(call, enable_gqa=shared),
+        zero_dead_rows=newest or not machine.has("SDPA001"),
+        wide_scores=newest or (call.query.dtype == torch.float16 and not machine.has("SDPA021")),
+        causal_group=4 if newest and call.query.dtype in HALF and machine.has("SDPA014") else 1,
+        shift=TINY_SHIFT if not newest and machine.release.tiny_shift and machine.macos >= 15 else 0.0,
+        want_weights=want_weights,
+    )
     if machine.has("SDPA018"):
         output = corrupt_far_heads(output, call.key.size(2), machine.garbage)
     if machine.has("SDPA009"):
@@ -137,25 +129,13 @@ def vector_kernel(call: AttentionCall, machine: Machine, *, two_pass: bool) -> T
     if two_pass:
         narrow = machine.has("SDPA004") and call.query.dtype in HALF
         kernel = partial(vector_two_pass, maxima_behind=next(machine.gaps) if narrow else None)
-    return kernel(
-        *call.tensors,
-        call.mask,
-        call.is_causal,
-        scale_or_default(call.scale, call.query),
-        guarded=not machine.has("SDPA029"),
-        propagates_nan=not machine.has("SDPA020"),
-    )
+    return kernel(call, guarded=not machine.has("SDPA029"), propagates_nan=not machine.has("SDPA020"))
 
 
 def prefill_kernel(call: AttentionCall, machine: Machine, *, mpp: bool) -> Tensor:
     """Run the prefill kernel for many queries (G6), or the one on Metal Performance Primitives (G7)."""
     call = as_prefill_kernel_reads(call, machine)
-    mask = call.mask
-    if mask is not None and mask.dtype != torch.bool and machine.has("SDPA007"):
-        mask = mask.float() / LOG2E  # the kernel multiplies it by that again
-    arguments = (*call.tensors, mask, call.is_causal, scale_or_default(call.scale, call.query))
-    keeps_nan = not machine.has("SDPA020")
-    if mpp:
-        return prefill_mpp(*arguments, propagates_nan=keeps_nan)
-    scales_query = machine.release.prefill_scales == "query"
-    return prefill(*arguments, scales_query=scales_query, propagates_nan=keeps_nan)
+    if call.mask is not None and call.mask.dtype != torch.bool and machine.has("SDPA007"):
+        call = replace(call, mask=call.mask.float() / LOG2E)  # the kernel multiplies it by that again
+    scales_query = not mpp and machine.release.prefill_scales == "query"
+    return prefill(call, mpp=mpp, scales_query=scales_query, propagates_nan=not machine.has("SDPA020"))

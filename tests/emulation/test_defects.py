@@ -151,7 +151,6 @@ def scores_beyond_the_limit():
     big = torch.empty(1, 12, 29640, 128)  # never read nor written
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mpsdiag.emulation.operator.graph_attention", lambda *_, **__: (big, None))
-        patch.setattr("mpsdiag.emulation.operator.graph_attention_f32", lambda *_, **__: (big, None))
         patch.setattr("mpsdiag.emulation.operator.prefill", lambda *_, **__: big)
         patch.setattr("mpsdiag.emulation.operator.corrupt_far_heads", lambda output, *_: output)
         patch.setattr("mpsdiag.emulation.operator.composite_attention", lambda *_, **__: (big, None))

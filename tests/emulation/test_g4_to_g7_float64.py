@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsdiag.emulation.generations.prefill import prefill, prefill_mpp
+from mpsdiag.emulation.call import AttentionCall as Call
+from mpsdiag.emulation.generations.prefill import prefill
 from mpsdiag.emulation.generations.vector import vector_one_pass, vector_two_pass
 
 F32 = 2.0**-24
@@ -23,7 +24,7 @@ KERNELS = {
     "g5": partial(vector_two_pass, **VECTOR),
     "g6": prefill,
     "g6 of 2.13": partial(prefill, scales_query=True, propagates_nan=False),
-    "g7": prefill_mpp,
+    "g7": partial(prefill, mpp=True),
 }
 
 
@@ -106,7 +107,7 @@ def attention(draw, max_length, min_keys, max_keys):
 
 def check(name, call):
     query, key = call[:2]
-    got = KERNELS[name](*call)
+    got = KERNELS[name](Call(*call))
     assert got.dtype == query.dtype
     out, absolute, size = exact(*call)
     assert got.shape == out.shape
@@ -149,5 +150,5 @@ def test_inputs_are_left_alone(name):
     query, key, value = (torch.randn(1, 2, n, 64, generator=generator) for n in (5, 40, 40))
     mask = torch.randn(1, 1, 5, 40, generator=generator).expand(1, 2, 5, 40)
     before = [x.clone() for x in (query, key, value, mask)]
-    KERNELS[name](query, key, value, mask, False, 0.125)
+    KERNELS[name](Call(query, key, value, mask, False, 0.125))
     assert all(torch.equal(now, then) for now, then in zip((query, key, value, mask), before, strict=True))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor
 from mpsdiag.emulation.generations.rounding import (
     NEGATIVE_INFINITY,
     additive,
-    after_the_query,
     all_minus_infinity,
     expand_heads,
     product,
@@ -31,6 +29,8 @@ from mpsdiag.emulation.generations.rounding import (
 )
 
 if TYPE_CHECKING:
+    from mpsdiag.emulation.call import AttentionCall
+
     Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -40,17 +40,7 @@ TINY_SHIFT = 1e-20  # 2.8+ adds it to float32 products on macOS 15+, against a f
 
 
 def composite_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    dropout_p: float = 0.0,
-    *,
-    zero_dead_rows: bool = False,
-    wide_scores: bool = False,
+    call: AttentionCall, *, zero_dead_rows: bool = False, wide_scores: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Attention as torch 2.0 to 2.4 composes it from single operators; differentiable.
 
@@ -59,18 +49,18 @@ def composite_attention(
     rows whose scores are all -inf give zeros, and finite gradients. With `wide_scores`, half types are
     computed in float32 and rounded once.
     """
-    dtype = query.dtype
+    query, dtype = call.query, call.query.dtype
     steps = torch.float32 if wide_scores and dtype != torch.float64 else dtype
-    key, value = expand_heads(key, value, query, enable_gqa)
+    key, value = expand_heads(call.key, call.value, query, call.enable_gqa)
     if wide_scores:
         query, key = widen(query), widen(key)
-    factor = scale_or_default(scale, query)
+    factor = scale_or_default(call.scale, query)
     root = math.sqrt(abs(factor))
     scores = rounded(product(query * math.copysign(root, factor), (key * root).mT), steps)
-    if is_causal:
-        scores = scores.masked_fill(after_the_query(*scores.shape[-2:]), NEGATIVE_INFINITY)
-    elif mask is not None:
-        scores = rounded(scores + additive(mask, dtype), steps)
+    if call.is_causal:
+        scores = scores.masked_fill(_later_keys(*scores.shape[-2:]), NEGATIVE_INFINITY)
+    elif call.mask is not None:
+        scores = rounded(scores + additive(call.mask, dtype), steps)
     if zero_dead_rows:
         dead = all_minus_infinity(scores.detach())
         # Twice: before, so that softmax and its gradient meet numbers; after, for the zeros.
@@ -78,68 +68,54 @@ def composite_attention(
     else:
         weights = torch.softmax(scores, dim=-1)
     weights = weights.to(steps)
-    if dropout_p > 0.0:
-        weights = torch.dropout(weights, dropout_p, train=True)
+    if call.dropout_p > 0.0:
+        weights = torch.dropout(weights, call.dropout_p, train=True)
     return product(weights, value).to(dtype), weights.to(dtype)
 
 
 def graph_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
+    call: AttentionCall,
     *,
     zero_dead_rows: bool = False,
     wide_scores: bool = False,
+    causal_group: int = 1,
     shift: float = 0.0,
     want_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as the graph of 2.5 to 2.8 computes it: every step rounded to the dtype of the query.
+    """Attention as the graphs compute it, by default that of 2.5 to 2.8: every step rounded to the query's dtype.
 
     `zero_dead_rows` is the repair of 2.9: weights of rows whose scores are all -inf become 0. `wide_scores`
-    is that of 2.10: products and scores stay in float32, so that float16 cannot overflow. `shift` is added to
+    is that of 2.10: float32 from the products to the weights, so that float16 cannot overflow. `causal_group` rows
+    share the causal limit of the last of them: 1 is right, 4 is the defect of 2.10 to 2.12. `shift` is added to
     float32 products.
     """
-    key, value = expand_heads(key, value, query, enable_gqa)
-    kernel = partial(
-        _block,
-        is_causal=is_causal,
-        scale=scale_or_default(scale, query),
-        zero_dead_rows=zero_dead_rows,
-        wide_scores=wide_scores,
-        shift=shift if query.dtype == torch.float32 else 0.0,
-    )
-    return in_blocks(kernel, query, key, value, mask, want_weights=want_weights)
+    dtype = call.query.dtype
+    key, value = expand_heads(call.key, call.value, call.query, call.enable_gqa)
+    steps = torch.float32 if wide_scores and dtype != torch.float64 else dtype
+    factor = scale_or_default(call.scale, call.query)
+    hidden = _later_keys(call.query.size(2), key.size(2), causal_group) if call.is_causal else None
+
+    def block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        scores = rounded(product(query, key.mT), steps)  # float16 can overflow here, before the scaling
+        if shift and dtype == torch.float32:
+            scores += shift
+        scores = rounded(scores.mul_(factor), steps)
+        if hidden is not None:
+            scores.masked_fill_(hidden, rounded_number(CAUSAL_FILL, steps))
+        elif mask is not None:
+            scores = rounded(scores.add_(additive(mask, dtype).to(steps)), steps)
+        weights = rounded(torch.softmax(scores, dim=-1), steps)
+        if zero_dead_rows:
+            weights.masked_fill_(all_minus_infinity(scores), 0.0)
+        return product(weights, value).to(dtype), weights
+
+    return in_blocks(block, call.query, key, value, call.mask, want_weights=want_weights)
 
 
-def _block(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    is_causal: bool,
-    scale: float,
-    zero_dead_rows: bool,
-    wide_scores: bool,
-    shift: float,
-) -> tuple[Tensor, Tensor]:
-    dtype = torch.float32 if wide_scores else query.dtype
-    scores = rounded(product(query, key.mT), dtype)  # float16 can overflow here, before the scaling
-    if shift:
-        scores += shift
-    scores = rounded(scores.mul_(scale), dtype)
-    if is_causal:
-        scores.masked_fill_(after_the_query(*scores.shape[-2:]), rounded_number(CAUSAL_FILL, dtype))
-    elif mask is not None:
-        scores = rounded(scores.add_(additive(mask, query.dtype).to(dtype)), dtype)
-    weights = rounded(torch.softmax(scores, dim=-1), dtype)
-    if zero_dead_rows:
-        weights.masked_fill_(all_minus_infinity(scores), 0.0)
-    return product(weights, value).to(query.dtype), weights
+def _later_keys(rows: int, columns: int, group: int = 1) -> Tensor:
+    """Bool `(rows, columns)`: True where the key is later than the last row of the query's group."""
+    last_of_group = torch.arange(rows) // group * group + group - 1
+    return torch.arange(columns) > last_of_group.unsqueeze(-1)
 
 
 def in_blocks(
@@ -176,46 +152,3 @@ def _blocks(batch: int, heads: int, scores: int) -> Iterator[tuple[slice, slice]
     for first in range(0, batch, batch_at_once):
         for head in range(0, heads, max(1, heads_at_once)):
             yield slice(first, first + batch_at_once), slice(head, head + heads_at_once)
-
-
-def graph_attention_f32(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    *,
-    causal_group: int = 1,
-    want_weights: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention as the graph of 2.10+ computes it: float32 throughout, rounded once at the end.
-
-    `causal_group` rows share the causal limit of the last of them: 1 is right, 4 is the defect of 2.10 to
-    2.12.
-    """
-    key, value = expand_heads(key, value, query, enable_gqa)
-    hidden = _later_keys(query.size(2), key.size(2), causal_group) if is_causal else None
-    kernel = partial(_block_f32, hidden=hidden, scale=scale_or_default(scale, query))
-    return in_blocks(kernel, query, key, value, mask, want_weights=want_weights)
-
-
-def _later_keys(rows: int, columns: int, group: int) -> Tensor:
-    """Bool `(rows, columns)`: True where the key is later than the last row of the query's group."""
-    last_of_group = torch.arange(rows) // group * group + group - 1
-    return torch.arange(columns) > last_of_group.unsqueeze(-1)
-
-
-def _block_f32(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, hidden: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    dtype = query.dtype
-    scores = product(query, key.mT).mul_(scale)
-    if hidden is not None:
-        scores.masked_fill_(hidden, CAUSAL_FILL)
-    elif mask is not None:
-        scores += widen(additive(mask, dtype))
-    dead = all_minus_infinity(scores)
-    weights = torch.softmax(scores, dim=-1).masked_fill_(dead, 0.0)
-    return (weights @ widen(value)).to(dtype), weights

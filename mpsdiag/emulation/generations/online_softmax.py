@@ -47,6 +47,14 @@ def weighted_sum(weights: Tensor, value: Tensor, read: Tensor | None) -> Tensor:
     return total.masked_fill(spoiled, float("nan"))
 
 
+def summed_by_heads(weights: Tensor, value: Tensor, read: Tensor | None) -> Tensor:
+    """`weighted_sum` of (B, Hq, L, S) and (B, Hkv, S, Dv), with `read` broadcastable to the weights: (B, Hq, L, Dv)."""
+    heads = value.shape[1]
+    was_read = None if read is None else merge_heads(read.expand(weights.shape), heads)
+    summed = weighted_sum(merge_heads(weights, heads), value.float(), was_read)
+    return summed.reshape(*weights.shape[:3], value.shape[-1])
+
+
 def in_steps(per_key: Tensor, stride: int, fill: float) -> Tensor:
     """Pad (..., S) with `fill`, view it as (..., steps, stride): key j is at (j // stride, j mod stride)."""
     missing = -per_key.shape[-1] % stride

@@ -33,11 +33,6 @@ def rounded_number(number: float, dtype: torch.dtype) -> float:
     return float(torch.tensor(number, dtype=torch.float64).to(dtype))
 
 
-def after_the_query(rows: int, columns: int) -> Tensor:
-    """Bool `(rows, columns)`, True where a causal mask hides the key: column > row, aligned top left."""
-    return torch.ones(rows, columns, dtype=torch.bool).triu(1)
-
-
 def expand_heads(key: Tensor, value: Tensor, query: Tensor, enable_gqa: bool) -> tuple[Tensor, Tensor]:
     """Repeat key and value heads so that each query head has its own (grouped-query attention)."""
     if not enable_gqa:

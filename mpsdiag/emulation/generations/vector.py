@@ -7,6 +7,10 @@ its maximum at -1e9 and stores its partial sum in the dtype of the query; the se
 whose true maximum is below about -1e9 gives exactly 0.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,8 +22,13 @@ from mpsdiag.emulation.generations.online_softmax import (
     in_steps,
     merge_heads,
     spoil_leading_never,
+    summed_by_heads,
     weighted_sum,
 )
+from mpsdiag.emulation.generations.rounding import scale_or_default
+
+if TYPE_CHECKING:
+    from mpsdiag.emulation.call import AttentionCall
 
 GROUPS = 32  # of one pass
 BLOCKS, GROUPS_IN_A_BLOCK = 32, 8  # of two
@@ -29,57 +38,34 @@ EMPTY_SUM = 1e-6
 """What a sum of exactly 0 is replaced by before the division."""
 
 
-def vector_one_pass(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    *,
-    guarded: bool,
-    propagates_nan: bool,
-) -> Tensor:
+def vector_one_pass(call: AttentionCall, *, guarded: bool, propagates_nan: bool) -> Tensor:
     """Attend as the one-pass vector kernel does.
 
     `guarded` kernels (torch 2.13+) guard against a maximum of -inf; in others a fully masked row gives NaN.
     With `propagates_nan` (torch 2.14+) the running maximum keeps NaN; IEEE fmax, before, drops it.
     """
-    scores, skipped = vector_scores(
-        query, key, mask, is_causal, scale, GROUPS, guarded=guarded, propagates_nan=propagates_nan
-    )
+    scores, skipped = vector_scores(call, GROUPS, guarded=guarded, propagates_nan=propagates_nan)
     top = scores.amax(-1, keepdim=True)
     if guarded:
         # Fully masked rows: exp(-inf - 0) = 0 for every key, and the sum of 0 is caught below.
         top.masked_fill_(top == NEVER, 0.0)
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)
-    heads = key.shape[1]
-    read = None if skipped is None else merge_heads(~skipped.expand(weights.shape), heads)
-    summed = weighted_sum(merge_heads(weights, heads), value.float(), read)
-    summed = summed.reshape(*query.shape[:3], value.shape[-1])
-    return (summed / total.masked_fill(total == 0, EMPTY_SUM)).to(query.dtype)
+    summed = summed_by_heads(weights, call.value, None if skipped is None else ~skipped)
+    return (summed / total.masked_fill(total == 0, EMPTY_SUM)).to(call.query.dtype)
 
 
 def vector_scores(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    groups: int,
-    *,
-    guarded: bool,
-    propagates_nan: bool,
+    call: AttentionCall, groups: int, *, guarded: bool, propagates_nan: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the scores of the vector kernels, NaN where the walk over the key groups makes a weight NaN."""
-    scores = grouped_scores(query.float() * scale, key)
+    scores = grouped_scores(call.query.float() * scale_or_default(call.scale, call.query), call.key)
     skipped = None
-    if mask is not None and mask.dtype == torch.bool:
-        skipped = ~mask
-    elif mask is not None:
-        scores += mask
-    if is_causal:
+    if call.mask is not None and call.mask.dtype == torch.bool:
+        skipped = ~call.mask
+    elif call.mask is not None:
+        scores += call.mask
+    if call.is_causal:
         later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu_(1)
         skipped = later if skipped is None else skipped | later
     if skipped is not None:
@@ -92,24 +78,14 @@ def vector_scores(
 
 
 def vector_two_pass(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    *,
-    guarded: bool,
-    propagates_nan: bool,
-    maxima_behind: int | None = None,
+    call: AttentionCall, *, guarded: bool, propagates_nan: bool, maxima_behind: int | None = None
 ) -> Tensor:
     """Attend as the two-pass vector kernel does.
 
     Arguments and result as in `vector_one_pass`; for `maxima_behind` see `_read_by_the_second_pass`.
     """
-    scores, skipped = vector_scores(
-        query, key, mask, is_causal, scale, STRIDE, guarded=guarded, propagates_nan=propagates_nan
-    )
+    query, key, value = call.tensors
+    scores, skipped = vector_scores(call, STRIDE, guarded=guarded, propagates_nan=propagates_nan)
     stepped = _in_blocks(scores, fill=NEVER)
     top = stepped.amax((-3, -1)).clamp_min_(LOWEST_MAXIMUM)
     weights = stepped.sub_(top[..., None, :, None]).exp_()
@@ -119,20 +95,19 @@ def vector_two_pass(
     share = (top - top.amax(-1, keepdim=True)).exp_()
     total = (sums * share).sum(-1, keepdim=True)
 
-    heads = key.shape[1]
     read = None if skipped is None else ~skipped.expand(scores.shape)
     if query.dtype == torch.float32:
         # The partial sums are stored as they are, so the blocks need not be summed apart.
         weights = (weights * share[..., None, :, None]).flatten(-3)[..., : key.shape[2]]
-        read = None if read is None else merge_heads(read, heads)
-        summed = weighted_sum(merge_heads(weights, heads), value, read)
+        summed = summed_by_heads(weights, value, read)
     else:
+        heads = key.shape[1]
         read = None if read is None else _by_block(read, heads, fill=False)
         partial = weighted_sum(_by_block(weights.flatten(-3), heads, fill=0.0), _value_by_block(value), read)
         # They travel between the passes in T: half types round here, and f16 may overflow.
         partial = partial.to(query.dtype).float()
         summed = (partial * merge_heads(share, heads).transpose(-2, -1).unsqueeze(-1)).sum(2)
-    summed = summed.reshape(*query.shape[:3], value.shape[-1])
+        summed = summed.reshape(*query.shape[:3], value.shape[-1])
     return (summed / total.masked_fill(total == 0, EMPTY_SUM)).to(query.dtype)
 
 
