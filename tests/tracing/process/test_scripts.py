@@ -47,6 +47,7 @@ SIMPLE = [
     ("generate.py", ["left"], ["compile"], "dead_rows", ["HERE"]),
     ("likelihoods.py", ["left"], [], "dead_rows", ["HERE"]),
     ("own_trainer.py", ["left"], [], "dead_rows", ["HERE"]),
+    ("accelerate_loop.py", ["left"], [], "dead_rows", ["HERE", "CALL"]),
     pytest.param(
         *("seq2seq_trainer.py", ["planted"], [], "bad_mask", ["HERE"]),
         marks=pytest.mark.needs(transformers="5.1"),  # Older ones write finite masks for BART.
