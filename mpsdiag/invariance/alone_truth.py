@@ -40,12 +40,8 @@ def outputs_of(model: nn.Module, arrangement: Arrangement, *, positions: bool = 
     """The outputs that are compared, a list for each row of an example, each tensor (positions, D).
 
     They are the logits, or the hidden states and the pooled embedding of a model without. Those of a decoder are
-    compared at its labels, others at real positions, and what has no positions as a whole.
-
-    Args:
-        model: In evaluation mode.
-        arrangement: On the model's device.
-        positions: Give the model position ids made from the attention mask.
+    compared at its labels, others at real positions, and what has no positions as a whole. `positions` gives the model
+    position ids made from the attention mask.
     """
     inputs = with_positions(arrangement.batch) if positions else dict(arrangement.batch)
     decodes = has_decoder(model)
@@ -104,14 +100,9 @@ def generate(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def reference_of(model: nn.Module, examples: Sequence[Example]) -> AloneTruth:
-    """Compute the reference on the CPU, outside any emulation.
+    """Compute the reference on the CPU, outside any emulation, with copies of the model and the examples.
 
-    Args:
-        model: Any device, dtype and attention; it is copied, not changed.
-        examples: On the model's device.
-
-    Raises:
-        CannotDecide: The CPU cannot run the model in its dtype or in float64, or gives no finite numbers.
+    Raises CannotDecide where the CPU cannot run the model in its dtype or in float64, or gives no finite numbers.
     """
     on_cpu = [{name: tensor.cpu() for name, tensor in example.items()} for example in examples]
     batches = alone(on_cpu)

@@ -36,14 +36,11 @@ class Arrangement:
 def examples_of(
     batch: Mapping[str, Any], *, limit: int = SAMPLE, longest: int | None = None, picture: int | None = None
 ) -> list[Example]:
-    """Take a batch apart into its sequences, without their padding: the shortest and the longest of them.
+    """Take a batch apart into its sequences, without their padding: the `limit` shortest and longest of them.
 
-    Args:
-        batch: `input_ids` and, where there is padding, `attention_mask`, (sequences, positions); others with one entry
-            a sequence, and those of pictures.
-        limit: Most sequences to take.
-        longest: Tokens to cut each to.
-        picture: The id that stands for pictures: by how often it does, a sequence has its share of them.
+    `batch` has `input_ids` and, where there is padding, `attention_mask`, (sequences, positions); others with one entry
+    a sequence; and pictures. Each sequence is cut to `longest` tokens. `picture` is the id that stands for pictures: by
+    how often it does, a sequence has its share of them.
     """
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
@@ -84,13 +81,9 @@ def alone(examples: Sequence[Example]) -> list[Arrangement]:
 def arrangements(
     examples: Sequence[Example], *, pad_id: int, padding_side: str, picture: int | None = None
 ) -> Iterator[Arrangement]:
-    """The padded batches, and twins.
+    """The padded batches, and twins; of `left` and `right`, the side that is not in use is shown and does not count.
 
-    Args:
-        examples: The sequences.
-        pad_id: The token that fills up.
-        padding_side: `left` or `right`: the one in use. The other one is shown, and does not count.
-        picture: The id that stands for pictures, and may not stand under the mask.
+    `pad_id` fills up; `picture` is the id that stands for pictures, which the scrambled pads may not hold.
     """
     rows = tuple(range(len(examples)))
     lengths = [len(example["input_ids"]) for example in examples]

@@ -58,14 +58,7 @@ class CauseFound:
 def explain(
     model: nn.Module, examples: Sequence[Example], failed: Sequence[ArrangementTrial], truth: AloneTruth
 ) -> CauseFound:
-    """Run the interventions on the arrangements that failed.
-
-    Args:
-        model: In evaluation mode, on its device.
-        examples: The sequences.
-        failed: Arrangements that are off.
-        truth: The reference.
-    """
+    """Run the interventions on the arrangements that failed; the model is in evaluation mode, on its device."""
     restores = _tried(model, failed, truth)
     on_cpu = _cpu_fails(model, failed, truth)
     if restores.get("positions"):

@@ -16,13 +16,9 @@ IGNORED = -100
 def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: Iterable[Tensor]) -> FirstLabel | None:
     """Mean losses over labels: of all, without those predicted at padding, and of each sequence alone.
 
-    Args:
-        model: A causal language model, in evaluation mode, on its device.
-        batches: `input_ids`, `attention_mask`, `labels` of shape (sequences, positions).
-        logits: What it gives for each batch, (sequences, positions, vocabulary); asked for one at a time.
-
-    Returns:
-        None where no label is predicted at padding.
+    `model` is a causal language model in evaluation mode; `batches` have `input_ids`, `attention_mask` and `labels` of
+    shape (sequences, positions), and `logits`, asked for one at a time, are what it gives for each. None where no label
+    is predicted at padding.
     """
     padded = [predicted_at_padding(batch["labels"], batch["attention_mask"]) for batch in batches]
     if not any(bool(found.any()) for found in padded):
@@ -39,12 +35,7 @@ def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: 
 def predicted_at_padding(labels: Tensor, attention_mask: Tensor) -> Tensor:
     """Which labels a causal model predicts from a padded position: the one before is padding, and the label counts.
 
-    Args:
-        labels: (sequences, positions), -100 where there is none.
-        attention_mask: (sequences, positions), 0 at padding.
-
-    Returns:
-        (sequences, positions) bool.
+    `labels` (-100 where there is none), `attention_mask` and the bool result have the shape (sequences, positions).
     """
     before = F.pad(attention_mask[:, :-1] == 0, (1, 0), value=False)
     return before & (labels != IGNORED)
@@ -53,11 +44,7 @@ def predicted_at_padding(labels: Tensor, attention_mask: Tensor) -> Tensor:
 def without_first_label(collator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """The fix `first_label`: a collator whose batches have no label that is predicted from a padded position.
 
-    Args:
-        collator: Makes batches with `labels` and `attention_mask`; others are handed on as they are.
-
-    Returns:
-        A collator to be used in its place.
+    Batches without `labels` and `attention_mask` of one shape are handed on as they are.
     """
 
     def collate(*args: Any, **kwargs: Any) -> dict[str, Any]:
