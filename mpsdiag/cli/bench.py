@@ -159,7 +159,7 @@ def bench(
             finally:
                 session.close()
         if outcome is None:
-            from mpsdiag.benching.plan.listing import as_document, as_text
+            from mpsdiag.benching.plan.forecast import as_document, as_text
 
             if json:
                 output.show_document(as_document(session))

@@ -12,7 +12,7 @@ from typing import Any
 
 from mpsdiag.benching.cluster.placement import Worker
 from mpsdiag.benching.cluster.worker import answer, describe
-from mpsdiag.benching.journal.provenance import kind
+from mpsdiag.benching.journal.pooling import kind
 from mpsdiag.benching.journal.record import Job, Record
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.scenario.scenario import Scenario

@@ -77,7 +77,7 @@ class Header(BaseModel):
 
 
 CELL_FUNCTION = "mpsdiag.benching.run.cell:run_cell"
-RELEASE_FUNCTION = "mpsdiag.benching.run.release:run_in_release"
+RELEASE_FUNCTION = "mpsdiag.benching.run.in_child:run_in_release"
 """What a cell runs that names an environment."""
 EMULATED_ABORT = "emulated abort"
 """How the reason of a cell begins whose process would be gone on a Mac."""

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpsdiag import device, words
@@ -18,19 +18,12 @@ Reason = Callable[[Scenario], str | None]
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A cell of the matrix that cannot be run here."""
-
-    cell: Scenario
-    reason: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a matrix comes to on this machine, in the order of its loops."""
 
     cells: tuple[Scenario, ...]
-    skipped: tuple[Skipped, ...] = ()
+    skipped: Mapping[Scenario, str] = field(default_factory=dict)
+    """Those that cannot run here, and why."""
     order: tuple[Scenario, ...] = ()
     """All cells of the matrix, in the order of its loops: machines that skip different ones share it alike."""
     notes: tuple[str, ...] = ()
@@ -41,7 +34,7 @@ class Plan:
     @property
     def all_cells(self) -> list[Scenario]:
         """Those that can run, then those that cannot."""
-        return [*self.cells, *(skipped.cell for skipped in self.skipped)]
+        return [*self.cells, *self.skipped]
 
 
 def expand(
@@ -63,7 +56,7 @@ def expand(
     reasons = [(cell, unavailable(cell)) for cell in cells]
     return Plan(
         cells=tuple(cell for cell, reason in reasons if reason is None),
-        skipped=tuple(Skipped(cell, reason) for cell, reason in reasons if reason is not None),
+        skipped={cell: reason for cell, reason in reasons if reason is not None},
         order=tuple(cells),
         notes=tuple(notes),
     )
@@ -85,7 +78,7 @@ def shard(plan: Plan, index: int, count: int, group: Callable[[Scenario], Any]) 
     return replace(
         plan,
         cells=tuple(cell for cell in plan.cells if group(cell) in mine),
-        skipped=tuple(skip for skip in plan.skipped if group(skip.cell) in mine),
+        skipped={cell: reason for cell, reason in plan.skipped.items() if group(cell) in mine},
         empty="" if mine else empty,
     )
 

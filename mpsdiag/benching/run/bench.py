@@ -12,9 +12,8 @@ from mpsdiag.benching.gates.evaluate import Judgement, concerns, judge
 from mpsdiag.benching.gates.gate import Gate, parse_gate, require_words
 from mpsdiag.benching.journal.journal import Journal, NotAJournal, read_journal
 from mpsdiag.benching.journal.pooling import pool
-from mpsdiag.benching.journal.record import Header, utc_now
+from mpsdiag.benching.journal.record import Header, Record, utc_now
 from mpsdiag.benching.journal.writer import set_aside
-from mpsdiag.benching.plan.estimate import Work, estimate, remaining
 from mpsdiag.benching.plan.expand import Plan, shard
 from mpsdiag.benching.plan.request import BenchRequest
 from mpsdiag.benching.run.executor import Site, here, on_cluster
@@ -46,7 +45,7 @@ class Session:
         if self.plan.empty:
             return RunOutcome()
         if not self.plan.cells:
-            raise CannotDecide(f"No cell of the matrix can run here: {self.plan.skipped[0].reason}.")
+            raise CannotDecide(f"No cell of the matrix can run here: {next(iter(self.plan.skipped.values()))}.")
         request = self.request
         if request.fresh:
             kept = set_aside(request.out / JOURNAL)
@@ -104,22 +103,16 @@ class Session:
             )
         return [*sentences, *map(str, self.judgements)]
 
-    def forecast(self) -> tuple[Work, float, float]:
-        """What will be run, and how many seconds that takes at least and at most, by the journal if there is one.
-
-        Raises BadInput if the file there is not a journal.
-        """
-        path, spec = self.request.out / JOURNAL, self.request.spec
+    def known(self) -> tuple[Known, list[Record]]:
+        """The rounds that need not be run, and all that the journal has. Raises BadInput if it is not a journal."""
+        path = self.request.out / JOURNAL
         journal = Journal(self.header(), [])
         if path.exists() and path.stat().st_size and not self.request.fresh:
             with _fresh_would_do():
                 journal = read_journal(path)
         known = Known(self.request, self.site.versions)
         known.take(journal)
-        found = {cell: rounds for cell in self.plan.cells if (rounds := known.rounds(cell))}
-        work = remaining(self.plan.cells, spec.rule, spec.baseline, found)
-        options = {"jobs": self.request.jobs, "machines": self.site.machines}
-        return work, *estimate(work, self.site.start, journal.records, **options)
+        return known, journal.records
 
     def header(self) -> Header:
         """The first line of a new journal."""

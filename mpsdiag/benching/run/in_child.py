@@ -6,16 +6,21 @@ import importlib
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import traceback
+from pathlib import Path
 from typing import Any
 
-from mpsdiag.benching.journal.record import CellAnswer, Job
+from mpsdiag.benching.journal.record import CELL_FUNCTION, CellAnswer, Job
 from mpsdiag.errors import MpsdiagError
+from mpsdiag.release_environment import cache_folder
 from mpsdiag.serialization import dumps
 
+_IN_RELEASE = "from mpsdiag.benching.run.in_child import inside; inside()"
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "bad alloc")
 
 
@@ -56,6 +61,41 @@ def answer_to(job: Job) -> CellAnswer:
 def nothing(job: Job) -> CellAnswer:  # noqa: ARG001 - the signature of every cell function
     """Answer at once: makes a fork server import what it preloads, and shows what isolation alone costs."""
     return CellAnswer(status="ok")
+
+
+def run_in_release(job: Job) -> CellAnswer:
+    """Run one round of a cell in the environment that the cell names; a signal that ends it ends this process too.
+
+    Raises RuntimeError if that Python ended without an answer; the log says why.
+    """
+    folder = cache_folder() / str(job.cell.environment)
+    answer = Path(job.log).with_suffix(".answer.json")
+    answer.unlink(missing_ok=True)
+    inner = job.model_copy(update={"function": CELL_FUNCTION})
+    done = subprocess.run(
+        # Isolated: neither PYTHONPATH nor the user's folder, whose files could be taken for packages.
+        [str(folder / "bin" / "python"), "-I", "-c", _IN_RELEASE, str(answer)],
+        input=inner.model_dump_json(),
+        text=True,
+        check=False,
+    )
+    if done.returncode < 0:
+        faulthandler.disable()
+        if -done.returncode != signal.SIGKILL:
+            signal.signal(-done.returncode, signal.SIG_DFL)
+        os.kill(os.getpid(), -done.returncode)
+    if not answer.exists():
+        raise RuntimeError(f"the Python of {job.cell.environment} ended with exit code {done.returncode}")
+    text = answer.read_text(encoding="utf-8")
+    answer.unlink()
+    return CellAnswer.model_validate_json(text)
+
+
+def inside() -> None:
+    """The other side: read the job from standard input, write the answer into the file that the command names."""
+    faulthandler.enable()
+    answer = answer_to(Job.model_validate_json(sys.stdin.read()))
+    Path(sys.argv[1]).write_text(dumps(answer.model_dump()), encoding="utf-8")
 
 
 def _redirect(path: str) -> None:

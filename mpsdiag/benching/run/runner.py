@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mpsdiag.benching.journal.journal import Journal, parse_journal, read_journal
-from mpsdiag.benching.journal.provenance import kind
+from mpsdiag.benching.journal.pooling import kind
 from mpsdiag.benching.journal.record import BAD_ENDS, RELEASE_FUNCTION, Header, Job, Record
 from mpsdiag.benching.journal.writer import JournalWriter
 from mpsdiag.benching.plan.expand import Plan
@@ -138,11 +138,11 @@ class MatrixRun:
     def _skip(self, journal: JournalWriter) -> None:
         """Put the cells that cannot run here into the journal, with the reason, once."""
         facts = self.header.environment
-        for skipped in self.plan.skipped:
-            key = self._known.key(skipped.cell)
+        for cell, reason in self.plan.skipped.items():
+            key = self._known.key(cell)
             if 0 not in self._known.by_key.get(key, {}):
-                job = Job(key=key, cell=skipped.cell, log="")
-                self._write(journal, job.record(status="skip", reason=skipped.reason, environment=facts))
+                job = Job(key=key, cell=cell, log="")
+                self._write(journal, job.record(status="skip", reason=reason, environment=facts))
 
     def _rounds(self) -> Iterator[tuple[int, list[Scenario]]]:
         """The timing rounds, each with its cells, decided when its turn comes."""

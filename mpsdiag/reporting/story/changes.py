@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from mpsdiag.benching.journal.pooling import Pool, PooledCell
-from mpsdiag.benching.journal.provenance import Place
+from mpsdiag.benching.journal.pooling import Place, Pool, PooledCell
 from mpsdiag.reporting.story.figures import NOTHING
 from mpsdiag.reporting.story.ranking import Budget, Estimate, ratio
 from mpsdiag.scenario.scenario import Scenario

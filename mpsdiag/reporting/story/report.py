@@ -9,8 +9,7 @@ from importlib import import_module
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
-from mpsdiag.benching.journal.pooling import Pool, PooledCell, pool
-from mpsdiag.benching.journal.provenance import Place
+from mpsdiag.benching.journal.pooling import Place, Pool, PooledCell, pool
 from mpsdiag.findings import Answer
 from mpsdiag.reporting.story.changes import Changes, compare
 from mpsdiag.reporting.story.marks import Mark, mark

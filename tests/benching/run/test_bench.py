@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mpsdiag.benching.journal.journal import read_journal
-from mpsdiag.benching.plan.listing import as_document, as_text
+from mpsdiag.benching.plan.forecast import as_document, as_text
 from mpsdiag.benching.plan.matrix import MatrixSpec, changed
 from mpsdiag.benching.plan.matrix_file import parse_matrix
 from mpsdiag.benching.plan.request import BenchRequest

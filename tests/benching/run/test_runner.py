@@ -1,8 +1,8 @@
 import pytest
 
 from mpsdiag.benching.journal.journal import read_journal
-from mpsdiag.benching.journal.provenance import kind
-from mpsdiag.benching.plan.expand import Plan, Skipped
+from mpsdiag.benching.journal.pooling import kind
+from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.run.interrupt import Stop
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.errors import BadInput
@@ -85,7 +85,7 @@ def test_a_cell_whose_timing_fails_gets_no_further_rounds(start_run, seeds, exec
 
 def test_skipped_cells_are_recorded_once_and_run_when_they_can(start_run, seeds, tmp_path):
     cells = seeds(2)
-    plan = Plan((cells[0],), (Skipped(cells[1], "no GPU here"),))
+    plan = Plan((cells[0],), {cells[1]: "no GPU here"})
     for _ in range(2):
         outcome, _ = start_run(plan, **VERDICTS)
         records = read_journal(tmp_path).records
@@ -98,7 +98,7 @@ def test_skipped_cells_are_recorded_once_and_run_when_they_can(start_run, seeds,
 
 
 def test_nothing_ran_is_never_0(start_run):
-    outcome, _ = start_run(Plan((), (Skipped(Scenario(), "no"),)), **VERDICTS)
+    outcome, _ = start_run(Plan((), {Scenario(): "no"}), **VERDICTS)
     assert outcome.exit_code == 3
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mpsdiag.benching.journal.record import Job, Timing
-from mpsdiag.benching.plan.estimate import Work, estimate, in_words, remaining
+from mpsdiag.benching.plan.forecast import Work, estimate, in_words, remaining
 from mpsdiag.benching.run.rounds import StopRule
 from mpsdiag.scenario.scenario import Scenario
 
