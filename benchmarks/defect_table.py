@@ -22,11 +22,11 @@ from matplotlib.patches import Rectangle
 
 from mpsdiag.emulation.releases import RELEASES
 from mpsdiag.emulation.selection import Emulation
-from mpsdiag.escape import md_cell
+from mpsdiag.escape import md_cell, one_line
 from mpsdiag.probes.declaration import Finding
 from mpsdiag.probes.known import CATALOGUE
 from mpsdiag.probes.run import predicted, run_level, run_probe
-from mpsdiag.reporting.pictures.drawing import Theme, draw, figure, label
+from mpsdiag.reporting.pictures.drawing import Theme, draw, figure
 from mpsdiag.serialization import write_atomically
 
 Table = Mapping[str, Sequence[Finding]]
@@ -202,7 +202,7 @@ def as_svg(table: Table, macos: int) -> str:
         axes.set_ylim(len(ids) - 0.45, -0.55)
         axes.set_xticks(range(len(releases)), releases)
         axes.xaxis.tick_top()
-        titles = [f"{finding.id}  {label(finding.title, 84)}" for finding in table[releases[0]]]
+        titles = [f"{finding.id}  {one_line(finding.title, 84)}" for finding in table[releases[0]]]
         axes.set_yticks(range(len(ids)), titles, size=8)
         axes.tick_params(length=0)
         for spine in axes.spines.values():

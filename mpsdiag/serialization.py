@@ -55,11 +55,7 @@ def jsonable(value: Any) -> Any:
 
 
 def number(value: Any) -> float:
-    """Read a number that `jsonable` wrote: the strings "nan", "inf" and "-inf" are numbers too.
-
-    Raises:
-        ValueError: It is not a number.
-    """
+    """Read a number that `jsonable` wrote ("nan", "inf" and "-inf" too). Raises ValueError if it is not a number."""
     if isinstance(value, str) and value in _NON_FINITE:
         return _NON_FINITE[value]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -107,9 +103,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a whole file: the new one is written beside it, flushed, synced, then renamed over it.
 
     A link stays a link; its target is replaced. Devices and pipes (such as /dev/stdout) are written into.
-
-    Raises:
-        BadInput: The folder cannot be created or written to; the message names it.
+    Raises BadInput if the folder cannot be created or written to; the message names it.
     """
     try:
         if _is_written_into(path):
@@ -140,9 +134,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def read_file(path: Path, most: int = -1) -> bytes:
     """The bytes of a file, up to a limit; those of a pipe are kept, because it gives them only once.
 
-    Raises:
-        BadInput: See `require_file`; or the whole file is wanted and is larger than `LARGEST_FILE`.
-        OSError: It cannot be read.
+    Raises BadInput as `require_file` does, or if the whole file is wanted and is larger than `LARGEST_FILE`; OSError if
+    it cannot be read.
     """
     require_file(path)
     if path.is_fifo():
@@ -158,10 +151,8 @@ def read_file(path: Path, most: int = -1) -> bytes:
 def require_files(path: Path) -> None:
     """Refuse a folder of a model or of data in which a library would wait for a pipe, or read endlessly.
 
-    Subfolders are searched too.
-
-    Raises:
-        BadInput: See `require_file`; or a JSON file in it is larger than `LARGEST_FILE`.
+    Subfolders are searched too. Raises BadInput as `require_file` does, or if a JSON file in it is larger than
+    `LARGEST_FILE`.
     """
     require_file(path)
     if path.is_dir():
@@ -180,8 +171,7 @@ def _require_moderate(path: Path) -> None:
 def require_file(path: Path) -> None:
     """Refuse what could be read endlessly or block: a device, or a named pipe that may never be written to.
 
-    Raises:
-        BadInput: It is one of these. A pipe of this process (`<(...)`) is allowed, and a missing path is ignored.
+    Raises BadInput for these. A pipe of this process (`<(...)`) is allowed, and a missing path is ignored.
     """
     try:
         mode = path.stat().st_mode

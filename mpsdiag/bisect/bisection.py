@@ -7,25 +7,32 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from mpsdiag.benching.journal.record import utc_now
 from mpsdiag.benching.journal.writer import JournalWriter, set_aside
 from mpsdiag.bisect.environments import Environments
 from mpsdiag.bisect.found import Found, conclude, tries_left
 from mpsdiag.bisect.installer import Impossible, Installer, digits
-from mpsdiag.bisect.ranges import parse_pins, parse_range
 from mpsdiag.bisect.search import Ask, Find, ahead
 from mpsdiag.bisect.trial import Rules, attempt, check_command
 from mpsdiag.bisect.tries import JOURNAL, Search, Tries, Try, read_tries
 from mpsdiag.environment import versions as installed
+from mpsdiag.errors import BadInput
 from mpsdiag.escape import redact
 from mpsdiag.release_environment import cache_folder
 
 PREDICATE = Path(__file__).with_name("predicate.py")
+PINNED: Final = ("torch", "transformers", "accelerate")
+"""Pinned to what is installed here, unless --pin names another release. Their extras are never asked for."""
 Say = Callable[[str], None]
 
 
@@ -178,3 +185,56 @@ class PlannedSearch:
         beside = ", installed against the resolver's advice" if built.overridden else ""
         made.update(vars(trial), reason=trial.reason + beside, build_seconds=waited)
         return Try(**made, environment=built.name, overridden=built.overridden, freeze=built.freeze)
+
+
+def parse_range(axis: str, text: str, *, nightly: bool = False) -> tuple[Version, Version]:
+    """Read a range such as `2.5..2.10`: two different releases, the older one first."""
+    low, dots, high = text.partition("..")
+    if not dots:
+        raise BadInput(f"--{axis} '{text}' is not a range. Write the two ends, such as {_example(axis)}.")
+    ends = [_version(axis, end) for end in (low, high)]
+    if ends[0] > ends[1]:
+        raise BadInput(f"--{axis} {text} is upside down. Write the older release first: {high}..{low}.")
+    if ends[0] == ends[1]:
+        raise BadInput(f"--{axis} {text} is one release. A search needs two, such as {_example(axis)}.")
+    for end in ends:
+        if end.is_prerelease and not nightly:
+            raise BadInput(f"--{axis} {text}: {end} is a nightly build or a pre-release. Add --nightly.")
+    return ends[0], ends[1]
+
+
+def parse_pins(axis: str, texts: Iterable[str]) -> list[str]:
+    """Read pins such as `transformers==4.57.6`, and add those of what is installed here, in a fixed order."""
+    pins: dict[str, str] = {}
+    for text in texts:
+        try:
+            read = Requirement(text)
+        except InvalidRequirement as problem:
+            raise BadInput(f"--pin '{text}' is not a requirement. Write --pin NAME==VERSION.") from problem
+        name = str(canonicalize_name(read.name))
+        exact = [one.version for one in read.specifier if one.operator == "==" and "*" not in one.version]
+        if len(exact) != 1 or len(read.specifier) != 1 or read.extras or read.marker:
+            raise BadInput(f"--pin '{text}' does not name one release. Write --pin {name}==VERSION.")
+        if name == axis:
+            raise BadInput(f"--pin {text}: {axis} is what moves. Pin another package, or leave this out.")
+        if name in pins:
+            raise BadInput(f"--pin {name} is given twice. Give it once.")
+        pins[name] = f"{name}=={exact[0]}"
+    for name in PINNED:
+        if name != axis and name not in pins:
+            try:
+                pins[name] = f"{name}=={Version(metadata.version(name)).public}"
+            except metadata.PackageNotFoundError:
+                continue
+    return sorted(pins.values())
+
+
+def _version(axis: str, text: str) -> Version:
+    try:
+        return Version(text)
+    except InvalidVersion as problem:
+        raise BadInput(f"--{axis}: '{text}' is not a version. Write a range such as {_example(axis)}.") from problem
+
+
+def _example(axis: str) -> str:
+    return "2.5..2.10" if axis == "torch" else "4.52.4..5.24"

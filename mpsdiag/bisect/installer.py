@@ -181,6 +181,8 @@ class Installer:
         Raises Impossible with its sentence where it refuses, CannotDecide without a network or on a full
         disk.
         """
+        if self._stopped:
+            raise Impossible("the search is over", conflict=False)
         variables = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "UV_PYTHON"}}
         with subprocess.Popen(
             [self.uv, "--no-progress", "--color", "never", *words],

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mpsdiag.benching.journal.journal import lines_of, loads, migrate, read_bytes
 from mpsdiag.bisect.search import Find, Outcome
 from mpsdiag.errors import BadInput
 from mpsdiag.serialization import read_file
@@ -91,10 +91,9 @@ def is_bisect(path: Path) -> bool:
     """Whether a file, or the journal in a folder, was written by `bisect`."""
     try:
         begin = read_file(path / JOURNAL if path.is_dir() else path, 2**20)
-        parsed = json.loads(begin.partition(b"\n")[0])
-    except (OSError, ValueError, RecursionError):
+        return loads(begin.partition(b"\n")[0]).get("kind") == "bisect"
+    except (OSError, ValueError):
         return False
-    return isinstance(parsed, dict) and parsed.get("kind") == "bisect"
 
 
 def read_tries(path: Path) -> Tries | None:
@@ -102,28 +101,19 @@ def read_tries(path: Path) -> Tries | None:
 
     A torn last line is dropped, every other bad line is left out with a warning that names it.
     """
-    path = path / JOURNAL if path.is_dir() else path
-    try:
-        *lines, rest = read_file(path).split(b"\n")
-    except FileNotFoundError:
-        return None
-    except OSError as problem:
-        raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
-    if not lines and not rest:
+    path, data = read_bytes(path)
+    if not data:
         return None
     search: Search | None = None
     tries: dict[str, Try] = {}
     warnings: list[str] = []
-    for number, line in enumerate([*lines, rest], start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
+    for where, line, cut in lines_of(data, str(path)):
         try:
             one = _parse(line, where)
-        except (ValueError, RecursionError):
+        except ValueError:
             if search is None:
                 break
-            warnings.append(f"{where} is {'torn' if number > len(lines) else 'not a try'} and was left out.")
+            warnings.append(f"{where} is {'torn' if cut else 'not a try'} and was left out.")
             continue
         if isinstance(one, Search):
             search = one
@@ -137,10 +127,8 @@ def read_tries(path: Path) -> Tries | None:
 
 def _parse(line: bytes, where: str) -> Search | Try:
     """One line; BadInput where a newer mpsdiag wrote it, ValueError where it is neither of the two."""
-    parsed: Any = json.loads(line.decode("utf-8"))
-    kind, schema = (parsed.get("kind"), parsed.get("schema")) if isinstance(parsed, dict) else (None, None)
-    if isinstance(schema, int) and schema > SCHEMA and kind in {"bisect", "try"}:
-        raise BadInput(
-            f"{where} was written by a newer mpsdiag (schema {schema}; this one reads {SCHEMA}). Upgrade mpsdiag."
-        )
+    parsed = loads(line)
+    kind = parsed.get("kind")
+    if kind in {"bisect", "try"}:
+        parsed = migrate(parsed, where, SCHEMA)
     return (Search if kind == "bisect" else Try).model_validate(parsed)

@@ -84,7 +84,7 @@ def bisect(
     if found is None:
         _list(plan, as_json=json)
         raise typer.Exit(0)
-    from mpsdiag.bisect.render import text_of
+    from mpsdiag.bisect.found import text_of
 
     if json:
         output.show_document(text_of(found, "json"))

@@ -90,8 +90,7 @@ def _check(path: Path, form: str | None, out: Path | None) -> None:
 
 def _bisect(path: Path, form: str | None, out: Path | None) -> None:
     """Render the last search of a journal that `bisect` wrote."""
-    from mpsdiag.bisect.found import conclude
-    from mpsdiag.bisect.render import text_of
+    from mpsdiag.bisect.found import conclude, text_of
     from mpsdiag.bisect.tries import read_tries
 
     journal = read_tries(path)

@@ -110,7 +110,7 @@ def _watch(
     from mpsdiag.fixes.script import end_as, supervise
     from mpsdiag.reporting.formats import terminal
     from mpsdiag.reporting.formats.html import page
-    from mpsdiag.reporting.run import script_document
+    from mpsdiag.reporting.trace import script_document
     from mpsdiag.serialization import dumps, write_atomically
     from mpsdiag.tracing.cases.recorded_case import check_free
     from mpsdiag.tracing.process.session import ENTRY, OPTIONS, WatchOptions

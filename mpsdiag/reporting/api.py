@@ -119,7 +119,7 @@ def render(answer: Answer, form: str) -> str:
 
 
 def _document(answer: Answer) -> Document:
-    from mpsdiag.reporting import check, run, trace
+    from mpsdiag.reporting import check, trace
     from mpsdiag.tracing.origin import Origin
     from mpsdiag.tracing.process.watched import ScriptReport
     from mpsdiag.tracing.run import TraceReport
@@ -131,5 +131,5 @@ def _document(answer: Answer) -> Document:
     if isinstance(answer, Origin):
         return trace.origin_document(answer)
     if isinstance(answer, ScriptReport):
-        return run.script_document(answer)
+        return trace.script_document(answer)
     raise TypeError(f"a {type(answer).__name__} is not an answer")

@@ -52,7 +52,7 @@ def document(diagnosis: Diagnosis) -> blocks.Document:
 
 def environment(found: Environment) -> blocks.Part:
     """The section on where it ran."""
-    return "environment", "Environment", [blocks.Facts("Environment (mpsdiag env)", tuple(facts(found)))]
+    return "environment", "Environment", [blocks.facts("Environment (mpsdiag env)", facts(found))]
 
 
 def headline(diagnosis: Diagnosis) -> str:

@@ -1,7 +1,7 @@
 """Reading a journal: JSON Lines, one header, then one line a finished round of a cell."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ class NewerSchema(BadInput):
     """A line was written by a newer mpsdiag than this one; reading it could only misread it."""
 
 
-def migrate(line: dict[str, Any], where: str) -> dict[str, Any]:
+def migrate(line: dict[str, Any], where: str, today: int = SCHEMA) -> dict[str, Any]:
     """Bring a journal line to today's schema; a line of today comes back as it is.
 
     Raises NewerSchema if its schema is not known yet, ValueError if there never was such a schema.
@@ -27,12 +27,12 @@ def migrate(line: dict[str, Any], where: str) -> dict[str, Any]:
     schema = line.get("schema")
     if isinstance(schema, bool) or not isinstance(schema, int):
         return line
-    if schema > SCHEMA:
+    if schema > today:
         raise NewerSchema(
-            f"{where} was written by a newer mpsdiag (schema {schema}; this one reads up to {SCHEMA}). "
+            f"{where} was written by a newer mpsdiag (schema {schema}; this one reads up to {today}). "
             "Upgrade mpsdiag to read it."
         )
-    while schema < SCHEMA:
+    while schema < today:
         if schema not in STEPS:
             raise ValueError(f"schema {schema} does not exist")
         line = STEPS[schema](dict(line))
@@ -96,18 +96,37 @@ def read_journal(path: Path | str) -> Journal:
 
     Raises BadInput if there is no such file, it cannot be read, it is not a journal, or a newer mpsdiag wrote it.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "journal.jsonl"
-    try:
-        data = read_file(path)
-    except FileNotFoundError as problem:
-        raise BadInput(f"There is no journal at {path}. `mpsdiag bench --out FOLDER` writes one.") from problem
-    except OSError as problem:
-        raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
+    path, data = read_bytes(Path(path))
+    if data is None:
+        raise BadInput(f"There is no journal at {path}. `mpsdiag bench --out FOLDER` writes one.")
     journal = parse_journal(data, str(path))
     journal.path = path
     return journal
+
+
+def read_bytes(path: Path) -> tuple[Path, bytes | None]:
+    """The path of a journal, of a folder that of its `journal.jsonl`, and its bytes; None if there is no such file.
+
+    Raises BadInput if it cannot be read.
+    """
+    path = path / "journal.jsonl" if path.is_dir() else path
+    try:
+        return path, read_file(path)
+    except FileNotFoundError:
+        return path, None
+    except OSError as problem:
+        raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
+
+
+def lines_of(data: bytes, name: str) -> Iterator[tuple[str, bytes, bool]]:
+    """Each line that is not empty: where it stands, its bytes, and whether its line feed is missing.
+
+    Without its line feed the last line was cut by a crash, unless only the line feed is missing.
+    """
+    *whole, rest = data.split(b"\n")
+    for number, line in enumerate([*whole, rest], start=1):
+        if line.strip():
+            yield f"{name} line {number}", line, number > len(whole)
 
 
 def parse_journal(data: bytes, name: str) -> Journal:
@@ -115,24 +134,17 @@ def parse_journal(data: bytes, name: str) -> Journal:
 
     Raises BadInput if the first line is not a header, or a newer mpsdiag wrote a line.
     """
-    *whole, rest = data.split(b"\n")
-    if not whole:  # a header whose line feed is missing
-        whole, rest = [rest], b""
-    lines = [(number, line) for number, line in enumerate(whole, start=1) if line.strip()]
+    lines = lines_of(data, name)
     try:
-        number, line = lines[0]
-        header = Header.model_validate(migrate(_loads(line), f"{name} line {number}"))
-    except (IndexError, ValueError) as problem:
+        where, line, _ = next(lines)
+        header = Header.model_validate(migrate(loads(line), where))
+    except (StopIteration, ValueError) as problem:
         remedy = "Give a journal.jsonl that `mpsdiag bench` wrote, or its folder."
         raise NotAJournal(name, remedy) from problem
     journal = Journal(header=header, records=[])
     records: dict[tuple[str, int], Record] = {}
-    for number, line in lines[1:]:
-        _take(line, f"{name} line {number}", records, journal.warnings)
-    if rest.strip():
-        # Without its line feed the last line was cut by a crash, unless only the line feed is missing.
-        where = f"{name} line {len(whole) + 1}"
-        if not _take(rest, where, records, []):
+    for where, line, cut in lines:
+        if not _take(line, where, records, [] if cut else journal.warnings) and cut:
             journal.warnings.append(f"{where} is torn (the last write was cut short) and was dropped.")
     journal.records = list(records.values())
     return journal
@@ -141,7 +153,7 @@ def parse_journal(data: bytes, name: str) -> Journal:
 def _take(line: bytes, where: str, records: dict[tuple[str, int], Record], warnings: list[str]) -> bool:
     """Add the record of a line, or a warning; whether it was a record."""
     try:
-        parsed = migrate(_loads(line), where)
+        parsed = migrate(loads(line), where)
         if parsed.get("kind") == "header":
             warnings.append(f"{where} is a second header and was left out; the first one counts.")
             return False
@@ -163,7 +175,8 @@ def _take(line: bytes, where: str, records: dict[tuple[str, int], Record], warni
     return True
 
 
-def _loads(line: bytes) -> dict[str, object]:
+def loads(line: bytes) -> dict[str, Any]:
+    """A line as JSON. Raises ValueError if it is not an object."""
     try:
         parsed = json.loads(line.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:

@@ -26,8 +26,7 @@ class JournalWriter:
     line is cut off first, so that the next record starts on a line of its own. Whatever happens to the file while it is
     being written (an editor, a sync tool, `rm`), every line is kept in memory and is written again.
 
-    Raises:
-        BadInput: Another process writes this journal, or the folder cannot be written.
+    Raises BadInput if another process writes this journal, or the folder cannot be written.
     """
 
     def __init__(self, path: Path, header: BaseModel, note: Callable[[str], None] = lambda _: None) -> None:
@@ -57,8 +56,7 @@ class JournalWriter:
     def append(self, record: BaseModel) -> None:
         """Write a record as one line and wait until it is on the disk.
 
-        Raises:
-            JournalFull: The line could not be written whole; nothing of it is left in the file.
+        Raises JournalFull if the line could not be written whole; nothing of it is left in the file.
         """
         line = (dumps(record.model_dump(by_alias=True)) + "\n").encode("utf-8", errors="replace")
         self.check()
@@ -80,8 +78,7 @@ class JournalWriter:
     def check(self) -> None:
         """Compare the file with what was written, and write it again if it was deleted, replaced, cut or edited.
 
-        Raises:
-            JournalFull: It cannot be written again.
+        Raises JournalFull if it cannot be written again.
         """
         try:
             state = self.path.stat()
@@ -132,8 +129,7 @@ class JournalWriter:
 def set_aside(path: Path) -> Path | None:
     """Rename a journal to `journal.1.jsonl` (the first free number) beside it; None if there is none.
 
-    Raises:
-        BadInput: Another process writes it.
+    Raises BadInput if another process writes it.
     """
     if not path.exists():
         return None

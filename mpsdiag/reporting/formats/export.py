@@ -55,15 +55,10 @@ def write(report: Report, form: str, path: Path) -> None:
 
 
 def write_folder(report: Report, folder: Path, failed: Callable[[str], None] | None = None) -> list[Path]:
-    """Write `report.md` with its pictures, `report.html` and `cells.csv`; files that are there are replaced.
+    """Write `report.md` with its pictures, `report.html` and `cells.csv`; those of the three that were written.
 
-    `failed` gets a sentence for each file that cannot be written; the others still are.
-
-    Returns:
-        Those of the three files that were written.
-
-    Raises:
-        BadInput: The folder cannot be made or written, and `failed` is None.
+    Files that are there are replaced. `failed` gets a sentence for each file that cannot be written; the others still
+    are. Raises BadInput if the folder cannot be made or written and `failed` is None.
     """
     from mpsdiag.reporting.formats import frame, html, markdown
     from mpsdiag.reporting.pictures import drawing, plots

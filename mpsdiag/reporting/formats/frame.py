@@ -17,20 +17,6 @@ if TYPE_CHECKING:
     from mpsdiag.benching.journal.pooling import PooledCell
     from mpsdiag.reporting.story.ranking import CostRow
 
-# The other texts are words of ours.
-_FREE_TEXTS = [
-    "model",
-    "dataset",
-    "eval_dataset",
-    "device",
-    "emulate",
-    "emulated",
-    "key",
-    "reason",
-    "timed_on",
-    "files",
-    "release_environment",
-]
 # A spreadsheet takes a text that begins so for a formula, and runs it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -116,10 +102,7 @@ def _row(scene: Scene, result: PooledCell, cost: CostRow | None) -> dict[str, An
         "peak_memory": result.peak_memory,
         **_timed(cost),
     }
-    for name in _FREE_TEXTS:
-        if row[name]:
-            row[name] = safe(row[name])
-    return row
+    return {name: safe(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _measured(measured: Measured | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The report as Markdown that GitHub renders, short enough for an issue."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -29,36 +29,42 @@ WHOLE = replace(_LADDER[0], cell=1000)
 def render(report: Report, pictures: Mapping[str, Svg] | None = None, *, limit: int = GITHUB_LIMIT) -> str:
     """Render a report; it shortens itself until it has fewer than `limit` characters, and says so."""
     for number, limits in enumerate(_LADDER):
-        text = write(document(report, limits), limits, pictures, shortened=number > 0)
-        if len(text) < limit:
-            return text
-    return _cut(text, limit)
+        parts = list(_parts(document(report, limits), limits, pictures or {}, shortened=number > 0))
+        if sum(map(len, parts)) <= limit:
+            return _joined(parts)
+    return _cut(parts, limit)
 
 
 def issue_block(made: blocks.Document) -> str:
     """Write what check or trace found as the block to paste into an issue, short enough for one."""
-    text = write(replace(made, title="", headline=f"{made.title}: {made.headline}"), WHOLE)
-    return text if len(text) < GITHUB_LIMIT else _cut(text, GITHUB_LIMIT)
+    titled = replace(made, title="", headline=f"{made.title}: {made.headline}")
+    parts = list(_parts(titled, WHOLE, {}))
+    return _joined(parts) if sum(map(len, parts)) <= GITHUB_LIMIT else _cut(parts, GITHUB_LIMIT)
 
 
-def write(
-    made: blocks.Document,
-    limits: blocks.Limits = _LADDER[0],
-    pictures: Mapping[str, Svg] | None = None,
-    *,
-    shortened: bool = False,
-) -> str:
-    """Write a document; a picture without its files is left out."""
-    lines = [f"# {md_text(made.title)}", ""] if made.title else []
-    lines += [f"**{md_text(made.headline)}**", ""]
+def write(made: blocks.Document) -> str:
+    """Write a document as long as it is, without pictures."""
+    return _joined(_parts(made, _LADDER[0], {}))
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "".join(parts).rstrip("\n") + "\n"
+
+
+def _parts(
+    made: blocks.Document, limits: blocks.Limits, pictures: Mapping[str, Svg], *, shortened: bool = False
+) -> Iterator[str]:
+    """The text of a document, block by block, each with a blank line after it; without pictures that have no files."""
+    if made.title:
+        yield f"# {md_text(made.title)}\n\n"
+    yield f"**{md_text(made.headline)}**\n\n"
     if shortened:
-        lines += ["*Shortened to fit an issue on GitHub; the HTML and CSV formats hold more.*", ""]
+        yield "*Shortened to fit an issue on GitHub; the HTML and CSV formats hold more.*\n\n"
     for section in made.sections:
         if section.title:
-            lines += [f"## {md_text(section.title)}", ""]
+            yield f"## {md_text(section.title)}\n\n"
         for one in section.blocks:
-            lines += _block(one, limits, pictures or {})
-    return "\n".join(lines).rstrip("\n") + "\n"
+            yield "".join(f"{line}\n" for line in _block(one, limits, pictures))
 
 
 def _block(block: blocks.Block, limits: blocks.Limits, pictures: Mapping[str, Svg]) -> list[str]:
@@ -72,11 +78,9 @@ def _block(block: blocks.Block, limits: blocks.Limits, pictures: Mapping[str, Sv
         return [*(f"- {md_text(text)}" for text in block.texts), ""]
     if isinstance(block, blocks.Log):
         return [md_block(block.text), ""]
-    if isinstance(block, blocks.Facts):
-        pairs = [f"- {md_text(name)}: {md_text(value, 300)}" for name, value in block.pairs]
-        return _fold(block.title, [*pairs, ""])
     if isinstance(block, blocks.Fold):
-        return _fold(block.title, [line for one in block.blocks for line in _block(one, limits, pictures)])
+        inner = [line for one in block.blocks for line in _block(one, limits, pictures)]
+        return [f"<details><summary>{md_text(block.title)}</summary>", "", *inner, "</details>", ""]
     if block.name in pictures:
         return _picture(block.alt, pictures[block.name])
     return []
@@ -88,10 +92,6 @@ def _picture(alt: str, files: Svg) -> list[str]:
     dark_source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
     image = f'<img alt="{html.escape(one_line(alt, 300))}" src="{light}">'
     return [f"<picture>{dark_source}{image}</picture>", ""]
-
-
-def _fold(title: str, lines: Sequence[str]) -> list[str]:
-    return [f"<details><summary>{md_text(title)}</summary>", "", *lines, "</details>", ""]
 
 
 def _table(table: blocks.Table, limits: blocks.Limits) -> list[str]:
@@ -112,25 +112,10 @@ def _entry(entry: blocks.Entry, limits: blocks.Limits) -> str:
     return f"**{text}**" if entry.tone in {"bad", "broken"} and text else text
 
 
-def _cut(text: str, limit: int) -> str:
-    """The last resort: whole lines up to the limit, outside any open block."""
-    end = "\n\n*Cut here to fit an issue on GitHub; the HTML and CSV formats hold the rest.*\n"
-    kept: list[str] = []
-    safe = size = 0
-    fence = ""
-    depth = 0
-    for line in text.splitlines():
-        size += len(line) + 1
-        if size + len(end) >= limit:
-            break
-        kept.append(line)
-        if fence:
-            fence = "" if line == fence else fence
-        elif line.startswith("```"):
-            fence = line.removesuffix("text")
-        else:
-            depth += line.startswith("<details>")
-            depth -= line.startswith("</details>")
-        if not fence and depth == 0 and not line:
-            safe = len(kept)
-    return "\n".join(kept[:safe]).rstrip("\n") + end
+def _cut(parts: Sequence[str], limit: int) -> str:
+    """The last resort: as many whole blocks as the limit takes."""
+    end = "\n*Cut here to fit an issue on GitHub; the HTML and CSV formats hold the rest.*\n"
+    kept = list(parts)
+    while kept and sum(map(len, kept)) + len(end) >= limit:
+        kept.pop()
+    return "".join(kept) + end

@@ -78,8 +78,6 @@ def _block(block: blocks.Block, limits: blocks.Limits) -> RenderableType:
     if isinstance(block, blocks.Log):
         lines = Padding(Text(log_text(block.text, limits.log_length)), (0, 0, 0, 4))
         return Group(Text(one_line(block.title, 300), style="bold"), lines) if block.title else lines
-    if isinstance(block, blocks.Facts):
-        return _facts(block)
     if isinstance(block, blocks.Fold):
         title = Text(one_line(block.title), style="bold")
         return Group(title, *(_block(one, limits) for one in block.blocks))
@@ -118,10 +116,3 @@ def _table(table: blocks.Table, limits: blocks.Limits) -> RenderableType:
 def _entry(entry: blocks.Entry, limits: blocks.Limits) -> Text:
     text = entry.text if entry.short is None else entry.short
     return Text(one_line(text, limits.cell), style=_STYLES[entry.tone])
-
-
-def _facts(facts: blocks.Facts) -> RenderableType:
-    grid = RichTable.grid(padding=(0, 2))
-    for name, value in facts.pairs[:60]:
-        grid.add_row(Text(f"  {one_line(name, 60)}", style="dim"), Text(one_line(value, 300)))
-    return Group(Text(one_line(facts.title, 300)), grid)

@@ -82,14 +82,6 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Names with their values, such as an environment."""
-
-    title: str
-    pairs: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
 class Picture:
     """Where a picture belongs. `name`, its key among the pictures, begins with its kind; `alt` says what it shows."""
 
@@ -115,7 +107,7 @@ class Heading:
     text: str
 
 
-Block = Table | Prose | Points | Log | Facts | Picture | Fold | Heading
+Block = Table | Prose | Points | Log | Picture | Fold | Heading
 
 
 @dataclass(frozen=True)
@@ -185,6 +177,11 @@ def table(
 def pairs(name: str, rows: Sequence[tuple[str, str]]) -> Table:
     """A table of names with their values."""
     return table("", (name, "value"), rows, iter)
+
+
+def facts(title: str, pairs: Iterable[tuple[str, str]]) -> Fold:
+    """Names with their values, such as an environment, closed until asked for."""
+    return Fold(title, (Points(tuple(f"{name}: {value}" for name, value in pairs)),))
 
 
 def value(text: str, number: float | None, tone: Tone = "plain") -> Entry:

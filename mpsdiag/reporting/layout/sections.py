@@ -176,7 +176,7 @@ def _skipped(skipped: Sequence[PooledCell], limits: blocks.Limits) -> blocks.Blo
 def _environment(report: Report) -> Iterable[blocks.Block]:
     for place in report.places[:26]:
         title = place.label if len(report.places) == 1 else f"{place.letter}: {place.label}"
-        yield blocks.Facts(title, place.facts)
+        yield blocks.facts(title, place.facts)
     yield from _more(len(report.places) - 26, "environment")
 
 

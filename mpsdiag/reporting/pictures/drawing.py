@@ -85,13 +85,8 @@ def figure(theme: Theme, title: str, width: float, height: float, **subplots: An
 
     made = Figure(figsize=(width, height), facecolor=theme.page, layout="constrained")
     if title:
-        made.suptitle(label(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
+        made.suptitle(one_line(title, 90), x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made, made.subplots(**subplots)
-
-
-def label(text: str, limit: int = 60) -> str:
-    """A text fit to be drawn: harmless, on one line, short."""
-    return one_line(text, limit)
 
 
 def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpsdiag.benching.journal.pooling import PooledCell
-from mpsdiag.reporting.pictures.drawing import Theme, figure, label
+from mpsdiag.escape import one_line
+from mpsdiag.reporting.pictures.drawing import Theme, figure
 from mpsdiag.reporting.story.marks import NOT_RUN, Mark, mark
 from mpsdiag.reporting.story.report import Report, Scene
 from mpsdiag.words import attention_modes
@@ -41,8 +42,8 @@ def status_map(
             )
     axes.set_xlim(-0.6, len(columns) - 0.4)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xticks(range(len(columns)), [label(text, 24) for text in columns], rotation=45, ha="left")
-    axes.set_yticks(range(len(rows)), [label(text, 30) for text in rows])
+    axes.set_xticks(range(len(columns)), [one_line(text, 24) for text in columns], rotation=45, ha="left")
+    axes.set_yticks(range(len(rows)), [one_line(text, 30) for text in rows])
     axes.xaxis.tick_top()
     axes.tick_params(colors=theme.text)
     axes.spines[:].set_visible(False)

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.benching.journal.pooling import PooledCell
+from mpsdiag.escape import one_line
 from mpsdiag.reporting.layout.sections import gallery
-from mpsdiag.reporting.pictures.drawing import Svg, Theme, draw, figure, label
+from mpsdiag.reporting.pictures.drawing import Svg, Theme, draw, figure
 from mpsdiag.reporting.pictures.maps import map_of_releases, spread_of
 from mpsdiag.reporting.story.figures import unit_of
 from mpsdiag.reporting.story.ranking import CostRow, CostTable
@@ -177,7 +178,7 @@ def error_by_position(result: PooledCell, title: str, theme: Theme) -> Figure:
         heights = [max(value, low) if math.isfinite(value) else math.nan for value in drawn]
         colour, dashes = theme.lines[number % len(theme.lines)], _DASHES[number % len(_DASHES)]
         infinite = [place for place, value in zip(places, drawn, strict=True) if not math.isfinite(value)]
-        axes.plot(places, heights, label=label(arrangement, 20), color=colour, ls=dashes, lw=1.3)
+        axes.plot(places, heights, label=one_line(arrangement, 20), color=colour, ls=dashes, lw=1.3)
         axes.plot(infinite, [high * 2 ** (number / 2)] * len(infinite), marker="x", ls="", ms=4, color=colour)
     if allowed > 0:
         axes.axhline(allowed, color=theme.text, lw=1, ls="--", label="allowed")
@@ -196,7 +197,7 @@ def error_by_position(result: PooledCell, title: str, theme: Theme) -> Figure:
 def _who(cells: Sequence[PooledCell]) -> str:
     """Name the cells of a line in a few words."""
     names = [f"{one.title}, {one.side}" for one in cells]
-    text = label(names[0], 40)
+    text = one_line(names[0], 40)
     return text if len(names) == 1 else f"{text}\nand {len(names) - 1} more"
 
 
