@@ -7,9 +7,9 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -63,12 +63,6 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """Write a value as strict JSON (no bare NaN), on one line unless `indent` is given, safe for a terminal."""
     text = json.dumps(jsonable(value), allow_nan=False, ensure_ascii=False, indent=indent)
@@ -105,29 +99,27 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     A link stays a link; its target is replaced. Devices and pipes (such as /dev/stdout) are written into.
     Raises BadInput if the folder cannot be created or written to; the message names it.
     """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         if _is_written_into(path):
             _write_into(path, content)
             return
-        target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        stream = temporary.open("xb")
     except OSError as problem:
         why = "nobody reads this pipe" if problem.errno == errno.ENXIO else problem.strerror
         raise BadInput(f"Cannot write {path}: {why}. Choose a folder you may write to.") from problem
     try:
-        # mkstemp makes a file that only its owner may read; this one gets ordinary permissions.
-        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - a name, not a Path
-        with os.fdopen(handle, "wb") as stream:
+        with stream:
             stream.writelines(_pieces(content))
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).replace(target)
-    except OSError as problem:
-        Path(temporary).unlink(missing_ok=True)
-        raise BadInput(f"Cannot write {path}: {problem.strerror}. The old file is untouched.") from problem
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.replace(target)
+    except BaseException as problem:
+        temporary.unlink(missing_ok=True)
+        if isinstance(problem, OSError):
+            raise BadInput(f"Cannot write {path}: {problem.strerror}. The old file is untouched.") from problem
         raise
 
 

@@ -47,11 +47,20 @@ def for_cells(names: Sequence[str]) -> Iterator[None]:
     with contextlib.ExitStack() as locks:
         for name in names:
             find(name)
-            lock = os.open(cache_folder() / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-            locks.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            locks.enter_context(_locked(cache_folder() / name, fcntl.LOCK_SH))
             _equip(cache_folder() / name)
         yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[int]:
+    """Hold the lock of an environment, a file beside it; the system releases it when the process ends."""
+    lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, how)
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def _equip(folder: Path) -> None:
@@ -108,9 +117,8 @@ class Environments:
         full disk.
         """
         name = self.name(requirements)
-        lock = self._open_lock(name)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        self._mkdir()
+        with _locked(self.folder / name, fcntl.LOCK_SH) as lock:
             built = read(self.folder / name)
             while built is None:
                 self._build(name, requirements, lock)
@@ -118,8 +126,6 @@ class Environments:
                 built = read(self.folder / name)
             os.utime(self.folder / name / MARKER)
             yield built
-        finally:
-            os.close(lock)
 
     def build_ahead(self, requirements: Sequence[str]) -> None:
         """Begin to build an environment in the background; a failure shows when it is used."""
@@ -173,15 +179,10 @@ class Environments:
                 return
             if marker.parent.name == kept:
                 continue
-            lock = self._open_lock(marker.parent.name)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            in_use = contextlib.suppress(BlockingIOError)
+            with in_use, _locked(marker.parent, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 marker.unlink()  # first: what is half removed is not there
                 shutil.rmtree(marker.parent, ignore_errors=True)
-            except BlockingIOError:
-                continue  # in use
-            finally:
-                os.close(lock)
 
     def _mkdir(self) -> None:
         try:
@@ -190,10 +191,6 @@ class Environments:
             raise BadInput(
                 f"Cannot write {self.folder}: {problem.strerror}. Set MPSDIAG_CACHE to a folder you may write."
             ) from problem
-
-    def _open_lock(self, name: str) -> int:
-        self._mkdir()
-        return os.open(self.folder / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
 
 
 def _bytes(folder: Path) -> int:

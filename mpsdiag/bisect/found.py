@@ -9,7 +9,7 @@ from packaging.version import Version
 from mpsdiag.bisect.installer import NIGHTLY_INDEX
 from mpsdiag.bisect.search import Ask, Bracket, Decision, OpposedEnds, SameEnds, UntestableEnd, decide, untestable
 from mpsdiag.bisect.tries import Search, Try
-from mpsdiag.errors import BadInput
+from mpsdiag.reporting.formats import shown
 from mpsdiag.reporting.layout.blocks import Cell, Entry, Fold, Log, Part, Prose, Table, columns, document, facts, table
 from mpsdiag.reporting.story import figures
 from mpsdiag.reporting.story.marks import Tone
@@ -135,20 +135,7 @@ def text_of(found: Found, form: str, *, width: int = 100, color: bool = False) -
     if form == "json":
         return dumps(found.document(), indent=2)
     word = "not_affected" if isinstance(found.decision, Bracket) else "undecided"
-    made = document("mpsdiag bisect", found.sentence, word, _parts(found))
-    if form == "markdown":
-        from mpsdiag.reporting.formats.markdown import write
-
-        return write(made)
-    if form == "html":
-        from mpsdiag.reporting.formats.html import LIMITS, page
-
-        return page(made, LIMITS, footer=f"mpsdiag {found.search.mpsdiag}, search of {found.search.created}.")
-    if form == "terminal":
-        from mpsdiag.reporting.formats import terminal
-
-        return terminal.write(made, terminal.LIMITS, width=width, color=color)
-    raise BadInput(f"A bisect has no format '{form}'. Choose from: terminal, markdown, html, json.")
+    return shown(document("mpsdiag bisect", found.sentence, word, _parts(found)), form, width=width, color=color)
 
 
 def _parts(found: Found) -> Iterator[Part]:
@@ -196,6 +183,7 @@ def _facts(search: Search) -> Fold:
         ("Python", search.python),
         ("System", search.system),
         ("Command", search.command),
+        ("Begun", f"{search.created}, mpsdiag {search.mpsdiag}"),
     )
     return facts("Settings", pairs)
 

@@ -159,24 +159,20 @@ def show_answer(
     document: dict[str, Any], made: Document, *, as_json: bool, markdown: bool, page: Path | None = None
 ) -> None:
     """Print an answer as one JSON document, a block for an issue, or text; also write its page if one is asked for."""
+    from mpsdiag.reporting.formats import shown
+
     if as_json:
         from mpsdiag.escape import redact_all
         from mpsdiag.serialization import dumps, jsonable
 
         show_document(dumps(redact_all(jsonable(document)), indent=2))
-    elif markdown:
-        from mpsdiag.reporting.formats.markdown import issue_block
-
-        show_document(issue_block(made))
     else:
-        from mpsdiag.reporting.formats import terminal
-
-        show(terminal.write(made, width=width(), color=colored()))
+        text = shown(made, "markdown" if markdown else "terminal", width=width(), color=colored())
+        (show_document if markdown else show)(text)
     if page is not None:
-        from mpsdiag.reporting.formats import html
         from mpsdiag.serialization import write_atomically
 
-        write_atomically(page, html.page(made))
+        write_atomically(page, shown(made, "html"))
         say(f"wrote {page}")
 
 

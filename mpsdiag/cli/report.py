@@ -14,7 +14,7 @@ from mpsdiag.errors import BadInput, one_of
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, attention_mode
 
 if TYPE_CHECKING:
-    from mpsdiag.benching.gates.gate import Gate
+    from mpsdiag.benching.gates import Gate
     from mpsdiag.benching.journal.journal import Journal
 
 
@@ -82,8 +82,6 @@ def _check(path: Path, form: str | None, out: Path | None) -> None:
 
     diagnosis = read_diagnosis(path)
     form = form or "terminal"
-    if form in {"csv", "parquet"}:
-        raise BadInput(f"A check has no format '{form}'. Choose from: terminal, markdown, html, json.")
     plain = redact_all(jsonable(diagnosis.to_dict()))
     _give(dumps(plain, indent=2) if form == "json" else render(diagnosis, form), form, out)
 
@@ -175,7 +173,7 @@ def _journals(paths: list[Path]) -> list[Journal]:
 
 def _gates(texts: Sequence[str], journals: Sequence[Journal]) -> list[Gate]:
     """Parse the gates before anything is written, and make sure that they are about cells that there are."""
-    from mpsdiag.benching.gates.gate import parse_gate, require_words
+    from mpsdiag.benching.gates import parse_gate, require_words
 
     cells = list({record.cell: None for journal in journals for record in journal.records}) if texts else []
     gates = [parse_gate(text) for text in texts]
@@ -186,7 +184,7 @@ def _gates(texts: Sequence[str], journals: Sequence[Journal]) -> list[Gate]:
 
 def _tripped(gates: Sequence[Gate], journals: Sequence[Journal]) -> bool:
     """Whether a gate tripped, or cannot be decided."""
-    from mpsdiag.benching.gates.evaluate import judge
+    from mpsdiag.benching.gates import judge
     from mpsdiag.benching.journal.pooling import pool
 
     if not gates:
@@ -195,4 +193,4 @@ def _tripped(gates: Sequence[Gate], journals: Sequence[Journal]) -> bool:
     judgements = [judge(gate, pooled) for gate in gates]
     for judgement in judgements:
         output.say(str(judgement))
-    return not all(judgement.passed for judgement in judgements)
+    return not all(judgement.tripped is False for judgement in judgements)

@@ -104,18 +104,9 @@ def render(answer: Answer, form: str) -> str:
         from mpsdiag.reporting.pictures.plots import pictures
 
         return html.fragment(document(answer, html.LIMITS), html.LIMITS, pictures(answer))
-    made = _document(answer)
-    if form == "terminal":
-        from mpsdiag.reporting.formats import terminal
+    from mpsdiag.reporting.formats import shown
 
-        return terminal.write(made)
-    if form == "markdown":
-        from mpsdiag.reporting.formats.markdown import issue_block
-
-        return issue_block(made)
-    from mpsdiag.reporting.formats import html
-
-    return html.page(made) if form == "html" else html.fragment(made)
+    return shown(_document(answer), form)
 
 
 def _document(answer: Answer) -> Document:

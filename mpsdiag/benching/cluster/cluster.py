@@ -84,8 +84,6 @@ class ClusterExecutor:
                 return
             self._hand_out()
             yield from self._finished()
-            self._look()
-            yield from self._lost()
             if self._running or any(one.times or not timed for one in self.fleet.workers.values()):
                 quiet_until = time.monotonic() + QUIET_SECONDS
             elif time.monotonic() > quiet_until:
@@ -127,23 +125,22 @@ class ClusterExecutor:
             self._running[future] = _Task(task.job, task.group, address)
 
     def _finished(self) -> Iterator[Record]:
-        """Those that ended, after a moment at most."""
+        """Those that ended, after a moment at most; what ran on workers that are gone is taken back."""
         self._news.wait(POLL)
         self._news.clear()
-        for future in [one for one in self._running if one.done()]:
-            task = self._running.pop(future)
-            record = self.fleet.result(future, task.job)
+        done = [one for one in self._running if one.done()]
+        self._look()
+        for future, task in list(self._running.items()):
+            lost = task.address not in self.fleet.workers
+            if not (lost or future in done):
+                continue
+            del self._running[future]
+            record = self.fleet.result(future, task.job) if future in done else None
             if record is None:
+                future.cancel()
                 yield from self._again(task)
             else:
                 yield record
-
-    def _lost(self) -> Iterator[Record]:
-        """Take back what ran on workers that are gone."""
-        for future in [one for one, task in self._running.items() if task.address not in self.fleet.workers]:
-            task = self._running.pop(future)
-            future.cancel()
-            yield from self._again(task)
 
     def _again(self, task: _Task) -> Iterator[Record]:
         """Run a cell again whose worker was lost, but only so many times."""

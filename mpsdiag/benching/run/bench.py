@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpsdiag import environment
-from mpsdiag.benching.gates.evaluate import Judgement, concerns, judge
-from mpsdiag.benching.gates.gate import Gate, parse_gate, require_words
+from mpsdiag.benching.gates import Gate, Judgement, concerns, judge, parse_gate, require_words
 from mpsdiag.benching.journal.journal import Journal, NotAJournal, read_journal
 from mpsdiag.benching.journal.pooling import pool
 from mpsdiag.benching.journal.record import Header, Record, utc_now
@@ -70,7 +69,7 @@ class Session:
         """The exit code of the contract, gates included: 130, then 1, then 3, then 0. An empty part is 0."""
         if self.plan.empty:
             return EXIT_OK
-        gated = not outcome.interrupted and not all(one.passed for one in self.judgements)
+        gated = not outcome.interrupted and not all(one.tripped is False for one in self.judgements)
         return EXIT_FOUND if gated else outcome.exit_code
 
     def summary(self, outcome: RunOutcome) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 GRACE = 5.0
 """Seconds that a running cell gets after the first Ctrl-C to finish by itself."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = "stopped by the user before it finished"
 
 
@@ -55,45 +56,42 @@ class Stop:
         return self._deadline is not None and self.clock() >= self._deadline
 
 
-class _Handlers(contextlib.AbstractContextManager[Any, None]):
-    """Puts signal handlers in place while a block runs. Only the main thread may; elsewhere its owner decides."""
-
-    def __init__(self) -> None:
-        self._before: dict[signal.Signals, Any] = {}
-
-    def _handle(self, number: signal.Signals, handler: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before[number] = signal.signal(number, handler)
-
-    def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+@contextlib.contextmanager
+def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[dict[signal.Signals, Any]]:
+    """Put signal handlers in place while a block runs, and give those before. Only the main thread may: else none."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()} if main else {}
+    try:
+        yield before
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-class Remembered(_Handlers):
+class Remembered(contextlib.AbstractContextManager["Remembered", None]):
     """Ctrl-C, SIGTERM and SIGHUP around the cells: the KeyboardInterrupt that Ctrl-C is everywhere, and remembered.
 
-    The exception gets lost where it meets a finalizer, or an import that catches everything; `Interruptible` then asks
+    The exception gets lost where it meets a finalizer, or an import that catches everything; `interruptible` then asks
     to stop for it. What other handlers the process may have stay in place. `pressed`: the user wants to stop. `spare`:
     from now on the first one is remembered only, so that what is short and worth having gets finished.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.pressed = False
         self.spare = False
+        self._open = contextlib.ExitStack()
         self._unraisable: Any = None
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) in {signal.default_int_handler, signal.SIG_DFL}:
-                self._handle(number, self)
+        stock = {signal.default_int_handler, signal.SIG_DFL}
+        ours = [number for number in SIGNALS if signal.getsignal(number) in stock]
+        self._open.enter_context(_handling(dict.fromkeys(ours, self)))
         self._unraisable, sys.unraisablehook = sys.unraisablehook, self._lost
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.unraisablehook = self._unraisable
-        super().__exit__()
+        self._open.close()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """As a signal's handler."""
@@ -107,18 +105,13 @@ class Remembered(_Handlers):
             self._unraisable(problem)
 
 
-class Interruptible(_Handlers):
-    """Turns Ctrl-C, SIGTERM and SIGHUP into calls of a Stop while its block runs: none cuts a journal line."""
-
-    def __init__(self, stop: Stop) -> None:
-        super().__init__()
-        self._stop = stop
-
-    def __enter__(self) -> Self:
-        self._handle(signal.SIGINT, lambda *_: self._stop.ask())
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            self._handle(number, lambda *_: self._stop.end())
-        before = self._before.get(signal.SIGINT)
-        if isinstance(before, Remembered) and before.pressed:
-            self._stop.ask()
-        return self
+@contextlib.contextmanager
+def interruptible(stop: Stop) -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM and SIGHUP into calls of a Stop while a block runs: none cuts a journal line."""
+    calls = (stop.ask, stop.end, stop.end)
+    handlers = {number: lambda *_, call=call: call() for number, call in zip(SIGNALS, calls, strict=True)}
+    with _handling(handlers) as before:
+        remembered = before.get(signal.SIGINT)
+        if isinstance(remembered, Remembered) and remembered.pressed:
+            stop.ask()
+        yield

@@ -11,7 +11,7 @@ from mpsdiag.benching.journal.writer import JournalWriter
 from mpsdiag.benching.plan.expand import Plan
 from mpsdiag.benching.plan.request import BenchRequest
 from mpsdiag.benching.run.executor import LOGS, Site
-from mpsdiag.benching.run.interrupt import Interruptible, Stop
+from mpsdiag.benching.run.interrupt import Stop, interruptible
 from mpsdiag.benching.run.progress_bar import Progress
 from mpsdiag.benching.run.rounds import baselines, group_of, timings, wanted
 from mpsdiag.errors import CannotDecide
@@ -103,7 +103,7 @@ class MatrixRun:
             for warning in read_journal(path).warnings:
                 self.listener.note(warning)
         self._known = Known(self.request, self.site.versions)
-        with JournalWriter(path, self.header, self.listener.note) as journal, Interruptible(self.stop):
+        with JournalWriter(path, self.header, self.listener.note) as journal, interruptible(self.stop):
             try:
                 self._remember(parse_journal(journal.data, str(path)))
                 self._skip(journal)

@@ -1,1 +1,31 @@
-"""One file an output format: terminal, Markdown, HTML, CSV, JSON."""
+"""One module a format: what is laid out, as text. Imported when it is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpsdiag.errors import BadInput
+
+if TYPE_CHECKING:
+    from mpsdiag.reporting.layout.blocks import Document
+
+
+def shown(made: Document, form: str, *, width: int = 100, color: bool = False) -> str:
+    """Write a document as `terminal`, `markdown` (the block for an issue), `html` or a `fragment` of a page.
+
+    `width` in columns and `color` are for the terminal. Raises BadInput for another format.
+    """
+    if form == "terminal":
+        from mpsdiag.reporting.formats import terminal
+
+        return terminal.write(made, width=width, color=color)
+    if form == "markdown":
+        from mpsdiag.reporting.formats.markdown import issue_block
+
+        return issue_block(made)
+    if form not in {"html", "fragment"}:
+        command = made.title.removeprefix("mpsdiag ")
+        raise BadInput(f"A {command} has no format '{form}'. Choose from: terminal, markdown, html, json.")
+    from mpsdiag.reporting.formats import html
+
+    return html.page(made) if form == "html" else html.fragment(made)

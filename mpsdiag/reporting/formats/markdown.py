@@ -42,11 +42,6 @@ def issue_block(made: blocks.Document) -> str:
     return _joined(parts) if sum(map(len, parts)) <= GITHUB_LIMIT else _cut(parts, GITHUB_LIMIT)
 
 
-def write(made: blocks.Document) -> str:
-    """Write a document as long as it is, without pictures."""
-    return _joined(_parts(made, _LADDER[0], {}))
-
-
 def _joined(parts: Iterable[str]) -> str:
     return "".join(parts).rstrip("\n") + "\n"
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsdiag.benching.gates.gate import AnyGate, CompareGate, parse_gate, require_words
+from mpsdiag.benching.gates import AnyGate, CompareGate, parse_gate, require_words
 from mpsdiag.errors import BadInput
 from mpsdiag.scenario.scenario import Scenario
 
@@ -94,7 +94,7 @@ def test_a_number_may_be_negative():
 
 
 def test_padding_invariance_is_a_measure():
-    from mpsdiag.benching.gates.gate import MEASURES
+    from mpsdiag.benching.gates import MEASURES
     from mpsdiag.findings import ArrangementResult, Invariance
     from mpsdiag.scenario.scenario import Measured
 

@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
 
-from mpsdiag.benching.gates.gate import MEASURES, parse_gate
+from mpsdiag.benching.gates import MEASURES, parse_gate
 from mpsdiag.benching.plan.matrix import AXES, MatrixSpec
 from mpsdiag.benching.plan.matrix_file import parse_matrix
 

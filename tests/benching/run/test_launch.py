@@ -14,7 +14,7 @@ import pytest
 
 from mpsdiag.benching.journal.record import Job
 from mpsdiag.benching.run import launch as isolation_module
-from mpsdiag.benching.run.interrupt import Interruptible, Remembered, Stop
+from mpsdiag.benching.run.interrupt import Remembered, Stop, interruptible
 from mpsdiag.benching.run.launch import LIGHT, Isolation, log_tail, memory_kills, start_method
 from mpsdiag.scenario.scenario import Scenario
 
@@ -160,7 +160,7 @@ def test_asking_twice_ends_the_moment():
 def test_ctrl_c_asks_and_the_old_handler_comes_back():
     stop = Stop()
     before = signal.getsignal(signal.SIGINT)
-    with Interruptible(stop):
+    with interruptible(stop):
         signal.raise_signal(signal.SIGINT)
     assert stop.asked
     assert signal.getsignal(signal.SIGINT) is before
@@ -170,7 +170,7 @@ def test_sigterm_ends_at_once_and_the_old_handler_comes_back():
     told = []
     stop = Stop(grace=1000.0, notify=lambda: told.append(1))
     before = signal.getsignal(signal.SIGTERM)
-    with Interruptible(stop):
+    with interruptible(stop):
         signal.raise_signal(signal.SIGTERM)
     assert (stop.asked, stop.due, told) == (True, True, [])
     assert signal.getsignal(signal.SIGTERM) is before
@@ -180,11 +180,11 @@ def test_a_ctrl_c_that_an_import_swallowed_is_not_lost():
     before = signal.getsignal(signal.SIGINT)
     with Remembered():
         first, second = Stop(), Stop()
-        with Interruptible(first):
+        with interruptible(first):
             pass
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        with Interruptible(second):
+        with interruptible(second):
             pass
     assert (first.asked, second.asked) == (False, True)
     assert signal.getsignal(signal.SIGINT) is before
@@ -198,7 +198,7 @@ def test_a_ctrl_c_that_meets_a_finalizer_is_remembered_without_a_word(capsys):
     stop = Stop()
     with Remembered() as interrupts:
         Finalized()
-        with Interruptible(stop):
+        with interruptible(stop):
             pass
     assert interrupts.pressed
     assert stop.asked

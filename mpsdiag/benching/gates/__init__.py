@@ -1,1 +1,0 @@
-"""`--fail-if`: conditions on the results that decide the exit code."""
