@@ -12,7 +12,7 @@ from mpsdiag.bisect.tries import Search, Try
 from mpsdiag.reporting.formats import shown
 from mpsdiag.reporting.layout.blocks import Cell, Entry, Fold, Log, Part, Prose, Table, columns, document, facts, table
 from mpsdiag.reporting.story import figures
-from mpsdiag.reporting.story.marks import Tone
+from mpsdiag.reporting.story.figures import Tone
 from mpsdiag.serialization import dumps
 from mpsdiag.words import EXIT_FOUND, EXIT_OK, EXIT_UNDECIDED
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from mpsdiag.benching.run.launch import log_tail
+from mpsdiag.benching.run.launch import log_tail, signal_name
 from mpsdiag.bisect.search import Outcome
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.escape import redact
@@ -118,7 +118,7 @@ def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Tr
     if code is None:
         return Trial(rules.crash_is, f"did not finish within {rules.timeout:g} s", None, None, seconds, tail)
     if code < 0:
-        name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+        name = signal_name(code)
         return Trial(rules.crash_is, f"ended by {name}", code, name, seconds, tail)
     outcome = rules.outcome(code)
     if outcome is None:

@@ -11,7 +11,7 @@ from mpsdiag.environment import Environment, facts
 from mpsdiag.findings import Advice, ArrangementResult, Invariance
 from mpsdiag.probes.known import CATALOGUE
 from mpsdiag.reporting.layout import blocks
-from mpsdiag.reporting.story.marks import Tone
+from mpsdiag.reporting.story.figures import Tone
 
 if TYPE_CHECKING:
     from mpsdiag.scenario.scenario import FirstNonfinite

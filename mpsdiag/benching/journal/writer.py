@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import stat
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from typing_extensions import Self
 
+from mpsdiag.benching.journal.journal import loads
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.serialization import dumps, require_file, write_atomically
 
@@ -191,20 +191,14 @@ def _mend(file: int) -> bytearray:
     if data.endswith(b"\n"):
         return data
     start = data.rfind(b"\n") + 1
-    if start and not _is_whole(bytes(data[start:])):
+    try:
+        if start:
+            loads(bytes(data[start:]))  # of an object, a part is none
+    except ValueError:
         os.ftruncate(file, start)
         return data[:start]
     os.write(file, b"\n")
     return data + b"\n"
-
-
-def _is_whole(line: bytes) -> bool:
-    """Whether a line is JSON: of an object, a part is none."""
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _sync(file: int) -> None:

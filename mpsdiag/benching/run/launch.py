@@ -202,11 +202,16 @@ def _await(future: concurrent.futures.Future[str], stop: Stop, deadline: float) 
         return CellAnswer(status="error", reason=f"{type(problem).__name__}: {problem}"[:500])
 
 
+def signal_name(code: int) -> str:
+    """The signal of a negative exit code, such as SIGSEGV."""
+    return next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+
+
 def _expired(code: int | None) -> CellAnswer:
     """What an exit code without an answer means."""
     if code is None or code >= 0:
         return CellAnswer(status="crash", reason=f"ended by itself without an answer (exit code {code})")
-    name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+    name = signal_name(code)
     return CellAnswer(status="crash", reason=f"the process was ended by {name}", signal=name)
 
 

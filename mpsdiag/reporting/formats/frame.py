@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from mpsdiag.escape import cap, one_line
-from mpsdiag.reporting.story.marks import mark
+from mpsdiag.reporting.story.figures import mark
 from mpsdiag.reporting.story.report import Report, Scene
 from mpsdiag.scenario.scenario import Measured
 

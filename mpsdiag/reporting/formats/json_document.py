@@ -5,7 +5,7 @@ from typing import Any
 
 from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.story.changes import Changes
-from mpsdiag.reporting.story.marks import mark
+from mpsdiag.reporting.story.figures import mark
 from mpsdiag.reporting.story.ranking import CostRow
 from mpsdiag.reporting.story.report import Report, Scene
 from mpsdiag.serialization import dumps, jsonable

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mpsdiag.reporting.story.figures import NOTHING
-from mpsdiag.reporting.story.marks import Mark, Tone
+from mpsdiag.reporting.story.figures import NOTHING, Mark, Tone
 
 T = TypeVar("T")
 

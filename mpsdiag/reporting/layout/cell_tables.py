@@ -7,7 +7,7 @@ from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.story import figures
 from mpsdiag.reporting.story.changes import NOISE_BAND, CellChange, Change, Changes
-from mpsdiag.reporting.story.marks import NOT_RUN, Tone, mark, severity
+from mpsdiag.reporting.story.figures import NOT_RUN, Tone, mark, severity
 from mpsdiag.reporting.story.ranking import CostRow, CostTable, Estimate
 from mpsdiag.reporting.story.report import Panel, Report, Scene
 from mpsdiag.scenario.scenario import FirstNonfinite, Measured, finite

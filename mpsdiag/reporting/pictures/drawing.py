@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpsdiag.errors import BadInput
 from mpsdiag.escape import one_line
-from mpsdiag.reporting.story.marks import Tone
+from mpsdiag.reporting.story.figures import Tone
 from mpsdiag.serialization import write_atomically
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.escape import one_line
 from mpsdiag.reporting.pictures.drawing import Theme, figure
-from mpsdiag.reporting.story.marks import NOT_RUN, Mark, mark
+from mpsdiag.reporting.story.figures import NOT_RUN, Mark, mark
 from mpsdiag.reporting.story.report import Report, Scene
 from mpsdiag.words import attention_modes
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mpsdiag.benching.journal.pooling import PooledCell, in_common
-from mpsdiag.reporting.story.marks import Mark, mark, severity
+from mpsdiag.reporting.story.figures import Mark, mark, severity
 from mpsdiag.statistics import (
     NOISY,
     Interval,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mpsdiag.benching.journal.pooling import Place, Pool, PooledCell, pool
 from mpsdiag.findings import Answer
 from mpsdiag.reporting.story.changes import Changes, compare
-from mpsdiag.reporting.story.marks import Mark, mark
+from mpsdiag.reporting.story.figures import Mark, mark
 from mpsdiag.reporting.story.ranking import Budget, CostRow, CostTable, rank
 from mpsdiag.reporting.story.verdicts import SceneVerdict, decide, headline
 from mpsdiag.scenario.scenario import Scenario

@@ -7,7 +7,7 @@ from statistics import geometric_mean
 
 from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.reporting.story import figures
-from mpsdiag.reporting.story.marks import exact, moved_by
+from mpsdiag.reporting.story.figures import exact, moved_by
 from mpsdiag.reporting.story.ranking import CostTable, Estimate, reference_trainer
 from mpsdiag.words import Verdict, count
 
