@@ -132,8 +132,8 @@ def test_no_format_of_a_report_and_no_journal_gives_it_away(secret, monkeypatch,
     from mpsdiag.benching.journal.journal import parse_journal
     from mpsdiag.benching.journal.record import Header, Job
     from mpsdiag.benching.journal.writer import JournalWriter
+    from mpsdiag.reporting.formats.cells import parquet
     from mpsdiag.reporting.formats.export import text_of
-    from mpsdiag.reporting.formats.frame import parquet
     from mpsdiag.reporting.story.report import assemble
     from mpsdiag.scenario.scenario import Scenario
 

@@ -189,8 +189,8 @@ def _report(session: Session, outcome: RunOutcome, *, as_json: bool) -> bool:
     An empty shard writes no folder, but a script that asked for a JSON document still gets one.
     """
     from mpsdiag.benching.journal.journal import Journal
+    from mpsdiag.reporting.formats.cells import document
     from mpsdiag.reporting.formats.export import text_of, write_folder
-    from mpsdiag.reporting.formats.json_document import document
     from mpsdiag.reporting.story.report import assemble
     from mpsdiag.serialization import dumps
 

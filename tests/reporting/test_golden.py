@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from mpsdiag.reporting.formats import frame, html, json_document, markdown, terminal
+from mpsdiag.reporting.formats import cells, html, markdown, terminal
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 FORMATS = {
     "txt": terminal.render,
     "md": markdown.render,
     "html": html.render,
-    "csv": frame.render,
-    "json": json_document.render,
+    "csv": cells.csv_text,
+    "json": cells.json_text,
 }
 
 

@@ -32,11 +32,14 @@ def text_of(report: Report, form: str, *, width: int = 100, color: bool = False,
     """
     if form not in FORMATS or form == "parquet":
         raise ValueError(f"no text format '{form}'")
-    name = {"csv": "frame", "json": "json_document"}.get(form, form)
-    render: Callable[..., str] = import_module(f"mpsdiag.reporting.formats.{name}").render
+    if form in {"csv", "json"}:
+        from mpsdiag.reporting.formats import cells
+
+        return cells.csv_text(report) if form == "csv" else cells.json_text(report)
+    render: Callable[..., str] = import_module(f"mpsdiag.reporting.formats.{form}").render
     if form == "terminal":
         return render(report, width=width, color=color)
-    if form in {"csv", "json"} or (form == "markdown" and beside is None):
+    if form == "markdown" and beside is None:
         return render(report)
     from mpsdiag.reporting.pictures import drawing, plots
 
@@ -47,9 +50,9 @@ def text_of(report: Report, form: str, *, width: int = 100, color: bool = False,
 def write(report: Report, form: str, path: Path) -> None:
     """Write a report in one format into a file. Raises BadInput if it cannot be written."""
     if form == "parquet":
-        from mpsdiag.reporting.formats import frame
+        from mpsdiag.reporting.formats.cells import parquet
 
-        write_atomically(path, frame.parquet(report))
+        write_atomically(path, parquet(report))
     else:
         write_atomically(path, text_of(report, form, beside=path))
 
@@ -60,7 +63,8 @@ def write_folder(report: Report, folder: Path, failed: Callable[[str], None] | N
     Files that are there are replaced. `failed` gets a sentence for each file that cannot be written; the others still
     are. Raises BadInput if the folder cannot be made or written and `failed` is None.
     """
-    from mpsdiag.reporting.formats import frame, html, markdown
+    from mpsdiag.reporting.formats import html, markdown
+    from mpsdiag.reporting.formats.cells import csv_text
     from mpsdiag.reporting.pictures import drawing, plots
 
     drawn = plots.pictures(report)
@@ -70,7 +74,7 @@ def write_folder(report: Report, folder: Path, failed: Callable[[str], None] | N
     files: tuple[tuple[Path, Callable[[], str]], ...] = (
         (paper, lambda: markdown.render(report, saved)),
         (page, lambda: html.render(report, drawn)),
-        (cells, lambda: frame.render(report)),
+        (cells, lambda: csv_text(report)),
     )
     for path, render in files:
         try:

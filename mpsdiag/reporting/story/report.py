@@ -112,11 +112,11 @@ class Report(Answer):
 
     def to_pandas(self) -> pd.DataFrame:
         """Every cell as one row; durations in seconds, memory in bytes, losses in nats (NaN is a finding)."""
-        return import_module("mpsdiag.reporting.formats.frame").frame(self)  # type: ignore[no-any-return]
+        return import_module("mpsdiag.reporting.formats.cells").frame(self)  # type: ignore[no-any-return]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `mpsdiag report --json`, as plain data; NaN is the word "nan"."""
-        found = import_module("mpsdiag.reporting.formats.json_document")
+        found = import_module("mpsdiag.reporting.formats.cells")
         return jsonable(found.document(self))  # type: ignore[no-any-return]
 
 

@@ -9,11 +9,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mpsdiag.reporting.formats import frame, json_document
+from mpsdiag.reporting.formats import cells
 
 
 def rows(story) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(frame.render(story))))
+    return list(csv.DictReader(io.StringIO(cells.csv_text(story))))
 
 
 def test_every_cell_is_one_row(stories):
@@ -23,7 +23,7 @@ def test_every_cell_is_one_row(stories):
 
 
 def test_pandas_reads_it_back_with_numbers(stories):
-    table = pd.read_csv(io.StringIO(frame.render(stories["every_end"])))
+    table = pd.read_csv(io.StringIO(cells.csv_text(stories["every_end"])))
     safe = table[(table.attn_implementation == "safe_sdpa") & (table.padding_side == "left")].iloc[0]
     assert safe.eval_step == pytest.approx(0.0103, rel=0.02)
     assert safe["rank"] == 1
@@ -31,9 +31,9 @@ def test_pandas_reads_it_back_with_numbers(stories):
 
 def test_the_frame_holds_what_the_file_holds(stories):
     """And so does the Parquet file: what was not measured is missing, a loss that is NaN is not."""
-    made = frame.frame(stories["both"])
-    read = pd.read_csv(io.StringIO(frame.render(stories["both"])))
-    parquet = pq.read_table(io.BytesIO(frame.parquet(stories["both"])))
+    made = cells.frame(stories["both"])
+    read = pd.read_csv(io.StringIO(cells.csv_text(stories["both"])))
+    parquet = pq.read_table(io.BytesIO(cells.parquet(stories["both"])))
     assert list(made.columns) == list(read.columns) == parquet.column_names
     for name in ("eval_step", "rank", "dead_rows"):
         numbers = made[name].astype("float64").tolist()
@@ -71,7 +71,7 @@ def test_a_spreadsheet_runs_nothing(hostile):
 
 
 def test_hostile_texts_stay_one_row_a_cell(nasty):
-    assert len(frame.render(nasty).splitlines()) == 1 + sum(len(scene.results) for scene in nasty.scenes)
+    assert len(cells.csv_text(nasty).splitlines()) == 1 + sum(len(scene.results) for scene in nasty.scenes)
 
 
 def strict(text: str):
@@ -82,7 +82,7 @@ def strict(text: str):
 
 
 def test_the_document_is_strict_json_with_nan_as_a_word(stories):
-    found = strict(json_document.render(stories["every_end"]))
+    found = strict(cells.json_text(stories["every_end"]))
     assert found["schema"] == 2
     stock = next(one for one in found["scenes"][0]["cells"] if one["status"] == "nan")
     assert stock["measured"]["eval_loss"] == "nan"
@@ -92,18 +92,18 @@ def test_the_document_is_strict_json_with_nan_as_a_word(stories):
 
 
 def test_the_document_has_the_comparison(stories):
-    found = strict(json_document.render(stories["compared"]))
+    found = strict(cells.json_text(stories["compared"]))
     assert found["comparison"]["cells"][0]["change"] == "newly_bad"
-    assert strict(json_document.render(stories["every_end"]))["comparison"] is None
+    assert strict(cells.json_text(stories["every_end"]))["comparison"] is None
 
 
 def test_hostile_texts_are_json(nasty):
-    text = json_document.render(nasty)
+    text = cells.json_text(nasty)
     strict(text)
     text.encode("utf-8")
 
 
 def test_emulated_scenes_say_so_and_timings_are_never_emulated(stories):
-    for scene in strict(json_document.render(stories["emulated"]))["scenes"]:
+    for scene in strict(cells.json_text(stories["emulated"]))["scenes"]:
         assert "emulated MPS" in scene["emulated"]
         assert all(one["timing"]["emulated"] is False for one in scene["cells"])
