@@ -48,7 +48,10 @@ def iqr_ratio(samples: Sequence[float]) -> float:
 
 def bootstrap_interval(samples: Sequence[float]) -> Interval | None:
     """95 % percentile bootstrap interval of the median; None below two samples."""
-    return _interval(_resampled_medians(samples, np.random.default_rng(0))) if len(samples) > 1 else None
+    if len(samples) < 2:
+        return None
+    drawn = np.random.default_rng(0).integers(0, len(samples), size=(RESAMPLES, len(samples)))
+    return _interval(np.median(np.asarray(samples, dtype=float)[drawn], axis=1))
 
 
 def ratio_interval_of_rounds(rounds: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Interval | None:
