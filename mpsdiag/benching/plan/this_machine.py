@@ -10,6 +10,7 @@ from mpsdiag.scenario.scenario import Scenario
 
 def unavailable(cell: Scenario) -> str | None:
     """Why a cell cannot run here, or None if it can."""
+    lacking = None
     if cell.emulate is not None:
         if cell.device != "cpu":
             return f"the emulation is of MPS on the CPU; it cannot run on {cell.device}"
@@ -17,7 +18,10 @@ def unavailable(cell: Scenario) -> str | None:
 
         if (lacking := Emulation(cell.emulate).lacks_dtype(cell.dtype)) is not None:
             return lacking
-    lacking = _device(cell.device) or _dtype(cell.device, cell.dtype)
+    if cell.device != "cpu":  # every dtype of ours computes there, and asking would cost an import of torch
+        from mpsdiag.device import supports_dtype
+
+        lacking = _unusable(cell.device) or supports_dtype(cell.device, cell.dtype)
     if lacking is not None or cell.attn_implementation in {"sdpa", "eager"}:
         return lacking
     from mpsdiag.fixes.modes import mode_named
@@ -26,22 +30,11 @@ def unavailable(cell: Scenario) -> str | None:
 
 
 @functools.cache
-def _device(device: str) -> str | None:
-    if device == "cpu":
-        return None
+def _unusable(device: str) -> str | None:
     from mpsdiag.device import usable
 
     state = usable(device)
     return None if state.ok else state.reason
-
-
-@functools.cache
-def _dtype(device: str, dtype: str) -> str | None:
-    if device == "cpu":  # every dtype of ours computes there; asking would cost an import of torch
-        return None
-    from mpsdiag.device import supports_dtype
-
-    return supports_dtype(device, dtype)
 
 
 WHOLE = 64 * 2**20

@@ -12,14 +12,11 @@ def test_words_of_options():
         parse_retry("timout")
 
 
-@pytest.mark.parametrize("text", ["", "2", "a/b", "1/0", "²/4", "1/²", "-1/4", "1/4/4", " 1/4"])
+NO_PARTS = ["", "2", "a/b", "1/0", "²/4", "1/²", "-1/4", "1/4/4", " 1/4", "1/10000"]
+
+
+@pytest.mark.parametrize("text", [*NO_PARTS, f"1/{'9' * 5000}", f"{'9' * 5000}/4"])
 def test_what_is_no_part(text):
-    with pytest.raises(BadInput, match="is not of the form I/N"):
-        parse_shard(text)
-
-
-@pytest.mark.parametrize("text", ["1/10001", f"1/{'9' * 5000}", f"{'9' * 5000}/4"])
-def test_more_parts_than_anybody_has(text):
-    with pytest.raises(BadInput, match="there can be 10000 parts at most") as caught:
+    with pytest.raises(BadInput, match="is not of the form I/N, such as 2/4, with 9999 parts at most") as caught:
         parse_shard(text)
     assert len(str(caught.value)) < 120
