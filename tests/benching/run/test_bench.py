@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mpsdiag.benching.journal.journal import read_journal
-from mpsdiag.benching.plan.forecast import as_document, as_text
+from mpsdiag.benching.plan.forecast import as_document, as_text, forecast
 from mpsdiag.benching.plan.matrix import MatrixSpec, changed
 from mpsdiag.benching.plan.matrix_file import parse_matrix
 from mpsdiag.benching.plan.request import BenchRequest
@@ -150,7 +150,7 @@ def test_a_dry_run_leaves_out_what_the_journal_has(request_for, quiet):
     assert "already" not in as_text(whole)
     assert prepare(request_for({"attn_implementation": ["sdpa"]})).run(quiet).fresh == 2
     assert "; the journal has 2 of these rounds already; about " in as_text(whole)
-    assert (whole.forecast()[0].verdicts, whole.forecast()[0].most) == (2, 2)
+    assert (forecast(whole)[0].verdicts, forecast(whole)[0].most) == (2, 2)
     whole.run(quiet)
     assert as_text(whole).endswith("; the journal has 6 of these rounds already; nothing is left to run.")
     document = json.loads(as_document(whole))
