@@ -155,8 +155,8 @@ def test_a_dry_run_leaves_out_what_the_journal_has(request_for, quiet):
     assert as_text(whole).endswith("; the journal has 6 of these rounds already; nothing is left to run.")
     document = json.loads(as_document(whole))
     assert (document["seconds"], document["rounds_in_journal"]) == ({"least": 0.0, "most": 0.0}, 6)
-    assert prepare(request_for(fresh=True)).forecast()[0].verdicts == 3
-    assert prepare(request_for(retry=frozenset({"ok"}))).forecast()[0].verdicts == 3
+    assert forecast(prepare(request_for(fresh=True)))[0].verdicts == 3
+    assert forecast(prepare(request_for(retry=frozenset({"ok"}))))[0].verdicts == 3
 
 
 @pytest.mark.parametrize("gates", [(), ["any nan in safe_sdpa"]])
