@@ -1,5 +1,6 @@
 """`mpsdiag.trace`, and `mpsdiag trace` without its command line: a case is loaded, traced, and answered. Schema 1."""
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -80,7 +81,15 @@ def investigate(
     # What the libraries would warn of is what is being found out here.
     quiet = errors_only("mpsdiag"), errors_only("transformers")
     with quiet[0], quiet[1], no_bars(progress), load_case(request, progress) as case:
-        found = _traced(request, case, progress)
+        try:
+            found = _traced(request, case, progress)
+        except StopIteration as problem:
+            if "get_target_dtype" not in {frame.name for frame in traceback.extract_tb(problem.__traceback__)}:
+                raise
+            raise BadInput(
+                f"{type(case.model).__name__} cannot run this attention in float32: transformers takes the dtype for "
+                "a flash kernel from a Linear layer, and this model's attention has none. Add --dtype bfloat16."
+            ) from problem
         report = _report(case, found)
     if checkpoints and report.origin is not None:
         report.origin = _with_history(report.origin, checkpoints)

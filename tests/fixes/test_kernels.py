@@ -78,6 +78,9 @@ if __name__ == "__main__":
     except mpsdiag.BadInput as problem:
         assert "kernels-community/away cannot be reached" in str(problem), problem
     assert command("trace", *SMALL) == 0
+    gpt2 = ["--model", "tiny-gpt2", *SMALL[2:]]
+    assert command("trace", *gpt2) == 2  # its attention has no Linear layer to take a dtype from
+    assert command("trace", *gpt2, "--dtype", "bfloat16") == 0
     few = ["--max-steps", "1", "--eval-max-batches", "1", "--rounds", "0", "--out", sys.argv[1]]
     matrix = ["--attn-implementation", "sdpa", "--padding-side", "left", "--trainer", "standard"]
     code = command("bench", *SMALL, *matrix, *few, "--fail-if", "any bad in all", "--fail-if", f"any ok in {KERNEL}")
@@ -105,6 +108,8 @@ def test_a_kernel_of_the_hub_is_a_mode_like_the_others(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "GPT2LMHeadModel cannot run this attention in float32" in done.stderr
+    assert "Unexpected" not in done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["sdpa", "✓", "exact"] in lines
     assert "✓" in next(line for line in lines if line[:1] == ["kernels-community/ours"])
