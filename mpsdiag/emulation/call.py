@@ -24,10 +24,10 @@ class AttentionCall:
     key: Tensor
     value: Tensor
     mask: Tensor | None = None
+    dropout_p: float = 0.0
     is_causal: bool = False
     scale: float | None = None
     enable_gqa: bool = False
-    dropout_p: float = 0.0
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:

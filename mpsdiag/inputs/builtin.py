@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from mpsdiag.errors import one_of
@@ -46,6 +47,10 @@ def builtin_config(name: str, *, vocab_size: int | None = None, max_positions: i
     return config
 
 
+_Maker = Callable[[dict[str, Any], int], Any]
+"""Makes a config from the ids and sizes that all share, and the longest sequence."""
+
+
 def _config(kind: str, **values: Any) -> Any:
     import transformers
 
@@ -78,20 +83,9 @@ def _sized(shared: dict[str, Any], positions: int) -> dict[str, Any]:
     }
 
 
-def _llama_like(shared: dict[str, Any], positions: int) -> dict[str, Any]:
-    return {**_sized(shared, positions), "num_key_value_heads": HEADS // 2}
-
-
-def _llama(shared: dict[str, Any], positions: int) -> Any:
-    return _config("LlamaConfig", **_llama_like(shared, positions))
-
-
-def _mistral(shared: dict[str, Any], positions: int) -> Any:
-    return _config("MistralConfig", **_llama_like(shared, positions), sliding_window=SLIDING_WINDOW)
-
-
-def _qwen2(shared: dict[str, Any], positions: int) -> Any:
-    return _config("Qwen2Config", **_llama_like(shared, positions))
+def _decoder(kind: str, **more: Any) -> _Maker:
+    """What makes the config of a model like Llama."""
+    return lambda shared, positions: _config(kind, **_sized(shared, positions), num_key_value_heads=HEADS // 2, **more)
 
 
 def _bert(shared: dict[str, Any], positions: int) -> Any:
@@ -141,7 +135,7 @@ def _vlm(shared: dict[str, Any], positions: int) -> Any:
         image_size=PICTURE,
         patch_size=PICTURE // 2,
     )
-    text = _llama({**shared, "vocab_size": shared["vocab_size"] + 1}, positions)
+    text = _decoder("LlamaConfig")({**shared, "vocab_size": shared["vocab_size"] + 1}, positions)
     return _config(
         "LlavaConfig",
         vision_config=vision,
@@ -153,15 +147,15 @@ def _vlm(shared: dict[str, Any], positions: int) -> Any:
     )
 
 
-BUILTIN_CONFIGS: Final = {
+BUILTIN_CONFIGS: Final[dict[str, _Maker]] = {
     "tiny-gpt2": _gpt2,
-    "tiny-llama": _llama,
-    "tiny-mistral": _mistral,
-    "tiny-qwen2": _qwen2,
+    "tiny-llama": _decoder("LlamaConfig"),
+    "tiny-mistral": _decoder("MistralConfig", sliding_window=SLIDING_WINDOW),
+    "tiny-qwen2": _decoder("Qwen2Config"),
     "tiny-bert": _bert,
     "tiny-bart": _bart,
     "tiny-t5": _t5,
-    "tiny-embedder": _qwen2,
+    "tiny-embedder": _decoder("Qwen2Config"),
     "tiny-vlm": _vlm,
 }
 _ARCHITECTURES: Final = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +12,6 @@ from mpsdiag.inputs.batches import POOLED_BY
 from mpsdiag.inputs.builtin import MAX_POSITIONS, builtin_config
 from mpsdiag.inputs.load_problems import described, require_sizes
 from mpsdiag.inputs.names import (
-    classify,
     explain_missing,
     is_builtin_model,
     offline_if_unreachable,
@@ -79,8 +77,7 @@ def build_model(
         chosen = task_of(config, task, name=name)
         model = _with_random_weights(chosen, config, seed, torch_dtype, at_load)
     else:
-        on_hub = classify("model", name) == "hub"
-        with offline_if_unreachable() if on_hub else contextlib.nullcontext():
+        with offline_if_unreachable("model", name):
             model = _load(name, task, seed, torch_dtype, at_load, vocab_size, from_config, trust_remote_code)
         setattr(model, POOLED_BY, pooling_of(name))
     if getattr(model, "loss_type", "") is None and type(model).__name__.endswith("LMHeadModel"):
@@ -184,8 +181,7 @@ def load_task(name: str, wanted: str = AUTO_TASK, *, trust_remote_code: bool = F
     if is_builtin_model(name):
         config = builtin_config(name)
     else:
-        on_hub = classify("model", name) == "hub"
-        with offline_if_unreachable() if on_hub else contextlib.nullcontext():
+        with offline_if_unreachable("model", name):
             config = load_config(transformer_folder(name), trust_remote_code=trust_remote_code)
     return task_of(config, wanted, name=name), config
 

@@ -119,11 +119,11 @@ def reachable(endpoint: str) -> bool:
 
 
 @contextlib.contextmanager
-def offline_if_unreachable() -> Iterator[None]:
-    """Inside this block the libraries look only into their caches, if the hub does not answer."""
+def offline_if_unreachable(kind: str, name: str) -> Iterator[None]:
+    """Inside this block the libraries look only into their caches, if the name is the hub's and it does not answer."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE or reachable(constants.ENDPOINT):
+    if classify(kind, name) != "hub" or constants.HF_HUB_OFFLINE or reachable(constants.ENDPOINT):
         yield
         return
     changed: list[tuple[Any, str, Any]] = []

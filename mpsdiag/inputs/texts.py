@@ -55,7 +55,7 @@ def open_splits(dataset: str, *, config: str | None = None, seed: int = 0, lines
     from datasets.exceptions import DatasetsError
 
     try:
-        with offline_if_unreachable():
+        with offline_if_unreachable("dataset", dataset):
             return dict(load_dataset(dataset, config))
     except (OSError, ValueError, DatasetsError) as problem:
         raise BadInput(explain_missing("dataset", dataset, problem)) from problem

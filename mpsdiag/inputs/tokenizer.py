@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from mpsdiag.errors import BadInput, one_of
 from mpsdiag.inputs.builtin import byte_tokenizer
 from mpsdiag.inputs.load_problems import NO_TOKENIZER, described
 from mpsdiag.inputs.models import load_config
-from mpsdiag.inputs.names import classify, explain_missing, is_builtin_model, offline_if_unreachable, transformer_folder
+from mpsdiag.inputs.names import explain_missing, is_builtin_model, offline_if_unreachable, transformer_folder
 from mpsdiag.inputs.tasks import Task
 from mpsdiag.quiet import held_back
 from mpsdiag.words import PADDING_SIDES
@@ -38,7 +37,7 @@ def load_tokenizer(
 
     one_of("padding side", padding_side, PADDING_SIDES)
     try:
-        with offline_if_unreachable() if classify("model", name) == "hub" else contextlib.nullcontext():
+        with offline_if_unreachable("model", name):
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 name, padding_side=padding_side, trust_remote_code=trust_remote_code
             )

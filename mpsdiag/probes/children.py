@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mpsdiag.probes.declaration import ABORTS, Check, Mode, ModeResult
 from mpsdiag.serialization import dumps, number
@@ -126,7 +126,9 @@ def _environment() -> dict[str, str]:
 
 def _read(results: Path) -> dict[Job, tuple[ModeResult, float]]:
     """Read what was finished; a torn last line belongs to the job that died."""
-    done: dict[Job, tuple[ModeResult, float]] = {}
+    from pydantic import TypeAdapter
+
+    as_result, done = TypeAdapter(ModeResult), dict[Job, tuple[ModeResult, float]]()
     for line in results.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
@@ -134,17 +136,8 @@ def _read(results: Path) -> dict[Job, tuple[ModeResult, float]]:
             break
         if "finished" in entry:
             name, mode = entry["finished"]
-            done[name, mode] = (_mode_result(entry["result"]), number(entry["seconds"]))
+            done[name, mode] = (as_result.validate_python(entry["result"]), number(entry["seconds"]))
     return done
-
-
-def _mode_result(given: dict[str, Any]) -> ModeResult:
-    return ModeResult(given["status"], tuple(map(_check, given["checks"])), given["reason"])
-
-
-def _check(given: dict[str, Any]) -> Check:
-    floats = {name: None if given[name] is None else number(given[name]) for name in ("error", "bound")}
-    return Check(**given | floats)
 
 
 def main() -> None:

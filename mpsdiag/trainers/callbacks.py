@@ -122,15 +122,10 @@ class NonFiniteCallback(TrainerCallback):
             self._pending = None
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        model: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, logs: Any = None, **more: Any
     ) -> None:
         """Add the counts to what is logged."""
+        model = more.get("model")
         if logs is None:
             return
         prefix = evaluation_prefix(logs)
@@ -149,14 +144,7 @@ class NonFiniteCallback(TrainerCallback):
         if state.log_history and added:
             state.log_history[-1].update(added)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: TrainerControl, metrics: Any = None, **_: Any) -> None:
         """Add the count to the metrics that the caller of `evaluate` gets, and stop if asked to."""
         del args, state
         prefix = evaluation_prefix(metrics or {})
@@ -165,20 +153,12 @@ class NonFiniteCallback(TrainerCallback):
             if self.stop_training and metrics.get(f"{prefix}_nonfinite_batches"):
                 control.should_training_stop = True
 
-    def on_predict(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, Any],
-        model: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_predict(self, args: TrainingArguments, state: Any, control: Any, metrics: Any, **more: Any) -> None:
         """Add the count to the metrics of a prediction."""
         del state, control
         prefix = evaluation_prefix(metrics)
         if prefix is not None:
-            self._settle_evaluation(args, metrics, prefix, model)
+            self._settle_evaluation(args, metrics, prefix, more.get("model"))
             metrics.update(self._counted(metrics, prefix))
 
     def _counted(self, metrics: dict[str, Any], prefix: str) -> dict[str, Any]:

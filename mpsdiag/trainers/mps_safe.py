@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Literal, cast, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer
@@ -18,6 +17,8 @@ from mpsdiag.inputs.installed import compiles_under_a_mode
 from mpsdiag.inputs.modules import is_compiled, move, to_cpu, uncompiled
 from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, NonFiniteLogitsError, contains_nan, explain_cause, is_finite
 from mpsdiag.trainers.cpu_losses import CHUNK_BYTES, evaluation_losses_on_cpu
+from mpsdiag.trainers.forward_watch import Counter as LossCounter
+from mpsdiag.trainers.forward_watch import judge_loss
 from mpsdiag.trainers.second_pass import CpuModels, remember_counts
 
 logger = logging.getLogger(__name__)
@@ -185,18 +186,17 @@ class _Tally:
         self.on_cpu = 0
         self.causes: Counter[LossCause] = Counter()
         self.models = CpuModels()
-        self._batches = 0
-        self._bad: Tensor | int = 0
+        self._losses = LossCounter()
 
     def note(self, loss: Tensor | None) -> None:
-        """Count a batch by its final loss. Counts stay on the device, so that nothing waits for it."""
+        """Count a batch by its final loss."""
         if loss is not None:
-            self._batches += 1
-            self._bad = self._bad + (~torch.isfinite(loss.detach())).any().long()
+            self._losses.note(judge_loss(loss), None)
 
     def metrics(self, prefix: str) -> dict[str, Any]:
         """The counts as metrics: `eval_nonfinite_batches`, and `eval_cpu_forward_batches` if there were any."""
-        found = {f"{prefix}_nonfinite_batches": int(self._bad)} if self._batches else {}
+        seen = self._losses.read()
+        found = {f"{prefix}_nonfinite_batches": seen.bad} if seen.batches else {}
         return {**found, f"{prefix}_cpu_forward_batches": self.on_cpu} if self.on_cpu else found
 
 

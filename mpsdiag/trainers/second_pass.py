@@ -7,9 +7,10 @@ may keep metrics of its own: the second pass takes the place of the first.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from functools import partial
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
 from mpsdiag.inputs.modules import copy_to_cpu
@@ -64,8 +65,7 @@ def remember_counts(trainer: Any) -> Callable[[], None]:
 
     Lists are cut to their length; what was replaced within them stays.
     """
-    own = vars(trainer)
-    undo = [step for name, value in own.items() if (step := _undo(own, name, value, 0)) is not None]
+    undo = list(_undoing(vars(trainer), 0))
 
     def undo_all() -> None:
         for step in undo:
@@ -74,36 +74,20 @@ def remember_counts(trainer: Any) -> Callable[[], None]:
     return undo_all
 
 
-def _undo(holder: Any, name: Any, value: Any, depth: int) -> Callable[[], None] | None:
-    """How to bring one entry of a dictionary back to what it is now."""
-    if isinstance(value, list):
-        return _cut(value, len(value))
-    if isinstance(value, deque):
-        kept: Any = value.copy()
-        return lambda: holder.__setitem__(name, kept)
-    if isinstance(value, dict) and depth < _DEEPEST and len(value) <= _LARGEST:
-        return _undo_entries(value, depth)
-    if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
-        kept = value.detach().clone() if isinstance(value, torch.Tensor) else value
-        return lambda: holder.__setitem__(name, kept)
-    return None
+def _undoing(holder: dict[Any, Any], depth: int) -> Iterator[Callable[[], None]]:
+    """What brings each entry of a dictionary back to what it is now."""
+    for name, value in holder.items():
+        if isinstance(value, list):
+            yield partial(value.__delitem__, slice(len(value), None))
+        elif isinstance(value, dict) and depth < _DEEPEST and len(value) <= _LARGEST:
+            yield partial(_drop_all_but, value, set(value))
+            yield from _undoing(value, depth + 1)
+        elif isinstance(value, deque | int | float):
+            yield partial(holder.__setitem__, name, copy(value))
+        elif isinstance(value, Tensor) and value.numel() == 1:
+            yield partial(holder.__setitem__, name, value.detach().clone())
 
 
-def _cut(value: list[Any], length: int) -> Callable[[], None]:
-    def cut() -> None:
-        del value[length:]
-
-    return cut
-
-
-def _undo_entries(value: dict[Any, Any], depth: int) -> Callable[[], None]:
-    names = set(value)
-    steps = [step for key, item in value.items() if (step := _undo(value, key, item, depth + 1)) is not None]
-
-    def undo() -> None:
-        for added in set(value) - names:
-            del value[added]
-        for step in steps:
-            step()
-
-    return undo
+def _drop_all_but(value: dict[Any, Any], names: set[Any]) -> None:
+    for added in set(value) - names:
+        del value[added]

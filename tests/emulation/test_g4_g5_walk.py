@@ -118,7 +118,7 @@ def poisoned(draw, max_keys):
 
 def check(passes, case):
     call, rules = case
-    got, want = KERNELS[passes](Call(*call), **rules), walk(passes, *call, **rules)
+    got, want = KERNELS[passes](Call(*call[:4], 0.0, *call[4:]), **rules), walk(passes, *call, **rules)
     assert same_kind(got, want), (got, want)
     finite = want.isfinite()
     # Scores of order 1, or masked away: f32 rounding of at most keys + 16 operations, one rounding step of the dtype.
@@ -144,8 +144,8 @@ def test_two_pass_stores_partial_sums_in_the_dtype(dtype):
     generator = torch.Generator().manual_seed(3)
     query, key, value = (torch.randn(1, 2, n, 64, generator=generator).to(dtype) for n in (2, 1100, 1100))
     call = (query, key, value, None, False, 0.125)
-    got = vector_two_pass(Call(*call), guarded=True, propagates_nan=True)
-    unrounded = vector_one_pass(Call(*call), guarded=True, propagates_nan=True)
+    got = vector_two_pass(Call(*call[:4], 0.0, *call[4:]), guarded=True, propagates_nan=True)
+    unrounded = vector_one_pass(Call(*call[:4], 0.0, *call[4:]), guarded=True, propagates_nan=True)
     rounded = walk(2, *call, guarded=True, propagates_nan=True)
     # Rounding the partial sums changes more results than a last bit of f32 ever tips over a rounding boundary.
     assert (got == rounded).float().mean() > 0.97
@@ -157,8 +157,8 @@ def test_two_pass_partial_sums_overflow_f16():
     query, key = torch.zeros(1, 1, 1, 64).half(), torch.zeros(1, 1, 4096, 64).half()
     rules = {"guarded": True, "propagates_nan": True}
     # 128 keys of a block, each with weight 1, sum to 128000 > 65504.
-    assert vector_two_pass(Call(query, key, value, None, False, 0.125), **rules).isinf().all()
-    assert (vector_one_pass(Call(query, key, value, None, False, 0.125), **rules) == 1000).all()
+    assert vector_two_pass(Call(query, key, value, None, 0.0, False, 0.125), **rules).isinf().all()
+    assert (vector_one_pass(Call(query, key, value, None, 0.0, False, 0.125), **rules) == 1000).all()
 
 
 class TestPoison:
@@ -178,12 +178,12 @@ class TestPoison:
         mask = torch.ones(1, 1, 4, 64, dtype=torch.bool)
         mask[..., 7] = False
         rules = {"guarded": True, "propagates_nan": True}
-        got = KERNELS[passes](Call(query, key, value, mask, False, 0.125), **rules)
-        assert torch.equal(got, KERNELS[passes](Call(*clean, mask, False, 0.125), **rules))
+        got = KERNELS[passes](Call(query, key, value, mask, 0.0, False, 0.125), **rules)
+        assert torch.equal(got, KERNELS[passes](Call(*clean, mask, 0.0, False, 0.125), **rules))
         assert got.isfinite().all()
         # Read by row 2 alone, it spoils row 2 alone.
         mask[..., 2, 7] = True
-        got = KERNELS[passes](Call(query, key, value, mask, False, 0.125), **rules)
+        got = KERNELS[passes](Call(query, key, value, mask, 0.0, False, 0.125), **rules)
         assert got[0, 0, 2].isnan().all()
         assert got[0, 0, [0, 1, 3]].isfinite().all()
 
@@ -193,18 +193,18 @@ class TestPoison:
         value[0, 0, 7, 3] = NAN
         mask = torch.zeros(1, 1, 4, 64)
         mask[..., 7] = -INF
-        got = KERNELS[passes](Call(query, key, value, mask, False, 0.125), guarded=True, propagates_nan=True)
+        got = KERNELS[passes](Call(query, key, value, mask, 0.0, False, 0.125), guarded=True, propagates_nan=True)
         assert got[..., 3].isnan().all()
         assert got[..., :3].isfinite().all()
         key[0, 0, 7] = NAN
-        got = KERNELS[passes](Call(query, key, value, mask, False, 0.125), guarded=True, propagates_nan=True)
+        got = KERNELS[passes](Call(query, key, value, mask, 0.0, False, 0.125), guarded=True, propagates_nan=True)
         assert got.isnan().all()
 
     @pytest.mark.parametrize("passes", [1, 2])
     def test_causal_never_reads_the_future(self, passes):
         query, key, value = self.inputs(8)
         key[0, 0, 2], value[0, 0, 3] = NAN, INF
-        got = KERNELS[passes](Call(query, key, value, None, True, 0.125), guarded=True, propagates_nan=True)
+        got = KERNELS[passes](Call(query, key, value, None, 0.0, True, 0.125), guarded=True, propagates_nan=True)
         assert got[0, 0, :2].isfinite().all()
         assert got[0, 0, 2:].isnan().all()
 
@@ -213,11 +213,15 @@ class TestPoison:
     def test_nan_query_is_swallowed_by_2_13_alone(self, passes, propagates_nan, swallowed):
         query, key, value = self.inputs(16)
         query[0, 0, 0, 0] = NAN
-        got = KERNELS[passes](Call(query, key, value, None, False, 0.125), guarded=True, propagates_nan=propagates_nan)
+        got = KERNELS[passes](
+            Call(query, key, value, None, 0.0, False, 0.125), guarded=True, propagates_nan=propagates_nan
+        )
         assert (got[0, 0, 0] == 0).all() if swallowed else got[0, 0, 0].isnan().all()
         assert got[0, 0, 1:].isfinite().all()
         # Without the guard the NaN was not lost.
-        got = KERNELS[passes](Call(query, key, value, None, False, 0.125), guarded=False, propagates_nan=propagates_nan)
+        got = KERNELS[passes](
+            Call(query, key, value, None, 0.0, False, 0.125), guarded=False, propagates_nan=propagates_nan
+        )
         assert got[0, 0, 0].isnan().all()
 
     @pytest.mark.parametrize("passes", [1, 2])
@@ -226,12 +230,12 @@ class TestPoison:
         for place, lost in ((5, True), (5 + stride, False)):
             query, key, value = self.inputs(2 * stride)
             key[0, 0, place] = NAN
-            got = KERNELS[passes](Call(query, key, value, None, False, 0.125), guarded=True, propagates_nan=False)
+            got = KERNELS[passes](Call(query, key, value, None, 0.0, False, 0.125), guarded=True, propagates_nan=False)
             assert got.isfinite().all() if lost else got.isnan().all()
             if lost:
                 others = [j for j in range(2 * stride) if j != place]
                 without = KERNELS[1](
-                    Call(query, key[..., others, :], value[..., others, :], None, False, 0.125), guarded=True,
+                    Call(query, key[..., others, :], value[..., others, :], None, 0.0, False, 0.125), guarded=True,
                     propagates_nan=False,
                 )  # fmt: skip
                 torch.testing.assert_close(got, without)

@@ -76,7 +76,7 @@ def test_table_3(value, dtype, path, outcome, far):
     kernel, length, keys = PATHS[path]
     query, key, values = inputs(dtype, length, keys, far=far)
     mask = mask_dead_row(value, dtype, length, keys)
-    got = kernel(Call(query, key, values, mask, False, 0.125))
+    got = kernel(Call(query, key, values, mask, 0.0, False, 0.125))
     dead = got[0, :, 1].double()
     if outcome == "0":
         assert (dead == 0).all()
@@ -98,7 +98,7 @@ def test_table_3(value, dtype, path, outcome, far):
         assert ((dead - wanted).abs() <= allowed).all()
     # The rows that see every key are what they are without a mask.
     others = [row for row in range(length) if row != 1]
-    assert torch.equal(got[:, :, others], kernel(Call(query, key, values, None, False, 0.125))[:, :, others])
+    assert torch.equal(got[:, :, others], kernel(Call(query, key, values, None, 0.0, False, 0.125))[:, :, others])
 
 
 def test_the_outcomes_differ_by_more_than_their_bounds():
@@ -114,7 +114,7 @@ def test_without_the_guard_one_pass_gives_nan_and_two_pass_zero(dtype):
     for kernel, keys, dead_is_nan in ((vector_one_pass, 512, True), (vector_two_pass, 2048, False)):
         query, key, value = inputs(dtype, 4, keys)
         mask = mask_dead_row("bool", dtype, 4, keys)
-        got = kernel(Call(query, key, value, mask, False, 0.125), guarded=False, propagates_nan=False)
+        got = kernel(Call(query, key, value, mask, 0.0, False, 0.125), guarded=False, propagates_nan=False)
         dead = got[0, :, 1]
         assert dead.isnan().all() if dead_is_nan else (dead == 0).all()
         assert got[0, :, [0, 2, 3]].isfinite().all()
@@ -125,7 +125,7 @@ def test_without_the_guard_a_leading_minus_infinity_spoils_the_row():
     mask = torch.zeros(1, 1, 4, 64)
     mask[..., 0, 5], mask[..., 2, 40] = -INF, -INF
     got = vector_one_pass(
-        Call(query, key, value, mask.expand(1, 4, 4, 64), False, 0.125), guarded=False, propagates_nan=False
+        Call(query, key, value, mask.expand(1, 4, 4, 64), 0.0, False, 0.125), guarded=False, propagates_nan=False
     )
     # Key 5 begins its group; key 40 is the second of its group (8), whose maximum is finite by then.
     assert got[0, :, 0].isnan().all()

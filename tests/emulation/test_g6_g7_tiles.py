@@ -109,7 +109,7 @@ def poisoned(draw):
 @given(case=poisoned())
 def test_tiles_walk_into_the_same_nan(name, case):
     call, rules = case
-    got, want = KERNELS[name](Call(*call), **rules), walk(name, *call, **rules)
+    got, want = KERNELS[name](Call(*call[:4], 0.0, *call[4:]), **rules), walk(name, *call, **rules)
     assert same_kind(got, want), (got, want)
     finite = want.isfinite()
     # Scores of order 1, or masked away: f32 rounding of at most keys + 16 operations, one rounding step of the dtype.
@@ -124,7 +124,7 @@ def test_tiles_walk_into_the_same_nan(name, case):
 def test_g6_of_2_13_rounds_the_scaled_query_and_no_later_one_does(dtype):
     query, key, value = inputs(dtype=dtype)
     call, rules = (query, key, value, None, False, 0.1), {"block": 32, "propagates_nan": True}
-    got = {name: KERNELS[name](Call(*call), **rules) for name in KERNELS}
+    got = {name: KERNELS[name](Call(*call[:4], 0.0, *call[4:]), **rules) for name in KERNELS}
     # Rounding q to the dtype changes more results than a last bit of f32 ever tips over a rounding boundary.
     for name in KERNELS:
         assert (got[name] == walk(name, *call, **rules)).float().mean() > 0.97
@@ -140,7 +140,7 @@ def test_largest_error_of_issue_195910_as_macs_printed_it(name, printed):
     query, key, value = (torch.randn(1, 4, 64, 64) for _ in range(3))
     torch.set_rng_state(state)
     wanted = scaled_dot_product_attention(query, key, value, is_causal=True)
-    got = KERNELS[name](Call(query.bfloat16(), key.bfloat16(), value.bfloat16(), None, True, 0.125))
+    got = KERNELS[name](Call(query.bfloat16(), key.bfloat16(), value.bfloat16(), None, 0.0, True, 0.125))
     assert f"{(got.float() - wanted).abs().max().item():.4f}" == printed
 
 
@@ -155,11 +155,11 @@ def test_a_masked_value_is_read_all_the_same(name):
     value[0, 0, 7, 3] = NAN
     mask = torch.ones(1, 1, 40, 96, dtype=torch.bool)
     mask[..., 7] = False
-    got = KERNELS[name](Call(query, key, value, mask, False, 0.125))
+    got = KERNELS[name](Call(query, key, value, mask, 0.0, False, 0.125))
     assert got[..., 3].isnan().all()
     assert got[..., 4:].isfinite().all()
     # Even a dead row multiplies it by 0.
-    got = KERNELS[name](Call(query, key, value, torch.zeros_like(mask), False, 0.125))
+    got = KERNELS[name](Call(query, key, value, torch.zeros_like(mask), 0.0, False, 0.125))
     assert got[..., 3].isnan().all()
     assert (got[..., 4:] == 0).all()
 
@@ -170,9 +170,9 @@ def test_a_masked_key_is_overwritten_by_a_bool_mask_only(name):
     key[0, 0, 7] = NAN
     mask = torch.ones(1, 1, 40, 96, dtype=torch.bool)
     mask[..., 7] = False
-    assert KERNELS[name](Call(query, key, value, mask, False, 0.125)).isfinite().all()
+    assert KERNELS[name](Call(query, key, value, mask, 0.0, False, 0.125)).isfinite().all()
     added = torch.zeros(mask.shape).masked_fill(~mask, -INF)
-    assert KERNELS[name](Call(query, key, value, added, False, 0.125)).isnan().all()
+    assert KERNELS[name](Call(query, key, value, added, 0.0, False, 0.125)).isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -183,18 +183,18 @@ def test_causal_tiles_above_the_diagonal_are_not_visited(name, head_dim, rows, b
     length = rows + 2
     query, key, value = inputs(length, 4 * rows, head_dim)
     value[0, 0, rows] = NAN
-    got = KERNELS[name](Call(query, key, value, None, True, 0.1))
+    got = KERNELS[name](Call(query, key, value, None, 0.0, True, 0.1))
     # The first tile of queries ends before key `rows`; the second visits its tile, row `rows - 1 + 1` on.
     assert got[0, 0, :rows].isfinite().all()
     assert got[0, 0, rows:].isnan().all()
     # Within a visited tile the future is read: weight 0 times NaN.
     query, key, value = inputs(length, 4 * rows, head_dim)
     value[0, 0, rows - 1] = NAN
-    assert KERNELS[name](Call(query, key, value, None, True, 0.1)).isnan().all()
+    assert KERNELS[name](Call(query, key, value, None, 0.0, True, 0.1)).isnan().all()
     # G6 cuts the last tile of queries at their number, G7 does not.
     query, key, value = inputs(length, 4 * rows, head_dim)
     value[0, 0, rows + block] = NAN
-    got = KERNELS[name](Call(query, key, value, None, True, 0.1))
+    got = KERNELS[name](Call(query, key, value, None, 0.0, True, 0.1))
     assert got[0, 0, rows:].isnan().all() == (name == "g7")
     assert got[0, 0, :rows].isfinite().all()
 
@@ -203,9 +203,9 @@ def test_causal_tiles_above_the_diagonal_are_not_visited(name, head_dim, rows, b
 def test_nan_in_a_query_spoils_its_row_alone(name):
     query, key, value = inputs()
     query[0, 0, 5, 0] = NAN
-    got = KERNELS[name](Call(query, key, value, None, False, 0.125))
+    got = KERNELS[name](Call(query, key, value, None, 0.0, False, 0.125))
     assert got[0, 0, 5].isnan().all()
     assert got[0, 0, torch.arange(40) != 5].isfinite().all()
     # A maximum that drops NaN leaves -inf, and the guards turn that into zeros.
-    got = KERNELS[name](Call(query, key, value, None, False, 0.125), propagates_nan=False)
+    got = KERNELS[name](Call(query, key, value, None, 0.0, False, 0.125), propagates_nan=False)
     assert (got[0, 0, 5] == 0).all()

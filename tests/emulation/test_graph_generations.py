@@ -71,7 +71,7 @@ def error_and_scores(function, call):
     if mask is not None and mask.dtype == torch.bool:
         bias = torch.zeros(mask.shape).masked_fill(~mask, NEVER)
     want, scores = by_definition(q, k, v, bias, causal, factor)
-    got = function(Call(q, k, v, mask, causal, scale, q.shape[1] != k.shape[1]))[0]
+    got = function(Call(q, k, v, mask, 0.0, causal, scale, q.shape[1] != k.shape[1]))[0]
     assert got.dtype == q.dtype
     assert got.shape == want.shape
     size = scores[scores.isfinite()].abs().max().item()
@@ -103,7 +103,7 @@ def test_the_stepwise_rounding_is_really_there(dtype):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 4, 32, 64).to(dtype) for _ in range(3))
     want = by_definition(q, k, v, None, False, 0.125)[0]
-    errors = {name: (f(Call(q, k, v, None, False, None, False))[0] - want).abs().mean() for name, f in ALL.items()}
+    errors = {name: (f(Call(q, k, v, None, 0.0, False, None, False))[0] - want).abs().mean() for name, f in ALL.items()}
     assert min(errors[n] for n in STEPWISE) > 1.2 * max(errors[n] for n in WIDE)
 
 
@@ -119,14 +119,14 @@ def test_g1_step_by_step_in_small_numbers(dtype):
     weight = (1 / (1 + math.exp(scores[1] - scores[0]))).real
     want = torch.tensor(weight).to(dtype)
     got = graph_attention(Call(q.to(dtype)[None, None, None], k.to(dtype)[None, None], v.to(dtype)[None, None],
-                          None, False, 0.7, False))[0]  # fmt: skip
+                          None, 0.0, False, 0.7, False))[0]  # fmt: skip
     assert got.item() == want.item()
 
 
 @pytest.mark.parametrize("name", ALL)
 class TestEdges:
     def run(self, name, q, k, v, mask=None, causal=False, scale=None):
-        return ALL[name](Call(q, k, v, mask, causal, scale, q.shape[1] != k.shape[1]))[0]
+        return ALL[name](Call(q, k, v, mask, 0.0, causal, scale, q.shape[1] != k.shape[1]))[0]
 
     @pytest.fixture
     def qkv(self):
@@ -204,9 +204,9 @@ def test_float16_products_that_overflow():
     """Head dimension 80, everything 256: products of 5 million. NaN up to G2, the values' mean in G3."""
     x = torch.full((1, 2, 23, 80), 256.0, dtype=F16)
     for function in (graph_attention, graph_attention_zero_rows):
-        assert function(Call(x, x, x, None, False, None, False))[0].isnan().all()
-        assert torch.equal(function(Call(x, x, x, None, False, None, False), wide_scores=True)[0], x)
-    assert torch.equal(graph_attention_f32(Call(x, x, x, None, False, None, False))[0], x)
+        assert function(Call(x, x, x, None, 0.0, False, None, False))[0].isnan().all()
+        assert torch.equal(function(Call(x, x, x, None, 0.0, False, None, False), wide_scores=True)[0], x)
+    assert torch.equal(graph_attention_f32(Call(x, x, x, None, 0.0, False, None, False))[0], x)
 
 
 @pytest.mark.parametrize("function", [graph_attention, graph_attention_f32])
@@ -214,10 +214,10 @@ def test_the_cut_into_blocks_changes_nothing(function, monkeypatch):
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, 5, 6, 8) for _ in range(3))
     mask = torch.randn(3, 1, 6, 6)
-    whole = function(Call(q, k, v, mask, False, None, False), want_weights=True)
+    whole = function(Call(q, k, v, mask, 0.0, False, None, False), want_weights=True)
     for size in (1, 40, 100, 400):
         monkeypatch.setattr("mpsdiag.emulation.generations.graph.SCORES_IN_A_BLOCK", size)
-        parts = function(Call(q, k, v, mask, False, None, False), want_weights=True)
+        parts = function(Call(q, k, v, mask, 0.0, False, None, False), want_weights=True)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
@@ -229,7 +229,7 @@ def test_gradients_of_the_safe_composite_match_cpu_attention(dtype):
     mask = torch.rand(2, 1, 6, 6) < 0.6
     mask[0, :, :2] = False
     upstream = torch.randn(2, 2, 6, 8, dtype=dtype)
-    ours = safe_composite_attention(Call(*inputs, mask, False, None, False))[0]
+    ours = safe_composite_attention(Call(*inputs, mask, 0.0, False, None, False))[0]
     stock = torch.nn.functional.scaled_dot_product_attention(*inputs, mask)
     for a, b in zip(
         torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(stock, inputs, upstream), strict=True
@@ -242,7 +242,7 @@ def test_gradients_of_the_old_composite_are_nan_through_a_dead_row():
     inputs = [torch.randn(1, 1, 3, 4, requires_grad=True) for _ in range(3)]
     mask = torch.ones(3, 3, dtype=torch.bool)
     mask[1] = False
-    composite_attention(Call(*inputs, mask, False, None, False))[0].sum().backward()
+    composite_attention(Call(*inputs, mask, 0.0, False, None, False))[0].sum().backward()
     assert all(x.grad.isnan().any() for x in inputs)
 
 
@@ -251,7 +251,7 @@ def test_dropout_drops_and_rescales(function):
     q = torch.randn(1, 1, 64, 8)
     torch.manual_seed(0)
     weights = function(Call(q, q, q, dropout_p=0.5))[1]
-    kept = function(Call(q, q, q, None, False, None, False))[1]
+    kept = function(Call(q, q, q, None, 0.0, False, None, False))[1]
     dropped = weights == 0
     assert 0.4 < dropped.float().mean() < 0.6
     torch.testing.assert_close(weights[~dropped], 2 * kept[~dropped])

@@ -42,7 +42,7 @@ def test_g0_scales_both_factors_by_the_root(dtype, width):
     root = width**-0.25
     scores = to(dtype, to(dtype, q * root) @ to(dtype, k * root).mT)
     want = (to(dtype, scores.softmax(-1)) @ v.float()).to(dtype)
-    got = composite_attention(Call(q, k, v, None, False, None, False))[0]
+    got = composite_attention(Call(q, k, v, None, 0.0, False, None, False))[0]
     assert share_equal(got, want) > 0.99
     product_scaled = to(dtype, to(dtype, q.float() @ k.float().mT) * width**-0.5)
     other = (to(dtype, product_scaled.softmax(-1)) @ v.float()).to(dtype)
@@ -53,7 +53,7 @@ def test_g0_in_float32_scales_both_factors_by_the_root():
     """Products of 1e40 overflow; roots of 1e-40, taken first, do not."""
     q, k = torch.full((1, 1, 2, 16), 1e20), torch.full((1, 1, 3, 16), 1e20)
     v = torch.randn(1, 1, 3, 16)
-    got = composite_attention(Call(q, k, v, None, False, 1e-40, False))[0]
+    got = composite_attention(Call(q, k, v, None, 0.0, False, 1e-40, False))[0]
     torch.testing.assert_close(got, v.mean(-2, keepdim=True).expand_as(got))
 
 
@@ -68,7 +68,7 @@ def test_g1_rounds_the_product_the_scaled_product_and_the_weights(dtype, width):
         "not before it": to(dtype, product * width**-0.5),
     }
     outputs = {name: (to(dtype, scores.softmax(-1)) @ v.float()).to(dtype) for name, scores in steps.items()}
-    got = graph_attention(Call(q, k, v, None, False, None, False))[0]
+    got = graph_attention(Call(q, k, v, None, 0.0, False, None, False))[0]
     assert share_equal(got, outputs["all"]) > 0.99
     assert share_equal(got, outputs["not after the scale"]) < 0.95
     assert share_equal(got, outputs["not before it"]) < 0.95
@@ -81,7 +81,7 @@ def test_g1_rounds_the_sum_with_the_mask(dtype):
     mask = torch.randn(24, 40, generator=torch.Generator().manual_seed(1)).mul(8).to(dtype)
     scores = to(dtype, to(dtype, to(dtype, q.float() @ k.float().mT) * 80**-0.5) + mask.float())
     want = (to(dtype, scores.softmax(-1)) @ v.float()).to(dtype)
-    assert share_equal(graph_attention(Call(q, k, v, mask, False, None, False))[0], want) > 0.99
+    assert share_equal(graph_attention(Call(q, k, v, mask, 0.0, False, None, False))[0], want) > 0.99
 
 
 @pytest.mark.parametrize(

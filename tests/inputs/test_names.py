@@ -29,6 +29,6 @@ def test_behind_a_proxy_nothing_is_presumed(monkeypatch):
 def test_the_libraries_are_offline_only_inside_and_only_if_the_hub_is_silent(monkeypatch, there):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "reachable", lambda _: there)
-    with hub.offline_if_unreachable():
+    with hub.offline_if_unreachable("model", "someone/model"):
         assert constants.HF_HUB_OFFLINE is not there
     assert constants.HF_HUB_OFFLINE is False
