@@ -48,7 +48,7 @@ class Answer:
 class Part(BaseModel):
     """A part of an answer; unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
 
 
 class Emulated(Part):
@@ -93,14 +93,14 @@ class Exposure(Part):
 
 
 class Blame(Part):
-    """The cause of a bad scenario, as `mpsdiag trace` names it, and where it began; `also`: further causes."""
+    """The cause of a bad scenario, as the `Origin` of `mpsdiag trace` names it; `also`: further causes."""
 
     cause: str
     layer: int | None
     module: str
     operation: str
     summary: str
-    also: list[str] = Field(default_factory=list)
+    also: list[Annotated[str, BeforeValidator(lambda one: getattr(one, "cause", one))]] = Field(default_factory=list)
     remedy: Advice
 
 

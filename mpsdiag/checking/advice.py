@@ -21,12 +21,7 @@ BOTH_WAYS = (
 
 
 def why(name: str, outcome: Measured) -> str:
-    """Why a fix resolves the scenario or not, from what was measured with it.
-
-    Args:
-        name: An attention mode or trainer variant.
-        outcome: The scenario with that fix.
-    """
+    """Why a fix, an attention mode or trainer variant, resolves the scenario or not: from the run with it in place."""
     if outcome.status != "ok":
         if name == "cpu_loss":
             return (
@@ -79,7 +74,7 @@ def advise(
         )
     if dead_row_bug and scenario is not None and scenario.status == "ok":
         advice.insert(0, _escaped(scenario, case, emulated))
-    if scenario is not None and _filter_hides(scenario):
+    if scenario is not None and scenario.nonfinite_batches and finite(scenario.stock_eval_loss):
         advice.append(
             Advice(
                 text="This transformers release hides it by default: batches with a non-finite loss are left "
@@ -132,10 +127,6 @@ def _about_padding(scenario: Measured | None) -> list[Advice]:
     if words is None and found.cause in ("model", "mask_leak"):
         return [Advice(text="No fix restores it: evaluate one sequence at a time, or only sequences of one length.")]
     return []
-
-
-def _filter_hides(scenario: Measured) -> bool:
-    return scenario.nonfinite_batches > 0 and finite(scenario.stock_eval_loss)
 
 
 def _clean(scenario: Measured | None, probes: Sequence[ProbeResult]) -> Advice:
@@ -207,14 +198,9 @@ def _escaped(scenario: Measured, case: Scenario, emulated: Emulated | None) -> A
 
 
 def blame(case: Scenario, outcome: Measured) -> Blame | None:
-    """Rebuild the case and trace it: its training if that went wrong, otherwise its evaluation.
+    """Build the case anew and trace it, its training where that went wrong: the cause of a bad outcome.
 
-    Args:
-        case: The scenario.
-        outcome: Its result; nothing is done if that is `ok`.
-
-    Returns:
-        The cause; None if the scenario is correct, or if its batches come out correct when traced.
+    None where the scenario is right, or where its batches come out right when they are traced.
     """
     if outcome.status == "ok":
         return None
@@ -236,12 +222,4 @@ def blame(case: Scenario, outcome: Measured) -> Blame | None:
             return None
     if origin is None:
         return None
-    return Blame(
-        cause=origin.cause,
-        layer=origin.layer,
-        module=origin.module,
-        operation=origin.operation,
-        summary=origin.summary,
-        also=[other.cause for other in origin.also],
-        remedy=origin.remedy,
-    )
+    return Blame.model_validate(origin)

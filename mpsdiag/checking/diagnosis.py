@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from mpsdiag.environment import Environment
 from mpsdiag.findings import Advice, Answer, Blame, Emulated, Exposure, Invariance, Part
@@ -23,7 +23,7 @@ class Judged(Part):
 
 
 class ProbeResult(Part):
-    """One probe of the catalogue; `training` and `evaluation` are the two grad modes."""
+    """What a `Finding` of the probes says in the document; `training` and `evaluation` are the two grad modes."""
 
     id: str
     title: str
@@ -32,7 +32,7 @@ class ProbeResult(Part):
     training: ProbeStatus
     evaluation: ProbeStatus
     cases: int = 0
-    failed: list[str] = Field(default_factory=list)
+    failed: list[Annotated[str, BeforeValidator(str)]] = Field(default_factory=list)
     upstream: list[str] = Field(default_factory=list)
     remedy: Advice | None = None
 

@@ -82,8 +82,8 @@ def check(
     """
     if level not in (1, 2, 3):
         raise BadInput(f"Level {level} does not exist. Choose 1 (the kernel), 2 (and the scenario) or 3 (everything).")
-    model = given.path_or_name("model", model, '"tiny-llama", a folder or a hub name')
-    dataset = given.path_or_name("dataset", dataset, '"synthetic", a file or a hub name')
+    model = given.text("model", model, '"tiny-llama", a folder or a hub name')
+    dataset = given.text("dataset", dataset, '"synthetic", a file or a hub name')
     device = given.text("device", device, '"auto" or "mps"')
     dtype = given.dtype_name(dtype)
     seed = given.seed(seed)
@@ -113,7 +113,10 @@ def check(
     if not state.ok:
         return _unusable(level, where, state.reason)
     progress("probing the attention kernel")
-    findings = _probe(level, probes, where, emulation, progress)
+    if probes:
+        findings = [run_probe(probe, device=where, emulation=emulation) for probe in probes]
+    else:
+        findings = run_level(3 if level == 3 else 1, where, emulation, progress)
     outcome, fixes = None, list[FixResult]()
     if level >= 2 and not probes:
         progress("loading transformers")
@@ -128,14 +131,6 @@ def _emulation(device: str, release: str | None, macos: int) -> Emulation | None
     if device not in ("auto", "cpu"):
         raise BadInput(f"--emulate runs on the CPU, not on '{device}'. Leave out --device, or --emulate.")
     return Emulation(release, macos)
-
-
-def _probe(
-    level: int, chosen: Sequence[str], where: str, emulation: Emulation | None, progress: Progress
-) -> list[Finding]:
-    if chosen:
-        return [run_probe(probe, device=where, emulation=emulation) for probe in chosen]
-    return run_level(3 if level == 3 else 1, where, emulation, progress)
 
 
 # The trainers would warn of the very defects that the diagnosis reports.
@@ -183,7 +178,7 @@ def _put_together(
     fixes: list[FixResult],
     chosen: Sequence[str],
 ) -> Diagnosis:
-    probes = [_probe_result(finding) for finding in findings]
+    probes = [ProbeResult.model_validate(finding) for finding in findings]
     kernel = kernel_verdict(probes)
     scenario = None if outcome is None else scenario_verdict(outcome)
     invariance = None if outcome is None else outcome.invariance
@@ -239,21 +234,6 @@ def _unusable(level: int, where: str, reason: str) -> Diagnosis:
                 commands=["mpsdiag env", "mpsdiag check --emulate 2.8"],
             )
         ],
-    )
-
-
-def _probe_result(finding: Finding) -> ProbeResult:
-    return ProbeResult(
-        id=finding.id,
-        title=finding.title,
-        status=finding.status,
-        detail=finding.detail,
-        training=finding.training,
-        evaluation=finding.evaluation,
-        cases=finding.cases,
-        failed=[f"{check.name}: {check.seen}" for check in finding.failed],
-        upstream=list(finding.upstream),
-        remedy=Advice(text=finding.remedy.text, commands=list(finding.remedy.commands)),
     )
 
 

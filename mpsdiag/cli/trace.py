@@ -7,7 +7,7 @@ import typer
 
 from mpsdiag.cli import options, output
 from mpsdiag.cli.options import MODES, count, note_without_effect, what
-from mpsdiag.words import DEFAULT_MODEL
+from mpsdiag.words import BUILTIN_DATASET, DEFAULT_MODEL
 
 # What only a data set is read with.
 DATA = ("dataset", "padding_side", "max_length", "batch_size", "eval_max_batches", "pad_to_multiple_of")
@@ -82,7 +82,7 @@ def trace(
         batch_file=batch,
         model=model,
         task=task,
-        dataset=dataset,
+        dataset=dataset or BUILTIN_DATASET,
         train=train,
         steps=max_steps,
         learning_rate=learning_rate,

@@ -1,17 +1,16 @@
 """Why padding changes what a model gives: each cause is one intervention that is run, none is assumed."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mpsdiag.emulation.mode import suspended
-from mpsdiag.findings import ArrangementResult, FixTried, InvarianceCause
+from mpsdiag.findings import ArrangementResult, FixTried, Invariance, InvarianceCause
 from mpsdiag.inputs.batches import picture_token
-from mpsdiag.inputs.modules import copy_to_cpu
+from mpsdiag.inputs.modules import copy_to_cpu, to_cpu
 from mpsdiag.invariance.alone_truth import AloneTruth, distance, in_attention, outputs_of, reference_of, takes_positions
 from mpsdiag.invariance.arrangements import Arrangement, Example, alone, companions, scrambled
 from mpsdiag.sdpa.float64 import largest_error
@@ -34,40 +33,22 @@ class ArrangementTrial:
     errors: list[float] = field(default_factory=list)
     """By position of a sequence; empty for generated tokens."""
 
-    @property
-    def holds(self) -> bool:
-        """Within the bound."""
-        return self.result.holds
-
-    @property
-    def counts(self) -> bool:
-        """It makes the verdict."""
-        return self.result.counts
-
-
-@dataclass(frozen=True)
-class CauseFound:
-    """What was found: the cause, in a sentence too; fixes that were tried; whether the CPU shows it as well."""
-
-    cause: InvarianceCause
-    sentence: str
-    fixes: list[FixTried]
-    every_device: bool
-
 
 def explain(
-    model: nn.Module, examples: Sequence[Example], failed: Sequence[ArrangementTrial], truth: AloneTruth
-) -> CauseFound:
-    """Run the interventions on the arrangements that failed; the model is in evaluation mode, on its device."""
+    found: Invariance,
+    model: nn.Module,
+    examples: Sequence[Example],
+    failed: Sequence[ArrangementTrial],
+    truth: AloneTruth,
+) -> None:
+    """Run the interventions on what failed, and write into `found` what they show; no gradients are wanted here."""
     restores = _tried(model, failed, truth)
     on_cpu = _cpu_fails(model, failed, truth)
     if restores.get("positions"):
         cause: InvarianceCause = "positions"
     elif restores.get("eager") or restores.get("eager + positions"):
         cause = "attention"
-    elif _depends_on_company(model, examples):
-        cause = "model" if on_cpu else "device"
-    elif _leaks(model, failed, truth.allowed):
+    elif not _depends_on_company(model, examples) and _leaks(model, failed, truth.allowed):
         cause = "mask_leak"
     else:
         cause = "model" if on_cpu else "device"
@@ -76,9 +57,9 @@ def explain(
         sentence += f", and {SENTENCES['positions']}"
     if cause == "model" and _routes_by_company(model, examples, truth.allowed):
         sentence = "the routing to experts depends on what else is in the batch"
-    where = ", on every device" if on_cpu else ""
-    fixes = [FixTried(name=name, restores=does) for name, does in restores.items()]
-    return CauseFound(cause, sentence + where, fixes, on_cpu)
+    found.cause, found.every_device = cause, on_cpu
+    found.fixes = [FixTried(name=name, restores=does) for name, does in restores.items()]
+    found.reason = f"{sentence}{', on every device' if on_cpu else ''}: {found.reason}"
 
 
 def _tried(model: nn.Module, failed: Sequence[ArrangementTrial], truth: AloneTruth) -> dict[str, bool]:
@@ -109,21 +90,11 @@ def _all_hold(
 
 def _cpu_fails(model: nn.Module, failed: Sequence[ArrangementTrial], truth: AloneTruth) -> bool:
     """Whether stock attention on the CPU shows it too, with the same weights in the same dtype."""
-    with _on_cpu(model) as twin:
-        return not _all_hold(twin, [ArrangementTrial(t.result, [_moved(a) for a in t.batches]) for t in failed], truth)
-
-
-@contextmanager
-def _on_cpu(model: nn.Module) -> Iterator[nn.Module]:
-    with suspended(), torch.no_grad():
+    moved = [replace(trial, batches=[replace(a, batch=to_cpu(a.batch)) for a in trial.batches]) for trial in failed]
+    with suspended():
         twin = copy_to_cpu(model)
         with in_attention(twin, "sdpa"):
-            yield twin
-
-
-def _moved(arrangement: Arrangement) -> Arrangement:
-    cpu = {name: tensor.cpu() for name, tensor in arrangement.batch.items()}
-    return Arrangement(arrangement.name, cpu, arrangement.rows, arrangement.counts, arrangement.generates)
+            return not _all_hold(twin, moved, truth)
 
 
 def _depends_on_company(model: nn.Module, examples: Sequence[Example]) -> bool:
@@ -138,11 +109,8 @@ def _leaks(model: nn.Module, failed: Sequence[ArrangementTrial], allowed: float)
     for arrangement in (a for trial in failed for a in trial.batches if not a.generates):
         if bool(arrangement.batch["attention_mask"].all()):
             continue
-        with torch.no_grad():
-            before, after = (
-                outputs_of(model, arrangement),
-                outputs_of(model, scrambled(arrangement, picture_token(model))),
-            )
+        before = outputs_of(model, arrangement)
+        after = outputs_of(model, scrambled(arrangement, picture_token(model)))
         pairs = [p for one, other in zip(before, after, strict=True) for p in zip(one, other, strict=True)]
         if any(not largest_error(mine, other.cpu()) <= allowed for mine, other in pairs):
             return True
@@ -181,8 +149,7 @@ def _routed(
 
     hooks = [router.register_forward_hook(note) for router in routers]
     try:
-        with torch.no_grad():
-            outputs_of(model, arrangement)
+        outputs_of(model, arrangement)
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from mpsdiag.findings import FirstLabel
 from mpsdiag.inputs.modules import logits_of
-
-IGNORED = -100
+from mpsdiag.inputs.nonfinite import IGNORED_LABEL
 
 
 def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: Iterable[Tensor]) -> FirstLabel | None:
@@ -27,7 +26,7 @@ def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: 
     with torch.no_grad():
         for batch, found, out in zip(batches, padded, logits, strict=True):
             every.append(_losses(out, batch["labels"]))
-            rest.append(_losses(out, batch["labels"].masked_fill(found, IGNORED)))
+            rest.append(_losses(out, batch["labels"].masked_fill(found, IGNORED_LABEL)))
             alone += [_alone(model, batch, row) for row in range(len(found))]
     return FirstLabel(eval_loss=_mean(every), eval_loss_without=_mean(rest), eval_loss_alone=_mean(alone))
 
@@ -38,7 +37,7 @@ def predicted_at_padding(labels: Tensor, attention_mask: Tensor) -> Tensor:
     `labels` (-100 where there is none), `attention_mask` and the bool result have the shape (sequences, positions).
     """
     before = F.pad(attention_mask[:, :-1] == 0, (1, 0), value=False)
-    return before & (labels != IGNORED)
+    return before & (labels != IGNORED_LABEL)
 
 
 def without_first_label(collator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -51,7 +50,7 @@ def without_first_label(collator: Callable[..., dict[str, Any]]) -> Callable[...
         batch = collator(*args, **kwargs)
         labels, mask = batch.get("labels"), batch.get("attention_mask")
         if isinstance(labels, Tensor) and isinstance(mask, Tensor) and labels.shape == mask.shape:
-            batch["labels"] = labels.masked_fill(predicted_at_padding(labels, mask), IGNORED)
+            batch["labels"] = labels.masked_fill(predicted_at_padding(labels, mask), IGNORED_LABEL)
         return batch
 
     return collate
@@ -66,8 +65,10 @@ def _alone(model: nn.Module, batch: Mapping[str, Any], row: int) -> tuple[float,
 def _losses(logits: Tensor, labels: Tensor) -> tuple[float, int]:
     """The sum of the losses of shifted labels, and their number."""
     shifted = labels[:, 1:].to(logits.device)
-    losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), shifted, ignore_index=IGNORED, reduction="sum")
-    return float(losses), int((shifted != IGNORED).sum())
+    losses = F.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), shifted, ignore_index=IGNORED_LABEL, reduction="sum"
+    )
+    return float(losses), int((shifted != IGNORED_LABEL).sum())
 
 
 def _mean(losses: Sequence[tuple[float, int]]) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.findings import ArrangementResult, Invariance
 from mpsdiag.inputs.batches import picture_token
+from mpsdiag.inputs.modules import in_mode, move
 from mpsdiag.invariance.alone_truth import AloneTruth, errors, has_decoder, reference_of, text_config, widen_bound
 from mpsdiag.invariance.arrangements import EXTRA, SAMPLE, Arrangement, Example, alone, arrangements, examples_of
 from mpsdiag.invariance.causes import ArrangementTrial, explain
@@ -58,19 +59,15 @@ def padding_invariance(
         raise BadInput("The batch needs input_ids of shape (sequences, positions).")
     side = one_of("padding side", padding_side or _side_of(batch.get("attention_mask")), PADDING_SIDES)
     pad_id = _pad_id(model, batch) if pad_token_id is None else pad_token_id
-    device = next(model.parameters()).device
-    on_device = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    on_device = move(dict(batch), next(model.parameters()).device)
     examples = examples_of(on_device, limit=sequences, longest=_room(model), picture=picture_token(model))
     if not examples:
         raise BadInput("All sequences of the batch are padding only.")
-    training = model.training
-    model.eval()
     try:
-        return _measure(model, examples, side, pad_id, generates=generates, causes=causes)
+        with in_mode(model, training=False, grad=False):
+            return _measure(model, examples, side, pad_id, generates=generates, causes=causes)
     except CannotDecide as problem:
         return Invariance(verdict="undecided", reason=str(problem), padding_side=side)
-    finally:
-        model.train(training)
 
 
 def assert_padding_invariant(model: nn.Module, batch: Mapping[str, Any], **options: Any) -> None:
@@ -119,7 +116,7 @@ def _measure(
     if any(trial.result.allowed < trial.result.max_abs_diff < DOUBTFUL * trial.result.allowed for trial in trials):
         widen_bound(model, truth)
         trials = [_judged(trial, truth.allowed) for trial in trials]
-    failed = [trial for trial in trials if not trial.holds and trial.counts]
+    failed = [trial for trial in trials if not trial.result.holds and trial.result.counts]
     found = Invariance(
         verdict="varies" if failed else "invariant",
         padding_side=side,
@@ -136,9 +133,7 @@ def _measure(
     what = "the tokens" if worst.result.name == "generate" else "the numbers at real positions"
     found.reason = f"{worst.result.name}: {what} are {off if worst.result.finite else 'not finite'}"
     if causes:
-        explanation = explain(model, examples, failed, truth)
-        found.cause, found.fixes, found.every_device = (explanation.cause, explanation.fixes, explanation.every_device)
-        found.reason = f"{explanation.sentence}: {found.reason}"
+        explain(found, model, examples, failed, truth)
     return found
 
 

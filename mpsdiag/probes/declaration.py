@@ -36,6 +36,9 @@ class Check:
     bound: float | None = None
     at: Mapping[str, Any] | None = None
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.seen}"
+
 
 @dataclass(frozen=True)
 class ModeResult:

@@ -10,9 +10,10 @@ base, with adapters behind the attention only, or inside reentrant checkpointing
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,6 @@ EMPTY = "sequences of padding only"
 GAPS = "gaps in the attention_mask"
 GIVEN = "a 4D mask given by the user"
 
-# Attention modes whose masks with fully masked rows reach F.scaled_dot_product_attention as they are.
-_HANDS_THEM_ON: Final = ("sdpa",)
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -43,11 +41,7 @@ class Kind:
 
 
 def attention_kinds(config: Any) -> dict[Kind, int]:
-    """The kinds of attention a config asks for, with the number of layers of each.
-
-    Args:
-        config: Of a transformers model; a text model's part of a larger one is looked up.
-    """
+    """The kinds of attention that a config asks for, or its part for text, with the number of layers of each."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers = int(getattr(text, "num_hidden_layers", 1) or 1)
     window, chunk = getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)
@@ -70,15 +64,7 @@ def attention_kinds(config: Any) -> dict[Kind, int]:
 
 
 def dead_positions(padding: Tensor, kind: Kind) -> Tensor:
-    """Which queries may attend to no key.
-
-    Args:
-        padding: (sequences, positions), 1 or True at real tokens.
-        kind: Of the layer.
-
-    Returns:
-        (sequences, positions) bool.
-    """
+    """Which queries may attend to no key, (sequences, positions) bool; `padding` is 1 or True at real tokens."""
     kept = padding.bool().cpu()
     queries = torch.arange(kept.shape[1]).expand_as(kept)
     first, last = _reach(kept, queries, kind)
@@ -117,11 +103,7 @@ class Padding:
 
     @classmethod
     def of(cls, padding: Tensor) -> Padding:
-        """Tell the kinds apart.
-
-        Args:
-            padding: (sequences, positions), 1 or True at real tokens.
-        """
+        """Tell the kinds apart; `padding` is 1 or True at real tokens."""
         kept = padding.bool().cpu()
         so_far = kept.cumsum(-1)
         alone = ~kept.any(-1, keepdim=True).expand_as(kept)
@@ -129,12 +111,7 @@ class Padding:
 
 
 def reasons(padding: Tensor, dead: Tensor) -> dict[str, int]:
-    """Sort fully masked rows by where they come from.
-
-    Args:
-        padding: (sequences, positions), 1 or True at real tokens.
-        dead: (sequences, positions) bool.
-    """
+    """Count fully masked rows, `dead`, by where they come from; both are (sequences, positions), as for `Padding`."""
     kinds = Padding.of(padding)
     alone, before = kinds.alone, kinds.before
     # Where even the longest sequence is padded, that much of the padding is not for the sake of the others.
@@ -152,18 +129,14 @@ def reasons(padding: Tensor, dead: Tensor) -> dict[str, int]:
 def predict(
     config: Any, batches: Sequence[Mapping[str, Any]], *, attention: str = "sdpa", notes: Sequence[str] = ()
 ) -> Exposure:
-    """Predict how many fully masked rows the batches have, and why.
+    """Predict how many fully masked rows the batches have under an attention mode, and why.
 
-    Args:
-        config: The model's.
-        batches: `input_ids` and `attention_mask` (2D, or a 4D mask), as the collator makes them.
-        attention: The attention mode.
-        notes: Sentences to hand on, such as those of `training_notes`.
+    `batches` are `input_ids` and `attention_mask` (2D, or a 4D mask), as the collator makes them; `notes` are sentences
+    to hand on, such as those of `training_notes`.
     """
     kinds = attention_kinds(config)
     rows, total, hit = 0, 0, 0
-    why: dict[str, int] = {}
-    by_kind = dict.fromkeys(kinds, 0)
+    why, by_kind = Counter[str](), Counter[Kind]()
     for batch in batches:
         mask = batch.get("attention_mask")
         total += int(next(iter(batch.values())).shape[0])
@@ -175,21 +148,18 @@ def predict(
         # A sequence is as exposed as its most exposed layer; rows of several kinds are the same rows.
         worst = max(found.values(), key=lambda dead: int(dead.sum()))
         rows, hit = rows + int(worst.sum()), hit + int(worst.any(-1).sum())
-        for kind, dead in found.items():
-            by_kind[kind] += int(dead.sum())
-        parts = reasons(mask, worst) if mask.dim() == 2 else {GIVEN: int(worst.sum())}
-        for name, count in parts.items():
-            why[name] = why.get(name, 0) + count
+        by_kind.update({kind: int(dead.sum()) for kind, dead in found.items()})
+        why.update(reasons(mask, worst) if mask.dim() == 2 else {GIVEN: int(worst.sum())})
     return Exposure(
         rows=rows,
         sequences=hit,
         of_sequences=total,
-        reasons={name: count for name, count in why.items() if count},
+        reasons=dict(+why),
         layers=[
             LayerExposure(kind=kind.name, width=kind.width, layers=count, rows=by_kind[kind])
             for kind, count in kinds.items()
         ],
-        reach_sdpa=attention in _HANDS_THEM_ON,
+        reach_sdpa=attention == "sdpa",  # The other modes hand no such row on.
         causal=not sees_both_ways(config),
         notes=list(notes),
     )

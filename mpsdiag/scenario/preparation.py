@@ -78,7 +78,10 @@ def prepare(scenario: Scenario) -> Iterator[PreparedScenario]:
             scenario.model, seed=scenario.seed, dtype=scenario.dtype, from_config=False, task=scenario.task
         )
         longest = fitting_length(model, scenario.max_length)
-        train_rows, eval_rows = _rows(scenario, task, model, processor, longest, *texts)
+        train_rows, eval_rows = (
+            task.rows(some, processor, longest, config=model.config, seed=scenario.seed) for some in texts
+        )
+        _check_rows(scenario, model, processor, train_rows, eval_rows)
         stack.enter_context(put_in_place(model, attention_for(model, scenario.attn_implementation)))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mpsdiag-"))
         prepared = PreparedScenario(scenario, model, task, processor, None, [], [], max_length=longest)
@@ -101,10 +104,8 @@ def prepare(scenario: Scenario) -> Iterator[PreparedScenario]:
 
 def _texts(scenario: Scenario) -> tuple[list[str], list[str]]:
     """Evaluation takes the first texts; training the next ones, or those of its own data set."""
-    wanted_eval, wanted_train = (
-        scenario.eval_max_batches * scenario.batch_size,
-        max(1, scenario.max_steps) * scenario.batch_size,
-    )
+    wanted_eval = scenario.eval_max_batches * scenario.batch_size
+    wanted_train = max(1, scenario.max_steps) * scenario.batch_size
     if scenario.eval_dataset is None:
         texts = load_texts(scenario.dataset, split="train", limit=wanted_eval + wanted_train)
         return texts[wanted_eval:] or texts, texts[:wanted_eval]
@@ -112,26 +113,15 @@ def _texts(scenario: Scenario) -> tuple[list[str], list[str]]:
     return load_texts(scenario.dataset, split="train", limit=wanted_train), eval_texts
 
 
-def _rows(
-    scenario: Scenario,
-    task: Task,
-    model: PreTrainedModel,
-    processor: Any,
-    longest: int,
-    train_texts: list[str],
-    eval_texts: list[str],
-) -> tuple[list[Any], list[Any]]:
-    """Token ids of training and evaluation, which the model has embeddings for."""
-    train_rows, eval_rows = (
-        task.rows(texts, processor, longest, config=model.config, seed=scenario.seed)
-        for texts in (train_texts, eval_texts)
-    )
+def _check_rows(
+    scenario: Scenario, model: PreTrainedModel, processor: Any, train_rows: list[Any], eval_rows: list[Any]
+) -> None:
+    """Refuse data without sequences, or with token ids that the model has no embeddings for."""
     if not train_rows or not eval_rows:
         raise BadInput(f"Data set '{scenario.dataset}' gives no sequences. Give one with at least two lines of text.")
     tokenizer = getattr(processor, "tokenizer", processor)
     greatest = max(greatest_id([*train_rows, *eval_rows]), tokenizer.pad_token_id or 0)
     require_known_tokens(model, greatest, scenario.model)
-    return train_rows, eval_rows
 
 
 def _arguments(scenario: Scenario, folder: Path) -> TrainingArguments:

@@ -18,7 +18,7 @@ from mpsdiag.fixes.anatomy import runs_eager
 from mpsdiag.fixes.model import apply, put_in_place
 from mpsdiag.fixes.process import install
 from mpsdiag.inputs.models import attention_for
-from mpsdiag.inputs.modules import copy_to_cpu, to_float64
+from mpsdiag.inputs.modules import copy_to_cpu, over_tensors, to_cpu, to_float64
 from mpsdiag.inputs.tasks import ALL_TASKS, Task
 from mpsdiag.sdpa.float64 import WideSoftmax, allowed_error, largest_error
 
@@ -47,17 +47,14 @@ class Distances:
 
 
 def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any, task: Task = CAUSAL) -> Reference:
-    """Compute the reference from the model's present weights, on the CPU and outside any emulation.
+    """Compute the reference from a copy of the model with its present weights, on the CPU and outside any emulation.
 
-    Args:
-        model: Any device, dtype and attention; it is copied, not changed.
-        batches: `input_ids`, `attention_mask`, `labels` of shape (sequences, positions).
-        trainer: The Trainer whose losses are to be matched: it knows which tokens the mean is over.
-        task: Of the model; it says what is compared, and where.
+    `trainer` is the one whose losses are to be matched: it knows which tokens the mean is over. `task` says what is
+    compared, and where.
     """
     with stock_cpu():
         stock = cpu_copy(model)
-        losses = [stock_loss(stock, on_cpu(batch), trainer) for batch in batches]
+        losses = [stock_loss(stock, to_cpu(batch), trainer) for batch in batches]
         rounded = [_output(stock, batch, task) for batch in batches]
         with put_in_place(stock, "eager"), WideSoftmax(rounded=runs_eager(model)):
             eager = [_output(stock, batch, task) for batch in batches]
@@ -79,12 +76,7 @@ def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any, ta
 
 
 def compare(logits: Sequence[Tensor], truth: Reference) -> Distances:
-    """How far the logits of a run are from the reference.
-
-    Args:
-        logits: One (sequences, positions, vocabulary) tensor a batch, any device and dtype.
-        truth: The reference for the same batches and weights.
-    """
+    """How far the logits of a run, (sequences, positions, vocabulary) a batch, are from the reference for it."""
     pairs = list(zip(logits, truth.logits, truth.real, strict=True))
     return Distances(
         real=max(_distance(mine, right, real) for mine, right, real in pairs),
@@ -129,25 +121,15 @@ def cpu_copy(model: PreTrainedModel) -> PreTrainedModel:
     return cast("PreTrainedModel", twin)
 
 
-def on_cpu(batch: Batch) -> Batch:
-    """The same batch in CPU memory."""
-    return {name: tensor.cpu() for name, tensor in batch.items()}
-
-
 def _output(model: PreTrainedModel, batch: Batch, task: Task) -> Tensor:
     """What is compared of a model's output; pictures are taken in the model's dtype."""
-    inputs = {name: tensor for name, tensor in on_cpu(batch).items() if name != "labels"}
-    for name, tensor in inputs.items():
-        inputs[name] = tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    inputs = over_tensors(inputs, lambda t: t.to("cpu", model.dtype if t.is_floating_point() else None))
     return require_output(task.compared(model(**inputs)), model)
 
 
 def require_output(found: Tensor | None, model: Any) -> Tensor:
-    """What is compared of an output, if there is something.
-
-    Raises:
-        BadInput: There is nothing.
-    """
+    """What is compared of an output; BadInput if there is nothing."""
     if found is None:
         raise BadInput(f"{type(model).__name__} returns neither logits nor hidden states to compare.")
     return found

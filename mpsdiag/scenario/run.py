@@ -21,7 +21,7 @@ from transformers import __version__ as transformers_version
 from mpsdiag.findings import Exposure, Invariance
 from mpsdiag.inputs.installed import as_on_mps, stock_mean
 from mpsdiag.inputs.models import attention_for, missing_note, model_notes
-from mpsdiag.inputs.modules import ModulePath, first_tensor, mean
+from mpsdiag.inputs.modules import ModulePath, first_tensor, mean, to_cpu
 from mpsdiag.inputs.nonfinite import unread_nonfinite
 from mpsdiag.invariance.first_label import first_label
 from mpsdiag.invariance.measure import padding_invariance
@@ -30,7 +30,6 @@ from mpsdiag.scenario.preparation import PreparedScenario, prepare
 from mpsdiag.scenario.reference import (
     compare,
     cpu_copy,
-    on_cpu,
     real_positions,
     reference,
     require_output,
@@ -118,15 +117,9 @@ class Observer(SdpaWatch):
 
 
 def run_scenario(scenario: Scenario, *, invariance: bool = False, causes: bool = True) -> Measured:
-    """Train a few steps, evaluate, compare with the float64 reference.
+    """Train a few steps, evaluate, compare with the float64 reference; BadInput as `prepare`.
 
-    Args:
-        scenario: What to run.
-        invariance: Compare padded batches with each sequence alone too.
-        causes: Look for the cause where they differ, and try the fixes.
-
-    Raises:
-        BadInput: As `prepare`.
+    `invariance` compares padded batches with each sequence alone too, and `causes` says why they differ, if they do.
     """
     with ExitStack() as stack:
         stack.enter_context(as_on_mps(scenario.emulation))
@@ -187,11 +180,7 @@ def run_scenario(scenario: Scenario, *, invariance: bool = False, causes: bool =
 
 
 def first_nonfinite_in_training(scenario: Scenario) -> tuple[FirstNonfinite | None, list[list[int]]]:
-    """Build the scenario anew and watch the forward of its first training batch, with gradients wanted.
-
-    Returns:
-        The place, and per layer the number of non-finite sequences at each position; None and [] if all is finite.
-    """
+    """Build the scenario anew, and watch the forward of its first training batch, with gradients; as `_first_place`."""
     with ExitStack() as stack:
         stack.enter_context(as_on_mps(scenario.emulation))
         prepared = stack.enter_context(prepare(scenario))
@@ -236,7 +225,7 @@ def _first_train_loss_on_cpu(prepared: PreparedScenario) -> float:
     if prepared.scenario.max_steps == 0:
         return math.nan
     with stock_cpu():
-        return stock_loss(cpu_copy(prepared.model), on_cpu(prepared.train_batches[0]), prepared.trainer)
+        return stock_loss(cpu_copy(prepared.model), to_cpu(prepared.train_batches[0]), prepared.trainer)
 
 
 def _train(prepared: PreparedScenario) -> tuple[list[float], list[float]]:
@@ -268,6 +257,7 @@ def _watched_evaluation(prepared: PreparedScenario) -> tuple[list[Tensor], list[
 
 
 def _first_place(sightings: Sequence[Sighting]) -> tuple[FirstNonfinite | None, list[list[int]]]:
+    """The place, and per layer the number of non-finite sequences at each position; None and [] if all is finite."""
     for number, seen in enumerate(sightings):
         for event in seen.events:
             rows = int(event.bad_rows)

@@ -118,7 +118,7 @@ def _traced(request: TraceRequest, case: TracedCase, progress: Callable[[str], N
 
 def _report(case: TracedCase, found: TracedRun) -> TraceReport:
     emulation, missing = case.emulation, missing_note(case.model)
-    seen = [] if found.origin is None else [found.origin, *found.origin.also]
+    seen = [found.origin, *(found.origin.also if found.origin else ()), unread_weights(case.model)]
     return TraceReport(
         mode="training" if case.train else "evaluation",
         device=case.device,
@@ -130,7 +130,7 @@ def _report(case: TracedCase, found: TracedRun) -> TraceReport:
         bad_batches=found.bad,
         eval_loss=found.eval_loss,
         stock_eval_loss=found.stock_eval_loss,
-        origin=joined([*seen, *unread_weights(case.model)]),
+        origin=joined(origin for origin in seen if origin),
         notes=[*([missing] if missing else []), *model_notes(case.model)],
     )
 

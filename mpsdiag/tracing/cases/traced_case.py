@@ -40,7 +40,7 @@ class TraceRequest:
     batch_file: Path | None = None
     model: str | None = None
     task: str = AUTO_TASK
-    dataset: str | None = None
+    dataset: str = BUILTIN_DATASET
     train: bool = False
     steps: int | None = None
     learning_rate: float | None = None
@@ -106,7 +106,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
         if about is not None and about.autocast and request.dtype is None:
             kind = devices.kind_of(device)
             stack.enter_context(torch.autocast(kind, dtype=devices.torch_dtype(about.autocast)))
-        longest = _longest(request, model)
+        longest = fitting_length(model, request.max_length or (128 if request.dataset == BUILTIN_DATASET else 512))
         given = _batches(request, name, model, longest) if batch is None else [batch]
         yield TracedCase(
             model=model,
@@ -121,15 +121,6 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
         )
 
 
-def _longest(request: TraceRequest, model: nn.Module) -> int:
-    """The asked length, or what belongs to the data, and no more than the model has positions for."""
-    return fitting_length(model, request.max_length or (128 if _dataset(request) == BUILTIN_DATASET else 512))
-
-
-def _dataset(request: TraceRequest) -> str:
-    return request.dataset or BUILTIN_DATASET
-
-
 def _batches(request: TraceRequest, name: str, model: Any, longest: int) -> list[dict[str, Any]]:
     """The first texts of the data, tokenized, padded and labelled as the task of the model has it."""
     from mpsdiag.inputs.texts import load_texts
@@ -137,7 +128,7 @@ def _batches(request: TraceRequest, name: str, model: Any, longest: int) -> list
 
     task, _ = load_task(name, request.task)
     processor = load_processor(name, task, padding_side=request.padding_side)
-    texts = load_texts(_dataset(request), limit=request.batches * request.batch_size)
+    texts = load_texts(request.dataset, limit=request.batches * request.batch_size)
     rows = task.rows(texts, processor, longest, config=model.config, seed=request.seed)
     collate = task.collator(processor, model, pad_to_multiple_of=request.pad_to_multiple_of)
     size = request.batch_size
@@ -178,7 +169,7 @@ def _case_info(
     elif request.batch_file is not None:
         info["batch"] = str(request.batch_file)
     else:
-        info |= {"dataset": _dataset(request), "padding_side": request.padding_side}
+        info |= {"dataset": request.dataset, "padding_side": request.padding_side}
     if attention:
         info["attention"] = attention
     return info

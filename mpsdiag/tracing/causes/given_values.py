@@ -28,23 +28,20 @@ def bad_weights(first: Candidate) -> Origin | None:
     )
 
 
-def unread_weights(model: nn.Module) -> list[Origin]:
+def unread_weights(model: nn.Module) -> Origin | None:
     """The checkpoint has NaN or infinity in weights that the class it was loaded as does not read."""
     bad, sentence = unread_nonfinite(model)
     if not bad:
-        return []
-    return [
-        Origin(
-            cause="bad_weights",
-            layer=None,
-            module=bad[0].rpartition(".")[0],
-            operation="from_pretrained",
-            phase="data",
-            summary=sentence,
-            evidence={"weights": [{"name": name} for name in bad[:LISTED]], "bad_tensors": len(bad)},
-            remedy=REMEDIES["broken_weights"],
-        )
-    ]
+        return None
+    return Origin(
+        cause="bad_weights",
+        module=bad[0].rpartition(".")[0],
+        operation="from_pretrained",
+        phase="data",
+        summary=sentence,
+        evidence={"weights": [{"name": name} for name in bad[:LISTED]], "bad_tensors": len(bad)},
+        remedy=REMEDIES["broken_weights"],
+    )
 
 
 def nonfinite_weights(model: nn.Module) -> list[dict[str, Any]]:

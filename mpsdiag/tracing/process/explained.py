@@ -1,7 +1,6 @@
 """A forward, backward or optimizer step of a watched process that came out non-finite: run again, and explained."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the
 from mpsdiag.tracing.passes.forward import explain_forward
 from mpsdiag.tracing.passes.gradients import backward_of, explain_backward
 from mpsdiag.tracing.process.forwards import WatchedForward
+from mpsdiag.tracing.process.unread import Unread, Values
 from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat, only_unwatched, unexplained
 from mpsdiag.tracing.watch.tensors import facts, impurity, judged_in
 
@@ -26,7 +26,7 @@ def of_forward(forward: WatchedForward, optimizers: Iterable[torch.optim.Optimiz
     if forward.step and (origin := of_step(forward.model, optimizers, trajectory)) is not None:
         return origin
     if forward.lost:
-        return _not_repeated(forward, _overwritten(forward))
+        return _not_repeated(forward)
     try:
         with forward.again() as (model, batch):
             if (outside := Indices(model).explain(batch)) is not None:
@@ -41,39 +41,20 @@ def of_forward(forward: WatchedForward, optimizers: Iterable[torch.optim.Optimiz
     return origin
 
 
-@dataclass(frozen=True)
-class OutsideLoss:
-    """What is known of losses that were computed outside of the models.
-
-    `bad`: what a backward began with is not finite. `unlabelled`: all labels of a cross entropy were ignored. `poles`:
-    operations in them, each with the input that must not be zero.
-    """
-
-    bad: bool
-    unlabelled: bool
-    poles: Sequence[tuple[str, Tensor]] = ()
-
-
-def of_backward(forwards: Sequence[WatchedForward], trajectory: Trajectory, outside: OutsideLoss) -> Origin | None:
-    """Why gradients are not finite though all forwards are; None if they are finite when each is run again.
-
-    Args:
-        forwards: Those since the step before.
-        trajectory: The steps so far.
-        outside: What their losses have shown.
-    """
+def of_backward(unread: Unread, values: Values, trajectory: Trajectory) -> Origin | None:
+    """Why gradients are not finite though all forwards are; None if they are finite when each is run again."""
     refused = None
-    with_gradients = [forward for forward in forwards if forward.grad]
-    if outside.bad and with_gradients and all(forward.loss is None for forward in with_gradients):
-        return _outside(with_gradients[-1], outside)
+    with_gradients = [forward for forward in unread.forwards if forward.grad]
+    if values.bad_loss and with_gradients and all(forward.loss is None for forward in with_gradients):
+        return _outside(with_gradients[-1], unread, values, bad=True)
     for forward in with_gradients:
         try:
             with forward.again() as (model, batch):
                 if forward.lost:
-                    refused = _not_repeated(forward, _overwritten(forward), "backward")
+                    refused = _not_repeated(forward, phase="backward")
                     continue
                 if any(impurity(gradient) for gradient in forward.gradients.values()):
-                    return _outside(forward, replace(outside, bad=False))
+                    return _outside(forward, unread, values, bad=False)
                 origin = explain_backward(model, batch, forward.repeat, partial(_backward, forward))
         except Exception as problem:  # noqa: BLE001 - whatever the model raises now, the script did not
             refused = _not_repeated(forward, first_line(problem), "backward")
@@ -97,14 +78,10 @@ def of_step(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], traje
     return None
 
 
-def _overwritten(forward: WatchedForward) -> str:
-    names = ", ".join(name.partition(".")[2] or name for name in forward.lost)
-    return f"what it was given was overwritten meanwhile ({names})"
-
-
-def _not_repeated(forward: WatchedForward, why: str, phase: Phase = "forward") -> Origin:
-    """A call that was not finite, and cannot be made once more."""
-    model = forward.model
+def _not_repeated(forward: WatchedForward, why: str = "", phase: Phase = "forward") -> Origin:
+    """A call that was not finite, and cannot be made once more: its inputs are lost, where no other reason is given."""
+    model, lost = forward.model, ", ".join(name.partition(".")[2] or name for name in forward.lost)
+    why = why or f"what it was given was overwritten meanwhile ({lost})"
     what = f"a {phase} of {type(model).__name__} was not finite, and {NOT_REPEATED}: {why}"
     return unexplained(model, what, "overwritten", operation=phase, phase=phase)
 
@@ -120,23 +97,23 @@ def _backward(forward: WatchedForward, output: Any) -> bool:
     return bool(pairs)
 
 
-def _outside(forward: WatchedForward, loss: OutsideLoss) -> Origin:
-    """The outputs are finite, and the loss that is computed from them, or the gradient it hands back, is not."""
-    model, operation = forward.model, "loss"
+def _outside(forward: WatchedForward, unread: Unread, values: Values, *, bad: bool) -> Origin:
+    """The outputs are finite; the loss that is computed from them (`bad`), or the gradient it hands back, is not."""
+    model, operation, unlabelled = forward.model, "loss", any(values.unlabelled)
     cause: Cause = "unknown"
     remedy = "loss"
-    zeros = [(name, int((value == 0).sum()), value.numel()) for name, value in loss.poles if bool((value == 0).any())]
+    zeros = [(name, int((value == 0).sum()), value.numel()) for name, value in unread.poles if bool((value == 0).any())]
     summary = f"the outputs of {type(model).__name__} are finite, and the loss computed from them is not"
-    if loss.unlabelled:
+    if unlabelled:
         cause, remedy = "no_labels", "loss_labels"
         summary = "every label of the loss, which is computed outside of the model, is -100: it is 0/0"
-    elif loss.bad and zeros:
+    elif bad and zeros:
         operation, count, of = zeros[-1]
         cause = "division_by_zero" if operation == "div" else "unknown"
         what = "divides by zero" if operation == "div" else "takes the logarithm of zero"
         summary += f": {operation} {what} in {count} of {of} values"
         remedy = "loss_at_zero"
-    elif not loss.bad:
+    elif not bad:
         cause = "derivative"
         summary = (
             f"the outputs of {type(model).__name__} and the loss computed from them are finite, and the gradient "
@@ -145,7 +122,7 @@ def _outside(forward: WatchedForward, loss: OutsideLoss) -> Origin:
     return Origin(
         cause=cause,
         operation=operation,
-        phase="data" if loss.unlabelled else "backward",
+        phase="data" if unlabelled else "backward",
         summary=summary,
         evidence={
             "gradients": [facts(g, f"output {n}") for n, g in forward.gradients.items()],

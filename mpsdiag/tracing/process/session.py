@@ -4,7 +4,7 @@ import atexit
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import util
 from pathlib import Path
 from typing import NoReturn
@@ -194,9 +194,7 @@ def _recorded(folder: Path, forward: WatchedForward) -> Path | None:
             autocast=None if forward.autocast is None else str(forward.autocast[1]).removeprefix("torch."),
             noticed="loss" if forward.loss is not None else "logits",
         )
-        if not hasattr(model, "save_pretrained"):
-            write_case(folder, None, batch, about)
-            return folder
-        with no_bars():  # A model that is saved so has imported transformers.
-            write_case(folder, model, batch, about)
+        saved = hasattr(model, "save_pretrained")
+        with no_bars() if saved else nullcontext():  # A model that is saved so has imported transformers.
+            write_case(folder, model if saved else None, batch, about)
     return folder

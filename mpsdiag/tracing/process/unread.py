@@ -40,11 +40,14 @@ class Values:
     norms: list[float]
     skipped: list[float]
 
+    @property
+    def bad_loss(self) -> bool:
+        """What a backward began with is not finite."""
+        return not all(map(math.isfinite, self.roots))
+
     def are_bad(self, gradients: list[Tensor]) -> bool:
         """Whether a loss or a gradient is not finite; the norm of finite gradients may overflow."""
-        if not all(map(math.isfinite, self.roots)):
-            return True
-        return not all(map(math.isfinite, self.norms)) and any(map(impurity, gradients))
+        return self.bad_loss or (not all(map(math.isfinite, self.norms)) and any(map(impurity, gradients)))
 
 
 @dataclass

@@ -167,11 +167,8 @@ def distinct(findings: Iterable[ScriptFinding]) -> list[ScriptFinding]:
     """Each finding once, with how often it was seen, in the order in which they came."""
     kept: dict[tuple[Any, ...], ScriptFinding] = {}
     for finding in findings:
-        known = kept.get(finding.key)
-        if known is None:
-            kept[finding.key] = finding
-        else:
-            kept[finding.key] = known.model_copy(update={"count": known.count + finding.count})
+        before = kept[finding.key].count if finding.key in kept else 0
+        kept[finding.key] = kept.get(finding.key, finding).model_copy(update={"count": before + finding.count})
     return list(kept.values())
 
 

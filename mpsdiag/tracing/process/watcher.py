@@ -20,7 +20,6 @@ from mpsdiag.fixes.layers import IN_FORCE, hold
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.divergence import Trajectory
 from mpsdiag.tracing.process import explained
-from mpsdiag.tracing.process.explained import OutsideLoss
 from mpsdiag.tracing.process.forwards import WatchedForward, holds_values
 from mpsdiag.tracing.process.unread import Unread
 from mpsdiag.tracing.process.watched import ScriptFinding, Watched
@@ -245,9 +244,7 @@ class ProcessWatch:
             if any(flagged):
                 return
             last = next((forward for forward in forwards if forward.grad), forwards[-1])
-            bad_loss, unlabelled = not all(map(math.isfinite, values.roots)), any(values.unlabelled)
-            outside = OutsideLoss(bad_loss, unlabelled, list(unread.poles))
-            self._look(last, lambda: explained.of_backward(forwards, self._trajectory, outside))
+            self._look(last, lambda: explained.of_backward(unread, values, self._trajectory))
 
     def _look_at(self, forward: WatchedForward) -> None:
         self._counts["hidden_losses"] += forward.line.hides

@@ -93,14 +93,10 @@ def shows(lone: IsolatedCall, tensors: tuple[Tensor, ...]) -> bool:
     if found is None or found.numel() == 0:
         return False
     if lone.fault == "non-finite":
-        return bool(impurity(found)) and not _deliberate(found, tensors)
+        state = impurity(found)
+        # Minus infinity in, minus infinity out: that is a mask, no fault.
+        return state.nan or state.positive or (state.negative and not any(impurity(t).negative for t in tensors))
     return _wrong(lone.filled(tensors), found.detach().cpu())
-
-
-def _deliberate(found: Tensor, tensors: tuple[Tensor, ...]) -> bool:
-    """Minus infinity in, minus infinity out: that is a mask, no fault."""
-    state = impurity(found)
-    return not state.nan and not state.positive and any(impurity(tensor).negative for tensor in tensors)
 
 
 def _wrong(call: TorchCall, found: Tensor) -> bool:

@@ -48,26 +48,12 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def operation_name(func: Callable[..., Any]) -> str:
-    """The public name of what a TorchFunctionMode sees: `add` for `Tensor.__iadd__`, `mul_` and `mul.Tensor`."""
-    name = str(getattr(func, "__name__", "") or func)
-    name = name.partition(".")[0].strip("_") or name
-    return _ALIASES.get(name, name)
-
-
 def writes_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether the operation changes its first argument, or one it was given as `out`."""
     name = str(getattr(func, "__name__", "")).partition(".")[0]
     if name in _WRITING_DUNDERS or kwargs.get("out") is not None or kwargs.get("inplace") is True:
         return True
     return name.endswith("_") and not name.endswith("__")
-
-
-def arguments(operation: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name; those whose names nobody knows are called `argument 0`, `argument 1`, ..."""
-    names = _PARAMETERS.get(operation, ())
-    named = {names[i] if i < len(names) else f"argument {i}": value for i, value in enumerate(args)}
-    return {**named, **kwargs}
 
 
 def has_infinite_scalar(value: Any) -> bool:
@@ -90,13 +76,17 @@ class TorchCall:
 
     @property
     def operation(self) -> str:
-        """Its public name."""
-        return operation_name(self.func)
+        """Its public name: `add` for `Tensor.__iadd__`, `mul` for `mul_` and `mul.Tensor`."""
+        name = str(getattr(self.func, "__name__", "") or self.func)
+        name = name.partition(".")[0].strip("_") or name
+        return _ALIASES.get(name, name)
 
     @property
     def named(self) -> dict[str, Any]:
-        """The arguments by name."""
-        return arguments(self.operation, self.args, self.kwargs)
+        """The arguments by name; those whose names nobody knows are called `argument 0`, `argument 1`, ..."""
+        names = _PARAMETERS.get(self.operation, ())
+        named = {names[i] if i < len(names) else f"argument {i}": value for i, value in enumerate(self.args)}
+        return {**named, **self.kwargs}
 
 
 _HIDES = ("TransformerEncoder", "TransformerEncoderLayer", "MultiheadAttention")
