@@ -1,1 +1,1 @@
-"""The matrix: its plan, its journal, one process a cell, gates, and a fleet of machines."""
+"""The matrix: its plan, its journal, one process for each cell, gates, and a fleet of machines."""

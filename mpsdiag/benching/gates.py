@@ -1,15 +1,15 @@
-"""Gates: sentences such as `safe_sdpa.eval_time > 1.05 * sdpa.eval_time`, parsed by a small grammar, never evaluated.
+"""Gates: conditions such as `safe_sdpa.eval_time > 1.05 * sdpa.eval_time`, parsed by a small grammar, never by eval.
 
     gate       = "any" STATUS "in" ( "all" | selector )  |  term COMPARE term
     term       = [ NUMBER "*" ] selector "." MEASURE     |  NUMBER
     selector   = word { "+" word }
     word       = VALUE                  a text on any axis: attention, trainer, padding, model, dtype, ...
-               | AXIS "=" VALUE         a text or a number on this axis; "none" where it has no value
+               | AXIS "=" VALUE         a text or a number on this axis; "none" if it has no value
     COMPARE    = ">" | ">=" | "<" | "<="
-    NUMBER     = digits, with a minus, a fraction and an exponent if need be
+    NUMBER     = digits, optionally with a minus sign, a fraction and an exponent
     STATUS     = a status of a cell, or "bad" (error, crash, oom, timeout)
 
-A number is no word by itself: 4 may be a batch size, a seed and more. A comparison of two selectors is made for every
+A number alone is not a word: 4 may be a batch size, a seed and more. A comparison of two selectors is made for every
 pair of cells that agree on all axes the selectors do not name. The gate trips when it is true of any.
 
 Each environment is judged by itself: a ratio across two machines says nothing. A number that is not there, or not a
@@ -40,7 +40,7 @@ MEASURES: Final[Mapping[str, Callable[[PooledCell], Any]]] = {
     "memory": attrgetter("peak_memory"),
     **{name: partial(lambda name, cell: getattr(cell.measured, name, None), name) for name in _MEASURED},
 }
-"""Numbers of a cell: medians of times in seconds, memory in bytes, losses in nats; None where there is none."""
+"""Numbers of a cell: medians of times in seconds, memory in bytes, losses in nats; None if missing."""
 
 _COMPARE: Final = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _STATUSES: Final = (*CELL_STATUSES, "bad")
@@ -60,12 +60,12 @@ HELP = (
 
 @dataclass(frozen=True)
 class Selector:
-    """Cells that have every one of these words on some axis; all cells if there are none."""
+    """Cells that have each of these words on some axis; all cells if there are no words."""
 
     words: tuple[str, ...]
 
     def takes(self, cell: Scenario) -> bool:
-        """Whether a cell is meant."""
+        """Whether a cell is selected."""
         return all(_axis_of(word, cell) for word in self.words)
 
     def axes(self, cell: Scenario) -> set[str]:
@@ -119,12 +119,12 @@ def parse_gate(text: str) -> Gate:
     left, sign, right = sides.groups()
     gate = CompareGate(text, _term(left, text), sign, _term(right, text))
     if gate.left.selector is None and gate.right.selector is None:
-        raise BadInput(f"--fail-if '{text}' compares two numbers and no cell. {HELP}")
+        raise BadInput(f"--fail-if '{text}' compares two numbers instead of cells. {HELP}")
     return gate
 
 
 def require_words(gate: Gate, cells: Sequence[Scenario]) -> None:
-    """Make sure, before hours of work, that a gate is about cells that there are.
+    """Make sure, before hours of work, that a gate is about existing cells.
 
     Raises BadInput if a word is on no axis of any cell, or no cell has all of its words.
     """
@@ -152,7 +152,7 @@ def _term(text: str, gate: str) -> Term:
 
 def _number(text: str, gate: str) -> float:
     value = float(text)
-    if math.isinf(value):  # nothing is beyond it, so that the gate would pass whatever happens
+    if math.isinf(value):  # nothing exceeds infinity, so the gate could never trip
         raise BadInput(f"--fail-if '{gate}': {text} is too large a number.")
     return value
 
@@ -184,7 +184,7 @@ def _written(value: object) -> str:
 
 
 def _hint(word: str, cells: Sequence[Scenario]) -> str:
-    """What to write instead of a word that no cell has."""
+    """A hint about a word that no cell has."""
     axis, equals, value = word.partition("=")
     if equals:
         return nearest(value, dict.fromkeys(_written(getattr(cell, axis)) for cell in cells))
@@ -196,14 +196,14 @@ def _hint(word: str, cells: Sequence[Scenario]) -> str:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a gate found: it tripped, it held, or (`tripped` is None) it could not be decided; with the sentence."""
+    """The result of a gate: it tripped, it held, or (`tripped` is None) it could not be decided; with a sentence."""
 
     gate: Gate
     tripped: bool | None
     sentence: str
 
     def __str__(self) -> str:
-        word = {True: "tripped", False: "held", None: "undecided, taken as tripped"}[self.tripped]
+        word = {True: "tripped", False: "held", None: "undecided, counts as tripped"}[self.tripped]
         return f"gate {word}: {self.sentence}"
 
 
@@ -215,7 +215,7 @@ def judge(gate: Gate, pool: Pool) -> Judgement:
 
 
 def concerns(gate: Gate, cells: Sequence[Scenario]) -> bool:
-    """Whether there are cells that a gate is about: one that it selects, or a pair that it compares."""
+    """Whether a gate is about any cells: one that it selects, or a pair that it compares."""
     if isinstance(gate, AnyGate):
         return any(map(gate.selector.takes, cells))
     return any(True for _ in _pairs(gate, cells))
@@ -259,14 +259,14 @@ def _compare(gate: CompareGate, places: Sequence[tuple[str, Cells]]) -> tuple[bo
     if unknown:
         return None, f"{unknown[0]}, so this cannot be decided"
     if not held:
-        return None, "no two cells of the results can be compared by it"
-    return False, f"true of none of {held}"
+        return None, "the results have no two cells that it can compare"
+    return False, f"true for none of {held}"
 
 
 def _numbers(
     gate: CompareGate, left: Scenario | None, right: Scenario | None, cells: Cells
 ) -> tuple[float, float] | None:
-    """What the two sides of a comparison come to in one environment; None where that does not know."""
+    """The values of both sides of a comparison in one environment; None if unknown."""
     one, other = _value(gate.left, left, cells), _value(gate.right, right, cells)
     if one is None or other is None:
         return None
@@ -286,7 +286,7 @@ def _value(term: Term, cell: Scenario | None, cells: Cells) -> float | None:
 
 
 def _pairs(gate: CompareGate, cells: Sequence[Scenario]) -> Iterable[tuple[Scenario | None, Scenario | None]]:
-    """Pairs of cells that agree on every axis the selectors do not name; None stands for a plain number."""
+    """Pairs of cells that agree on every axis that the selectors do not name; None stands for a plain number."""
     left, right = gate.left.selector, gate.right.selector
     ours = [cell for cell in cells if left is not None and left.takes(cell)]
     theirs = [cell for cell in cells if right is not None and right.takes(cell)]

@@ -1,1 +1,1 @@
-"""Which release of torch or transformers broke it, and which one cured it."""
+"""Which release of torch or transformers broke it, or fixed it."""

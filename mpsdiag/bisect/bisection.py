@@ -32,7 +32,7 @@ from mpsdiag.release_environment import cache_folder
 
 PREDICATE = Path(__file__).with_name("predicate.py")
 PINNED: Final = ("torch", "transformers", "accelerate")
-"""Pinned to what is installed here, unless --pin names another release. Their extras are never asked for."""
+"""Pinned to the installed versions, unless --pin names another release. Their extras are never requested."""
 Say = Callable[[str], None]
 
 
@@ -40,10 +40,9 @@ Say = Callable[[str], None]
 class Bisection:
     """What the user asked for.
 
-    `releases` is a range such as `2.5..2.10`; `out` is the folder of journal, logs and report. What is not
-    pinned has the version that is installed here. Without `find` the ends decide, without `python` the
-    interpreter of mpsdiag is used, without `predicate` ours. `fresh` sets an older journal aside instead of
-    resuming it.
+    `releases` is a range such as `2.5..2.10`; `out` is the folder of journal, logs and report. Packages that are
+    not pinned have the versions installed here. By default `find` follows from the ends, `python` is the interpreter
+    of mpsdiag, and `predicate` is our own. `fresh` sets an old journal aside instead of resuming it.
     """
 
     axis: Literal["torch", "transformers"]
@@ -59,7 +58,7 @@ class Bisection:
     predicate: Sequence[str] = ()
 
     def prepare(self, say: Say = lambda _: None) -> PlannedSearch:
-        """Check all that can be checked before anything is built; CannotDecide without a network."""
+        """Check everything that can be checked before anything is built; CannotDecide without a network."""
         low, high = parse_range(self.axis, self.releases, nightly=self.nightly)
         pins = parse_pins(self.axis, self.pins)
         if self.predicate:
@@ -102,7 +101,7 @@ class Bisection:
 
 @dataclass(frozen=True)
 class PlannedSearch:
-    """A search that is ready to run; `journal` is None where the folder holds none, or none that counts."""
+    """A search that is ready to run; `journal` is None if the folder has none, or none that counts."""
 
     asked: Bisection
     search: Search
@@ -112,15 +111,15 @@ class PlannedSearch:
 
     @property
     def so_far(self) -> Found:
-        """The result of what is in the journal already."""
+        """The result of the tries already in the journal."""
         return conclude(self.search, {} if self.journal is None else self.journal.tries)
 
     def requirements(self, release: str) -> list[str]:
-        """What is installed for a release."""
+        """The packages to install for a release."""
         return [f"{self.search.axis}=={release}", *self.search.pins]
 
     def document(self) -> dict[str, Any]:
-        """What a run would do, for `--dry-run`: nothing is built for it."""
+        """What a run would do, for `--dry-run`; nothing is built."""
         found = self.so_far
         step = found.decision
         return {
@@ -137,21 +136,21 @@ class PlannedSearch:
         }
 
     def run(self, progress: Say = lambda _: None, note: Say = lambda _: None) -> Found:
-        """Test until the bracket is found, or cannot be; `progress` gets what is being done, `note` every try.
+        """Test until the bracket is found or cannot be found; `progress` gets the current work, `note` every try.
 
-        Raises BadInput where the folder cannot be written or another run writes it, CannotDecide without a
-        network, on a full disk, and where the predicate aborts the search.
+        Raises BadInput if the folder cannot be written or another run writes it, CannotDecide without a network, on
+        a full disk, and if the predicate aborts the search.
         """
         path = self.asked.out / JOURNAL
         if self.asked.fresh and (kept := set_aside(path)) is not None:
-            note(f"the older journal is now {kept}")
+            note(f"the old journal is now {kept}")
         tries = {} if self.journal is None else dict(self.journal.tries)
         with JournalWriter(path, self.search) as writer, Environments(self.installer) as environments:
             if self.journal is not None and not self.search.same_as(self.journal.search):
                 writer.append(self.search)
             found = conclude(self.search, tries)
             if tries and isinstance(found.decision, Ask):
-                note(f"{len(found.tries)} of the tries are in the journal already")
+                note(f"{len(found.tries)} of the tries are already in the journal")
             while isinstance(step := found.decision, Ask):
                 one = self._try(step, found, environments, progress)
                 writer.append(one)
@@ -194,9 +193,9 @@ def parse_range(axis: str, text: str, *, nightly: bool = False) -> tuple[Version
         raise BadInput(f"--{axis} '{text}' is not a range. Write the two ends, such as {_example(axis)}.")
     ends = [_version(axis, end) for end in (low, high)]
     if ends[0] > ends[1]:
-        raise BadInput(f"--{axis} {text} is upside down. Write the older release first: {high}..{low}.")
+        raise BadInput(f"--{axis} {text} is in the wrong order. Write the older release first: {high}..{low}.")
     if ends[0] == ends[1]:
-        raise BadInput(f"--{axis} {text} is one release. A search needs two, such as {_example(axis)}.")
+        raise BadInput(f"--{axis} {text} is a single release. A search needs two, such as {_example(axis)}.")
     for end in ends:
         if end.is_prerelease and not nightly:
             raise BadInput(f"--{axis} {text}: {end} is a nightly build or a pre-release. Add --nightly.")
@@ -204,7 +203,7 @@ def parse_range(axis: str, text: str, *, nightly: bool = False) -> tuple[Version
 
 
 def parse_pins(axis: str, texts: Iterable[str]) -> list[str]:
-    """Read pins such as `transformers==4.57.6`, and add those of what is installed here, in a fixed order."""
+    """Read pins such as `transformers==4.57.6`, and add those of the installed versions, in a fixed order."""
     pins: dict[str, str] = {}
     for text in texts:
         try:
@@ -216,7 +215,7 @@ def parse_pins(axis: str, texts: Iterable[str]) -> list[str]:
         if len(exact) != 1 or len(read.specifier) != 1 or read.extras or read.marker:
             raise BadInput(f"--pin '{text}' does not name one release. Write --pin {name}==VERSION.")
         if name == axis:
-            raise BadInput(f"--pin {text}: {axis} is what moves. Pin another package, or leave this out.")
+            raise BadInput(f"--pin {text}: {axis} is the package that varies. Pin another package, or leave this out.")
         if name in pins:
             raise BadInput(f"--pin {name} is given twice. Give it once.")
         pins[name] = f"{name}=={exact[0]}"

@@ -1,4 +1,4 @@
-"""Environments of releases: built once by uv, kept for reuse, the least recently used removed at a size limit."""
+"""Environments of releases: built once by uv and kept; at a size limit the least recently used are removed."""
 
 import contextlib
 import fcntl
@@ -38,11 +38,11 @@ def cache_limit() -> int:
 
 @contextlib.contextmanager
 def for_cells(names: Sequence[str]) -> Iterator[None]:
-    """Make environments ready for the cells of `bench`, and keep them there while the block runs.
+    """Prepare environments for the cells of `bench`, and keep them while the block runs.
 
-    mpsdiag itself is linked into them, not installed: its requirements would change what they are there to
-    show. Raises BadInput for an unknown name, CannotDecide where what cells need beside torch and
-    transformers cannot be fetched.
+    mpsdiag itself is linked into them, not installed: its requirements would change the releases under test.
+    Raises BadInput for an unknown name, CannotDecide if packages that cells need besides torch and transformers
+    cannot be fetched.
     """
     with contextlib.ExitStack() as locks:
         for name in names:
@@ -111,9 +111,9 @@ class Environments:
 
     @contextlib.contextmanager
     def using(self, requirements: Sequence[str]) -> Iterator[Built]:
-        """Give an environment, built first if need be; nobody removes it while the block runs.
+        """Give an environment, built first if necessary; it is not removed while the block runs.
 
-        Raises Impossible where these cannot be installed together, CannotDecide without a network or on a
+        Raises Impossible if these cannot be installed together, CannotDecide without a network or on a
         full disk.
         """
         name = self.name(requirements)
@@ -128,7 +128,7 @@ class Environments:
             yield built
 
     def build_ahead(self, requirements: Sequence[str]) -> None:
-        """Begin to build an environment in the background; a failure shows when it is used."""
+        """Start building an environment in the background; a failure shows when it is used."""
         name = self.name(requirements)
         self._mkdir()
         if name not in self._ahead and shutil.disk_usage(self.folder).free > ROOM_TO_BUILD_AHEAD:
@@ -189,7 +189,7 @@ class Environments:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise BadInput(
-                f"Cannot write {self.folder}: {problem.strerror}. Set MPSDIAG_CACHE to a folder you may write."
+                f"Cannot write {self.folder}: {problem.strerror}. Set MPSDIAG_CACHE to a folder you may write to."
             ) from problem
 
 

@@ -26,7 +26,7 @@ _SYMBOLS: Final = {"good": "✓", "bad": "✗", "skip": "·"}
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a search, finished or not; the tries are in the order in which they were made."""
+    """The result of a search, finished or not; the tries are in chronological order."""
 
     search: Search
     tries: tuple[Try, ...]
@@ -81,11 +81,11 @@ class Found:
             end = next(one for one in self.tries if one.release == releases[-1])
             last = (end.log_tail.strip().splitlines() or ["nothing"])[-1]
             return (
-                f"{ends} are both bad: widen the range, or the command fails for another reason. "
+                f"{ends} are both bad: widen the range, or check whether the command fails for another reason. "
                 f"Its last output: {last[:300]}"
             )
         if isinstance(decision, SameEnds):
-            return f"{ends} are both good: widen the range, it needs a good and a bad end."
+            return f"{ends} are both good: widen the range so that one end is bad."
         if isinstance(decision, OpposedEnds):
             other = "fix" if decision.found == "break" else "break"
             return f"{ends} enclose a {decision.found}, not a {other}. Search with --find {decision.found}."
@@ -123,7 +123,7 @@ def tries_left(step: Ask) -> str:
 
 
 def conclude(search: Search, tries: dict[str, Try]) -> Found:
-    """Add up the tries of a search, by key in their order; those of other searches are left out."""
+    """Summarize the tries of a search, by key in their order; those of other searches are left out."""
     numbers = {search.key(release): number for number, release in enumerate(search.releases)}
     known = [one for key, one in tries.items() if key in numbers]
     outcomes = {numbers[one.key]: one.outcome for one in known}
@@ -189,7 +189,7 @@ def _facts(search: Search) -> Fold:
 
 
 def _beside(found: Found) -> str:
-    """Which other packages differ between the two sides: the change may be theirs."""
+    """Which other packages differ between the two sides, because the change may come from them."""
     freezes = {one.release: dict(line.split("==", 1) for line in one.freeze if "==" in line) for one in found.tries}
     before, after = (freezes[side] for side in found.bracket or ())
     differing = [

@@ -1,7 +1,7 @@
-"""uv as this room uses it: which releases there are, what is installed where, and what its refusals mean.
+"""The use of uv: which releases exist, what is installed where, and what its refusals mean.
 
-uv reads the user's own settings (indexes, logins, constraints); nothing here knows an address but that of torch's
-nightly builds.
+uv reads the user's own settings (indexes, logins, constraints); the only address here is that of torch's nightly
+builds.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
 
 NIGHTLY_INDEX = "https://download.pytorch.org/whl/nightly/"
 SETTINGS = (Path("/etc/uv/uv.toml"), Path("~/.config/uv/uv.toml"))
-# Variables that decide what is installed. Those that name an index keep ours from being added.
+# Variables that decide what is installed. If one names an index, ours is not added.
 _INDEX_NAMES = ("DEFAULT_INDEX", "INDEX", "INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS", "NO_INDEX", "TORCH_BACKEND")
 _INDEX_VARIABLES = tuple(f"UV_{name}" for name in _INDEX_NAMES)
 _OTHER_VARIABLES = ("UV_CONSTRAINT", "UV_OVERRIDE", "UV_EXCLUDE_NEWER", "UV_INDEX_STRATEGY", "UV_RESOLUTION")
@@ -34,7 +34,7 @@ _FULL_DISK = ("No space left on device", "Disk quota exceeded", "os error 28)")
 
 
 class Impossible(MpsdiagError):  # noqa: N818 - an outcome of the resolver
-    """These releases cannot be installed together (`conflict`), or not here; the text is uv's."""
+    """These releases cannot be installed together (`conflict`), or not here; the text comes from uv."""
 
     def __init__(self, sentence: str, *, conflict: bool) -> None:
         super().__init__(sentence)
@@ -69,7 +69,7 @@ def find_uv() -> str:
         return str(find_uv_bin())
     if (found := shutil.which("uv")) is None:
         raise BadInput(
-            "bisect installs the releases with uv, which is not here: pip install 'mpsdiag[bisect]', or put uv on PATH."
+            "bisect installs the releases with uv, which is missing: pip install 'mpsdiag[bisect]', or put uv on PATH."
         )
     return found
 
@@ -160,7 +160,7 @@ class Installer:
         return Version(Version(pinned.group(1)).public) if pinned else None
 
     def install(self, folder: Path, requirements: Sequence[str], *, override: bool, keep: int) -> list[str]:
-        """Make an environment, install into it, and list all that is there, as `pip freeze` prints it.
+        """Make an environment, install into it, and list its packages, as `pip freeze` prints them.
 
         With `override` the requirements overrule what the packages require of each other. `keep` is a file
         descriptor that stays open in uv, so that its lock outlives this process.
@@ -178,7 +178,7 @@ class Installer:
     def call(self, *words: str, text: str = "", keep: int | None = None) -> str:
         """Run uv and return what it prints.
 
-        Raises Impossible with its sentence where it refuses, CannotDecide without a network or on a full
+        Raises Impossible with its message if it refuses, CannotDecide without a network or on a full
         disk.
         """
         if self._stopped:
@@ -214,14 +214,14 @@ class Installer:
         raise Impossible(_sentence(complaint), conflict="No solution found" in complaint)
 
     def stop(self) -> None:
-        """End every uv that still runs, and start none again."""
+        """End every running uv, and start no more."""
         self._stopped = True
         for process in list(self._running):
             process.terminate()
 
 
 def _sentence(complaint: str, longest: int = 600) -> str:
-    """The resolver's sentence on one line, without its frame and its hints."""
+    """The resolver's message on one line, without its frame and its hints."""
     lines = complaint.partition("\nhint:")[0].splitlines()
     words = [re.sub(r"^\s*(×|╰─▶|error:|cause:)\s*", "", line).strip() for line in lines]
     text = " ".join(word for word in words if word and not word.startswith("No solution found"))

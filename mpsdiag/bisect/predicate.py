@@ -1,4 +1,4 @@
-"""Stands alone: it runs in an environment that has torch and transformers and nothing of mpsdiag.
+"""A stand-alone script: it runs in an environment with torch and transformers but without mpsdiag.
 
 Exit code as for `git bisect run`: 0 good, 1 bad (non-finite values where a batch is padded), 125 cannot be tested.
 """

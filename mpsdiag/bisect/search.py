@@ -1,4 +1,4 @@
-"""The search, as pure functions of what is known: which release to test next, or the bracket that was found.
+"""The search as pure functions of the known outcomes: which release to test next, or the bracket that was found.
 
 Releases are numbers from 0 (the oldest) to `total - 1`. Nothing is remembered between calls: `decide` replays the
 outcomes so far, so a resumed search asks exactly what an uninterrupted one would have asked.
@@ -17,7 +17,7 @@ _OTHER: Final[dict[str, Outcome]] = {"good": "bad", "bad": "good"}
 
 @dataclass(frozen=True)
 class Ask:
-    """Test this release next; `left` tries are needed at most where nothing is skipped, this one included."""
+    """Test this release next; at most `left` tries, including this one, are needed if nothing is skipped."""
 
     number: int
     left: int
@@ -34,14 +34,14 @@ class Bracket:
 
 @dataclass(frozen=True)
 class SameEnds:
-    """Both ends have this outcome, so there is nothing to search for."""
+    """Both ends have this outcome, so there is nothing to search."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class OpposedEnds:
-    """The ends differ the other way round from what was asked for."""
+    """The ends differ in the opposite direction to the one requested."""
 
     found: Find
 
@@ -57,7 +57,7 @@ Decision = Ask | Bracket | SameEnds | OpposedEnds | UntestableEnd
 
 
 def decide(total: int, outcomes: Mapping[int, Outcome], find: Find | None = None) -> Decision:
-    """What to test next of two releases or more, or what was found; without `find` the ends decide."""
+    """Which of two or more releases to test next, or what was found; without `find` the ends decide."""
     first, last = 0, total - 1
     halvings = _halvings(last - first)
     for number, left in ((first, 2), (last, 1)):
@@ -85,9 +85,9 @@ def decide(total: int, outcomes: Mapping[int, Outcome], find: Find | None = None
 
 
 def ahead(total: int, outcomes: Mapping[int, Outcome], asked: int, find: Find | None = None) -> list[int]:
-    """List the one or two releases that may be asked for after `asked`, the likelier first.
+    """List the one or two releases that may come after `asked`, the likelier first.
 
-    The second end follows the first whatever comes out; then the middle is the other one.
+    The second end always follows the first; then the middle is the other one.
     """
     found: dict[int, None] = {}
     for outcome in _OTHER:
@@ -102,14 +102,14 @@ def ahead(total: int, outcomes: Mapping[int, Outcome], asked: int, find: Find | 
 
 
 def untestable(bracket: Bracket) -> range:
-    """The numbers inside a bracket: every one of them was skipped."""
+    """The numbers inside a bracket, all of which were skipped."""
     return range(bracket.before + 1, bracket.after)
 
 
 def _middle(low: int, high: int, outcomes: Mapping[int, Outcome]) -> int | None:
-    """The number to look at between two known ones: the middle of the longest run that holds no skipped release.
+    """The number to test between two known ones: the middle of the longest run without a skipped release.
 
-    Away from the skipped ones, because releases that cannot be tested stand side by side.
+    It is away from skipped ones, because releases that cannot be tested tend to be neighbours.
     """
     edges = [low, *(n for n in range(low + 1, high) if outcomes.get(n) == "skip"), high]
     before, after = max(itertools.pairwise(edges), key=lambda run: run[1] - run[0])

@@ -1,4 +1,4 @@
-"""One try: the command in an environment, ended in time, and what its exit code means."""
+"""One try: the command in an environment, with a time limit, and the meaning of its exit code."""
 
 import contextlib
 import operator
@@ -26,7 +26,7 @@ _COMPARE: Final = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=
 
 @dataclass(frozen=True)
 class Rules:
-    """What the end of a command means.
+    """The meaning of a command's end.
 
     `bad_if` is a condition such as `exit==1`, git's codes if None. `crash_is` is what a signal or a time-out
     counts as; `timeout` is in seconds.
@@ -52,10 +52,10 @@ class Rules:
         return bool(getattr(operator, _COMPARE[found[1]])(code, int(found[2])))
 
     def outcome(self, code: int) -> Outcome | None:
-        """What an exit code means; None: it aborts the search.
+        """The meaning of an exit code; None: it aborts the search.
 
-        git's codes are 0 good, 1 to 124 bad, 125 skip, all others abort. With `bad_if` a code is bad where that holds;
-        of the others 0 is good and the rest are skips, or good where 0 is bad.
+        git's codes are 0 good, 1 to 124 bad, 125 skip, all others abort. With `bad_if` a code is bad if the condition
+        is true; of the others 0 is good and the rest are skips, or all are good if 0 is bad.
         """
         if self.bad_if is None:
             if code > SKIP:
@@ -68,7 +68,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Trial:
-    """How a try ended; `seconds` are those of the command alone."""
+    """How a try ended; `seconds` is the duration of the command alone."""
 
     outcome: Outcome
     reason: str
@@ -82,16 +82,18 @@ def check_command(command: Sequence[str]) -> None:
     """Refuse a command whose program or script does not exist."""
     program = command[0]
     if not _is_python(program) and shutil.which(program) is None:
-        raise BadInput(f"There is no program '{program}'. The command after -- starts with one, such as python.")
+        raise BadInput(
+            f"There is no program '{program}'. The command after -- must start with a program, such as python."
+        )
     script = command[1] if len(command) > 1 else "-"
     if _is_python(program) and not script.startswith("-") and not Path(script).is_file():
         raise BadInput(f"There is no script '{script}' here. Give its path after -- python.")
 
 
 def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Trial:
-    """Run a command in the environment in a folder; `python` is its own, and the log gets all that it prints.
+    """Run a command in the environment in a folder; `python` is the environment's, and the log gets the output.
 
-    Raises BadInput where the log cannot be written, CannotDecide where the exit code aborts the search.
+    Raises BadInput if the log cannot be written, CannotDecide if the exit code aborts the search.
     """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The journal of a search: a header for each search, one line a try, on the disk before the next one starts."""
+"""The journal of a search: a header for each search, one line for each try, on disk before the next one starts."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class _Line(BaseModel):
 
 
 class Search(_Line):
-    """The header: what is searched, in which releases. `basis` and `listing` decide what a later run may reuse."""
+    """The header: what is searched, in which releases. `basis` and `listing` decide what a later run can reuse."""
 
     kind: Literal["bisect"] = "bisect"
     basis: str
     """Stands for the predicate with its files, the pins, Python, the indexes and the device."""
     listing: str
-    """Stands for range, Python and indexes: with the same one the list of releases is taken from here."""
+    """Stands for range, Python and indexes: if it is the same, the list of releases is taken from here."""
     mpsdiag: str
     command: str
     created: str
@@ -65,9 +65,9 @@ class Try(_Line):
     exit_code: int | None = None
     signal: str | None = None
     seconds: float = 0.0
-    """Of the predicate."""
+    """Duration of the predicate."""
     build_seconds: float = 0.0
-    """Waiting for the environment; near 0 where it was there."""
+    """Time spent waiting for the environment; near 0 if it existed."""
     environment: str | None = None
     overridden: bool = False
     freeze: tuple[str, ...] = ()

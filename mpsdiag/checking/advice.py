@@ -176,7 +176,7 @@ def _escaped(scenario: Measured, case: Scenario, emulated: Emulated | None) -> A
         return Advice(
             text="The kernel fails on fully masked rows, but this scenario has none, so it comes out finite. "
             "These would bring them in: padding on the left with sequences of unequal length, pad_to_multiple_of, "
-            "a sliding window with long padding, a sequence of nothing but padding.",
+            "a sliding window with long padding, a sequence of padding only.",
             commands=["mpsdiag check --padding-side left"] if case.padding_side != "left" else [],
         )
     if scenario.noncontiguous_dead_calls:

@@ -36,24 +36,24 @@ class AttentionCall:
 
     @property
     def on_cpu(self) -> bool:
-        """All tensors are plain CPU tensors, which is what is emulated."""
+        """Whether all tensors are plain CPU tensors; only these are emulated."""
         mask = () if self.mask is None else (self.mask,)
         return all(x.device.type == "cpu" and not x.is_nested for x in (*self.tensors, *mask))
 
     @property
     def needs_grad(self) -> bool:
-        """Grad mode is on and one of query, key and value asks for a gradient; the mask does not count."""
+        """Whether grad mode is on and query, key or value requires a gradient; the mask does not count."""
         return torch.is_grad_enabled() and any(x.requires_grad for x in self.tensors)
 
     @property
     def well_formed(self) -> bool:
-        """Whether torch would get past its own checks; if not, it is left to torch to say what is wrong."""
+        """Whether the call passes torch's own checks; if not, torch reports the problem."""
         q = self.query
         same = all(x.dtype == q.dtype and x.dim() >= 2 for x in self.tensors)
         return same and (self.mask is None or self.mask.dtype in {torch.bool, torch.float32, q.dtype})
 
     def as_autocast(self, dtype: torch.dtype) -> AttentionCall:
-        """The call with its tensors in the dtype of an autocast region, which this function is subject to."""
+        """The call with its tensors in the dtype of an autocast region, to which this function is subject."""
 
         def cast(tensor: Tensor) -> Tensor:
             narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
@@ -63,7 +63,7 @@ class AttentionCall:
         return replace(self, query=cast(self.query), key=cast(self.key), value=cast(self.value), mask=mask)
 
     def with_additive_mask(self) -> AttentionCall:
-        """The call with a bool mask turned into 0 and -inf in the query's dtype, as the public function does first."""
+        """The call with a bool mask converted to 0 and -inf in the query's dtype, as the public function does first."""
         return self if self.mask is None else replace(self, mask=additive(self.mask, self.query.dtype))
 
 
@@ -83,7 +83,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def takes_operator(call: AttentionCall, release: Release, macos: int, *, dropout_ignored: bool) -> bool:
-    """Whether the public function hands the call to the MPS operator, and not to the composite path."""
+    """Whether the public function passes the call to the MPS operator rather than to the composite path."""
     if release.general == "none" or call.needs_grad:
         return False
     if call.dropout_p > 0.0 and release.dropout == "composite" and not dropout_ignored:
@@ -99,7 +99,7 @@ def choose_path(call: AttentionCall, release: Release, macos: int, *, prefill_di
         return "general"
     few = queries <= VECTOR_QUERIES
     if few and queries <= keys and dim in release.vector_dims and _vector_mask(call, release):
-        # The host code also asks for 4096 keys with shared heads, which 1024 keys already cover.
+        # The host code also tests for 4096 keys with shared heads, which 1024 keys already cover.
         return "vector_two_pass" if keys >= TWO_PASS_KEYS else "vector_one_pass"
     if not few and keys > 0 and dim in release.prefill_dims and not prefill_disabled and _kernel_mask(call):
         mpp = macos >= 26 and q.dtype in HALF and dim in release.mpp_dims

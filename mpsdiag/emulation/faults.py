@@ -1,13 +1,13 @@
-"""What defects outside the kernels do: strides misread, what the graph keeps or misplaces, `baddbmm` (SDPA026).
+"""Defects outside the kernels: misread strides, what the graph keeps or misplaces, `baddbmm` (SDPA026).
 
-What lies in memory that nobody wrote depends on what else the process did. Here it comes from the machine's seeded
-generator: a run repeats, two calls in it differ.
+The content of memory that was never written depends on what else the process did. Here it comes from the machine's
+seeded generator: a run is repeatable, but two calls in it differ.
 
 The vector kernels of 2.8 to 2.11 number the heads through all sequences and know no batch stride: head n begins
-at n times the head stride. The host copies what that cannot read, but its test asks `is_contiguous`, for which the
-stride of a dimension of size 1 does not matter, and lets one more layout of the query pass (SDPA002, SDPA003). Of
-a mask it hands over the strides of key, row and head, with 0 for a dimension of size 1 (SDPA005, SDPA006).
-Later kernels take every stride; those of the prefill path of 2.13 in 32 bits (SDPA030).
+at n times the head stride. The host copies tensors that cannot be read in this way, but it tests `is_contiguous`, which
+ignores the stride of a dimension of size 1, and it accepts one more layout of the query (SDPA002, SDPA003). For a mask
+it passes the strides of key, row and head, with 0 for a dimension of size 1 (SDPA005, SDPA006). Later kernels take
+every stride; those of the prefill path of 2.13 take them in 32 bits (SDPA030).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from mpsdiag.emulation.selection import Machine
 
 SCORES_TO_CORRUPTION = 1 << 32
-"""Scores from which on float32 heads were seen corrupt."""
+"""Number of scores from which float32 heads were seen to be corrupt."""
 SCORES_TO_CORRUPTION_HALF = 3 << 31
-"""The same for half types, where 5.8e9 scores were seen right and 7.2e9 corrupt; between the two."""
+"""The same for half types: a value between 5.8e9 scores, seen to be correct, and 7.2e9, seen to be corrupt."""
 
 
 def laid_out_for_another_width(output: Tensor, width: int, garbage: torch.Generator) -> Tensor:
@@ -59,7 +59,7 @@ def _far_heads(output: Tensor, keys: int) -> Iterator[tuple[int, int]]:
 
 
 def as_the_cached_graph_runs_it(call: AttentionCall, machine: Machine) -> AttentionCall:
-    """The call with what the graph in the machine's cache keeps in place of its own; fills the cache."""
+    """The call with the values that the cached graph uses instead of its own; fills the cache."""
     scale = scale_or_default(call.scale, call.query)
     signature = tuple((tuple(x.shape), x.dtype) for x in call.tensors)
     # Where the scale is no longer baked in (2.13), it is part of the key.
@@ -75,7 +75,7 @@ def as_the_cached_graph_runs_it(call: AttentionCall, machine: Machine) -> Attent
 
 
 def _through_placeholder(mask: Tensor, shape: tuple[int, ...], dtype: torch.dtype, garbage: torch.Generator) -> Tensor:
-    """The memory of a mask, taken for another shape and dtype; garbage behind its end."""
+    """The memory of a mask, read as another shape and dtype; garbage behind its end."""
     wanted = torch.Size(shape).numel() * dtype.itemsize
     memory = mask.contiguous().flatten().view(torch.uint8)
     missing = wanted - memory.numel()
@@ -167,7 +167,7 @@ def _of_mask(mask: Tensor, *, permuted: bool, lost: bool) -> Strides:
 
 
 def _read(tensor: Tensor, strides: Strides, garbage: torch.Generator) -> Tensor:
-    """The same memory by other strides; behind its end lies garbage."""
+    """The same memory read with other strides; behind its end is garbage."""
     begin, memory = int(tensor.storage_offset()), tensor.untyped_storage().nbytes() // tensor.itemsize
     if not tensor.numel():
         return tensor
@@ -186,7 +186,7 @@ def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
 
 
 def _within_32_bits(tensor: Tensor, garbage: torch.Generator) -> Tensor:
-    """The tensor as read with signed 32-bit offsets: rows that lie further from its beginning are garbage."""
+    """The tensor as read with signed 32-bit offsets: rows further from its beginning are garbage."""
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     if reach < OFFSETS:
         return tensor
@@ -195,6 +195,6 @@ def _within_32_bits(tensor: Tensor, garbage: torch.Generator) -> Tensor:
 
 
 def _unwritten(like: Tensor, garbage: torch.Generator) -> Tensor:
-    """What lies in memory that nobody wrote, as numbers of a tensor's shape and dtype."""
+    """The content of memory that was never written, as numbers of a tensor's shape and dtype."""
     found = torch.randn(like.shape, generator=garbage)
     return found > 0 if like.dtype == torch.bool else found.to(like.dtype)

@@ -1,4 +1,4 @@
-"""The context in which CPU tensors behave as on MPS, and what code inside it can ask."""
+"""The context in which CPU tensors behave as on MPS, and queries for code inside it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _Thread(threading.local):
-    """What is in effect on this thread, innermost last; None stands for suspended."""
+    """The emulations in effect on this thread, innermost last; None means suspended."""
 
     def __init__(self) -> None:
         self.stack: list[EmulatedMPS | None] = []
@@ -33,7 +33,7 @@ _thread = _Thread()
 
 
 class EmulatedMPS(TorchFunctionMode):
-    """Context manager: attention on CPU tensors goes to an emulated machine, made anew with the context.
+    """Context manager: attention on CPU tensors goes to an emulated machine, which is new for each context.
 
     The machine with its memory lasts as long as this object.
     """
@@ -55,7 +55,7 @@ class EmulatedMPS(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Answer the intercepted functions, if this is the innermost emulation; pass on everything else."""
+        """Handle the intercepted functions if this is the innermost emulation; pass on everything else."""
         kwargs = kwargs or {}
         if not _thread.stack or _thread.stack[-1] is not self:
             return func(*args, **kwargs)
@@ -74,7 +74,7 @@ class EmulatedMPS(TorchFunctionMode):
             return answer(self.machine, func, args, kwargs)
 
     def _as_stock(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Let the arguments decide that override torch's functions; what they call in turn is emulated again."""
+        """Let arguments that override torch's functions decide; the functions they call in turn are emulated again."""
         for argument in (*args, *kwargs.values()):
             if type(argument) in types and not _by_default(argument):
                 with self:
@@ -97,9 +97,9 @@ def _public(machine: Machine, func: Any, args: tuple[Any, ...], kwargs: dict[str
     call = public_call(args, kwargs)
     if torch.is_autocast_enabled("cpu"):
         call = call.as_autocast(torch.get_autocast_dtype("cpu"))
-    refused = machine.release.dropout == "refused"  # these releases have words of their own for integers
+    refused = machine.release.dropout == "refused"  # these releases have their own messages for integers
     if not (call.on_cpu and call.well_formed and (refused or call.query.is_floating_point())):
-        return func(*args, **kwargs)  # not ours, or malformed: torch says what is wrong
+        return func(*args, **kwargs)  # not ours, or malformed: torch reports the problem
     with _without_autocast():
         return attention(call, machine)
 
@@ -123,7 +123,7 @@ _math_for_mps = getattr(torch.ops.aten, "_scaled_dot_product_attention_math_for_
 
 
 def _without_autocast() -> AbstractContextManager[Any]:
-    """What a kernel rounds, it rounds itself: its steps are not subject to an autocast region."""
+    """A kernel does its own rounding: its steps are not subject to an autocast region."""
     return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
@@ -137,14 +137,14 @@ if _math_for_mps is not None:  # torch 2.4 has no such operator
 
 
 def active() -> Emulation | None:
-    """The innermost emulation in effect on this thread; None outside and where it is suspended."""
+    """The innermost emulation in effect on this thread; None outside, and while it is suspended."""
     innermost = _thread.stack[-1] if _thread.stack else None
     return None if innermost is None else innermost.emulation
 
 
 @contextmanager
 def suspended() -> Iterator[None]:
-    """Inside it CPU tensors behave as plain CPU tensors again, for control computations."""
+    """Inside this context CPU tensors are plain CPU tensors again, for control computations."""
     _thread.stack.append(None)
     try:
         yield
@@ -166,18 +166,18 @@ def emulated(emulation: Emulation | None, on_abort: OnAbort = "raise") -> Abstra
 def emulate_mps(
     release: str, macos: int = 15, defects: Sequence[str] | None = None, *, on_abort: OnAbort = "raise"
 ) -> EmulatedMPS:
-    """Let CPU tensors meet the attention kernels that a torch release has on MPS.
+    """Make CPU tensors use models of the attention kernels that a torch release has on MPS.
 
     Inside the context `F.scaled_dot_product_attention`, `aten::_scaled_dot_product_attention_math_for_mps`
     and `torch.baddbmm` on CPU tensors take the paths, the rounding and the known defects of that release.
-    Nests (the innermost counts), restores, and holds for the current thread only.
+    Contexts nest (the innermost counts), restore the previous state, and apply to the current thread only.
 
     Args:
         release: Such as `2.8` or `2.8.0`.
         macos: Major version of macOS.
         defects: None for the defects of the release, empty for none, or ids such as `SDPA001` for exactly
             those.
-        on_abort: What happens where the real thing ends the process: `raise` an `EmulatedAbort`, or end the
+        on_abort: What to do where a real MPS device ends the process: `raise` an `EmulatedAbort`, or end the
             `process`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Attention on an emulated machine: the public function, the operator behind it, and the paths to the kernels.
 
-Each path hands a call to its kernel, with the defects that belong to the path.
+Each path passes a call to its kernel, with the defects of that path.
 """
 
 import os
@@ -28,7 +28,7 @@ from mpsdiag.emulation.selection import BOTH_MASKS, Machine, refuse_call, refuse
 
 
 def attention(call: AttentionCall, machine: Machine) -> Tensor:
-    """Compute a public call as the release of the machine would, with its refusals and aborts."""
+    """Compute a public call as the machine's release does, with its refusals and aborts."""
     call = call.with_additive_mask()
     ignored = machine.has("SDPA008")
     if takes_operator(call, machine.release, machine.macos, dropout_ignored=ignored):
@@ -79,7 +79,7 @@ def _to_4d(call: AttentionCall) -> AttentionCall:
 
 
 def _with_heads(call: AttentionCall, machine: Machine) -> AttentionCall:
-    """Repeat key and value heads where the release does so before it chooses a path."""
+    """Repeat key and value heads if the release does so before it chooses a path."""
     if call.query.size(1) == call.key.size(1) == call.value.size(1):
         return call
     if machine.release.shares_heads:
@@ -94,7 +94,7 @@ def _with_heads(call: AttentionCall, machine: Machine) -> AttentionCall:
 
 
 def _in_shape_of(query: Tensor, result: Tensor) -> Tensor:
-    """Give a 4D result the leading dimensions of the query; RuntimeError where broadcasting made it larger."""
+    """Give a 4D result the leading dimensions of the query; RuntimeError if broadcasting made it larger."""
     return result if query.dim() == 4 else result.view(*query.shape[:-1], result.size(-1))
 
 

@@ -1,14 +1,14 @@
-"""Keep the emulation in effect inside torch functions that run Python code: backward passes, and attention in others.
+"""Keep the emulation in effect inside torch functions that run Python code: backward passes and nested attention.
 
-A mode is set aside while a function that it was asked about runs. Without this a checkpointed layer that is
-recomputed in `loss.backward()` would meet the CPU's own kernels: other values than before, and with non-reentrant
+torch suspends a mode while a function that the mode intercepts runs. Without this module, a checkpointed layer that is
+recomputed in `loss.backward()` would use the CPU's own kernels: other values than before, and with non-reentrant
 checkpointing another number of saved tensors, which torch refuses. So would the attention inside
-`F.multi_head_attention_forward`, which is that of `nn.MultiheadAttention` and of torch's transformer layers.
+`F.multi_head_attention_forward`, which `nn.MultiheadAttention` and torch's transformer layers use.
 
 Their fast paths (`torch._native_multi_head_attention`, `torch._transformer_encoder_layer_fwd`) are taken on CPU, CUDA
 and XPU only, by a list of devices in `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`: on MPS the layers
-always call `F.scaled_dot_product_attention`. Nothing is to be done for that here: the layers do not take their fast
-path either while any function mode is active, as `torch.overrides.has_torch_function` is true then.
+always call `F.scaled_dot_product_attention`. Nothing needs to be done about that here: the layers do not take their
+fast path while any function mode is active, because `torch.overrides.has_torch_function` is then true.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 RUNNING: frozenset[Any] = frozenset({torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 """The functions that run a backward pass."""
 
-_ENGINE = "_engine_run_backward"  # what all of them end in; no public name
+_ENGINE = "_engine_run_backward"  # all of them end here; it has no public name
 _ATTENTION = "scaled_dot_product_attention"
 _ASK = "has_torch_function"
 
@@ -40,13 +40,13 @@ def calls_attention(func: Callable[..., Any]) -> bool:
 def with_mode(mode: TorchFunctionMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a torch function's code with a mode in effect for what it calls.
 
-    At its beginning such a function asks whether a mode wants it; a copy of the code is run that does not. Names are
-    looked up now: a fix that has taken attention's place is called, as it would be without this.
+    Such a function first asks whether a mode intercepts it; here a copy of its code runs that does not ask. Names are
+    looked up now, so an installed fix is called, as it would be otherwise.
     """
     names = func.__globals__ | dict.fromkeys((n for n in func.__code__.co_names if n.startswith(_ASK)), _no)
     code = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
     code.__kwdefaults__ = func.__kwdefaults__
-    token = _inside.set((*_inside.get(), func))  # one that asks in another way all the same ends here
+    token = _inside.set((*_inside.get(), func))  # a function that asks in another way ends here
     try:
         with mode:
             return code(*args, **kwargs)

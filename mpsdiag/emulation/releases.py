@@ -1,9 +1,9 @@
 """Torch releases on MPS, as tables: which path each takes to which kernel generation, and its known defects.
 
-Source of the paths: the dispatch table that was read from PyTorch's sources and from the released macOS wheels. Each
-release has only what differs from the one before. The defects are read from `defects.toml`, one table for the emulation
-and for the probes; `SDPA0NN` is entry BNN of the list of known defects. Defects of Apple's graph belong to a torch
-release and a macOS: the graph is compiled by the system.
+Source of the paths: a dispatch table read from PyTorch's sources and from the released macOS wheels. Each release
+has only its differences from the one before. The defects come from `defects.toml`, one table for the emulation and
+the probes; `SDPA0NN` is entry BNN of the list of known defects. Defects of Apple's graph belong to a torch release
+and a macOS version, because the system compiles the graph.
 """
 
 import math
@@ -24,13 +24,13 @@ TWO_PASS_KEYS: Final = 1024  # from this many keys on, the vector kernels work i
 
 @dataclass(frozen=True)
 class Release:
-    """What one torch release does with attention on MPS; what it does by mistake is among its defects."""
+    """How one torch release computes attention on MPS; its mistakes are in its defects."""
 
     name: str
     general: General = "none"
     """Generation of the graph inside the MPS operator; `none` where there is no operator yet."""
     contiguous_below: float = 0.0
-    """Below this macOS the operator is taken only by contiguous query, key and value."""
+    """Below this macOS the operator is used only for contiguous query, key and value."""
     dropout: Dropout = "composite"
     tiny_shift: bool = False  # float32 products get 1e-20 added on macOS 15+
     vector_dims: tuple[int, ...] = ()  # head dimensions of the vector kernels
@@ -41,8 +41,8 @@ class Release:
     mpp_dims: tuple[int, ...] = ()  # those on Metal Performance Primitives (half types, macOS 26+)
     expands_mask: bool = False  # the mask gets the shape of the scores before it reaches a kernel
     shares_heads: bool = False
-    """The operator repeats key and value heads itself, unasked; before, only with `enable_gqa`, ahead of the paths."""
-    empty_is_zeros: bool = False  # an empty query or value gives zeros without a look at the rest
+    """The operator repeats key and value heads itself, always; before, only with `enable_gqa`, ahead of the paths."""
+    empty_is_zeros: bool = False  # an empty query or value gives zeros, whatever the rest is
 
 
 def _table() -> dict[str, Release]:
@@ -86,7 +86,7 @@ FILE: Final = Path(__file__).with_name("defects.toml")
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to do: one or two sentences, and lines to paste into a shell, none where only the code can be changed."""
+    """What to do: one or two sentences, and lines to paste into a shell, if any help."""
 
     text: str
     commands: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ def _read(name: str, entry: dict[str, Any]) -> Defect:
 
 
 def _named(where: str) -> tuple[str, ...]:
-    """The releases of `2.5 to 2.6, 2.10 to 2.15`; none of words without a number."""
+    """The releases of a text such as `2.5 to 2.6, 2.10 to 2.15`; none for words without a number."""
     spans = [span.split(" to ") for span in where.split(", ") if span.startswith("2.")]
     return tuple(release for span in spans for release in between(span[0], span[-1]))
 

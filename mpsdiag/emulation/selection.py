@@ -1,6 +1,6 @@
-"""What is emulated: a torch release, a macOS version, a choice of defects; and the machine that this makes.
+"""What is emulated: a torch release, a macOS version and a choice of defects; and the resulting machine.
 
-The choice is a value that can be stored and sent. The machine remembers between calls, and refuses or aborts as its
+The choice is a value that can be stored and sent. The machine has state between calls, and refuses or aborts as its
 operator does.
 """
 
@@ -39,10 +39,10 @@ class Emulation:
     """A torch release on a macOS version, with defects.
 
     Attributes:
-        release: `2.8` or `2.8.0`; kept as the minor release.
+        release: `2.8` or `2.8.0`; stored as the minor release.
         macos: Major version of macOS.
         defects: Ids of the defects to show; None for those of the release, empty for none. A defect that the
-            release does not have is shown too when it is named.
+            release does not have is shown too if it is named.
 
     Raises:
         BadInput: The release, the macOS version or a defect does not exist.
@@ -53,10 +53,10 @@ class Emulation:
     defects: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Bring the fields to their one form, and refuse what does not exist."""
+        """Normalize the fields, and refuse values that do not exist."""
         if not isinstance(self.release, str):
             raise BadInput(
-                f"The torch release is {self.release!r}, not text: put it into quotes, as in "
+                f"The torch release is {self.release!r}, not a text: put it in quotes, as in "
                 'emulate_mps("2.10"). As a number, 2.10 is 2.1.'
             )
         match = re.fullmatch(r"(\d+\.\d+)(\.\d+)?([+a-z].*)?", self.release)
@@ -77,11 +77,11 @@ class Emulation:
         return defects_of(self.release, self.macos) if self.defects is None else self.defects
 
     def lacks_dtype(self, name: str) -> str | None:
-        """Why the emulated device cannot compute in a dtype, or None when it can: the CPU beneath it has them all."""
+        """Why the emulated device cannot compute in a dtype, or None if it can; the CPU underneath has all dtypes."""
         return "MPS does not support float64" if name == "float64" else None
 
     def require_dtype(self, name: str) -> None:
-        """Refuse a dtype in which the emulated device does not compute."""
+        """Refuse a dtype that the emulated device does not support."""
         reason = self.lacks_dtype(name)
         if reason:
             raise BadInput(f"{reason}, and neither does {self.describe()}. Choose another dtype.")
@@ -105,11 +105,11 @@ def _seeded() -> torch.Generator:
 
 @dataclass
 class Machine:
-    """An Apple device with a torch release, as far as attention can see it.
+    """An Apple device with a torch release, as far as it matters to attention.
 
-    `garbage` is the source of what lies in memory that was never written: seeded, so runs repeat and calls differ.
-    `gaps` are the numbers between sums and maxima in the calls of SDPA004: the allocator puts the maxima right behind,
-    then elsewhere. `graphs` is the cache of compiled graphs: what is kept of the first call of a key.
+    `garbage` gives the content of memory that was never written: seeded, so runs repeat and calls differ. `gaps` are
+    the distances between sums and maxima in the calls of SDPA004: the allocator puts the maxima right behind, then
+    elsewhere. `graphs` is the cache of compiled graphs: what is kept from the first call of a key.
     """
 
     release: Release
@@ -122,7 +122,7 @@ class Machine:
 
     @classmethod
     def of(cls, emulation: Emulation, on_abort: OnAbort) -> Machine:
-        """The machine that an emulation asks for, fresh."""
+        """A new machine for an emulation."""
         return cls(TABLE[emulation.release], emulation.macos, frozenset(emulation.shown), on_abort)
 
     def has(self, defect: str) -> bool:
@@ -148,7 +148,7 @@ BOTH_MASKS = "_scaled_dot_product_attention: Explicit attn_mask should not be se
 
 
 def refuse_call(call: AttentionCall, machine: Machine) -> None:
-    """Raise or abort for what the operator does not take, before it has chosen a path."""
+    """Raise or abort for calls that the operator does not support, before it chooses a path."""
     release = machine.release
     if release.dropout == "refused":
         if not call.query.is_floating_point():
@@ -170,7 +170,7 @@ def refuse_call(call: AttentionCall, machine: Machine) -> None:
 
 
 def refuse_general(call: AttentionCall, machine: Machine) -> None:
-    """Raise or abort for what the general path does not take: a mask beside `is_causal`, too many scores."""
+    """Raise or abort for calls that the general path does not support: a mask with `is_causal`, too many scores."""
     if call.is_causal and call.mask is not None:
         raise RuntimeError(BOTH_MASKS)
     batch, heads, rows, _ = call.query.shape

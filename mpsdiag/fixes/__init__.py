@@ -1,1 +1,1 @@
-"""The catalogue of attention modes: each puts itself in place, for a model or a process, and removes itself."""
+"""The attention modes: each installs itself, for a model or a process, and removes itself."""

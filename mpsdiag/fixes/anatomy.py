@@ -1,4 +1,4 @@
-"""What a model is made of, as far as its attention goes: the transformers models in it, their configs, their code."""
+"""The parts of a model that matter to attention: the transformers models in it, their configs, their code."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ from torch import nn
 
 from mpsdiag.fixes.layers import MARK
 
-# Modeling code that asks for the exact name treats every other name as something else than SDPA.
+# Modeling code that tests for the exact name treats every other name as something other than SDPA.
 _ASKS_FOR_SDPA = re.compile(r"_attn_implementation\s*(?:==|!=|(?:not\s+)?in\b)[^\n]*[\"']sdpa[\"']")
 _HAS_ATTENTION = re.compile(r"^class \w*Attention\w*\(nn\.Module\)", re.MULTILINE)
 
@@ -31,9 +31,9 @@ def is_transformers(module: nn.Module) -> bool:
 
 
 def configs_in_use(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
-    """Every config that attention is looked up in, once, with the first module that holds it.
+    """Every config in which attention is looked up, once, with the first module that holds it.
 
-    These are the configs of models, and those of attention modules, should they have copies of their own.
+    These are the configs of models, and those of attention modules that have their own copies.
     """
     seen: list[Any] = []
     for module in model.modules():
@@ -45,7 +45,7 @@ def configs_in_use(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
 
 
 def with_parts(configs: Iterable[Any]) -> list[Any]:
-    """The configs and all the configs they are made of, each once."""
+    """The configs and all their sub-configs, each once."""
     found: list[Any] = []
     waiting = list(configs)
     while waiting:
@@ -81,7 +81,7 @@ def mark(model: nn.Module, mode: str | None) -> None:
 
 
 def among(config: Any, configs: Iterable[Any]) -> bool:
-    """Whether a config is one of several: the same object, for configs compare by value and are not hashable."""
+    """Whether a config is one of several, by identity: configs compare by value and are not hashable."""
     return any(config is other for other in configs)
 
 
@@ -92,28 +92,28 @@ def without_sdpa(model: nn.Module) -> list[Any]:
 
 
 def looks_attention_up(model: nn.Module) -> bool:
-    """Whether the code of a model looks its attention up by name at each forward, as transformers decides it."""
+    """Whether the code of a model looks up its attention by name at each forward, according to transformers."""
     source = _source(type(model))
     return bool(source) and (not _HAS_ATTENTION.search(source) or "ALL_ATTENTION_FUNCTIONS" in source)
 
 
 def calls_sdpa(model: nn.Module) -> bool:
-    """Whether the code of a model calls `scaled_dot_product_attention` itself, somewhere."""
+    """Whether the code of a model calls `scaled_dot_product_attention` itself anywhere."""
     return any("scaled_dot_product_attention(" in _source(kind) for kind in _classes(model))
 
 
 def asks_for_exact_name(model: nn.Module) -> bool:
-    """Whether the code of a model asks somewhere for the attention named exactly "sdpa"."""
+    """Whether the code of a model tests anywhere for the attention named exactly "sdpa"."""
     return any(_ASKS_FOR_SDPA.search(_source(kind)) for kind in _classes(model))
 
 
 def _classes(model: nn.Module) -> list[type]:
-    """One class for each Python module that the classes of a model are from."""
+    """One class for each Python module that defines classes of a model."""
     return list({kind.__module__: kind for kind in map(type, model.modules())}.values())
 
 
 def _source(kind: type) -> str:
-    """The source of the Python module a class is from; empty for torch's own and for what has no source."""
+    """The source of the Python module that defines a class; empty for torch's own and if there is no source."""
     module = sys.modules.get(kind.__module__)
     if module is None or kind.__module__.split(".", maxsplit=1)[0] == "torch":
         return ""

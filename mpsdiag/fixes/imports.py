@@ -1,4 +1,4 @@
-"""Do something as soon as a module has been imported, and nothing until then."""
+"""Runs an action as soon as a module has been imported."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 def when_imported(module: str, action: Callable[[], None]) -> None:
-    """Run `action` once `module` is there: now if it has been imported whole, otherwise right after its import."""
+    """Run `action` once `module` is there: now if it is fully imported, otherwise right after its import."""
     loaded = sys.modules.get(module)
     if loaded is not None and not getattr(loaded.__spec__, "_initializing", False):
         action()
@@ -24,7 +24,7 @@ def when_imported(module: str, action: Callable[[], None]) -> None:
 
 
 class _Waiting(MetaPathFinder):
-    """Finds nothing itself: it lets the others find a module that is waited for, and watches its loading."""
+    """Finds nothing itself: it lets the other finders find an awaited module, and watches its loading."""
 
     def __init__(self) -> None:
         self.actions: dict[str, list[Callable[[], None]]] = {}
@@ -45,7 +45,7 @@ class _Waiting(MetaPathFinder):
 
 
 class _Watching(Loader):
-    """Loads as the loader it stands for, then runs the actions and is gone."""
+    """Loads like the loader it replaces, then runs the actions and removes itself."""
 
     def __init__(self, loader: Loader, actions: list[Callable[[], None]]) -> None:
         self._loader = loader

@@ -1,8 +1,8 @@
 """The layers in front of `F.scaled_dot_product_attention` and of transformers' "sdpa" entry.
 
-A layer stands before what its name held, and asks at each call what is in force; with nothing in force it passes
-the call on. So modes can be removed in any order, and a layer that another library has wrapped meanwhile stays where
-it is and does nothing. Each name gets its layer when the first user comes, and loses it with the last one.
+A layer wraps the function that its name held, and checks at each call what is in force; if nothing is, it passes the
+call on. So modes can be removed in any order, and a layer that another library has wrapped in the meantime stays in
+place and does nothing. Each name gets its layer with the first user, and loses it with the last one.
 """
 
 import functools
@@ -21,12 +21,12 @@ from mpsdiag.fixes.repairs import REPAIRS, Function, MaskArgument, Repair, finit
 from mpsdiag.sdpa.watch import answer, overriding
 
 MARK: Final = "_mpsdiag_mode"
-"""Attribute of a module whose own mode is looked up in `REPAIRS`: for code that wants the name "sdpa" kept."""
+"""Attribute of a module with a mode of its own, looked up in `REPAIRS`: for code that needs the name "sdpa"."""
 
 
 @dataclass
 class InForce:
-    """What the layers do for everyone; a plain object, so that compiled code guards on it.
+    """What the layers do for all users; a plain object, so that compiled code guards on it.
 
     `instead` runs in the place of `F.scaled_dot_product_attention`; `repair` is done to masks, there and at
     the entry of transformers where that is not reached by name; `layer` is our layer on the function that was
@@ -47,7 +47,7 @@ _USERS: Final = {"function": 0, "entry": 0}
 
 
 def hold(*, function: bool) -> Callable[[], None]:
-    """Ask for the layers, and keep them until the returned function is called.
+    """Request the layers, and keep them until the returned function is called.
 
     The entry of transformers gets its layer as soon as transformers has been imported.
     """
@@ -68,7 +68,7 @@ def hold(*, function: bool) -> Callable[[], None]:
 
 
 def _put() -> None:
-    """Stand in front of what is wanted, unless the outermost function there is a layer already."""
+    """Wrap the requested functions, unless the outermost function is already a layer."""
     with LOCK:
         if _USERS["function"]:
             function = torch.nn.functional.scaled_dot_product_attention
@@ -81,7 +81,7 @@ def _put() -> None:
 
 
 def _take_away() -> None:
-    """Restore what an unused name held where the layer is outermost; a wrapped one stays and passes calls on."""
+    """Restore unused names whose layer is outermost; a wrapped layer stays and passes calls on."""
     function = torch.nn.functional.scaled_dot_product_attention
     if not _USERS["function"] and function in _LAYERS:
         torch.nn.functional.scaled_dot_product_attention = _LAYERS[function]
@@ -125,7 +125,7 @@ def _sdpa_layer(previous: Function) -> Function:
 
 
 def _compile_to_operator(layer: Function) -> None:
-    """Let TorchScript, which cannot compile the layer, take it for torch's own operator, as in stock torch."""
+    """Make TorchScript, which cannot compile the layer, treat it as torch's own operator, as in stock torch."""
     from torch.jit import _builtins
 
     # There is no public way. The table is keyed by id, so the entry goes with the layer.

@@ -1,4 +1,4 @@
-"""One model: set its attention mode, read back whether that took, and put back what was there."""
+"""One model: set its attention mode, verify that it took effect, and restore the previous one."""
 
 import contextlib
 import weakref
@@ -20,7 +20,7 @@ from mpsdiag.words import POSITIONS
 
 @dataclass
 class _Applied:
-    """A mode on a model: what was set, and what every config and the mark were before."""
+    """A mode on a model: what was set, and the previous state of every config and of the mark."""
 
     key: str
     before: list[tuple[Any, str | None]]
@@ -31,21 +31,21 @@ _APPLIED: weakref.WeakKeyDictionary[nn.Module, list[_Applied]] = weakref.WeakKey
 
 
 def apply(model: nn.Module, name: str) -> Handle:
-    """Put an attention mode in place for one model, and its sub-models, or the fix `positions`.
+    """Set an attention mode, or the fix `positions`, for one model and its sub-models.
 
-    The change is in memory only: a model that is saved and loaded is back at its default. Sub-models that cannot
-    use SDPA keep their eager attention under the modes that are SDPA.
+    The change is in memory only: a model that is saved and loaded again has its default. Sub-models that cannot
+    use SDPA keep their eager attention under the SDPA modes.
 
     Args:
         model: A transformers model, or a module that contains some, such as one wrapped by peft.
         name: One of `MODES`, or `positions`, which gives the model position ids made from the attention mask.
 
     Returns:
-        The handle that puts back what was there; also a context manager.
+        The handle that restores the previous mode; also a context manager.
 
     Raises:
-        BadInput: No such mode; it cannot run here; no transformers model in `model`; or its class does not
-            let its attention be switched, and then the sentence names the way that works.
+        BadInput: The mode does not exist or cannot run here; there is no transformers model in `model`; or its class
+            does not let its attention be switched, in which case the message names a way that works.
     """
     if name == POSITIONS:
         return apply_positions(model)
@@ -64,7 +64,7 @@ def apply(model: nn.Module, name: str) -> Handle:
 
 
 def put_in_place(model: nn.Module, name: str) -> Handle:
-    """`apply`, or `install` where the class of the model chooses its attention when it is made, as Falcon does."""
+    """`apply`, or `install` if the model's class chooses its attention on construction, as Falcon does."""
     try:
         return apply(model, name)
     except BadInput:
@@ -74,13 +74,13 @@ def put_in_place(model: nn.Module, name: str) -> Handle:
 
 
 def _apply(model: Any, mode: Mode) -> Callable[[], None]:
-    """Put a mode on one transformers model; the returned function takes it away."""
+    """Set a mode on one transformers model; the returned function removes it."""
     repair = mode.repair()
     spared = anatomy.without_sdpa(model) if mode.name == "sdpa" or repair is not None else []
     if among(model.config, spared):
         raise BadInput(
-            f"{type(model).__name__} cannot use SDPA, so '{mode.name}' cannot be set, and what SDPA does with "
-            "fully masked rows does not concern it."
+            f"{type(model).__name__} cannot use SDPA, so '{mode.name}' cannot be set, and SDPA's treatment of "
+            "fully masked rows does not affect it."
         )
     # Code that asks for the exact name takes any other for something else than SDPA: there the name stays "sdpa",
     # the modules are marked, and the layer on the entry of that name does the rest.
@@ -134,21 +134,21 @@ def _set(model: Any, name: str, spared: list[Any]) -> None:
 
 
 def _read_back(model: Any, mode: Mode, key: str, used: list[tuple[nn.Module, Any]]) -> None:
-    """Refuse a mode that did not take everywhere, with the way that works: transformers only warns."""
+    """Refuse a mode that did not take effect everywhere, and name the way that works: transformers only warns."""
     start = f"{type(model).__name__} does not let its attention be switched to '{mode.name}'"
     way = f'What works: {_install_hint(mode)}, or load the model with attn_implementation="eager".'
     kept = {type(owner).__name__: set_attention(config) for owner, config in used if set_attention(config) != key}
     if kept:
         names = ", ".join(f"{owner} stays at {old}" for owner, old in kept.items())
         if set(kept.values()) == {"eager"} and not anatomy.calls_sdpa(model):
-            raise BadInput(f"{start} ({names}): it has attention of its own that never calls SDPA: not concerned.")
+            raise BadInput(f"{start} ({names}): it has its own attention that never calls SDPA, so it is not affected.")
         raise BadInput(f"{start} ({names}): its code does not look its attention up by name. {way}")
     if mode.repair() is not None and anatomy.calls_sdpa(model):
         raise BadInput(f"{start} everywhere: its code calls F.scaled_dot_product_attention itself. {way}")
 
 
 def _restore(entry: _Applied) -> None:
-    """Put the names back, except where somebody has set another one since."""
+    """Restore the names, except where another one has been set since."""
     for config, old in entry.before:
         if set_attention(config) == entry.key:
             config._attn_implementation_internal = old  # noqa: SLF001 - the setter would overwrite sub-configs

@@ -1,4 +1,4 @@
-"""The attention modes by name: what each does, whether it is exact, where it cannot run; and the way back from one."""
+"""The attention modes by name: what each does, whether it is exact, where it cannot run, and how it is removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COMPILERS = ("c++", "g++", "clang++", "cl")
 class Mode:
     """One way to compute attention.
 
-    `exact` modes give, bit for bit, what stock SDPA gives on the CPU. `install` takes those that are
+    `exact` modes give the result of stock SDPA on the CPU, bit for bit. `install` accepts those that are
     `process_wide`; the others are for one model.
     """
 
@@ -45,7 +45,7 @@ class Mode:
         return REPAIRS.get(self.name)
 
     def instead(self) -> Function | None:
-        """What the mode runs in the place of `F.scaled_dot_product_attention`, if anything."""
+        """What the mode runs instead of `F.scaled_dot_product_attention`, if anything."""
         from mpsdiag.fixes.repairs import eager
 
         return eager if self.name == "eager" else None
@@ -79,7 +79,7 @@ def _flex(device: str, dtype: str, training: bool) -> str | None:
 def _flash(device: str, dtype: str, training: bool) -> str | None:
     del training
     if device not in {"cuda", "xpu"}:
-        return f"flash_attention_2 needs a CUDA or XPU device, this is {device}"
+        return f"flash_attention_2 needs a CUDA or XPU device, not {device}"
     if dtype not in {"float16", "bfloat16"}:
         return f"flash_attention_2 computes in float16 or bfloat16, not in {dtype}"
     if importlib.util.find_spec("flash_attn") is None:
@@ -88,14 +88,14 @@ def _flash(device: str, dtype: str, training: bool) -> str | None:
 
 
 def _kernel(device: str, dtype: str, training: bool) -> str | None:
-    """What a kernel runs on, only the hub knows; here it is asked whether transformers can load any."""
+    """Only the hub knows where a kernel runs; here only whether transformers can load kernels is tested."""
     del device, dtype, training
     from transformers.utils import import_utils
 
     if import_utils.is_kernels_available():
         return None
     least = getattr(import_utils, "KERNELS_MIN_VERSION", None)
-    return f"kernels of the hub need the package kernels (pip install kernels{f'=={least}' if least else ''})"
+    return f"hub kernels need the package kernels (pip install kernels{f'=={least}' if least else ''})"
 
 
 _ALL = (
@@ -108,16 +108,16 @@ _ALL = (
     Mode(
         "safe_sdpa",
         True,
-        "SDPA with fully masked rows opened before and zeroed after: what the CPU gives, bit for bit.",
+        "SDPA with fully masked rows unmasked before and zeroed after: the result of the CPU, bit for bit.",
     ),
     Mode(
         "unmask_sdpa",
         False,
-        "SDPA with fully masked rows opened, as transformers did it up to 4.52: pads see all tokens.",
+        "SDPA with fully masked rows unmasked, as in transformers up to 4.52: padding sees all tokens.",
     ),
     Mode("min_mask_sdpa", False, "SDPA with a float mask of finfo.min instead of minus infinity."),
     Mode("flex_attention", False, "The compiled flex_attention of torch.", False, _flex),
-    Mode("flash_attention_2", False, "The flash-attn package; pads are cut out.", False, _flash),
+    Mode("flash_attention_2", False, "The flash-attn package; padding is cut out.", False, _flash),
 )
 MODES: Final[Mapping[str, Mode]] = MappingProxyType(
     {mode.name: mode for mode in sorted(_ALL, key=lambda mode: ATTENTION_MODES.index(mode.name))}
@@ -125,9 +125,9 @@ MODES: Final[Mapping[str, Mode]] = MappingProxyType(
 
 
 def mode_named(name: str, *, process_wide: bool = False) -> Mode:
-    """Look a mode up; the refusal of an unknown name suggests the nearest."""
+    """Look up a mode; the error for an unknown name suggests the nearest."""
     if is_kernel(name):
-        return Mode(name, False, "A kernel of the hub, which the package kernels loads.", False, _kernel)
+        return Mode(name, False, "A hub kernel, loaded by the package kernels.", False, _kernel)
     if name not in MODES:
         fitting = [word for word, mode in MODES.items() if mode.process_wide or not process_wide]
         one_of("attention mode", name, [*fitting, POSITIONS] if process_wide else fitting)
@@ -135,10 +135,10 @@ def mode_named(name: str, *, process_wide: bool = False) -> Mode:
 
 
 class Handle:
-    """Removes a mode again, once, by `remove()` or at the end of a `with` block.
+    """Removes a mode by `remove()` or at the end of a `with` block.
 
-    `name` is the attention mode that was put in place. `unreached` lists names in modules, such as
-    `library.attention.sdpa`, that were bound to torch's own function before and so go on without the mode.
+    `name` is the attention mode that was installed. `unreached` lists names in modules, such as
+    `library.attention.sdpa`, that were bound to torch's own function before and so do not use the mode.
     """
 
     def __init__(self, name: str, undo: Callable[[], None], unreached: tuple[str, ...] = ()) -> None:
@@ -153,7 +153,7 @@ class Handle:
         return self._undo is None
 
     def remove(self) -> None:
-        """Put back what was there before. Calling it again does nothing."""
+        """Restore the previous state. Calling it again does nothing."""
         with self._lock:
             undo, self._undo = self._undo, None
         if undo is not None:

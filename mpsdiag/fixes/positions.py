@@ -1,8 +1,8 @@
 """The fix `positions`: position ids made from the attention mask, for models that number from the left edge.
 
-GPT-2 and its kin count positions from 0 at the left edge of the batch, padding included, unless they are given position
-ids. It is right only where it was seen to restore what a sequence has alone: models that make positions from the token
-ids themselves, such as RoBERTa, are broken by it.
+GPT-2 and similar models count positions from 0 at the left edge of the batch, padding included, unless they are given
+position ids. The fix is right only if it was seen to restore the results of each sequence alone: it breaks models that
+make positions from the token ids themselves, such as RoBERTa.
 """
 
 import inspect
@@ -24,17 +24,17 @@ def position_ids(attention_mask: Tensor, length: int) -> Tensor:
     """The position of each token among the real ones of its sequence, (sequences, length) int64; 0 at left padding.
 
     Args:
-        attention_mask: (sequences, positions), 0 at padding; with a cache it is longer than the tokens that are given.
-        length: Tokens that are given: the last ones.
+        attention_mask: (sequences, positions), 0 at padding; with a cache it is longer than the given tokens.
+        length: Number of given tokens, which are the last ones.
     """
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
 def with_position_ids(collator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A collator whose batches hold position ids made from their attention mask.
+    """A collator whose batches have position ids made from their attention mask.
 
     Args:
-        collator: Makes batches with `attention_mask`; others are handed on as they are.
+        collator: Makes batches with `attention_mask`; other batches are passed on unchanged.
     """
 
     def collate(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def with_position_ids(collator: Callable[..., dict[str, Any]]) -> Callable[..., 
 
 
 def apply_positions(model: nn.Module) -> Handle:
-    """Give one model position ids wherever it is called without any, with a 2D attention mask.
+    """Give one model position ids whenever it is called without any, but with a 2D attention mask.
 
     Raises:
         BadInput: No transformers model in `model` takes position ids.
@@ -78,7 +78,7 @@ def install_positions() -> Handle:
 
 
 def _wrap_call() -> None:
-    """Wrap the call of transformers' models, once; while nothing is installed the wrapper hands every call on."""
+    """Wrap the call of transformers' models once; while nothing is installed the wrapper passes every call on."""
     from transformers.modeling_utils import PreTrainedModel
 
     cls: Any = PreTrainedModel
@@ -89,7 +89,7 @@ def _wrap_call() -> None:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _INSTALLED and _takes_positions(self):
             args, kwargs = _fill(self, args, kwargs) or (args, kwargs)
-        # Looked up now: what has been put before torch's own call since, such as a watcher, is called.
+        # Looked up now, so that wrappers installed since, such as a watcher, are called.
         return own(self, *args, **kwargs) if own else super(cls, self).__call__(*args, **kwargs)
 
     call._mpsdiag = True  # type: ignore[attr-defined]  # noqa: SLF001 - our own mark
@@ -104,7 +104,7 @@ def _takes_positions(model: nn.Module) -> bool:
 def _fill(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """The arguments with position ids; None where they hold some, or nothing to make them from."""
+    """The arguments with position ids; None if they already have some, or nothing to make them from."""
     given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
     given = {**given, **given.get("kwargs", {})}
     mask = given.get("attention_mask")

@@ -1,4 +1,4 @@
-"""The whole process: one mode in force for everything that calls SDPA."""
+"""The whole process: one mode for everything that calls SDPA."""
 
 import logging
 import sys
@@ -19,33 +19,34 @@ _INSTALLED: Final[list[tuple[object, Mode]]] = []
 
 
 def install(name: str) -> Handle:
-    """Put an attention mode in place for every model of the process that uses SDPA, now or later, or `positions`.
+    """Install an attention mode, or `positions`, for every model of the process that uses SDPA, now or later.
 
-    Reaches transformers models through their "sdpa" entry, and whatever calls `F.scaled_dot_product_attention`
-    itself, such as Falcon, remote code, `nn.MultiheadAttention`, other libraries. Models set to another attention
-    ("eager", "flex_attention") are left alone. Of several modes that are installed the last one is in force.
+    It reaches transformers models through their "sdpa" entry, and all code that calls
+    `F.scaled_dot_product_attention` itself, such as Falcon, remote code, `nn.MultiheadAttention` and other
+    libraries. Models set to another attention ("eager", "flex_attention") are left alone. If several modes are
+    installed, the last one is in force.
 
-    Two things are not reached. Modules that imported the function itself before, as in `from torch.nn.functional
-    import scaled_dot_product_attention`, go on with it: they are looked for, named in a warning, and kept in the
-    handle's `unreached`. `mpsdiag run --fix` installs before any of them is imported. And TorchScript compiles
-    attention to torch's own operator, as without a mode; what is traced with a mode in force keeps the mode.
+    Two things are not reached. Modules that imported the function itself earlier, as in `from torch.nn.functional
+    import scaled_dot_product_attention`, keep using it: they are named in a warning and in the handle's
+    `unreached`. `mpsdiag run --fix` installs the mode before any of them is imported. And TorchScript compiles
+    attention to torch's own operator, as without a mode; code that is traced with a mode in force keeps the mode.
 
     Args:
-        name: One of `MODES`, or `positions`, which is in force beside them. `sdpa` puts stock SDPA in force; `eager`
-            computes SDPA in plain operations.
+        name: One of `MODES`, or `positions`, which combines with them. `sdpa` installs stock SDPA; `eager` computes
+            SDPA with plain operations.
 
     Returns:
         The handle that removes it; also a context manager.
 
     Raises:
-        BadInput: No such mode, or one that cannot stand in for SDPA.
+        BadInput: The mode does not exist, or cannot replace SDPA.
     """
     if name == POSITIONS:
         return install_positions()
     mode = mode_named(name, process_wide=True)
     if not mode.process_wide:
         raise BadInput(
-            f"Attention mode '{name}' cannot be installed process-wide: it takes masks of another kind than "
+            f"Attention mode '{name}' cannot be installed process-wide: it takes other masks than "
             f'F.scaled_dot_product_attention. For one model: mpsdiag.apply(model, "{name}").'
         )
     installation = (object(), mode)
@@ -73,7 +74,7 @@ def install(name: str) -> Handle:
 
 
 def _bound_before() -> tuple[str, ...]:
-    """The names in imported modules that hold torch's function itself, outside torch."""
+    """The names in imported modules outside torch that hold torch's function itself."""
     original = torch._C._nn.scaled_dot_product_attention  # noqa: SLF001
     modules = {id(loaded): (name, loaded) for name, loaded in reversed(sys.modules.items())}
     return tuple(

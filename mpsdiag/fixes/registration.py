@@ -18,7 +18,7 @@ from mpsdiag.sdpa.safe import zero_rows
 from mpsdiag.sdpa.watch import overriding
 
 OWN: Final = "transformers.integrations.sdpa_attention"
-"""The module of the attention function that transformers has under the name "sdpa"."""
+"""The module of transformers' attention function "sdpa"."""
 
 MASK: Final = MaskArgument("attention_mask", 4)
 """Where attention functions of transformers take the mask: (module, query, key, value, attention_mask, ...)."""
@@ -31,7 +31,7 @@ def repaired_attention(
     mask = where.find(args, options)
     if mask is None or overriding(args[1:], options) or _is_written_finite(mask, options):
         return stock(*args, **options)
-    # What transformers makes of torch's own output is nobody else's.
+    # What transformers computes from torch's own output belongs to nobody else.
     by_torch = getattr(stock, "__module__", None) == OWN and isinstance(
         F.scaled_dot_product_attention, BuiltinFunctionType
     )
@@ -47,14 +47,14 @@ def repaired_attention(
 
 
 def _is_written_finite(mask: Tensor, options: dict[str, Any]) -> bool:
-    """Whether transformers writes the mask with finfo.min, as beside a position bias: no row is fully masked."""
+    """Whether transformers writes the mask with finfo.min, as with a position bias: no row is then fully masked."""
     return mask.dtype == torch.bool and options.get("position_bias") is not None
 
 
 def register(name: str, repair: Repair) -> None:
     """Make a mode known to transformers: its attention function and, under the same name, its mask function.
 
-    The names stay known for the life of the process: copies of a model work on after a handle is removed.
+    The names stay registered for the life of the process: copies of a model still work after a handle is removed.
     Raises BadInput before transformers 4.53, which has no registry of mask functions.
     """
     try:
@@ -82,9 +82,9 @@ def register(name: str, repair: Repair) -> None:
 
 
 def register_all() -> None:
-    """Make every mode known that repairs masks, so that `from_pretrained(attn_implementation="safe_sdpa")` works.
+    """Register every mode that repairs masks, so that `from_pretrained(attn_implementation="safe_sdpa")` works.
 
-    Where transformers has no registry of mask functions, its own error names the unknown mode.
+    If transformers has no registry of mask functions, its own error names the unknown mode.
     """
     for name, repair in REPAIRS.items():
         with contextlib.suppress(BadInput):

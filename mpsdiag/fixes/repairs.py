@@ -1,7 +1,7 @@
-"""What a mode does in a call of attention: to the mask before it, to the output after it, or all of it in its place.
+"""What a mode does in a call of attention: change the mask before it, the output after it, or replace it.
 
-Pure; no synchronization with the device, no branch on data but on the CPU, nothing remembered. All other arguments are
-passed on as they came.
+Pure: no synchronization with the device, no branch on data except on the CPU, no state. All other arguments are passed
+on unchanged.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mpsdiag.sdpa.safe import open_dead_rows, zero_rows
 
 
 class Repaired(NamedTuple):
-    """A mask that leaves no row that the kernel cannot take, broadcastable to (..., L, S), boolean or additive.
+    """A mask without rows that the kernel cannot handle, broadcastable to (..., L, S), boolean or additive.
 
-    `zero` is True where the output row is to be zero, shape (..., L, 1); None if all stays as computed.
+    `zero` is True where the output row must be zero, shape (..., L, 1); None if the output stays as computed.
     """
 
     mask: Tensor
@@ -34,13 +34,13 @@ Repair = Callable[[Tensor, torch.dtype, bool], Repaired]
 
 
 def safe(mask: Tensor, dtype: torch.dtype, by_torch: bool = False) -> Repaired:
-    """Let fully masked rows see every key, then zero their output: bit for bit what SDPA gives on the CPU."""
+    """Let fully masked rows see every key, then zero their output: the result of SDPA on the CPU, bit for bit."""
     del dtype
     return Repaired(*open_dead_rows(mask, by_torch=by_torch))
 
 
 def unmask(mask: Tensor, dtype: torch.dtype, by_torch: bool = False) -> Repaired:
-    """Let fully masked rows see every key, later ones too, and keep the result, as transformers did up to 4.52."""
+    """Let fully masked rows see every key, even later ones, and keep the result, as in transformers up to 4.52."""
     del dtype, by_torch
     return Repaired(open_dead_rows(mask)[0], None)
 
@@ -57,11 +57,11 @@ def finite_minimum(mask: Tensor, dtype: torch.dtype, by_torch: bool = False) -> 
 REPAIRS: Final[Mapping[str, Repair]] = MappingProxyType(
     {"safe_sdpa": safe, "unmask_sdpa": unmask, "min_mask_sdpa": finite_minimum}
 )
-"""What each mode that repairs masks does, by its name."""
+"""The repair of each mode that repairs masks, by name."""
 
 
 class MaskArgument(NamedTuple):
-    """Where a function takes its mask: as this keyword, and at this position, None if never by position."""
+    """Where a function takes its mask: as this keyword, and at this position (None: never by position)."""
 
     name: str
     position: int | None
@@ -80,7 +80,7 @@ class MaskArgument(NamedTuple):
         return cls(name, position if open_end else None)
 
     def find(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor | None:
-        """The mask of a call, if it has one of a dtype that SDPA takes; any other is left to torch to refuse."""
+        """The mask of a call, if its dtype is one that SDPA takes; torch refuses any other."""
         mask = options.get(self.name)
         if mask is None and self.position is not None and len(args) > self.position:
             mask = args[self.position]
@@ -89,7 +89,7 @@ class MaskArgument(NamedTuple):
         return None
 
     def call(self, function: Function, mask: Tensor, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Call a function with another mask in the place where the mask was."""
+        """Call a function with its mask replaced."""
         if options.get(self.name) is not None or self.position is None:
             return function(*args, **{**options, self.name: mask})  # torch.compile of 2.7 knows no | of dicts
         return function(*args[: self.position], mask, *args[self.position + 1 :], **options)
@@ -128,7 +128,7 @@ def eager(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Compute attention in plain operations, as transformers' eager attention does, in the place of SDPA.
+    """Compute attention with plain operations, as transformers' eager attention does, instead of SDPA.
 
     The scores of the whole (L, S) square are in memory. Masked scores get the smallest finite number, so a
     query with no key averages all values. The arguments are those of `F.scaled_dot_product_attention`.
@@ -143,7 +143,7 @@ def eager(
         scores = scores.masked_fill(~square, torch.finfo(scores.dtype).min)
     if attn_mask is not None:
         scores = scores + finite_minimum(attn_mask, scores.dtype).mask
-    # Half types are summed in float32; float64 stays, for its smallest number is minus infinity in float32.
+    # Half types are summed in float32; float64 stays, because its smallest number is minus infinity in float32.
     wide = torch.promote_types(scores.dtype, torch.float32)
     weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
     if dropout_p > 0.0:

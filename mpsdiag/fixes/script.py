@@ -1,7 +1,7 @@
-"""Running a user's own script, unedited, with an attention mode in place: in it and in every Python it starts.
+"""Runs a user's own script, unedited, with an attention mode installed in it and in every Python it starts.
 
-The script gets a Python of its own in the place of this process. So it is `__main__` as Python makes it, its
-arguments, path, tracebacks, signals and exit code are its own, and there is nothing of ours around it.
+A Python for the script replaces this process. So the script is an ordinary `__main__`: its arguments, path,
+tracebacks, signals and exit code are its own, and none of our code is around it.
 """
 
 import os
@@ -26,12 +26,12 @@ from mpsdiag.words import POSITIONS
 
 _OTHERS: Final = ("sh", "bash", "zsh", "dash", "ksh", "fish", "perl", "ruby", "node", "Rscript")
 _PROGRAMS: Final = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
-"""How programs of Linux, Windows and macOS begin."""
+"""First bytes of programs for Linux, Windows and macOS."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A process to become: its command, its whole environment, and the sentence that the user reads first."""
+    """The process to become: its command, its whole environment, and the first message to the user."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
@@ -54,13 +54,13 @@ def prepare(
     for fix in fixes:
         if fix != POSITIONS and not mode_named(fix, process_wide=True).process_wide:
             raise BadInput(
-                f"--fix {fix} cannot be put under a script: it takes masks of another kind than SDPA. Write into the "
+                f"--fix {fix} cannot be installed for a script: it takes other masks than SDPA. Write into the "
                 f'script: mpsdiag.apply(model, "{fix}"), or load the model with attn_implementation="{fix}".'
             )
     where = _module(target) if as_module else _script(target)
     put = [fix for fix in fixes if fix != "sdpa"]
     is_or_are = "is" if len(put) == 1 else "are"
-    place = f"{' and '.join(put)} {is_or_are} in place" if put else "stock attention is left as it is"
+    place = f"{' and '.join(put)} {is_or_are} installed" if put else "stock attention is unchanged"
     note = f"{place} for {target} and the Python processes it starts"
     if emulate is not None:
         emulation = Emulation(emulate, macos)
@@ -84,13 +84,13 @@ def become(launch: Launch) -> NoReturn:
 
 
 def supervise(launch: Launch) -> int:
-    """Run the launch as a process of its own, and wait for it; its signals are its own.
+    """Run the launch as a separate process and wait for it; signals are passed on to it.
 
     Returns:
         Its exit code, negative for the signal that ended it.
     """
     with subprocess.Popen(launch.command, env=dict(launch.environment)) as process:
-        # Ctrl-C reaches the script by itself; other requests to end are handed on.
+        # Ctrl-C reaches the script directly; other requests to end are passed on.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         ends = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
         others = {one: signal.signal(one, lambda number, _: process.send_signal(number)) for one in ends}
@@ -115,7 +115,7 @@ def end_as(code: int) -> NoReturn:
 def _script(target: str) -> tuple[str, ...]:
     path = Path(target)
     if path.is_dir() and not (path / "__main__.py").is_file():
-        raise BadInput(f"{target} is a folder without a __main__.py: name the script in it.")
+        raise BadInput(f"{target} is a folder without a __main__.py: name a script in it.")
     if path.exists():
         require_file(path)
         if not os.access(path, os.R_OK):
@@ -126,21 +126,21 @@ def _script(target: str) -> tuple[str, ...]:
     command = shutil.which(target, path=folders)
     if command is not None and os.sep not in target:
         raise BadInput(
-            f"No script {target} here. If you mean the command of that name, and it is written in Python, "
-            f"run it by its file: mpsdiag run {command} ..."
+            f"No script {target} here. If you mean the command of that name and it is written in Python, "
+            f"run its file: mpsdiag run {command} ..."
         )
     is_module = all(part.isidentifier() for part in target.split(".")) and not target.endswith(".py")
-    hint = f"For a module: mpsdiag run -m {target} ..." if is_module else f"Look at the path, from {Path.cwd()}."
-    raise BadInput(f"No script {target}: there is no such file. {hint}")
+    hint = f"For a module: mpsdiag run -m {target} ..." if is_module else f"Check the path, relative to {Path.cwd()}."
+    raise BadInput(f"There is no script {target}. {hint}")
 
 
 def _require_python(path: Path) -> None:
-    """Refuse a script for another interpreter and a program of the machine; what is wrong in Python, Python says."""
+    """Refuse a script for another interpreter and a native program; errors in Python are left to Python."""
     head = read_file(path, 256) if path.is_file() else b""
     first = head.partition(b"\n")[0].decode(errors="replace")
     other = next((name for name in _OTHERS if first.startswith("#!") and re.search(rf"\b{name}\b", first)), None)
     if other is not None:
-        raise BadInput(f"{path} is a script for {other}, not for Python. Name the Python file that it starts.")
+        raise BadInput(f"{path} is a script for {other}, not for Python. Name the Python file that it runs.")
     if head.startswith(_PROGRAMS):
         raise BadInput(f"{path} is a program, not a Python file. If it starts Python, name the file that it runs.")
 
@@ -153,5 +153,5 @@ def _module(target: str) -> tuple[str, ...]:
     except (ImportError, ValueError):  # no name of a module
         found = None
     if found is None:
-        raise BadInput(f"No module named {target} is installed, nor is it in {Path.cwd()}.")
+        raise BadInput(f"No module named {target} is installed or is in {Path.cwd()}.")
     return ("-m", target)

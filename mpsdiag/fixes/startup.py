@@ -1,4 +1,4 @@
-"""What `mpsdiag run` asks of the processes it starts: written into their environment here, and read back here."""
+"""The request of `mpsdiag run` to the processes it starts, written into their environment and read back here."""
 
 import os
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ _THEN: Final = "MPSDIAG_RUN_THEN"
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The fixes, and if `emulate` is set the MPS kernels, that are in place as soon as torch is imported.
+    """The fixes and, if `emulate` is set, the MPS kernels to install as soon as torch is imported.
 
-    `then` is a function of a floor above that is called last, as `module:function`; it reads `options`, further entries
-    of the environment.
+    `then` names a function of a later room, as `module:function`, which is called last; it reads `options`, further
+    entries of the environment.
     """
 
     fixes: tuple[str, ...]
@@ -37,7 +37,7 @@ class RunRequest:
         if self.emulate is not None:
             extended[_EMULATE] = self.emulate
             extended[_MACOS] = str(self.macos)
-        # An empty entry would mean the current folder: none is added, those of the user stay.
+        # An empty entry would mean the current folder: none is added, the user's own ones stay.
         rest = environ.get("PYTHONPATH", "")
         others = [entry for entry in rest.split(os.pathsep) if entry != str(FOLDER)] if rest else []
         extended["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *others])
@@ -53,11 +53,10 @@ def wish_of(environ: Mapping[str, str]) -> RunRequest | None:
 
 
 def begin() -> None:
-    """Carry out the request of this process, for as long as it lives, right after torch has been imported.
+    """Carry out the request in this process, for its whole life, right after torch has been imported.
 
-    The emulation is that of the thread that imported torch, and of processes forked from it. Where the
-    request cannot be carried out, the import of torch fails, so that the script does not run without what was
-    asked for.
+    The emulation applies to the thread that imported torch, and to processes forked from it. If the request cannot
+    be carried out, the import of torch fails, so that the script does not run without it.
     """
     wish = wish_of(os.environ)
     if wish is None:

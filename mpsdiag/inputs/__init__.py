@@ -1,1 +1,1 @@
-"""What a case is made of: models, tokenizers, data and outputs."""
+"""The parts of a case: models, tokenizers, data and outputs."""

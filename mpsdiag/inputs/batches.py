@@ -14,9 +14,9 @@ from mpsdiag.inputs.texts import encode
 
 Row = dict[str, Any]
 POOLED_BY: Final = "mpsdiag_pooling"
-"""Where a model of a sentence-transformers folder keeps the ways it is pooled."""
+"""Attribute with the pooling methods of a model from a sentence-transformers folder."""
 _MASKED_OF: Final = 6
-"""Of so many tokens of a text one is masked and predicted."""
+"""One in this many tokens of a text is masked and predicted."""
 _TEMPERATURE: Final = 1.0
 
 
@@ -36,7 +36,7 @@ def with_tiny_picture(
 def with_processor(
     text: str, picture: bool, processor: Any, longest: int, config: Any, generator: random.Random
 ) -> Row:
-    """A row as a model's own processor makes it; the text is cut first, for tokens of a picture cannot be."""
+    """A row made by the model's own processor; the text is cut first, because tokens of a picture cannot be."""
     from PIL import Image
 
     del config
@@ -58,7 +58,7 @@ _PER_TOKEN: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_
 
 
 def padded(rows: Sequence[Row], tokenizer: Any, multiple: int | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Rows as tensors: what has one value a token is padded; what pictures need is put one after the other."""
+    """Rows as tensors: values for each token are padded, values for pictures concatenated."""
     texts = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows]
     batch = dict(tokenizer.pad(texts, pad_to_multiple_of=multiple, return_tensors="pt"))
     left, width = tokenizer.padding_side == "left", batch["input_ids"].shape[1]
@@ -77,7 +77,7 @@ def padded(rows: Sequence[Row], tokenizer: Any, multiple: int | None, dtype: tor
 
 
 def picture_token(model: Any) -> int | None:
-    """The id that stands for a part of a picture; None where a model has no pictures among its tokens."""
+    """The id that stands for a part of a picture; None if a model has no picture tokens."""
     config = getattr(model, "config", None)
     return getattr(config, "image_token_id", getattr(config, "image_token_index", None))
 
@@ -135,9 +135,9 @@ def _tag_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: 
 
 
 def _pooling_weights(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
-    """What part of an embedding each position is, as its folder says, or the last token of a decoder, else the mean.
+    """The weight of each position in an embedding: by its folder, or the last token of a decoder, otherwise the mean.
 
-    Of several ways (sequences, positions, ways). Where the largest value counts, the weight is -1.
+    For several methods (sequences, positions, methods). If the largest value counts, the weight is -1.
     """
     del given, tokenizer
     real = batch["attention_mask"]
@@ -165,12 +165,12 @@ _POOLING_WEIGHTS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 
 
 def sees_both_ways(config: Any) -> bool:
-    """Say whether a model of this config is an encoder, whose queries see the keys behind them too."""
+    """Whether a model of this config is an encoder, whose queries also see later keys."""
     from transformers.models.auto import modeling_auto
 
     if getattr(config, "is_causal", True) is False or getattr(config, "is_encoder_decoder", False):
         return True
-    # Configs of decoders do not say what they are; those that can be either are encoders until `is_decoder` is set.
+    # Configs of decoders do not say so; those that can be either are encoders unless `is_decoder` is set.
     either = getattr(modeling_auto, "MODEL_FOR_MASKED_LM_MAPPING_NAMES", {})
     if getattr(config, "model_type", None) not in either:
         return False
@@ -202,7 +202,7 @@ def pooled(hidden: Tensor, weights: Tensor) -> Tensor:
 
 
 def contrastive_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """Each embedding is to be found among those of the batch (Gao et al. 2021, without dropout), in float32."""
+    """The loss of finding each embedding among those of the batch (Gao et al. 2021, without dropout), in float32."""
     del num_items_in_batch
     embeddings = pooled(outputs["last_hidden_state"], labels).float()
     scores = embeddings @ embeddings.T / _TEMPERATURE

@@ -1,4 +1,4 @@
-"""The built-in models and their tokenizer: small configs, random weights by seed, one token a byte; no downloads."""
+"""The built-in models and their tokenizer: small configs, seeded random weights, one token per byte; no downloads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADS: Final = 4
 SLIDING_WINDOW: Final = 16
 MAX_POSITIONS: Final = 4096
 PICTURE: Final = 8
-"""Pixels of a side of the pictures that tiny-vlm sees."""
+"""Width and height, in pixels, of the pictures for tiny-vlm."""
 PICTURE_TOKENS: Final = 4
 """How many tokens stand for a picture; their id is the one after the vocabulary."""
 
@@ -175,7 +175,7 @@ def _byte_characters() -> list[str]:
 
 
 def byte_tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
-    """Make a tokenizer with one token a byte, and <pad>, <bos> (put before every text) and <eos>.
+    """Make a tokenizer with one token per byte, and <pad>, <bos> (put before every text) and <eos>.
 
     Raises:
         BadInput: `padding_side` is neither.

@@ -52,10 +52,10 @@ _ARCHIVES: Final[Mapping[bytes, str]] = {
 
 
 def open_local(dataset: str) -> Splits:
-    """Open a file or folder; the rows of a file are read one after the other, never all at once.
+    """Open a file or folder; the rows of a file are read one by one, never all at once.
 
     Raises:
-        BadInput: Empty, binary, unreadable, or of an unknown kind; at once, or when the bad row is reached.
+        BadInput: It is empty, binary, unreadable or of an unknown kind; raised now, or when the bad row is reached.
     """
     path = Path(dataset).expanduser()
     if path.is_dir():
@@ -85,7 +85,7 @@ def _rows(paths: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
 
 
 def _next(rows: Iterator[Mapping[str, Any]], path: Path, kind: str) -> Mapping[str, Any] | None:
-    """The next row; what is wrong with the file is one sentence, and not the log of `datasets` too."""
+    """The next row; a problem of the file is one sentence, without the log of `datasets`."""
     from datasets.exceptions import DatasetsError
     from pyarrow import ArrowException
 
@@ -106,7 +106,7 @@ def _warn_taken_for_text(path: Path) -> None:
 
 
 def _refuse(path: Path) -> None:
-    """Look at the beginning of a file, so that a pipe, a picture or an archive is refused before anything is built."""
+    """Inspect the beginning of a file, so that a pipe, a picture or an archive is refused before anything is built."""
     try:
         if path.is_fifo():  # It gives its text only once.
             raise BadInput(f"'{path}' is a pipe, not a file. Write its text into a file first.")

@@ -1,6 +1,6 @@
-"""What the installed releases of torch and transformers do: asked of them, not assumed from a number.
+"""What the installed releases of torch and transformers do, tested on them and not assumed from a version number.
 
-The answers look at the code that is installed; each has a test that tries the real thing.
+These functions inspect the installed code; each has a test that tries the real behaviour.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from mpsdiag.inputs.modules import filtered_mean, mean
 
 @cache
 def evaluation_hides_nonfinite() -> bool:
-    """Whether the Trainer leaves losses that are not finite out of eval_loss by default (5.23 and later do)."""
+    """Whether the Trainer leaves non-finite losses out of eval_loss by default (5.23 and later do)."""
     from transformers import Trainer
 
     return "logging_nan_inf_filter" in inspect.getsource(Trainer.evaluation_loop)
@@ -43,10 +43,10 @@ def stock_mean(losses: Sequence[float], sizes: Sequence[int]) -> float:
 
 @contextmanager
 def as_on_mps(emulation: Emulation | None) -> Iterator[None]:
-    """Inside, tensors on the CPU meet the emulated kernels, and transformers makes its masks as beside that torch.
+    """Inside, CPU tensors use the emulated kernels, and transformers makes its masks as with that torch release.
 
-    transformers 4.53 to 5.0 repairs fully masked rows where torch is older than 2.5, and asks the installed torch:
-    under an emulation the emulated release answers. None changes nothing.
+    transformers 4.53 to 5.0 repairs fully masked rows if the installed torch is older than 2.5; under an emulation
+    the emulated release counts. None changes nothing.
     """
     with emulated(emulation), _older_masks(None if emulation is None else version_numbers(emulation.release)):
         yield
@@ -60,7 +60,7 @@ def _older_masks(release: tuple[int, ...] | None) -> Iterator[None]:
     from transformers import masking_utils
 
     older = getattr(masking_utils, "sdpa_mask_older_torch", None)
-    if older is None:  # This transformers repairs nothing beside any torch.
+    if older is None:  # This transformers repairs nothing, whatever the torch release.
         yield
         return
     flag = "_is_torch_greater_or_equal_than_2_5"

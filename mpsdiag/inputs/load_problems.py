@@ -1,4 +1,4 @@
-"""What is wrong with a model or tokenizer that a library could not load, and what to do: true of this one."""
+"""Why a library could not load a model or tokenizer, and what to do about this particular one."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _SIZE: Final = re.compile(
 _MOST_LAYERS: Final = 10_000
 _MOST_SIZE: Final = 100_000_000
 _SAVED: Final = "Give a folder that save_pretrained wrote."
-# Their messages are sentences; the message of another exception means little without its name.
+# The messages of these are sentences; those of other exceptions mean little without the name of the exception.
 _SPEAKING: Final = (OSError, ValueError, ImportError)
 _MEMORY: Final = re.compile(r"allocate memory|out of memory", re.IGNORECASE)
 _NO_SAFETENSORS: Final = re.compile(r"no file named|does not appear to have a file named|safetensors was found")
@@ -38,14 +38,14 @@ class _Failure(NamedTuple):
 
 
 def known_problem(what: str, name: str, problem: BaseException) -> Problem | None:
-    """Say what is wrong with a `model` or `tokenizer`, where its folder or the library's exception shows it."""
+    """The problem of a `model` or `tokenizer`, if its folder or the library's exception shows it."""
     folder = Path(name).expanduser()
     given = _Failure(what, folder if folder.is_dir() else None, str(problem), problem)
     return next((found for rule in _RULES if (found := rule(given)) is not None), None)
 
 
 def described(problem: BaseException, longest: int = 200) -> str:
-    """What an exception says in one line, with its name where the text alone means little."""
+    """An exception in one line, with its name if the text alone means little."""
     text = " ".join(str(problem).split())[:longest].rstrip(".: ")
     if not text:
         return type(problem).__name__
@@ -59,16 +59,16 @@ def _memory(given: _Failure) -> Problem | None:
 
 
 def _in_the_message(given: _Failure) -> Problem | None:
-    """What the library's own words are enough for."""
+    """Problems that the library's own message identifies."""
     if "trust_remote_code" in given.text:
         return Problem(
-            "it comes with code of its own, which runs only if you ask for it",
-            "mpsdiag train does with --trust_remote_code; check and trace run no such code.",
+            "it comes with its own code, which runs only if you allow it",
+            "mpsdiag train allows it with --trust_remote_code; check and trace never run such code.",
         )
     other = re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", given.text)
     if other is not None and given.what == "model":
         return Problem(
-            f"{other[1].removesuffix('Config')} is no causal language model",
+            f"{other[1].removesuffix('Config')} is not a causal language model",
             "Give one that predicts the next token, such as a GPT-2 or a Llama.",
         )
     return None
@@ -114,7 +114,7 @@ def _no_safetensors(given: _Failure) -> Problem | None:
     return (
         Problem(
             "it has no safetensors weights, and loading a pickle can run any code in it, so .bin files are refused",
-            "Convert them where you trust them: model.save_pretrained(folder) writes safetensors.",
+            "If you trust them, convert them: model.save_pretrained(folder) writes safetensors.",
         )
         if pickled
         else None
@@ -129,7 +129,7 @@ def _damaged_weights(given: _Failure) -> Problem | None:
         )
     if "ignore_mismatched_sizes" in given.text or "size mismatch" in given.text:
         return Problem(
-            "its weights have other sizes than its config.json says",
+            "the sizes of its weights differ from its config.json",
             "Put back the config.json that was saved with them, or save the model again.",
         )
     return None
@@ -156,7 +156,7 @@ def _damaged(given: _Failure) -> Problem | None:
 
 
 NO_TOKENIZER: Final = Problem(
-    "it has none", "Save the one it was trained with beside the model: tokenizer.save_pretrained(folder)."
+    "there is none", "Save the one it was trained with beside the model: tokenizer.save_pretrained(folder)."
 )
 _RULES: Final[tuple[Callable[[_Failure], Problem | None], ...]] = (
     _memory,
@@ -168,14 +168,14 @@ _RULES: Final[tuple[Callable[[_Failure], Problem | None], ...]] = (
     _no_tokenizer,
     _damaged,
 )
-"""The first that applies; the last one always does for a folder."""
+"""Checked in this order; for a folder the last one always applies."""
 
 
 def require_sizes(config: Any, name: str) -> None:
-    """Refuse sizes that no machine holds, before layer after layer of them is made.
+    """Refuse sizes that no machine can hold, before any layer is built.
 
     Raises:
-        BadInput: A size is negative or absurd, or the layers are more than the memory.
+        BadInput: A size is negative or absurd, or the layers need more than the memory.
     """
     import psutil
 
@@ -188,13 +188,13 @@ def require_sizes(config: Any, name: str) -> None:
             most = _MOST_LAYERS if key.endswith(("layers", "layer")) else _MOST_SIZE
             if not 0 <= value <= most:
                 raise BadInput(
-                    f"Cannot load the model from '{name}': {key} is {value} in its config.json, and a model can have 0 "
+                    f"Cannot load the model from '{name}': {key} is {value} in its config.json, but a model can have 0 "
                     f"to {most:,}. Put back the config.json that save_pretrained wrote."
                 )
         width = max((value for key, value in sizes.items() if key in _WIDTHS), default=0)
         layers = max((value for key, value in sizes.items() if key.endswith(("layers", "layer"))), default=0)
         if 4 * width**2 * layers > psutil.virtual_memory().total:
             raise BadInput(
-                f"Cannot load the model from '{name}': {layers} layers of width {width} are more than this machine's "
+                f"Cannot load the model from '{name}': {layers} layers of width {width} do not fit into this machine's "
                 "memory. Check the sizes in its config.json."
             )

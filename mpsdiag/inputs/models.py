@@ -1,4 +1,4 @@
-"""Models: a built-in one with seeded weights, a local folder, or a hub name; and what a model has room for."""
+"""Models: a built-in one with seeded weights, a local folder, or a hub name; and the limits of a model."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def build_model(
         name: A built-in model (always random weights), a local folder, or a hub name.
         seed: Seed of random weights. The state of the global generators is the same before and after.
         dtype: `float32`, `bfloat16`, `float16` or `float64`.
-        attention: An attention mode; one of ours is applied after building and verified.
-        vocab_size: Overrides the vocabulary size where weights are random.
+        attention: An attention mode; one of ours is applied and verified after building.
+        vocab_size: Overrides the vocabulary size if weights are random.
         from_config: Random weights from the config (pretrain) instead of those of the checkpoint.
         max_positions: Longest sequence of a built-in model, in tokens.
-        trust_remote_code: Let code that comes with the model run. Off unless the user asks for it.
+        trust_remote_code: Allow code that comes with the model to run. Off unless the user asks for it.
         task: Hugging Face's name of a task, or `auto`.
 
     Raises:
-        BadInput: Unknown dtype, attention mode or task; the model cannot be found or loaded, or is made for another
+        BadInput: The dtype, attention mode or task is unknown; the model cannot be found or loaded, or is for another
             task.
     """
     import torch
@@ -106,7 +106,7 @@ def _with_random_weights(
 
 
 def _class_for(task: Task, config: Any) -> Any:
-    """The class that loads a model; of T5 and its like the encoder gives embeddings."""
+    """The class that loads a model; for T5 and similar models the encoder gives embeddings."""
     import transformers
     from transformers.models.auto import modeling_auto
 
@@ -116,7 +116,7 @@ def _class_for(task: Task, config: Any) -> Any:
 
 
 def _with_what_attention_it_has(make: Callable[[str], Any], attention: str) -> Any:
-    """Make a model with the attention that is asked for, or with eager if it has no other."""
+    """Make a model with the requested attention, or with eager if it has no other."""
     try:
         return make(attention)
     except ValueError as problem:
@@ -150,7 +150,7 @@ def _load(
         )
 
     try:
-        # On success what transformers has to say is said; a failure is one sentence.
+        # On success the messages of transformers are shown; a failure is one sentence.
         with held_back("transformers"):
             if from_config:
                 if vocab_size is not None:
@@ -190,7 +190,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """Read the config of a local folder or of the hub.
 
     Raises:
-        BadInput: There is none, or it holds values that no model can have.
+        BadInput: There is none, or it has impossible values.
     """
     from transformers import AutoConfig
 
@@ -207,16 +207,16 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     return config
 
 
-# What a checkpoint lacks, and what the model has room for.
+# What a checkpoint lacks, and the limits of the model.
 
 
 def keep_missing(model: Any, missing: Iterable[str], unread: Iterable[str] = ()) -> None:
-    """Remember which weights a model's checkpoint did not have, and which of its weights the class does not read."""
+    """Remember which weights the checkpoint lacks, and which of its weights the class does not read."""
     setattr(model, _KEPT_AS, (tuple(sorted(missing)), tuple(sorted(unread))))
 
 
 def missing_note(model: Any) -> str | None:
-    """One sentence about the weights that are random, without a full stop; None if the checkpoint had them all."""
+    """One sentence, without a full stop, about random weights; None if the checkpoint had all weights."""
     missing = getattr(model, _KEPT_AS, ((), ()))[0]
     if not missing:
         return None
@@ -224,34 +224,34 @@ def missing_note(model: Any) -> str | None:
 
 
 def model_notes(model: Any) -> list[str]:
-    """Sentences, without full stops, about a model that is used otherwise than its checkpoint or its user says."""
+    """Sentences, without full stops, about a model used differently from its checkpoint or the request."""
     notes = []
     unread = getattr(model, _KEPT_AS, ((), ()))[1]
     if unread:
         notes.append(f"{type(model).__name__} does not read the checkpoint's weights of {_places(unread)}")
     if not uses_sdpa(model):
         notes.append(
-            f"{type(model).__name__} has eager attention only: it does not use scaled_dot_product_attention, so the "
+            f"{type(model).__name__} has only eager attention: it does not use scaled_dot_product_attention, so the "
             "defects of its kernels cannot reach it"
         )
     return notes
 
 
 def uses_sdpa(model: Any) -> bool:
-    """Say whether transformers has SDPA attention for this class of model, or the class calls it itself."""
+    """Whether transformers has SDPA attention for this class of model, or the class calls it itself."""
     from mpsdiag.fixes.anatomy import calls_sdpa
 
     return bool(getattr(model, "_supports_sdpa", True)) or calls_sdpa(model)
 
 
 def attention_for(model: Any, wanted: str) -> str:
-    """The attention mode that a model can be put in: that which is wanted, or eager if it has no SDPA."""
+    """The attention mode for a model: the requested one, or eager if the model has no SDPA."""
     switched = bool(getattr(model, "_supports_sdpa", True))
     return wanted if switched else "eager"
 
 
 def _places(names: Sequence[str]) -> str:
-    """The layers that weights belong to, or their modules outside of layers, and the number of tensors."""
+    """The layers of some weights, or their modules outside layers, and the number of tensors."""
     places = list(dict.fromkeys(_place(name) for name in sorted(names)))
     more = f" and {len(places) - _LISTED} more" if len(places) > _LISTED else ""
     return f"{', '.join(places[:_LISTED])}{more} ({count(len(names), 'tensor')})"
@@ -264,7 +264,7 @@ def _place(name: str) -> str:
 
 
 def fitting_length(model: Any, wanted: int) -> int:
-    """The asked length, or the longest the model has positions for, which is said."""
+    """The requested length, limited with a warning to the number of positions of the model."""
     config = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     positions = getattr(text, "max_position_embeddings", None)
@@ -275,15 +275,15 @@ def fitting_length(model: Any, wanted: int) -> int:
 
 
 def require_known_tokens(model: Any, greatest: int, name: str) -> None:
-    """Refuse data whose token ids the embedding does not have: on a device they may read garbage instead of failing.
+    """Refuse token ids that the embedding does not have: on a device they may read garbage instead of failing.
 
     Raises:
-        BadInput: The tokenizer gives ids that the model does not know.
+        BadInput: The tokenizer gives ids that the model does not have.
     """
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     size = getattr(embedding, "num_embeddings", None)
     if isinstance(size, int) and greatest >= size:
         raise BadInput(
-            f"The tokenizer of '{name}' gives the token id {greatest}, and the model has only 0 to {size - 1}. Give it "
+            f"The tokenizer of '{name}' gives the token id {greatest}, but the model has only 0 to {size - 1}. Use "
             "the tokenizer it was trained with, or resize it: model.resize_token_embeddings(len(tokenizer))."
         )

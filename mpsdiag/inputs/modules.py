@@ -1,4 +1,4 @@
-"""A model while it runs: its layers, which of them a forward is in, what it returns; and its copy on the CPU."""
+"""A model while it runs: its layers, the layer a forward is in, its outputs; and its copy on the CPU."""
 
 import copy
 import math
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 def numbered_layers(model: nn.Module) -> dict[nn.Module, int]:
     """The repeated blocks of a transformer, in order, each with its number in its own stack.
 
-    A stack is a ModuleList of modules of one class that lies in no other one; an encoder-decoder has two. Lists of
-    plain layers, such as several heads, count only where there is nothing longer.
+    A stack is a ModuleList of modules of one class that is not inside another one; an encoder-decoder has two. Lists
+    of plain layers, such as several heads, count only if there is nothing longer.
     """
     stacks: list[list[nn.Module]] = []
     inside: set[nn.Module] = set()
@@ -35,7 +35,7 @@ def numbered_layers(model: nn.Module) -> dict[nn.Module, int]:
 def first_tensor(output: Any) -> Tensor | None:
     """The hidden state of a module's output: the tensor itself, the first of a tuple, or the logits.
 
-    In a mapping without logits it is the first tensor that is no loss.
+    In a mapping without logits it is the first tensor that is not a loss.
     """
     if isinstance(output, Tensor):
         return output
@@ -49,7 +49,7 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 class ModulePath:
-    """The modules that a forward is in, the outermost first; empty outside of the model, and unless `followed`."""
+    """The modules that a forward is in, the outermost first; empty outside the model, and unless `followed`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._names: dict[nn.Module, str] = {
@@ -72,7 +72,7 @@ class ModulePath:
 
     @property
     def layer(self) -> int | None:
-        """The number of the layer it is in; None outside of the layers."""
+        """The number of the layer it is in; None outside the layers."""
         return next((self._layers[m] for m in reversed(self._path) if m in self._layers), None)
 
     def name_of(self, module: nn.Module) -> str:
@@ -80,7 +80,7 @@ class ModulePath:
         return self._names[module]
 
     def layer_around(self, module: nn.Module) -> int | None:
-        """The number of the innermost layer that holds a module, or is it; None outside of the layers."""
+        """The number of the innermost layer that contains a module or is the module; None outside the layers."""
         name = f"{self._names[module]}."
         return next((n for m, n in reversed(self._layers.items()) if name.startswith(f"{self._names[m]}.")), None)
 
@@ -90,7 +90,7 @@ class ModulePath:
 
     @contextmanager
     def followed(self, leaving: Callable[[nn.Module, Any], None] | None = None) -> Iterator[None]:
-        """Follow the forwards of the model until the block ends; the hooks are removed whatever happens.
+        """Follow the forwards of the model until the block ends; the hooks are always removed.
 
         Args:
             leaving: Called with a module and its output, while it is still the innermost; the output is None where
@@ -132,7 +132,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def uncompiled() -> Any:
-    """Run what was compiled operation by operation; nothing to do where nothing can have been compiled."""
+    """Run compiled code operation by operation; nothing to do if nothing can have been compiled."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     stance: Any = getattr(torch.compiler, "set_stance", None)  # torch 2.6 and later
@@ -142,7 +142,7 @@ def uncompiled() -> Any:
 
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool, grad: bool) -> Iterator[None]:
-    """Set training or evaluation mode and the grad mode, and put both back."""
+    """Set training or evaluation mode and the grad mode, and restore both."""
     modes = {module: module.training for module in model.modules()}
     model.train(mode=training)
     try:
@@ -154,7 +154,7 @@ def in_mode(model: nn.Module, *, training: bool, grad: bool) -> Iterator[None]:
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """The loss where transformers' Trainer looks for it: by name, or first in a tuple. None if there is none.
+    """The loss, found as transformers' Trainer finds it: by name, or first in a tuple. None if there is none.
 
     The first of a tuple is a loss if it is one number: without labels it is the logits.
     """
@@ -166,7 +166,7 @@ def loss_of(output: Any) -> Tensor | None:
 
 
 def logits_of(output: Any) -> Tensor | None:
-    """The logits of a model: by name, the first of a tuple but for its loss, or the output itself; None if none."""
+    """The logits: by name, the first of a tuple after the loss, or the output itself; None if there are none."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple | list):
@@ -177,7 +177,7 @@ def logits_of(output: Any) -> Tensor | None:
 
 
 def embeddings_of(output: Any) -> Tensor | None:
-    """The embeddings of a model without a head: its pooled ones, or its hidden states; None if it has none of these."""
+    """The embeddings of a model without a head: pooled ones or hidden states; None if it has neither."""
     found = (_named(output, name) for name in ("sentence_embedding", "token_embeddings", "last_hidden_state"))
     return next((value for value in found if isinstance(value, Tensor)), None)
 
@@ -205,8 +205,8 @@ _WATCHER = "_mpsdiag_watcher"
 def copy_to_cpu(model: nn.Module) -> nn.Module:
     """Copy a model to the CPU, in evaluation mode, without gradients.
 
-    Tensors that are on the CPU already are shared, not copied: while the copy lives the original's weights must not
-    change in place. `copy.deepcopy` alone would first double the model on the device.
+    Tensors that are already on the CPU are shared, not copied, so the original's weights must not change in place
+    while the copy is in use. `copy.deepcopy` alone would first double the model on the device.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -235,7 +235,7 @@ def _cpu_twin(value: Tensor) -> Tensor:
 
 
 def mark_watcher(hook: Any) -> Any:
-    """Mark a hook that only counts, so that a CPU copy of the model is left without it."""
+    """Mark a hook that only counts, so that a CPU copy of the model does not get it."""
     setattr(hook, _WATCHER, True)
     return hook
 
@@ -249,11 +249,11 @@ def _drop_watchers(model: nn.Module) -> None:
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nesting of tuples, lists and mappings, built anew, with all else in it changed."""
+    """The same nesting of tuples, lists and mappings, rebuilt, with a function applied to everything else."""
     kind: Any = type(value)
     if isinstance(value, tuple | list):
         items = [mapped(item, change) for item in value]
-        # A named tuple takes its items one by one; torch's own result types take them together, as tuples do.
+        # A named tuple takes its items one by one; torch's own result types take them together, like tuples.
         return kind(*items) if hasattr(value, "_fields") else kind(items)
     if isinstance(value, Mapping):
         found = {key: mapped(item, change) for key, item in value.items()}
@@ -264,7 +264,7 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`mapped`, with only the tensors changed."""
+    """`mapped`, but with the function applied only to tensors."""
     return mapped(value, lambda item: change(item) if isinstance(item, Tensor) else item)
 
 

@@ -1,6 +1,6 @@
-"""What a name on the command line means: built in, a path on this machine, or a name on the hub.
+"""The meaning of a name on the command line: built in, a path on this machine, or a name on the hub.
 
-Without a network the hub's cache is used, and what it lacks fails in a second instead of after a minute of retries.
+Without a network the hub's cache is used, and anything missing fails in a second instead of after a minute of retries.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _FLAGS: Final = (
 
 
 POOLING: Final = ("cls", "mean", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean")
-"""The ways of sentence-transformers to make one embedding of those of the tokens."""
+"""The pooling methods of sentence-transformers, which make one embedding from those of the tokens."""
 # Its older releases have a switch for each, and put the embeddings of several one after the other, in this order.
 _OLDER_POOLING: Final = {
     "pooling_mode_cls_token": "cls",
@@ -49,17 +49,17 @@ _OLDER_POOLING: Final = {
 
 
 def is_builtin_model(name: str) -> bool:
-    """Say whether the name is one of the models that are made from a config."""
+    """Whether the name is a built-in model, made from a config."""
     return name in BUILTIN_MODELS
 
 
 def classify(kind: str, name: str) -> NameKind:
-    """Tell a built-in name from a path and from a hub name.
+    """Distinguish a built-in name, a path and a hub name.
 
-    What exists on disk is local; what is written like a path (`./x`, `/x`, `a/b/c`, `x.txt`) is local too.
+    Names that exist on disk are local; so are names written like a path (`./x`, `/x`, `a/b/c`, `x.txt`).
 
     Raises:
-        BadInput: A path that does not exist, or a name that can be neither.
+        BadInput: The path does not exist, or the name can be neither.
     """
     if not name.strip():
         raise BadInput(f"The {kind} name is empty. Give a built-in name, a path, or a hub name.")
@@ -101,13 +101,13 @@ def explain_missing(what: str, name: str, problem: BaseException) -> str:
         return f"Cannot load the {what} '{name}': {first}."
     builtins = BUILTIN_MODELS if what != "dataset" else (BUILTIN_DATASET,)
     return (
-        f"Cannot load the {what} '{name}': {first}. It is no local path, so it was looked for on the hub and in its "
-        f"cache; without a network give a local path or a built-in name. {nearest(name, builtins)}"
+        f"Cannot load the {what} '{name}': {first}. It is not a local path, so it was looked for on the hub and in its "
+        f"cache. Without a network, give a local path or a built-in name. {nearest(name, builtins)}"
     )
 
 
 def reachable(endpoint: str) -> bool:
-    """Say whether a host answers at its port. Behind a proxy that cannot be known, and the answer is yes."""
+    """Whether a host answers at its port. Behind a proxy this cannot be known, and the answer is yes."""
     if any(os.environ.get(name) for name in _PROXIES):
         return True
     parts = urlsplit(endpoint)
@@ -149,10 +149,10 @@ def transformer_folder(name: str) -> str:
 
 
 def pooling_of(name: str) -> tuple[str, ...]:
-    """How a sentence-transformers folder makes one embedding of those of the tokens; empty where it does not say.
+    """How a sentence-transformers folder pools the embeddings of tokens; empty if it does not say.
 
     Raises:
-        BadInput: The settings of its pooling cannot be read, or name a way that is not known.
+        BadInput: Its pooling settings cannot be read, or name an unknown method.
     """
     folder = Path(name).expanduser()
     part = next((part["path"] for part in _parts(folder) if str(part.get("type")).endswith("Pooling")), None)
@@ -168,7 +168,7 @@ def pooling_of(name: str) -> tuple[str, ...]:
 
 
 def _parts(folder: Path) -> list[dict[str, Any]]:
-    """The parts of a sentence-transformers folder that lie in it, in their order; none if it is another folder."""
+    """The parts inside a sentence-transformers folder, in order; none if it is another kind of folder."""
     try:
         listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         return [part for part in listed if ".." not in Path(part["path"]).parts]

@@ -1,4 +1,4 @@
-"""Why a loss is not finite, as far as the batch and the weights can tell, and the sentences that say so."""
+"""Why a loss is non-finite, as far as the batch and the weights show, in sentences."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ SENTENCES: Final[Mapping[LossCause, str]] = {
 
 
 class NonFiniteLogitsError(MpsdiagError):
-    """An evaluation came out non-finite, and the user asked to stop there."""
+    """An evaluation is non-finite, and the user asked to stop in that case."""
 
     exit_code = EXIT_FOUND
 
 
 def no_label_counts(inputs: Mapping[str, Any]) -> Tensor | None:
-    """Say whether every label of a batch is -100: a scalar bool on their device; None if it has no class labels.
+    """Whether every label of a batch is -100: a scalar bool on their device; None if it has no class labels.
 
-    `shift_labels` are taken as they are; of `labels` (batch, length) the first of a sequence does not count, because
-    a causal language model does not predict it.
+    `shift_labels` are used unchanged; in `labels` (batch, length) the first of a sequence does not count, because a
+    causal language model does not predict it.
     """
     import torch
 
@@ -65,12 +65,12 @@ def no_label_counts(inputs: Mapping[str, Any]) -> Tensor | None:
     counted = found[..., 1:] if shifted is None and found.dim() > 1 and found.shape[-1] > 1 else found
     if not counted.numel():
         return torch.ones((), dtype=torch.bool, device=counted.device)
-    # No label is smaller than that which is ignored; a maximum is faster than any().
+    # No label is smaller than the ignored one; a maximum is faster than any().
     return counted.amax() <= IGNORED_LABEL
 
 
 def weights_are_finite(model: nn.Module) -> bool:
-    """Say whether parameters and running statistics are finite, and other buffers without NaN. Reads them all."""
+    """Whether parameters and running statistics are finite, and other buffers have no NaN. Reads all of them."""
     import torch
 
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.is_floating_point()):
@@ -88,14 +88,14 @@ def is_statistic(name: str) -> bool:
 
 
 def is_finite(value: Tensor | None) -> bool:
-    """Say whether a loss is finite; a missing one is."""
+    """Whether a loss is finite; a missing one counts as finite."""
     import torch
 
     return value is None or bool(torch.isfinite(value).all())
 
 
 def contains_nan(value: Any) -> bool:
-    """Say whether a tensor in a nested value holds a NaN. Minus infinity is no sign: models write it into logits."""
+    """Whether a tensor in a nested value holds a NaN. Minus infinity does not count: models write it into logits."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -109,7 +109,7 @@ def contains_nan(value: Any) -> bool:
 
 
 def explain_cause(inputs: Mapping[str, Any], model: nn.Module) -> LossCause:
-    """The cause of a non-finite loss that shows without running the model again; `unknown` otherwise."""
+    """The cause of a non-finite loss, if it shows without running the model again; otherwise `unknown`."""
     unlabelled = no_label_counts(inputs)
     if unlabelled is not None and bool(unlabelled):
         return "no_labels"
@@ -119,7 +119,7 @@ def explain_cause(inputs: Mapping[str, Any], model: nn.Module) -> LossCause:
 
 
 def keep_unread_nonfinite(model: nn.Module, folder: str, unread: Iterable[str]) -> None:
-    """Remember which weights of a local folder's safetensors files that its class does not read are not finite."""
+    """Remember the non-finite weights in a local folder's safetensors files that its class does not read."""
     from safetensors import safe_open
 
     wanted, found = set(unread), []
@@ -139,5 +139,5 @@ def unread_nonfinite(model: nn.Module) -> tuple[tuple[str, ...], str]:
         return (), ""
     return bad, (
         f"the checkpoint holds NaN or infinity in weights that {type(model).__name__} does not read: "
-        f"{', '.join(bad[:_LISTED])}; it was saved after a training that had diverged, or is damaged"
+        f"{', '.join(bad[:_LISTED])}; it was saved after training had diverged, or is damaged"
     )

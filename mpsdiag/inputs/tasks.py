@@ -1,7 +1,7 @@
-"""What a model is for, by Hugging Face's names of tasks, and what follows from it.
+"""The task of a model, by Hugging Face's names, and what follows from it.
 
-A task says how a model is loaded, what a batch of texts is for it, which labels it is evaluated on, which positions of
-its output are real, and what is compared. `config.architectures` decides which task a model has.
+A task determines how a model is loaded, how texts become a batch, which labels it is evaluated on, which positions of
+its output are real, and what is compared. `config.architectures` decides the task of a model.
 """
 
 import random
@@ -25,7 +25,7 @@ Collate = Callable[[Sequence[Row]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """One task. `table` is the name of transformers' table of its classes, without `MODEL_` and `_MAPPING_NAMES`."""
+    """A task. `table` names transformers' table of its classes, without `MODEL_` and `_MAPPING_NAMES`."""
 
     name: str
     auto_class: str
@@ -41,14 +41,14 @@ class Task:
         return {name for names in nested for name in names}
 
     def rows(self, texts: Iterable[str], processor: Any, max_length: int, *, config: Any, seed: int = 0) -> list[Row]:
-        """Turn texts into rows that `collator` takes: `input_ids`, `attention_mask` (lists), and what pictures need.
+        """Turn texts into rows for `collator`: `input_ids`, `attention_mask` (lists), and inputs for pictures.
 
         Args:
             texts: The texts.
-            processor: The tokenizer; of image-text models their processor, or the tokenizer of the built-in one.
+            processor: The tokenizer; for image-text models their processor, or the tokenizer of the built-in one.
             max_length: Longest text, in tokens.
-            config: Of the model.
-            seed: Of the pictures, which every second text is given.
+            config: The config of the model.
+            seed: The seed of the pictures, which every second text gets.
         """
         if self.name != "image-text-to-text":
             return [dict(row) for row in encode(texts, processor, max_length)]
@@ -59,10 +59,10 @@ class Task:
         ]
 
     def collator(self, processor: Any, model: Any, *, pad_to_multiple_of: int | None = None) -> Collate:
-        """Make batches of rows: padded on the tokenizer's side, with the labels of this task.
+        """Make batches from rows: padded on the tokenizer's side, with the labels of this task.
 
-        Text that has no labels of its own is given ones: the next tokens, masked ones, the text itself (text2text), or
-        classes made from the token ids. Rows with `labels` keep them (classification).
+        Texts without labels get some: the next tokens, masked tokens, the text itself (text2text), or classes made from
+        the token ids. Rows with `labels` keep them (classification).
         """
         tokenizer = getattr(processor, "tokenizer", processor)
         add_labels = LABELS[self.name]
@@ -78,7 +78,7 @@ class Task:
     def real(self, batch: Mapping[str, Any]) -> Tensor:
         """Which positions of the output count: (sequences, positions) bool, on the CPU.
 
-        One position a sequence where the output has one; for text2text those of the decoder that are labelled.
+        One position for each sequence if the output has one; for text2text the labelled positions of the decoder.
         """
         ids = batch["input_ids"]
         if self.name == "text-classification":
@@ -93,7 +93,7 @@ class Task:
         """What is compared, (sequences, positions, features): logits, or hidden states of a model without a head.
 
         Args:
-            output: Of the model, or what a Trainer's prediction step makes of it; None is returned if it has neither.
+            output: The model's output, or that of a Trainer's prediction step; None is returned if it has neither.
         """
         found = first_tensor(output)
         if found is None and hasattr(output, "last_hidden_state"):
@@ -102,11 +102,11 @@ class Task:
 
     @property
     def loss(self) -> Callable[..., Tensor] | None:
-        """The loss of a model that has none of its own, as `compute_loss_func` of a Trainer; None for the others."""
+        """The loss of a model that has none itself, as `compute_loss_func` of a Trainer; None for other models."""
         return contrastive_loss if self.name == "feature-extraction" else None
 
 
-# The first whose table has a class is its task: some classes are in two.
+# The first task whose table has the class counts: some classes are in two.
 ALL_TASKS: Final = {
     task.name: task
     for task in (
@@ -122,18 +122,18 @@ ALL_TASKS: Final = {
 
 
 def task_of(config: Any, wanted: str = AUTO_TASK, *, name: str = "") -> Task:
-    """The task of a model: the one that is asked for, or that of `config.architectures`.
+    """The task of a model: the requested one, or that of `config.architectures`.
 
-    A config without architectures is that of a causal language model if there is one of its type, otherwise of the
-    first task that has a class for it.
+    A config without architectures means a causal language model if there is one of its type, otherwise the first task
+    that has a class for it.
 
     Args:
         config: Of transformers.
         wanted: A task, or `auto`.
-        name: What the user calls the model, for the sentence.
+        name: The user's name of the model, for the message.
 
     Raises:
-        BadInput: There is no such task, or the architecture is made for none of them.
+        BadInput: There is no such task, or the architecture belongs to none of them.
     """
     if wanted != AUTO_TASK:
         return ALL_TASKS[one_of("task", wanted, (AUTO_TASK, *TASKS))]

@@ -32,7 +32,7 @@ _LINKS: Final = ("while", "because", "and then", "although", "until", "before")
 
 
 def open_splits(dataset: str, *, config: str | None = None, seed: int = 0, lines: int = _SYNTHETIC_LINES) -> Splits:
-    """Open a dataset; files are looked into here and read when their rows are gone through.
+    """Open a dataset; files are inspected now and read when their rows are iterated.
 
     Args:
         dataset: `synthetic`; a local `.txt` (one text a line), `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; a
@@ -42,8 +42,8 @@ def open_splits(dataset: str, *, config: str | None = None, seed: int = 0, lines
         lines: Number of lines of synthetic text.
 
     Raises:
-        BadInput: The dataset is missing, empty, binary or unreadable, or there is no network; for a bad row of a file,
-            when it is reached.
+        BadInput: The dataset is missing, empty, binary or unreadable, or there is no network; a bad row of a file
+            raises it when the row is reached.
     """
     kind = classify("dataset", dataset)
     if kind == "builtin":
@@ -98,10 +98,10 @@ def load_texts(
 
 
 def texts_of(records: Rows, dataset: str, text_column: str | None) -> Iterator[str]:
-    """Go through the texts of rows; blank ones and headings are left out.
+    """Iterate over the texts of rows; blank ones and headings are left out.
 
     Raises:
-        BadInput: There is no such column, which is meant is unclear, or it holds something else than text.
+        BadInput: The column does not exist, is ambiguous, or does not hold text.
     """
     column: str | None = None
     any_text = False
@@ -120,15 +120,15 @@ def texts_of(records: Rows, dataset: str, text_column: str | None) -> Iterator[s
 
 
 def _text_columns(record: Mapping[str, Any]) -> str:
-    """What to do where the column is no text."""
+    """What to do if the column does not hold text."""
     names = [name for name, value in record.items() if isinstance(value, str)]
     if not names:
-        return "None of its columns does: write the texts into one, as strings."
-    return f"Call the one with the texts 'text', or name it to mpsdiag train with --text_column: {', '.join(names)}."
+        return "None of its columns does: write the texts into one of them, as strings."
+    return f"Name the column with the texts 'text', or use mpsdiag train with --text_column: {', '.join(names)}."
 
 
 def is_heading(text: str) -> bool:
-    """Say whether a line is a heading of a wikitext file: ` = Title = `, ` = = Section = = `."""
+    """Whether a line is a heading of a wikitext file: ` = Title = `, ` = = Section = = `."""
     return text.startswith(" =") and text.rstrip().endswith("=")
 
 
@@ -136,7 +136,7 @@ def _text_column(dataset: str, record: Mapping[str, Any], wanted: str | None) ->
     """Find the column that holds the text.
 
     Raises:
-        BadInput: There is no such column, or which is meant is unclear.
+        BadInput: The column does not exist or is ambiguous.
     """
     columns = list(record)
     if wanted is not None:
@@ -158,7 +158,7 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length:
     """Turn texts into token ids, truncated to `max_length` tokens and not padded.
 
     Returns:
-        One dictionary a text with `input_ids` and `attention_mask`, as lists.
+        One dictionary for each text, with `input_ids` and `attention_mask` as lists.
     """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False, return_token_type_ids=False)
     return [

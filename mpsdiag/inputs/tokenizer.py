@@ -1,4 +1,4 @@
-"""The tokenizer that belongs to a model: of a built-in one, a local folder, or the hub."""
+"""The tokenizer of a model: for a built-in one, from a local folder, or from the hub."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 def load_tokenizer(
     name: str, *, padding_side: str = "left", trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that belongs to a model; built-in models have the byte-level one.
+    """Load the tokenizer of a model; built-in models have the byte-level one.
 
-    A tokenizer without a pad token is given its end-of-text token as one, and a warning says so.
+    A tokenizer without a pad token pads with its end-of-text token, and a warning says so.
 
     Raises:
-        BadInput: The tokenizer cannot be loaded, is empty, or has no token that could pad.
+        BadInput: The tokenizer cannot be loaded, is empty, or has no token to pad with.
     """
     if is_builtin_model(name):
         return byte_tokenizer(padding_side)
@@ -55,7 +55,7 @@ def load_tokenizer(
 
 
 def load_processor(name: str, task: Task, *, padding_side: str = "left", trust_remote_code: bool = False) -> Any:
-    """Load what turns texts (and pictures) into tokens: a tokenizer, or the processor of an image-text model.
+    """Load the tokenizer or, for an image-text model, the processor of a model.
 
     Raises:
         BadInput: As `load_tokenizer`; an image-text model has no processor.
@@ -78,13 +78,13 @@ def load_processor(name: str, task: Task, *, padding_side: str = "left", trust_r
             f"Cannot load the processor of '{name}', which handles its pictures ({described(problem)}): {missing}."
         ) from problem
     if not hasattr(processor, "image_processor"):
-        raise BadInput(f"'{name}' has a tokenizer and no processor, which handles its pictures: {missing}.")
+        raise BadInput(f"'{name}' has a tokenizer but no processor for its pictures: {missing}.")
     processor.tokenizer = tokenizer
     return processor
 
 
 def _knows_no_text(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether it has special tokens only: of a folder without one transformers makes an empty tokenizer."""
+    """Whether it has only special tokens: for a folder without a tokenizer transformers makes an empty one."""
     try:
         vocabulary = tokenizer.get_vocab()
     except NotImplementedError:
@@ -93,9 +93,9 @@ def _knows_no_text(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def give_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Choose a pad token where the tokenizer has none, and say which.
+    """Choose a pad token if the tokenizer has none, and log which.
 
-    The chosen token stays in the vocabulary it came from, so no embedding is added. Labels are masked by the attention
+    The chosen token is already in the vocabulary, so no embedding is added. Labels are masked by the attention
     mask, never by the token, so a true end-of-text token keeps its label.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Padding invariance: the number that is right is the one that a sequence has alone."""
+"""Padding invariance: the correct result of a sequence is the one it has alone."""

@@ -1,4 +1,4 @@
-"""What a model gives at the real positions of an arrangement, and how far that is from float64, alone."""
+"""The output at the real positions of an arrangement, and its distance from float64, alone."""
 
 import inspect
 import itertools
@@ -24,7 +24,7 @@ _LABELS: Final = ("labels", "decoder_input_ids", "decoder_attention_mask")
 
 @dataclass
 class AloneTruth:
-    """Each sequence alone: its outputs in float64 on the CPU, and how far a right result may be off."""
+    """Each sequence alone: its outputs in float64 on the CPU, and the allowed error of a correct result."""
 
     examples: list[Example]
     """On the CPU."""
@@ -39,8 +39,8 @@ class AloneTruth:
 def outputs_of(model: nn.Module, arrangement: Arrangement, *, positions: bool = False) -> list[list[Tensor]]:
     """The outputs that are compared, a list for each row of an example, each tensor (positions, D).
 
-    They are the logits, or the hidden states and the pooled embedding of a model without. Those of a decoder are
-    compared at its labels, others at real positions, and what has no positions as a whole. `positions` gives the model
+    They are the logits or, without logits, the hidden states and the pooled embedding. Those of a decoder are compared
+    at its labels, others at real positions, and outputs without positions as a whole. `positions` gives the model
     position ids made from the attention mask.
     """
     inputs = with_positions(arrangement.batch) if positions else dict(arrangement.batch)
@@ -74,7 +74,7 @@ def has_decoder(model: nn.Module) -> bool:
 
 
 def text_config(model: Any) -> Any:
-    """The config of a model, of its text part where it has several; None where there is none."""
+    """The config of a model, or of its text part if it has several; None if there is none."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
@@ -111,7 +111,7 @@ def reference_of(model: nn.Module, examples: Sequence[Example]) -> AloneTruth:
         with suppress(BadInput):
             apply(twin, "sdpa")
         try:
-            # Two ways: one of them is sometimes right by luck.
+            # Two ways, because one of them is sometimes right by chance.
             plain = []
             for way in ("eager", "sdpa"):
                 with in_attention(twin, way):
@@ -127,15 +127,15 @@ def reference_of(model: nn.Module, examples: Sequence[Example]) -> AloneTruth:
         for mine, right in zip(one, other, strict=True)
     )
     if not math.isfinite(allowed):
-        raise CannotDecide("Alone and unpadded, on the CPU, the model gives numbers that are not finite.")
+        raise CannotDecide("Alone and unpadded, on the CPU, the model gives non-finite numbers.")
     return AloneTruth(on_cpu, exact, allowed, twin)
 
 
 def widen_bound(model: nn.Module, truth: AloneTruth) -> None:
-    """Allow more where plain attention is off by more when a sequence is computed in copies of itself, and elsewhere.
+    """Allow more if plain attention errs more for a sequence beside copies of itself, or at shifted positions.
 
-    The largest error of two runs can be small by luck. Copies change how the CPU blocks its products, and nothing else;
-    in a model with rotary positions neither does a shift of all positions.
+    The largest error of two runs can be small by chance. Copies only change how the CPU blocks its products; in a model
+    with rotary positions the same is true of a shift of all positions.
     """
     found = [truth.allowed / 2]
     shifts = (0, 7, 31) if takes_positions(model) and _is_rotary(model) else (0,)
@@ -159,7 +159,7 @@ def _is_rotary(model: nn.Module) -> bool:
 
 
 def in_attention(model: nn.Module, name: str) -> Any:
-    """Put an attention mode in place for a block; a model that cannot have it keeps its own."""
+    """Set an attention mode during a block; a model that cannot have it keeps its own."""
     try:
         return put_in_place(model, name)
     except BadInput:
@@ -169,7 +169,7 @@ def in_attention(model: nn.Module, name: str) -> Any:
 def distance(model: nn.Module, arrangement: Arrangement, truth: AloneTruth, *, positions: bool = False) -> float:
     """How far an arrangement is from the sequences alone: the largest difference, infinite for NaN.
 
-    Of generated tokens it is by how much the reference prefers its own to the first one that differs.
+    For generated tokens it is how much the reference prefers its own token to the first one that differs.
     """
     return max(errors(model, arrangement, truth, positions=positions))
 
@@ -191,7 +191,7 @@ def errors(model: nn.Module, arrangement: Arrangement, truth: AloneTruth, *, pos
 
 
 def _regret(truth: AloneTruth, example: int, tokens: Tensor) -> Tensor:
-    """By how much the reference prefers its own token at the first step where the two differ, (1,)."""
+    """How much the reference prefers its own token at the first step where the two differ, (1,)."""
     if example not in truth.generated:
         with suspended():
             right, logits = generate(truth.twin, _widened(alone([truth.examples[example]])[0]).batch)

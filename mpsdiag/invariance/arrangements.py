@@ -1,4 +1,4 @@
-"""The same sequences alone and in padded batches: what each arrangement hands to the model."""
+"""The same sequences alone and in padded batches: the input of the model in each arrangement."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 Example = dict[str, Tensor]
-"""One sequence without padding: tensors with positions first, others as the model takes them for one sequence."""
+"""One sequence without padding: tensors with positions first, others in the form for one sequence."""
 
 EXTRA: Final = 5
-"""Tokens by which the neighbour is longer, and padding where all sequences have one length."""
+"""How many tokens longer the neighbour is, and how much padding is added if all sequences have equal length."""
 SAMPLE: Final = 4
-"""Sequences that are looked at."""
+"""How many sequences are compared."""
 PADDED: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-"""Inputs that are padded together. What a decoder gets has lengths of its own."""
+"""Inputs that are padded together. Inputs of a decoder have their own lengths."""
 PICTURES: Final = ("pixel", "image")
 """How the names of inputs begin that hold the pictures of all sequences, one after the other."""
 
@@ -28,7 +28,7 @@ class Arrangement:
     batch: dict[str, Tensor]
     rows: tuple[int, ...]
     counts: bool = True
-    """It makes the verdict; the others are shown beside it."""
+    """Whether it counts for the verdict; the others are only shown."""
     generates: bool = False
     """Tokens are generated from it; compared are those."""
 
@@ -101,7 +101,7 @@ def arrangements(
 
 
 def companions(examples: Sequence[Example]) -> tuple[list[Example], Arrangement]:
-    """The sequences cut to the length of the shortest, and a batch of them: company without padding."""
+    """The sequences cut to the length of the shortest, and a batch of them: together, without padding."""
     shortest = min(len(example["input_ids"]) for example in examples)
     cut = [
         {name: t[:shortest] if name in PADDED else t for name, t in example.items() if not name.startswith(PICTURES)}
@@ -123,7 +123,7 @@ def pad(example: Example, length: int, side: str, pad_id: int) -> Example:
 
 
 def scrambled(arrangement: Arrangement, picture: int | None = None) -> Arrangement:
-    """The same batch with other tokens of its own under the mask, but for those that stand for pictures."""
+    """The same batch with other tokens of its own under the mask, except those that stand for pictures."""
     ids, hidden = arrangement.batch["input_ids"], arrangement.batch["attention_mask"] == 0
     real = ids[~hidden & (ids != (-1 if picture is None else picture))]
     drawn = torch.randint(len(real), ids.shape, generator=torch.Generator().manual_seed(0)).to(ids.device)

@@ -1,4 +1,4 @@
-"""Why padding changes what a model gives: each cause is one intervention that is run, none is assumed."""
+"""Why padding changes the results of a model: each cause is tested by an intervention, none is assumed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,21 +17,21 @@ from mpsdiag.sdpa.float64 import largest_error
 
 SENTENCES: dict[InvarianceCause, str] = {
     "positions": "the model numbers positions from the left edge, padding included",
-    "attention": "attention gives other numbers on padded batches",
+    "attention": "attention gives different numbers on padded batches",
     "mask_leak": "tokens under the attention mask reach real positions",
     "model": "the model's own numbers depend on what else is in the batch",
-    "device": "this device gives other numbers on padded batches, and the CPU does not",
+    "device": "this device gives different numbers on padded batches, and the CPU does not",
 }
 
 
 @dataclass(frozen=True)
 class ArrangementTrial:
-    """An arrangement that was compared; `batches` has one a sequence for `alone`."""
+    """An arrangement that was compared; for `alone`, `batches` has one batch for each sequence."""
 
     result: ArrangementResult
     batches: list[Arrangement]
     errors: list[float] = field(default_factory=list)
-    """By position of a sequence; empty for generated tokens."""
+    """The difference by position; empty for generated tokens."""
 
 
 def explain(
@@ -63,7 +63,7 @@ def explain(
 
 
 def _tried(model: nn.Module, failed: Sequence[ArrangementTrial], truth: AloneTruth) -> dict[str, bool]:
-    """Which fixes restore invariance: position ids; else attention; else both. Only those that were run are listed."""
+    """Which fixes restore invariance: position ids, then attention, then both. Only fixes that were run are listed."""
     found: dict[str, bool] = {}
     moves = takes_positions(model)
     if moves:
@@ -98,14 +98,14 @@ def _cpu_fails(model: nn.Module, failed: Sequence[ArrangementTrial], truth: Alon
 
 
 def _depends_on_company(model: nn.Module, examples: Sequence[Example]) -> bool:
-    """Whether sequences of one length, which need no padding, differ between alone and together."""
+    """Whether sequences of equal length, which need no padding, differ between alone and together."""
     cut, together = companions(examples)
     truth = reference_of(model, cut)
     return distance(model, together, truth) > truth.allowed
 
 
 def _leaks(model: nn.Module, failed: Sequence[ArrangementTrial], allowed: float) -> bool:
-    """Whether other tokens under the mask change what comes out at real positions."""
+    """Whether other tokens under the mask change the output at real positions."""
     for arrangement in (a for trial in failed for a in trial.batches if not a.generates):
         if bool(arrangement.batch["attention_mask"].all()):
             continue
@@ -118,7 +118,7 @@ def _leaks(model: nn.Module, failed: Sequence[ArrangementTrial], allowed: float)
 
 
 def _routes_by_company(model: nn.Module, examples: Sequence[Example], allowed: float) -> bool:
-    """Whether a router of a mixture of experts answers the same tokens differently beside other sequences."""
+    """Whether a router of a mixture of experts treats the same tokens differently beside other sequences."""
     cut, together = companions(examples)
     routers = [module for name, module in model.named_modules() if _is_router(name, module)]
     single = [_routed(model, routers, batch) for batch in alone(cut)]
@@ -126,7 +126,7 @@ def _routes_by_company(model: nn.Module, examples: Sequence[Example], allowed: f
         before = torch.cat([calls[number][0] for calls in single])
         after = [torch.cat(parts) for parts in zip(*(calls[number][1] for calls in single), strict=True)]
         if largest_error(given, before) > allowed:
-            return False  # what reaches it differs already
+            return False  # its input already differs
         if any(largest_error(mine, right) > allowed for mine, right in zip(answers, after, strict=True)):
             return True
     return False
@@ -139,7 +139,7 @@ def _is_router(name: str, module: nn.Module) -> bool:
 def _routed(
     model: nn.Module, routers: Sequence[nn.Module], arrangement: Arrangement
 ) -> list[tuple[Tensor, list[Tensor]]]:
-    """What each router is given and what floating numbers it answers, token by token, in a forward."""
+    """The inputs of each router and its floating outputs, token by token, in a forward."""
     calls: list[tuple[Tensor, list[Tensor]]] = []
 
     def note(_: nn.Module, given: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Labels that are predicted from a padded position: how much of a loss comes from them, and how to leave them out."""
+"""Labels predicted from a padded position: how much of a loss comes from them, and how to leave them out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from mpsdiag.inputs.nonfinite import IGNORED_LABEL
 
 
 def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: Iterable[Tensor]) -> FirstLabel | None:
-    """Mean losses over labels: of all, without those predicted at padding, and of each sequence alone.
+    """Mean losses over all labels, without those predicted at padding, and with each sequence alone.
 
     `model` is a causal language model in evaluation mode; `batches` have `input_ids`, `attention_mask` and `labels` of
     shape (sequences, positions), and `logits`, asked for one at a time, are what it gives for each. None where no label
@@ -32,7 +32,7 @@ def first_label(model: nn.Module, batches: Sequence[Mapping[str, Any]], logits: 
 
 
 def predicted_at_padding(labels: Tensor, attention_mask: Tensor) -> Tensor:
-    """Which labels a causal model predicts from a padded position: the one before is padding, and the label counts.
+    """Which labels a causal model predicts from a padded position: the position before is padding, the label counts.
 
     `labels` (-100 where there is none), `attention_mask` and the bool result have the shape (sequences, positions).
     """
@@ -41,7 +41,7 @@ def predicted_at_padding(labels: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 def without_first_label(collator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """The fix `first_label`: a collator whose batches have no label that is predicted from a padded position.
+    """The fix `first_label`: a collator whose batches have no label predicted from a padded position.
 
     Batches without `labels` and `attention_mask` of one shape are handed on as they are.
     """

@@ -1,4 +1,4 @@
-"""Whether padding changes what a model gives: each sequence alone, against the same sequences in padded batches."""
+"""Whether padding changes the results of a model: each sequence alone against the same sequences in padded batches."""
 
 import itertools
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from mpsdiag.quiet import errors_only
 from mpsdiag.words import PADDING_SIDES
 
 DOUBTFUL: Final = 10
-"""Differences below so many bounds are looked at twice: the bound itself is a measured maximum."""
+"""Differences below this many bounds are examined twice, because the bound itself is a measured maximum."""
 
 
 @errors_only("transformers")
@@ -32,27 +32,27 @@ def padding_invariance(
     causes: bool = True,
     sequences: int = SAMPLE,
 ) -> Invariance:
-    """Compare what a model gives for sequences in padded batches with what it gives for each alone.
+    """Compare the results of a model for sequences in padded batches with its results for each sequence alone.
 
     The reference is each sequence alone and unpadded, in float64 on the CPU; the bound is twice the error that eager
-    attention or SDPA makes there in the model's dtype. Compared are logits at real positions, or hidden states and the
-    pooled embedding.
+    attention or SDPA makes there in the model's dtype. The comparison covers logits at real positions, or hidden states
+    and the pooled embedding.
 
     Args:
-        model: A transformers model, on its device. It is put into evaluation mode meanwhile.
+        model: A transformers model, on its device. It is in evaluation mode during the comparison.
         batch: `input_ids` and `attention_mask` of shape (sequences, positions), int64, on any device, and what else the
-            model takes with one entry a sequence. The shortest and the longest sequences are looked at.
-        padding_side: The side in use, which makes the verdict; that of the batch if None, `left` where it has none.
-        pad_token_id: The token that fills up; that of the batch or of the config if None.
-        generates: Whether to compare generated tokens too; as the model can if None, and with padding on the left.
-        causes: Whether to look for the cause and try the fixes where something differs.
-        sequences: Most sequences to look at.
+            model takes with one entry for each sequence. The shortest and the longest sequences are used.
+        padding_side: The side in use, which counts for the verdict; by default that of the batch, `left` if unpadded.
+        pad_token_id: The pad token; by default that of the batch or of the config.
+        generates: Whether to compare generated tokens too; by default if the model can, with padding on the left.
+        causes: Whether to look for the cause and try the fixes if something differs.
+        sequences: Largest number of sequences to compare.
 
     Returns:
         Verdict, arrangements, cause and fixes.
 
     Raises:
-        BadInput: The batch has no `input_ids`, or the model gives nothing that could be compared.
+        BadInput: The batch has no `input_ids`, or the model gives no output to compare.
     """
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2:
@@ -62,7 +62,7 @@ def padding_invariance(
     on_device = move(dict(batch), next(model.parameters()).device)
     examples = examples_of(on_device, limit=sequences, longest=_room(model), picture=picture_token(model))
     if not examples:
-        raise BadInput("All sequences of the batch are padding only.")
+        raise BadInput("All sequences of the batch consist of padding only.")
     try:
         with in_mode(model, training=False, grad=False):
             return _measure(model, examples, side, pad_id, generates=generates, causes=causes)
@@ -71,7 +71,7 @@ def padding_invariance(
 
 
 def assert_padding_invariant(model: nn.Module, batch: Mapping[str, Any], **options: Any) -> None:
-    """Raise where padding changes what a model gives.
+    """Raise an AssertionError if padding changes the results of a model.
 
     Args:
         model: As for `padding_invariance`.
@@ -79,7 +79,7 @@ def assert_padding_invariant(model: nn.Module, batch: Mapping[str, Any], **optio
         options: Likewise.
 
     Raises:
-        AssertionError: It does, or nothing could be compared; the message lists arrangements, bound, cause and fixes.
+        AssertionError: They change, or nothing could be compared; the message lists arrangements, bound, cause, fixes.
     """
     found = padding_invariance(model, batch, **options)
     if found.verdict == "invariant":
@@ -120,7 +120,7 @@ def _measure(
     found = Invariance(
         verdict="varies" if failed else "invariant",
         padding_side=side,
-        reason="each sequence gives the same alone and in every padded batch, within the bound",
+        reason="each sequence gives the same numbers alone and in every padded batch, within the bound",
         arrangements=[trial.result for trial in trials],
         by_position={
             trial.result.name: [float(f"{error:.3g}") for error in trial.errors] for trial in trials if trial.errors
@@ -153,7 +153,7 @@ def _judged(trial: ArrangementTrial, allowed: float) -> ArrangementTrial:
 
 
 def _side_of(mask: Any) -> str:
-    """The side of a batch's padding; left where it has none."""
+    """The side of a batch's padding; left if it has none."""
     if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.bool().all()):
         return "left"
     return "right" if bool(mask[:, 0].bool().all()) else "left"
@@ -169,7 +169,7 @@ def _pad_id(model: Any, batch: Mapping[str, Any]) -> int:
 
 
 def _room(model: Any) -> int | None:
-    """Tokens that a sequence may have, so that the longer neighbour and new tokens fit too."""
+    """Largest number of tokens of a sequence such that the longer neighbour and new tokens fit too."""
     text = text_config(model)
     positions = getattr(text, "max_position_embeddings", None)
     return max(1, positions - 3 * EXTRA) if isinstance(positions, int) else None

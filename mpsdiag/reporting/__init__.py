@@ -1,1 +1,1 @@
-"""Tables, text and pictures of what was found."""
+"""Tables, text and pictures of the results."""

@@ -1,4 +1,4 @@
-"""For scripts and notebooks: `mpsdiag.bench`, `mpsdiag.report`, and how an answer shows itself."""
+"""For scripts and notebooks: `mpsdiag.bench`, `mpsdiag.report`, and how an answer is shown."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def report(
     against: Iterable[str | PathLike[str]] = (),
     baseline: str | None = None,
 ) -> Report:
-    """Read what `bench` wrote.
+    """Read results of `bench`.
 
     Args:
-        results: Folders that bench wrote, or journals; several are merged.
-        against: Older ones to compare with.
-        baseline: Attention mode that ratios are to; that of the first journal if None.
+        results: Folders written by bench, or journals; several are merged.
+        against: Older results to compare with.
+        baseline: Attention mode to which ratios are relative; that of the first journal if None.
 
     Returns:
-        The report: `print` it, `to_pandas()`, `to_markdown()`, `to_html()`, or end a notebook's cell with it.
+        The report: `print` it, `to_pandas()`, `to_markdown()`, `to_html()`, or end a notebook cell with it.
 
     Raises:
-        BadInput: There is no journal, or none that can be read.
+        BadInput: There is no readable journal.
     """
     from mpsdiag.benching.journal.journal import read_journal
 
@@ -53,16 +53,16 @@ def bench(
     jobs: int = 1,
     **changes: Any,
 ) -> Report:
-    """Run a matrix of cells, each in its own process, and report on it. Run again: it resumes.
+    """Run a matrix of cells, each in its own process, and report on it. The same call resumes.
 
-    In a script, call it under `if __name__ == "__main__":`, as always where processes are started.
+    In a script, call it under `if __name__ == "__main__":`, as with everything that starts processes.
 
     Args:
         matrix: A matrix file (TOML); the default matrix if None.
         out: Folder for journal and logs; `reports/<name of the matrix>` if None.
-        fresh: Start over instead of resuming; the older journal is kept aside.
-        jobs: Verdicts at once; timings always run alone.
-        changes: Axes and amounts by the names of the command's options, such as
+        fresh: Start over instead of resuming; the old journal is kept aside.
+        jobs: Number of verdicts to run at once; timings always run alone.
+        changes: Axes and amounts, named as the options of the command, such as
             `attn_implementation=["sdpa", "safe_sdpa"]`, `emulate=["2.8"]`, `rounds=0`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What `mpsdiag check` found, laid out as sections: the answer first, then the evidence. Every format shows them."""
+"""The findings of `mpsdiag check`, laid out as sections for every format: the answer first, then the evidence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def document(diagnosis: Diagnosis) -> blocks.Document:
     """Lay a diagnosis out."""
     differs: list[blocks.Block] = []
     if diagnosis.differs_from_release:
-        ask = blocks.Prose("Please report it: mpsdiag check --markdown prints the block to paste.")
+        ask = blocks.Prose("Please report it: mpsdiag check --markdown prints a block to paste into an issue.")
         differs = [blocks.Points(tuple(diagnosis.differs_from_release)), ask]
     whys = [blocks.Points(tuple(f"{fix.name}: {fix.why}" for fix in diagnosis.fixes))]
     parts: tuple[blocks.Part, ...] = (
@@ -56,7 +56,7 @@ def environment(found: Environment) -> blocks.Part:
 
 
 def headline(diagnosis: Diagnosis) -> str:
-    """One line: the verdict, and of what."""
+    """One line: the verdict and its subject."""
     if _anything_ran(diagnosis) or diagnosis.emulated is not None:
         what = subject(diagnosis)
     else:
@@ -66,7 +66,7 @@ def headline(diagnosis: Diagnosis) -> str:
 
 
 def subject(found: Diagnosis | TraceReport) -> str:
-    """What was looked at; an emulation is always called one."""
+    """What was examined; an emulation is always named as such."""
     if found.emulated is not None:
         return f"EMULATED MPS of torch {found.emulated.release} on macOS {found.emulated.macos} (on the CPU)"
     return f"{found.device} with torch {found.environment.versions.get('torch')}"
@@ -77,7 +77,7 @@ def _anything_ran(diagnosis: Diagnosis) -> bool:
 
 
 def _subtitle(diagnosis: Diagnosis) -> str:
-    """Say whether the numbers are measured or emulated, and with which transformers."""
+    """Whether the numbers are measured or emulated, and the transformers release."""
     transformers = f"transformers {diagnosis.environment.versions.get('transformers')}"
     if not _anything_ran(diagnosis):
         return f"Nothing was measured: no probe ran. {transformers}."
@@ -123,7 +123,7 @@ def resolving(fix: FixResult) -> str:
 
 
 def invariance(found: Invariance | None) -> Iterable[blocks.Block]:
-    """Each arrangement against the sequences alone, the fixes that were tried, and the labels predicted at padding."""
+    """Each arrangement against the sequences alone, the fixes tried, and the labels predicted at padding."""
     if found is None or not found.arrangements:
         return
     heads = ("arrangement", "largest difference", "allowed", "holds")
@@ -131,13 +131,13 @@ def invariance(found: Invariance | None) -> Iterable[blocks.Block]:
     yield blocks.table(title, heads, found.arrangements, _arrangement_row)
     if found.fixes:
         tried = "; ".join(f"{fix.name}: {'restores it' if fix.restores else 'does not'}" for fix in found.fixes)
-        yield blocks.Prose(f"Fixes that were tried: {tried}.")
+        yield blocks.Prose(f"Fixes tried: {tried}.")
     if found.first_label is not None:
         yield blocks.Prose(f"First label: {found.first_label.sentence}.")
 
 
 def _arrangement_row(result: ArrangementResult) -> tuple[blocks.Cell, ...]:
-    holds = blocks.Entry("no, and not in use", "muted")
+    holds = blocks.Entry("no (not in use)", "muted")
     if result.holds or result.counts:
         holds = blocks.Entry("yes", "good") if result.holds else blocks.Entry("no", "bad")
     return result.name, number(result.max_abs_diff), number(result.allowed), holds
@@ -194,14 +194,14 @@ def _place(first: FirstNonfinite | None) -> str:
 
 
 def predicted(scenario: ScenarioResult) -> str:
-    """Fully masked rows as predicted from config and data, and where they come from."""
+    """Fully masked rows as predicted from config and data, and their origin."""
     exposure = scenario.exposure
     if exposure is None:
         return "-"
     if not exposure.rows:
         return "0" if exposure.causal else "0 (not a causal model: each query sees every real token)"
     why = "; ".join(f"{count} from {reason}" for reason, count in exposure.reasons.items())
-    kept = "" if exposure.reach_sdpa else f"; attention '{scenario.attention}' hands none to F.sdpa"
+    kept = "" if exposure.reach_sdpa else f"; attention '{scenario.attention}' passes none to F.sdpa"
     return f"{exposure.rows}, in {exposure.sequences} of {exposure.of_sequences} sequences ({why}{kept})"
 
 
@@ -213,14 +213,14 @@ def _known(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
 
 
 def number(value: float | None) -> str:
-    """A loss or a difference, or what it is instead of a number."""
+    """A loss or a difference, or a word in place of a number."""
     if value is None:
         return "-"
     return f"{value:.6g}" if math.isfinite(value) else str(value)
 
 
 def catalogue() -> blocks.Document:
-    """Lay the catalogue of probes out: what `mpsdiag check --list` shows. No torch is loaded for it."""
+    """Lay out the catalogue of probes for `mpsdiag check --list`, without loading torch."""
     rows = [(one.id, str(one.level), one.hits, one.where, one.title) for one in CATALOGUE.values()]
     table = blocks.table("", ("probe", "level", "hits", "torch on MPS", "what it is"), rows, iter)
     return blocks.document("mpsdiag check --list", "The probes", "", [("probes", "", [table])])

@@ -1,4 +1,4 @@
-"""Two documents of `mpsdiag check --json` side by side: two machines, two releases. What was found differently?"""
+"""Two documents of `mpsdiag check --json` side by side, from two machines or two releases, and their differences."""
 
 import json
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from mpsdiag.serialization import read_file
 from mpsdiag.words import count
 
 LARGEST = 2**24
-"""Bytes of a document; a real one has some ten thousand."""
+"""Largest size of a document in bytes; a real one has about ten thousand."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that the two documents say differently; `finding`: it counts for the exit code."""
+    """One difference between the two documents; `finding`: it counts for the exit code."""
 
     what: str
     first: str
@@ -43,7 +43,7 @@ def is_check(path: Path) -> bool:
 def read_diagnosis(path: Path) -> Diagnosis:
     """Read a document of `mpsdiag check --json`.
 
-    Raises BadInput if it cannot be read, is another kind of file, or a newer mpsdiag wrote it.
+    Raises BadInput if it cannot be read, is another kind of file, or was written by a newer mpsdiag.
     """
     try:
         found: Any = json.loads(read_file(path, LARGEST))
@@ -63,7 +63,7 @@ def read_diagnosis(path: Path) -> Diagnosis:
 
 
 def differences(first: Diagnosis, second: Diagnosis) -> list[Difference]:
-    """List what differs, the findings first. What only one of them looked at is not a finding."""
+    """List the differences, findings first. What only one of them examined is not a finding."""
     ours, theirs = _facts(first), _facts(second)
     nothing = (NOTHING, False)
     made = []
@@ -75,7 +75,7 @@ def differences(first: Diagnosis, second: Diagnosis) -> list[Difference]:
 
 
 def _facts(found: Diagnosis) -> dict[str, tuple[str, bool]]:
-    """What a check says, by name, and whether it is a finding, as all but names and numbers are."""
+    """The content of a check by name, and whether it is a finding: everything except names and numbers is."""
     made: dict[str, tuple[str, bool]] = {"verdict": (found.verdict, True), "kernel": (found.kernel.verdict, True)}
     for probe in found.probes:
         made[f"{probe.id}, training"] = (probe.training, True)
@@ -93,14 +93,14 @@ def _facts(found: Diagnosis) -> dict[str, tuple[str, bool]]:
 
 
 def document(first: Diagnosis, second: Diagnosis, names: tuple[str, str]) -> blocks.Document:
-    """Lay the comparison out; `names` are those of the two files."""
+    """Lay out the comparison; `names` are those of the two files."""
     found = differences(first, second)
     counted = sum(one.finding for one in found)
     sides = blocks.pairs("document", [(f"A: {names[0]}", subject(first)), (f"B: {names[1]}", subject(second))])
     ours, theirs = dict(facts(first.environment)), dict(facts(second.environment))
     parts: list[blocks.Part] = [("documents", "", [sides])]
     for key, title, rows in (
-        ("findings", "What was found differently", [_row(one) for one in found if one.finding]),
+        ("findings", "Differences", [_row(one) for one in found if one.finding]),
         ("others", "Other differences", [_row(one) for one in found if not one.finding]),
         ("machines", "Environments", differing(ours, theirs)),
     ):

@@ -15,16 +15,16 @@ from mpsdiag.tracing.process.watched import ScriptCheck, ScriptFinding, ScriptRe
 from mpsdiag.tracing.run import TraceReport
 from mpsdiag.words import count
 
-# Causes whose name says less than these words.
+# Clearer words for some causes.
 NAMES = {
     "overflow": "a value too large for its dtype",
     "dead_rows": "fully masked rows",
     "no_labels": "no label counts",
-    "bad_mask": "a mask with values that no mask may have",
-    "wrong_device": "the device computes wrongly",
+    "bad_mask": "a mask with wrong values",
+    "wrong_device": "the device computes wrong values",
     "divergence": "training diverges",
     "hidden_by_filter": "a loss that only looks finite",
-    "derivative": "a derivative that is not finite",
+    "derivative": "a non-finite derivative",
     "unknown": "no known cause",
 }
 
@@ -42,7 +42,7 @@ def document(report: TraceReport) -> blocks.Document:
 
 
 def origin_document(origin: Origin) -> blocks.Document:
-    """Lay the Origin out that `mpsdiag.trace` returned."""
+    """Lay out the Origin that `mpsdiag.trace` returned."""
     headline = f"{_named(origin.cause)}: {origin.place}"
     return blocks.document("mpsdiag trace", headline, "affected", _origins(origin))
 
@@ -54,7 +54,7 @@ def _origins(origin: Origin) -> Iterable[blocks.Part]:
 
 
 def headline(report: TraceReport) -> str:
-    """One line: what it is, and where; an emulation is always called one."""
+    """One line: the cause and its place; an emulation is always named as such."""
     if report.origin is None:
         return f"all finite: {subject(report)}"
     return f"{_named(report.origin.cause)}, on {subject(report)}"
@@ -85,14 +85,14 @@ def _measured(report: TraceReport) -> Iterable[blocks.Block]:
 
 
 def origin_blocks(origin: Origin) -> Iterable[blocks.Block]:
-    """What is known of an Origin: a sentence, the place, what to do."""
+    """An Origin: a sentence, the place, what to do."""
     yield blocks.Prose(f"{origin.summary}.")
     yield blocks.pairs("where", list(_place(origin)))
     yield from advice_blocks([origin.remedy], "What to do: ")
 
 
 def _place(origin: Origin) -> Iterable[tuple[str, str]]:
-    """Name and value of where it appears, the most telling evidence first."""
+    """The place by name and value, the most important evidence first."""
     yield "layer", "outside the layers" if origin.layer is None else str(origin.layer)
     yield "module", origin.module or "the model itself"
     yield "operation", origin.operation + ("" if origin.phase == "forward" else f" ({origin.phase})")
@@ -129,7 +129,7 @@ def _series(values: list[float]) -> str:
 
 
 def script_document(report: ScriptReport) -> blocks.Document:
-    """Lay a report out."""
+    """Lay out a report."""
     parts: list[blocks.Part] = [
         (f"finding-{place}", f"Finding {place}: {finding.cause}", _finding(finding))
         for place, finding in enumerate(report.findings, 1)
@@ -147,7 +147,7 @@ def script_document(report: ScriptReport) -> blocks.Document:
 
 
 def script_headline(report: ScriptReport) -> str:
-    """One line: what was found first, or that nothing was, where something was watched."""
+    """One line: the first finding, or that nothing was found if something was watched."""
     where = ""
     if report.emulated is not None:
         where = f" (emulated MPS of torch {report.emulated.release} on macOS {report.emulated.macos})"
@@ -156,7 +156,7 @@ def script_headline(report: ScriptReport) -> str:
         return f"{answer}: {report.check.model} on {report.check.device}, with this script's own batches"
     if report.findings:
         first = report.findings[0]
-        return f"{_title(first)}{where}; {'stopped there' if report.stopped else 'the script went on'}"
+        return f"{_title(first)}{where}; {'stopped there' if report.stopped else 'the script continued'}"
     if not report.watched.forwards:
         return "nothing was watched: no torch module was called"
     return f"nothing found in {count(report.watched.forwards, 'forward')}{where}"
@@ -181,7 +181,7 @@ def _finding(finding: ScriptFinding) -> Iterable[blocks.Block]:
 
 
 def _source(place: str) -> str:
-    """The text of a line of code, given as `file:line`; that of a notebook's cell is known where it ran."""
+    """The text of a line of code, given as `file:line`; that of a notebook cell is only known where it ran."""
     file, _, line = place.rpartition(":")
     return linecache.getline(file, int(line)).strip() or "not at hand"
 

@@ -1,1 +1,1 @@
-"""A few training steps and an evaluation through stock transformers, judged by a float64 reference."""
+"""A few training steps and an evaluation through stock transformers, compared with a float64 reference."""

@@ -1,6 +1,6 @@
 """Predict fully masked rows without a forward: from the config, the padding of the batches, and the attention.
 
-A causal decoder builds its mask as `key <= query` and `key is no padding` (and the window or chunk of the layer), and
+A causal decoder builds its mask as `key <= query` and `key is not padding` (and the window or chunk of the layer), and
 nothing repairs a row that is left without a key. So the rows follow from the 2D padding masks alone. An encoder's
 mask has no `key <= query`: every query sees every real token.
 
@@ -33,7 +33,7 @@ GIVEN = "a 4D mask given by the user"
 
 @dataclass(frozen=True)
 class Kind:
-    """How the layers of one kind see: all keys so far, those in a window or chunk of `width`, or both ways."""
+    """What the layers of one kind see: all keys so far, those in a window or chunk of `width`, or both directions."""
 
     name: Literal["full", "sliding", "chunked"]
     width: int | None = None
@@ -68,7 +68,7 @@ def dead_positions(padding: Tensor, kind: Kind) -> Tensor:
     kept = padding.bool().cpu()
     queries = torch.arange(kept.shape[1]).expand_as(kept)
     first, last = _reach(kept, queries, kind)
-    # What a query may attend to is a run of positions: no key of it is kept where the count of kept ones stands still.
+    # A query may attend to a run of positions; none of its keys is kept if the count of kept keys does not rise there.
     counts = torch.nn.functional.pad(kept.long().cumsum(-1), (1, 0))
     return counts.gather(-1, last + 1) == counts.gather(-1, first)
 
@@ -91,7 +91,7 @@ def _reach(kept: Tensor, queries: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Padding:
-    """What stands at each position, (sequences, positions) bool on the CPU: a real token, or padding of some kind."""
+    """The kind of each position, (sequences, positions) bool on the CPU: a real token, or padding of some kind."""
 
     real: Tensor
     alone: Tensor
@@ -114,7 +114,7 @@ def reasons(padding: Tensor, dead: Tensor) -> dict[str, int]:
     """Count fully masked rows, `dead`, by where they come from; both are (sequences, positions), as for `Padding`."""
     kinds = Padding.of(padding)
     alone, before = kinds.alone, kinds.before
-    # Where even the longest sequence is padded, that much of the padding is not for the sake of the others.
+    # If even the longest sequence is padded, that much padding is not due to other sequences.
     common = before.all(0) if not bool(alone.any()) else before[~alone[:, 0]].all(0)
     sorted_out = {
         EMPTY: dead & alone,
@@ -145,7 +145,7 @@ def predict(
         found = {kind: _dead(mask, kind, batch) for kind in kinds}
         if not found:
             continue
-        # A sequence is as exposed as its most exposed layer; rows of several kinds are the same rows.
+        # A sequence is as exposed as its most exposed layer; layers of several kinds have the same rows.
         worst = max(found.values(), key=lambda dead: int(dead.sum()))
         rows, hit = rows + int(worst.sum()), hit + int(worst.any(-1).sum())
         by_kind.update({kind: int(dead.sum()) for kind, dead in found.items()})
@@ -168,13 +168,13 @@ def predict(
 def _dead(mask: Tensor, kind: Kind, batch: Mapping[str, Any]) -> Tensor:
     if mask.dim() == 2:
         return dead_positions(mask, kind)
-    # A 4D mask is handed to attention as it is, whatever the layer.
+    # A 4D mask is passed to attention unchanged, whatever the layer.
     rows = per_query(dead_rows(mask.bool() if not mask.is_floating_point() else mask)).cpu()
     return rows.expand(int(next(iter(batch.values())).shape[0]), rows.shape[-1])
 
 
 class _GradientWatch(SdpaWatch):
-    """Of each call of attention, why it takes the path of an evaluation; None where it does not."""
+    """For each call of attention, why it takes the path of an evaluation; None if it does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,9 +192,9 @@ class _GradientWatch(SdpaWatch):
 
 
 def training_exposure(model: nn.Module) -> list[str | None]:
-    """Of each call of attention in training, why it takes the path of an evaluation; None where it does not.
+    """For each call of attention in training, why it takes the path of an evaluation; None if it does not.
 
-    The model is run on two tokens without padding, its `input_ids`, and left as it was, random numbers too.
+    The model is run on two tokens without padding, its `input_ids`, and left unchanged, including random numbers.
     """
     device = next(model.parameters()).device
     watch, devices = _GradientWatch(), [device] if device.type == "cuda" else []
@@ -204,7 +204,7 @@ def training_exposure(model: nn.Module) -> list[str | None]:
 
 
 def training_notes(model: nn.Module) -> list[str]:
-    """Sentences about training, where it is exposed as an evaluation is; none where it is not."""
+    """Sentences about training if it is exposed like an evaluation; none if it is not."""
     try:
         calls = training_exposure(model)
     except (TypeError, ValueError, RuntimeError):  # Needs more than token ids; or the scenario shows why it fails.

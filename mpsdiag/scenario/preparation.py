@@ -1,7 +1,7 @@
 """Build a scenario: the model on its device with its attention, a Trainer around it, and the batches.
 
 `logging_nan_inf_filter` is off: with it on, transformers shows a NaN training loss as 0.0 and, since 5.23, leaves NaN
-batches out of eval_loss. The variants of the Trainer separate, in a matrix, where a NaN comes from.
+batches out of eval_loss. In a matrix, the variants of the Trainer show where a NaN comes from.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ from mpsdiag.trainers.mps_safe import MPSSafeTrainer, Step
 
 @dataclass
 class PreparedScenario:
-    """A scenario, built: the model on its device with its attention, a Trainer around it, and the batches."""
+    """A scenario that has been built: the model on its device with its attention, a Trainer, and the batches."""
 
     scenario: Scenario
     model: PreTrainedModel
@@ -42,7 +42,7 @@ class PreparedScenario:
     eval_batches: list[Batch]
     losses: list[Tensor] = field(default_factory=list)
     max_length: int = 0
-    """That of the scenario, or what the model has positions for."""
+    """The length of the scenario, limited to the number of positions of the model."""
     _optimizer: torch.optim.Optimizer | None = None
 
     def train_step(self, batch: Batch) -> None:
@@ -64,7 +64,7 @@ class PreparedScenario:
 
 @contextmanager
 def prepare(scenario: Scenario) -> Iterator[PreparedScenario]:
-    """Build a scenario; its attention is taken out and its scratch folder removed at the end of the block.
+    """Build a scenario; at the end of the block its attention and its scratch folder are removed.
 
     Raises:
         BadInput: Model or data cannot be loaded, or the data gives too few sequences.
@@ -103,7 +103,7 @@ def prepare(scenario: Scenario) -> Iterator[PreparedScenario]:
 
 
 def _texts(scenario: Scenario) -> tuple[list[str], list[str]]:
-    """Evaluation takes the first texts; training the next ones, or those of its own data set."""
+    """Evaluation takes the first texts, training the next ones, or those of its own data set."""
     wanted_eval = scenario.eval_max_batches * scenario.batch_size
     wanted_train = max(1, scenario.max_steps) * scenario.batch_size
     if scenario.eval_dataset is None:
@@ -167,7 +167,7 @@ def _batches(trainer: Any, loader: Any) -> list[Batch]:
 
 
 class CpuLossTrainer(MPSSafeTrainer):
-    """Computes the evaluation loss on the CPU and does nothing else: logits that are NaN stay NaN."""
+    """Only computes the evaluation loss on the CPU: NaN logits stay NaN."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"always": True, "on_nonfinite_logits": "keep", **kwargs})
@@ -194,7 +194,7 @@ class GradEvalTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As the stock one; in evaluation under `torch.enable_grad`, with the results detached."""
+        """As the stock method, but in evaluation under `torch.enable_grad`, with detached results."""
         if model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""What the right numbers are: the same weights on the CPU in float64, and the bound around them."""
+"""The correct numbers: the same weights on the CPU in float64, and the bound around them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Distances:
-    """Largest differences from the reference, on real positions and on all of them; NaN counts as infinite."""
+    """Largest differences from the reference, at real positions and at all positions; NaN counts as infinite."""
 
     real: float
     everywhere: float
@@ -66,7 +66,7 @@ def reference(model: PreTrainedModel, batches: Sequence[Batch], trainer: Any, ta
         allowed_error(right[mask], plain.dtype, [largest_error(plain, right, mask)])
         for plain, right, mask in zip(eager, logits, masks, strict=True)
     )
-    # Eager gives fully masked rows another value: their rounding is judged by stock CPU SDPA, which gives zeros.
+    # Eager gives fully masked rows another value, so their rounding is judged by stock CPU SDPA, which gives zeros.
     everywhere = (
         allowed_error(right, plain.dtype, [largest_error(plain, right)])
         for plain, right in zip(rounded, logits, strict=True)
@@ -86,15 +86,15 @@ def compare(logits: Sequence[Tensor], truth: Reference) -> Distances:
 
 @contextmanager
 def stock_cpu() -> Iterator[None]:
-    """Inside this block the CPU computes as it does without an emulation, without an installed mode and gradients."""
+    """Inside this block the CPU computes without an emulation, an installed mode and gradients."""
     with suspended(), install("sdpa"), torch.no_grad():
         yield
 
 
 def stock_loss(model: PreTrainedModel, batch: Batch, trainer: Any) -> float:
-    """The loss of a batch as the Trainer's evaluation takes it from the model.
+    """The loss of a batch as the Trainer's evaluation gets it from the model.
 
-    From transformers 4.57 on evaluation divides by the number of labels of the batch, not by that of shifted ones.
+    From transformers 4.57 on, evaluation divides by the number of labels of the batch, not of shifted labels.
     """
     own_loss = getattr(trainer, "compute_loss_func", None)
     if own_loss is not None:
@@ -108,13 +108,13 @@ def stock_loss(model: PreTrainedModel, batch: Batch, trainer: Any) -> float:
 
 
 def real_positions(batch: Batch) -> Tensor:
-    """(sequences, positions) bool on the CPU: the token is no padding."""
+    """(sequences, positions) bool on the CPU: the token is not padding."""
     mask = batch.get("attention_mask")
     return torch.ones_like(batch["input_ids"], dtype=torch.bool).cpu() if mask is None else mask.bool().cpu()
 
 
 def cpu_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy on the CPU with stock SDPA attention, in evaluation mode, dtype kept; see `copy_to_cpu`."""
+    """A copy on the CPU with stock SDPA attention, in evaluation mode and the same dtype; see `copy_to_cpu`."""
     twin = copy_to_cpu(model)
     # The copy shares nothing with the original's fix; what attention it runs is decided here.
     apply(twin, attention_for(twin, "sdpa"))
@@ -122,7 +122,7 @@ def cpu_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _output(model: PreTrainedModel, batch: Batch, task: Task) -> Tensor:
-    """What is compared of a model's output; pictures are taken in the model's dtype."""
+    """The part of a model's output that is compared; pictures are in the model's dtype."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     inputs = over_tensors(inputs, lambda t: t.to("cpu", model.dtype if t.is_floating_point() else None))
     return require_output(task.compared(model(**inputs)), model)

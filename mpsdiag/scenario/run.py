@@ -1,9 +1,9 @@
-"""The scenario: HF Trainer, a batch as the task of the model has it, a few training steps, a watched evaluation.
+"""The scenario: HF Trainer, a batch for the task of the model, a few training steps, a watched evaluation.
 
-The losses are read batch by batch: a mean can hide what happened to one of them. Watched are fully masked rows that
-reach attention, and the first operation that gives a non-finite value. SDPA is a function, not a module, so module
-hooks alone stop one step late: they only say in which layer a call stands. Flags stay on the device until they are
-read.
+The losses are read batch by batch, because a mean can hide what happened to one of them. The watch covers fully masked
+rows that reach attention, and the first operation that gives a non-finite value. SDPA is a function, not a module, so
+module hooks alone are one step late: they only show in which layer a call is made. Flags stay on the device until they
+are read.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class WatchedOperation:
 
 @dataclass
 class Sighting:
-    """What one forward showed, in the order it happened."""
+    """What one forward showed, in order."""
 
     events: list[WatchedOperation] = field(default_factory=list)
     layer_rows: list[Tensor] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Sighting:
     """Per SDPA call: query, key or value is not contiguous."""
     masked: list[bool] = field(default_factory=list)
     lowest: list[Tensor] = field(default_factory=list)
-    """Per SDPA call with a floating mask, a device scalar: its lowest value, -inf where keys are ruled out for good."""
+    """Per SDPA call with a floating mask, a device scalar: its lowest value (-inf: keys are fully excluded)."""
 
 
 class Observer(SdpaWatch):
@@ -75,7 +75,7 @@ class Observer(SdpaWatch):
         self.sighting = Sighting()
 
     def saw_sdpa(self, call: SdpaCall, result: Tensor) -> None:
-        """Write down one call of attention and what it gave."""
+        """Record one call of attention and its result."""
         if not self._path:  # It comes from another model, such as a trainer's CPU copy.
             return
         rows = call.masked_rows()
@@ -106,12 +106,12 @@ class Observer(SdpaWatch):
 
     @contextmanager
     def watching(self) -> Iterator[Observer]:
-        """Watch until the block ends; the hooks are removed whatever happens."""
+        """Watch until the block ends; the hooks are always removed."""
         with self._path.followed(self._leave_module), self:
             yield self
 
     def collect(self) -> Sighting:
-        """Hand over what was seen since the last call, and start anew."""
+        """Return what was seen since the last call, and start again."""
         seen, self.sighting = self.sighting, Sighting()
         return seen
 
@@ -192,15 +192,15 @@ def first_nonfinite_in_training(scenario: Scenario) -> tuple[FirstNonfinite | No
 
 
 def unseen(exposure: Exposure, model: nn.Module, sightings: Sequence[Sighting]) -> Exposure:
-    """The prediction beside a run in which none of its rows reached attention, with the reason that the masks give."""
+    """The prediction for a run in which none of its rows reached attention, with the reason from the masks."""
     lowest = [float(value) for seen in sightings for value in seen.lowest]
     name = f"{type(model).__name__} of transformers {transformers_version}"
     if lowest and min(lowest) > -math.inf:
         why = f"{name} writes finite masks (down to {min(lowest):.3g}), in which no row is fully masked"
     elif any(any(seen.masked) for seen in sightings):
-        why = f"{name} handed attention masks without fully masked rows"
+        why = f"{name} passed attention masks without fully masked rows"
     else:
-        why = f"{name} handed no mask to F.scaled_dot_product_attention"
+        why = f"{name} passed no mask to F.scaled_dot_product_attention"
     return exposure.model_copy(update={"reach_sdpa": False, "notes": [*exposure.notes, why]})
 
 
@@ -244,7 +244,7 @@ def _evaluate(prepared: PreparedScenario) -> tuple[float, list[float]]:
 
 
 def _watched_evaluation(prepared: PreparedScenario) -> tuple[list[Tensor], list[Sighting]]:
-    """The same batches through the Trainer's prediction step once more, watched, for logits and sightings."""
+    """The same batches again through the Trainer's prediction step, watched, for logits and sightings."""
     prepared.model.train(mode=False)
     observer = Observer(prepared.model)
     logits, sightings = [], []

@@ -1,7 +1,7 @@
-"""What is run, and what came out of it: one `Scenario` and one `Measured` for every command and for the journal.
+"""What is run and its results: one `Scenario` and one `Measured` for every command and for the journal.
 
-The fields of a scenario are called as in Hugging Face's TrainingArguments, tokenizers and models. Everything measured
-stays raw (every loss); readers make means and intervals of it.
+The fields of a scenario are named as in Hugging Face's TrainingArguments, tokenizers and models. Everything measured
+stays raw (every loss); readers compute means and intervals.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MACOS: Final = 15
 LEARNING_RATE: Final = 1e-3
-"""Of the training steps; large for a model of this size, so that a few steps move every weight."""
+"""Learning rate of the training steps; large for a model of this size, so that a few steps move every weight."""
 OLD_NAMES: Final = {
     "attention": "attn_implementation",
     "padding": "padding_side",
@@ -30,7 +30,7 @@ OLD_NAMES: Final = {
     "train_steps": "max_steps",
     "eval_batches": "eval_max_batches",
 }
-"""Fields that had names of our own before they got Hugging Face's; files, options and gates may still use them."""
+"""Old names of fields, and Hugging Face's names that replaced them; files, options and gates may still use them."""
 
 
 def _attention(name: str) -> str:
@@ -50,7 +50,7 @@ class Scenario(BaseModel):
 
     model: str = DEFAULT_MODEL
     task: TaskChoice = "auto"
-    """What the model is for; `auto` reads it from its config."""
+    """The task of the model; `auto` reads it from the config."""
     attn_implementation: Attention = "sdpa"
     trainer: TrainerVariant = "standard"
     padding_side: PaddingSide = "left"
@@ -60,11 +60,11 @@ class Scenario(BaseModel):
     """Torch release whose MPS kernels are emulated on the CPU."""
     emulate_macos: int | None = None
     environment: str | None = None
-    """Environment of other releases, as `bisect` builds them, that it runs in; the current one if None."""
+    """Environment of other releases, built by `bisect`, in which it runs; the current one if None."""
     dataset: str = "synthetic"
     eval_dataset: str | None = None
     max_length: int = Field(default=512, ge=2)
-    """Tokens that a sequence may have."""
+    """Longest sequence, in tokens."""
     batch_size: int = Field(default=4, ge=1)
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
     max_steps: int = Field(default=3, ge=0)
@@ -82,7 +82,7 @@ class Scenario(BaseModel):
 
     @property
     def title(self) -> str:
-        """Its name by the fields that people compare."""
+        """Its name, made from the fields that people compare."""
         return f"{self.attn_implementation} + {self.trainer}, {self.padding_side}, {self.model}, {self.dtype}"
 
     @property
@@ -116,7 +116,7 @@ class FirstNonfinite(BaseModel):
 
 
 class Measured(BaseModel):
-    """What a scenario gave. Losses are means over tokens, in nats; rows are query rows; memory is in bytes.
+    """The results of a scenario. Losses are means over tokens, in nats; rows are query rows; memory is in bytes.
 
     A field is None (or empty, or 0) where it was not measured.
     """
@@ -128,14 +128,14 @@ class Measured(BaseModel):
     eval_losses: list[Number] = Field(default_factory=list)
     eval_loss: Number | None = None
     stock_eval_loss: Number | None = None
-    """What this transformers version would have printed with its default `logging_nan_inf_filter`."""
+    """The value this transformers would have printed with its default `logging_nan_inf_filter`."""
     reference_eval_loss: Number | None = None
     """eval_loss of stock SDPA on the CPU in the same dtype, with the same weights."""
     reference_first_train_loss: Number | None = None
     """Loss of the first training batch before any step, on the CPU."""
     nonfinite_batches: int = 0
     dead_rows: int = 0
-    """(sequence, query) rows that may attend to nothing, as they reach F.sdpa, each counted once a forward."""
+    """(sequence, query) rows that may attend to nothing and reach F.sdpa, each counted once for each forward."""
     sdpa_calls: int = 0
     noncontiguous_dead_calls: int = 0
     exposure: Exposure | None = None
@@ -150,11 +150,11 @@ class Measured(BaseModel):
     loss_moved_by: Number | None = None
     """eval_loss minus reference_eval_loss."""
     exact: bool | None = None
-    """Logits agree with the float64 reference at every position, fully masked rows (zeros) too, within `bound`."""
+    """Whether logits agree with the float64 reference within `bound` at every position, even in fully masked rows."""
     real_tokens: int = 0
     pad_tokens: int = 0
     missing_weights: str | None = None
-    """A sentence about weights that the checkpoint lacks, or has broken without the model reading them; if any."""
+    """A sentence about weights that the checkpoint lacks, or that are bad but not read by the model; if any."""
     invariance: Invariance | None = None
     """Whether padding changes the numbers, before any training step."""
     peak_process_memory: int | None = None
@@ -162,7 +162,7 @@ class Measured(BaseModel):
 
     @property
     def invariance_diff(self) -> float | None:
-        """How far padded batches are from each sequence alone, at most, where it counts; None if not compared."""
+        """Largest difference of padded batches from each sequence alone that counts; None if not compared."""
         results = [] if self.invariance is None else self.invariance.arrangements
         return max((r.max_abs_diff for r in results if r.counts and r.name != "generate"), default=None)
 
@@ -173,7 +173,7 @@ class Measured(BaseModel):
 
     @property
     def status(self) -> Literal["ok", "nan", "wrong"]:
-        """Whether the numbers are right."""
+        """Whether the numbers are correct."""
         return self._judged()[0]
 
     @property
@@ -187,13 +187,13 @@ class Measured(BaseModel):
             return "nan", f"the training loss is not finite from step {bad_steps[0]}"
         if self.nonfinite_batches:
             of_all = f"{self.nonfinite_batches} of {len(self.eval_losses)} evaluation batches"
-            return "nan", f"{of_all} have a loss that is not finite"
+            return "nan", f"{of_all} have a non-finite loss"
         off, bound = self.max_abs_logit_diff, self.bound
         if off is not None and not math.isfinite(off):
             return "nan", "logits at real positions are not finite"
         if off is not None and bound is not None and off > bound:
             return "wrong", (
-                f"logits at real positions are off the float64 reference by {off:.3g}; the bound is {bound:.3g}"
+                f"logits at real positions differ from the float64 reference by {off:.3g}; the bound is {bound:.3g}"
             )
         return "ok", "all losses are finite and all logits within the bound"
 

@@ -1,8 +1,8 @@
-"""What every attention is judged by: float64 on the CPU, straight from the definition, and the only tolerance there is.
+"""The reference for every attention: float64 on the CPU, straight from the definition, and the only tolerance.
 
 The tolerance is twice the error of plain attention in the same dtype against that reference. That error has a floor,
-half a unit in the last place of the largest reference value: storing the right result may cost that much. Only real
-positions count, unless all of them are asked for.
+half a unit in the last place of the largest reference value: storing the correct result may cost that much. Only real
+positions count, unless all of them are requested.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def reference_attention(
     Written from the definition and not by calling `scaled_dot_product_attention`, so that it can judge it.
     Query `(..., Hq, L, D)`, key `(..., Hkv, S, D)` and value `(..., Hkv, S, Dv)` give `(..., Hq, L, Dv)`,
     detached. Causal is aligned top left (query i sees keys 0..i) as in torch, and combines with a mask, bool
-    (True = may attend) or added. Masked keys take no part: a NaN or an infinity in one of them does not reach
-    the result; in a visible value they give NaN.
+    (True = may attend) or added. Masked keys have no influence: a NaN or an infinity in one of them does not reach
+    the result; in a visible value it gives NaN.
     """
     q, k, v = (x.detach().to("cpu", torch.float64) for x in (query, key, value))
     if enable_gqa:
@@ -72,7 +72,7 @@ class WideSoftmax(TorchFunctionMode):
     mask twice, which float64 does not hold either.
 
     Args:
-        rounded: Let a softmax that asks for float32 have it, as the error of that eager attention needs it.
+        rounded: Let a softmax that requests float32 use it, which the error of that eager attention needs.
     """
 
     def __init__(self, *, rounded: bool = False) -> None:
@@ -94,12 +94,12 @@ class WideSoftmax(TorchFunctionMode):
 
 
 def largest_error(output: Tensor, reference: Tensor, rows: Tensor | None = None) -> float:
-    """Give the largest absolute difference, in float64; NaN if one holds a NaN, or both the same infinity.
+    """The largest absolute difference, in float64; NaN if one holds a NaN, or both the same infinity.
 
     Args:
         output: (..., L, D), any dtype and device.
         reference: Same shape, on the CPU.
-        rows: Boolean, broadcastable to (..., L): the rows that count; all if None.
+        rows: Boolean, broadcastable to (..., L): the rows that count; by default all.
     """
     difference = (output.detach().cpu().double() - reference.double()).abs()
     if not difference.numel():
@@ -116,11 +116,11 @@ def storage_error(reference: Tensor, dtype: torch.dtype) -> float:
 
 
 def allowed_error(reference: Tensor, dtype: torch.dtype, errors: Iterable[float]) -> float:
-    """How far a right result may be from the reference.
+    """How far a correct result may be from the reference.
 
     Args:
         reference: float64, any shape: the values that are compared.
-        dtype: Of the result.
+        dtype: The dtype of the result.
         errors: `largest_error` of eager attention in this dtype, in each of its ways.
     """
     return 2 * max([*errors, storage_error(reference, dtype)])
@@ -139,7 +139,7 @@ def composite_attention(
     scale: float | None = None,
     scaled: Scaling = "scores",
 ) -> Tensor:
-    """Attend step by step in the inputs' own dtype, rounding after every step, as eager attention does.
+    """Compute attention step by step in the inputs' own dtype, rounding after every step, as eager attention does.
 
     The softmax is taken in float32 at least and rounded, as in transformers' eager attention. Keys and values with
     fewer heads are repeated. Rows that may attend to nothing give zeros, with finite gradients.
@@ -184,11 +184,11 @@ def plain_errors(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> list[float]:
-    """Measure the finite errors of plain attention in the inputs' dtype, in each of its ways.
+    """Measure the finite errors of plain attention in the inputs' dtype, in several ways.
 
-    Several ways, because a single one is sometimes right by luck: scaled before or after the product (float16
-    overflows in one where it does not in the other), and in float32 with contiguous heads or transposed ones, where
-    the CPU sums in blocks or one after the other, as GPUs do.
+    There are several ways because a single one is sometimes right by chance: scaled before or after the product
+    (float16 may overflow in one and not in the other), and in float32 with contiguous or transposed heads, for which
+    the CPU sums in blocks or one by one, as GPUs do.
     """
     layouts = [tuple(tensor.contiguous() for tensor in (query, key, value))]
     if query.dtype == torch.float32 and query.dim() == 4:
@@ -201,7 +201,7 @@ def plain_errors(
 
 
 def transposed(tensor: Tensor) -> Tensor:
-    """Give the same (B, H, L, D) values, laid out in memory as (B, L, H, D), as models hand them over."""
+    """The same (B, H, L, D) values, laid out in memory as (B, L, H, D), as models pass them."""
     return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
@@ -218,7 +218,7 @@ class Yardstick:
         return cls(reference, allowed_error(reference, dtype, errors))
 
     def judge(self, output: Tensor, rows: Tensor | None = None) -> tuple[bool, str, float]:
-        """Say whether `output` is right, what it is in a word or two, and how far off."""
+        """Whether `output` is correct, a word or two about it, and its error."""
         if output.shape != self.reference.shape:
             return False, f"shape {tuple(output.shape)} instead of {tuple(self.reference.shape)}", math.nan
         error = largest_error(output, self.reference, rows)

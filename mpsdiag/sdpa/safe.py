@@ -1,6 +1,6 @@
-"""Attention that is right with fully masked rows on every device and release, and costs next to nothing.
+"""Attention that handles fully masked rows correctly on every device and release, at almost no cost.
 
-Nothing is remembered from one call to the next: a mask can be edited in ways that nobody can notice.
+Nothing is cached between calls, because a mask can be edited undetectably.
 """
 
 from types import BuiltinFunctionType
@@ -27,9 +27,9 @@ def safe_scaled_dot_product_attention(
 
     Fully masked rows may attend to every key, so that no kernel meets a softmax over nothing, and their output is then
     replaced by zeros; where gradients are off, the second is enough for the CPU's own kernels, whose rows do not mix.
-    All other rows, and all gradients, are those of the stock call: on finite inputs the result is bit-equal to the
-    CPU's of torch 2.5 and later. No device synchronization; no data-dependent branch but on the CPU, outside
-    compilation. Arguments with a `__torch_function__` of their own answer as they do in the stock call.
+    All other rows, and all gradients, are those of the stock call: on finite inputs the result is bit-equal to that
+    of the CPU in torch 2.5 and later. There is no device synchronization, and no data-dependent branch except on the
+    CPU, outside compilation. Arguments with their own `__torch_function__` behave as in the stock call.
 
     Args:
         query: `(..., Hq, L, D)`.
@@ -63,7 +63,7 @@ def safe_scaled_dot_product_attention(
 
 
 def open_dead_rows(attn_mask: Tensor, *, by_torch: bool = False) -> tuple[Tensor, Tensor]:
-    """Let the fully masked rows of a mask attend to every key; also returns them, as bool `(..., L, 1)`.
+    """Let the fully masked rows of a mask attend to every key; also return them, as bool `(..., L, 1)`.
 
     The opened mask has the shape and dtype of the mask; on the CPU it is the mask itself where no row is fully masked.
     So it is where torch's own function is to take it (`by_torch`) without gradients: what such a row gives stays in it,
@@ -83,7 +83,7 @@ def open_dead_rows(attn_mask: Tensor, *, by_torch: bool = False) -> tuple[Tensor
 
 
 def _watched_or_graded() -> bool:
-    """Whether somebody else may compute the call, such as the emulation, or gradients may be asked for."""
+    """Whether other code, such as the emulation, may compute the call, or gradients may be required."""
     return torch.is_grad_enabled() or torch._C._is_torch_function_mode_enabled()  # noqa: SLF001 - no public name
 
 
@@ -92,7 +92,7 @@ def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
     is_bool = attn_mask.dtype == torch.bool
     if not plain_on_cpu(attn_mask) or attn_mask.requires_grad or not attn_mask.dim():
         return attn_mask | dead if is_bool else torch.where(dead, 0.0, attn_mask), dead
-    # On the CPU it costs nothing to look: the rows are few, and no pass over the whole mask is needed.
+    # On the CPU looking costs nothing: there are few rows, and no pass over the whole mask is needed.
     rows = dead.reshape(-1).nonzero().view(-1)
     if not len(rows):
         return attn_mask, dead
@@ -107,7 +107,7 @@ def _expanded(tensor: Tensor) -> list[int]:
 
 
 def zero_rows(output: Tensor, dead: Tensor, *, fresh: bool = False) -> Tensor:
-    """Replace rows of an output `(..., L, Dv)` by zeros, whatever is in them; they get no gradient either.
+    """Replace rows of an output `(..., L, Dv)` by zeros, whatever they contain; they get no gradient either.
 
     The strides stay. It is a new tensor, or the output itself: where that has no such row, and where it is `fresh`,
     known to be nobody else's, and may be written.

@@ -1,6 +1,6 @@
-"""Fully masked rows, the queries that may attend to no key at all; and every call of attention that they may reach.
+"""Fully masked rows (queries that may attend to no key at all), and every call of attention that they may reach.
 
-The one count of such rows in a call: (sequence, query) pairs that may attend to nothing in some head, each once.
+Such rows are always counted as (sequence, query) pairs that may attend to nothing in some head, each once.
 Arguments of a call may answer it themselves, by torch's `__torch_function__` protocol, where the function was
 replaced: a class knows a function of torch by one of two names, the function itself, which torch passes and which
 tables made earlier hold, or whatever the public name holds at the moment of the call. In stock torch both are the same
@@ -20,7 +20,7 @@ from mpsdiag.errors import BadInput
 
 
 def dead_rows(attn_mask: Tensor) -> Tensor:
-    """Which rows of a mask let their query attend to no key: bool, shape `attn_mask.shape[:-1]`.
+    """The rows of a mask that let their query attend to no key: bool, shape `attn_mask.shape[:-1]`.
 
     Works for any shape that `scaled_dot_product_attention` accepts as a mask, bool (True = may attend) or
     floating (`-inf` = may not attend). A row of large finite values such as `finfo.min` is not fully masked:
@@ -35,8 +35,7 @@ def masked_rows(attn_mask: Tensor, *, keepdim: bool = True) -> Tensor:
     is_bool = attn_mask.dtype == torch.bool
     if not is_bool and not attn_mask.is_floating_point():
         raise BadInput(
-            f"An attention mask is bool or floating, this one is {attn_mask.dtype}: "
-            "turn a 0/1 mask into a bool one with mask.bool()."
+            f"An attention mask must be bool or floating, not {attn_mask.dtype}: convert a 0/1 mask with mask.bool()."
         )
     # NaN differs from -inf, so a row with a NaN counts as alive: its NaN must stay visible.
     if plain_on_cpu(attn_mask) and attn_mask.dim() and attn_mask.shape[-1]:
@@ -49,7 +48,7 @@ def masked_rows(attn_mask: Tensor, *, keepdim: bool = True) -> Tensor:
 def plain_on_cpu(tensor: Tensor) -> bool:
     """Whether a tensor may be read through another dtype: a plain one on the CPU, outside tracing and transforms.
 
-    There its values may be looked at as well: nothing waits for a device, and nobody records the branch.
+    There its values may be read as well: nothing waits for a device, and nothing records the branch.
     """
     return (
         type(tensor) is torch.Tensor
@@ -88,12 +87,12 @@ class SdpaCall:
 
 
 def per_query(rows: Tensor) -> Tensor:
-    """Rows of (sequences, heads, queries) as (sequences, queries): True where some head has it; others as they are."""
+    """Rows of (sequences, heads, queries) as (sequences, queries): True if any head has it; others unchanged."""
     return rows.any(1) if rows.dim() == 3 else rows
 
 
 class SdpaWatch(TorchFunctionMode):
-    """Hands every call under it to `saw_sdpa`. Enter it inside an emulation, not around it."""
+    """Passes every call under it to `saw_sdpa`. Enter it inside an emulation, not around it."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -116,17 +115,17 @@ Function = Callable[..., Any]
 
 
 def overriding(args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
-    """Whether an argument of a call answers for itself. Modes that are active do not count."""
+    """Whether an argument overrides the call itself. Active modes do not count."""
     values = (*args, *options.values())
     return has_torch_function(values) and (torch.compiler.is_compiling() or bool(_owners(values)))
 
 
 def answer(original: Function, replacement: Function, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
-    """Let the arguments of a call answer it, as they do where the function was not replaced.
+    """Let the arguments of a call override it, as they do if the function was not replaced.
 
-    The classes are asked by both names. Where none knows either, `replacement` gets the call back with the protocol
-    switched off: so a subclass without opinions keeps its type. An `original` that is not torch's own gets the call as
-    it came.
+    The classes are asked under both names. If none knows either, `replacement` gets the call back with the protocol
+    switched off, so that a subclass without its own implementation keeps its type. An `original` that is not torch's
+    own gets the call unchanged.
     """
     if not isinstance(original, types.BuiltinFunctionType):
         return original(*args, **options)
@@ -145,7 +144,7 @@ def answer(original: Function, replacement: Function, args: tuple[Any, ...], opt
         result = NotImplemented
     if result is NotImplemented:
         result = _ask(owners, replacement, kinds, args, options)
-    # Where all refuse, torch raises its own error.
+    # If all refuse, torch raises its own error.
     return original(*args, **options) if result is NotImplemented else result
 
 
@@ -162,7 +161,7 @@ def _ask(
 
 
 class _UnansweredError(BaseException):
-    """Leaves the `__torch_function__` of a class that does not know the function; none catch it by `Exception`."""
+    """Raised out of the `__torch_function__` of a class that does not know the function; not an `Exception`."""
 
 
 class _Unanswered(TorchFunctionMode):

@@ -43,9 +43,9 @@ class Origin(Answer, BaseModel):
         layer: Decoder layer, counted from 0; None outside the layers.
         module: Dotted path of the module that ran the operation; empty for the model itself.
         operation: Public name of the torch operation, such as `scaled_dot_product_attention`.
-        phase: In which part of a step it happened.
+        phase: The part of a step in which it happened.
         summary: One sentence.
-        evidence: Shapes, ranges, rows, counts; everything in it can be written as JSON.
+        evidence: Shapes, ranges, rows and counts, all of which can be written as JSON.
         remedy: What to do: a sentence, and commands or lines of code.
         also: Further origins with other causes, in the order they happened.
     """
@@ -74,7 +74,7 @@ class Origin(Answer, BaseModel):
 
 
 def joined(origins: Iterable[Origin]) -> Origin | None:
-    """The first origin, with those that have other causes in its `also`; None if there is none."""
+    """The first origin, with the origins of other causes in its `also`; None if there is none."""
     kept: dict[Cause, Origin] = {}
     for origin in origins:
         kept.setdefault(origin.cause, origin)

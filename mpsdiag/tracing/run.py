@@ -1,4 +1,4 @@
-"""`mpsdiag.trace`, and `mpsdiag trace` without its command line: a case is loaded, traced, and answered. Schema 1."""
+"""`mpsdiag.trace`, and `mpsdiag trace` without its command line: load a case, trace it, report it. Schema 1."""
 
 import traceback
 from collections.abc import Callable, Mapping
@@ -33,12 +33,12 @@ TRAINING_STEPS = 10
 
 
 class TraceReport(Answer, BaseModel):
-    """What a trace found. Losses are means over tokens, in nats; `origin` None: everything came out finite.
+    """The findings of a trace. Losses are means over tokens, in nats; `origin` None: everything is finite.
 
-    `losses` and `grad_norms` are those of every batch or step that ran; `bad_batches` the numbers of the evaluation
-    batches with a finding; `stock_eval_loss` what this transformers prints by default;
-    `repro_note` what running the script at `repro` showed, or why there is none; `notes` what else a reader has to
-    know, such as weights that are random.
+    `losses` and `grad_norms` are those of every batch or step that ran; `bad_batches` are the numbers of the evaluation
+    batches with a finding; `stock_eval_loss` is what this transformers prints by default; `repro_note` is the result
+    of running the script at `repro`, or why there is none; `notes` are other facts a reader must know, such as that
+    weights are random.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -72,13 +72,13 @@ class TraceReport(Answer, BaseModel):
 def investigate(
     request: TraceRequest, *, repro: Path | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> TraceReport:
-    """Trace what was asked for."""
+    """Trace a case."""
     if repro is not None:
         check_target(repro)
     checkpoints = find_checkpoints(request.checkpoints)
     if checkpoints and request.model is None and request.folder is None:
         request = replace(request, model=str(checkpoints[-1]))
-    # What the libraries would warn of is what is being found out here.
+    # The libraries would warn of the very faults that are being traced.
     quiet = errors_only("mpsdiag"), errors_only("transformers")
     with quiet[0], quiet[1], no_bars(progress), load_case(request, progress) as case:
         try:
@@ -100,7 +100,7 @@ def investigate(
             written, report.repro_note = write_repro(
                 repro, report.origin, found.call, report.environment, grad=grad, emulation=case.emulation
             )
-        except BadInput as problem:  # a full disk; the answer is given all the same
+        except BadInput as problem:  # a full disk; the answer is still given
             written, report.repro_note = False, str(problem)
         report.repro = str(repro) if written else None
     return report
@@ -136,14 +136,14 @@ def _report(case: TracedCase, found: TracedRun) -> TraceReport:
 
 
 def _with_history(origin: Origin, checkpoints: list[Path]) -> Origin:
-    """Add since when to every finding about weights."""
+    """Add to every finding about weights since when they are bad."""
     if origin.cause == "bad_weights":
         names = [weight["name"] for weight in origin.evidence.get("weights", [])]
         history = bad_since(checkpoints, names)
         since = history["bad_since"]
         when = f"; since {since}" if since else ""
         if since and history["last_finite"]:
-            when += f", {history['last_finite']} is the last that is finite"
+            when += f"; {history['last_finite']} is the last finite one"
         origin = origin.model_copy(
             update={"summary": origin.summary + when, "evidence": {**origin.evidence, "history": history}}
         )
@@ -153,25 +153,25 @@ def _with_history(origin: Origin, checkpoints: list[Path]) -> Origin:
 def trace(
     model: nn.Module, batch: Mapping[str, Any], *, train: bool = False, compare: bool | None = None
 ) -> Origin | None:
-    """Find the first non-finite value of an evaluation of one batch; or, if all are finite, where they go wrong.
+    """Find the first non-finite value of an evaluation of one batch or, if all are finite, where they go wrong.
 
-    The model is run as it is, on its device, in evaluation mode without gradients (unless `train`), and left as it was.
+    The model is run on its device, in evaluation mode without gradients (unless `train`), and left unchanged.
 
     Args:
         model: A transformers model, or any module that takes the batch as keyword arguments.
-        batch: Such as `input_ids`, `attention_mask`, `labels`, each (sequences, positions); moved to its device.
-        train: Trace a training step instead: forward with gradients, backward, AdamW. The weights are put back.
-        compare: Compare finite results with float64 on the CPU. None: unless the model runs on a plain CPU itself.
+        batch: Such as `input_ids`, `attention_mask`, `labels`, each (sequences, positions); moved to the device.
+        train: Trace a training step instead: forward with gradients, backward, AdamW. The weights are restored.
+        compare: Compare finite results with float64 on the CPU. None: only if the model does not run on a plain CPU.
 
     Returns:
-        Where, in which operation and why; None if everything is finite, and as right as the CPU where compared.
+        Where, in which operation and why; None if everything is finite and, where compared, agrees with the CPU.
 
     Raises:
         BadInput: Not a model, or the batch does not fit it.
         CannotDecide: The forward itself fails.
     """
     _require_module(model)
-    model = getattr(model, "_orig_mod", model)  # The graph of torch.compile hides its operations.
+    model = getattr(model, "_orig_mod", model)  # A graph of torch.compile hides its operations.
     prepared = prepare_batch(model, batch)
     if train:
         return trace_training(model, [prepared]).origin

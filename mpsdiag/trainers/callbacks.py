@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteCallback(TrainerCallback):
-    """Counts non-finite losses in training and evaluation, logs the counts, warns once, and may stop the training.
+    """Counts non-finite losses in training and evaluation, logs the counts, warns once, and can stop training.
 
     transformers logs a non-finite training loss as the mean of the others (0.0 if there are none), and since 5.23
-    leaves non-finite batches out of `eval_loss`. This callback sees the losses where the model makes them: give it to
-    the Trainer as `callbacks=[NonFiniteCallback()]`. Label smoothing and `compute_loss_func` make the loss outside the
-    model: there it judges the logits, or, after `NonFiniteCallback().watch(trainer)`, the loss itself.
+    leaves non-finite batches out of `eval_loss`. This callback sees the losses where the model computes them: give it
+    to the Trainer as `callbacks=[NonFiniteCallback()]`. Label smoothing and `compute_loss_func` make the loss outside
+    the model: then it judges the logits or, after `NonFiniteCallback().watch(trainer)`, the loss itself.
 
     `eval_nonfinite_batches` is added to the metrics and the log of an evaluation in which batches were judged, and
     `nonfinite_train_batches` and `nonfinite_grad_norms`, once they are not zero, to the log of the training. Until the
@@ -45,11 +45,11 @@ class NonFiniteCallback(TrainerCallback):
         train: Counts of all training batches (micro-batches of gradient accumulation) so far.
         evaluation: Counts of the last evaluation.
         evaluations: Counts of all evaluations so far.
-        grad_norms: Number of logged gradient norms that were not finite.
+        grad_norms: Number of non-finite logged gradient norms.
 
     Args:
-        stop_training: End the training at the first step, or evaluation, that is not finite. Waits for the device after
-            every step.
+        stop_training: End training at the first non-finite step or evaluation. This waits for the device after every
+            step.
     """
 
     def __init__(self, *, stop_training: bool = False) -> None:
@@ -87,13 +87,13 @@ class NonFiniteCallback(TrainerCallback):
     # What happens in the Trainer.
 
     def on_init_end(self, *_: Any, model: Any = None, **__: Any) -> None:
-        """Begin to watch the model, so that an evaluation without training is seen from its first batch on."""
+        """Start watching the model, so that an evaluation without training is seen from its first batch on."""
         self._hook(model)
 
     on_train_begin = on_init_end  # It may be another model than at the beginning (`model_init`).
 
     def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
-        """Look at the weights that gave the first bad loss, before the optimizer changes them."""
+        """Check the weights that gave the first bad loss, before the optimizer changes them."""
         unknown = "training" not in self._warned and self._weights_were_finite is None
         if unknown and model is not None and self._train.read().bad:
             self._weights_were_finite = weights_are_finite(model)
@@ -101,7 +101,7 @@ class NonFiniteCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """Stop here, if asked to, when a loss of this step was not finite."""
+        """Stop here, if requested, after a non-finite loss in this step."""
         if self.stop_training and self._train.read().bad:
             self._settle_training(args, state, model)
             control.should_training_stop = True
@@ -215,15 +215,15 @@ class NonFiniteCallback(TrainerCallback):
             cause = _cause(new, model, args, self._weights_were_finite)
             self._warn(
                 "training",
-                f"{new.bad} of {new.batches} training batches up to step {state.global_step} had a loss that is not "
-                f"finite; transformers logs such a loss as the mean of the others, or 0.0: {SENTENCES[cause]}.",
+                f"{new.bad} of {new.batches} training batches up to step {state.global_step} had a non-finite "
+                f"loss; transformers logs such a loss as the mean of the others, or 0.0: {SENTENCES[cause]}.",
             )
         elif self.grad_norms and new.batches:
-            scaled = " With fp16 the first steps may overflow until the loss scale fits; they are skipped."
+            scaled = " With fp16 the first steps may overflow until the loss scale fits; such steps are skipped."
             self._warn(
                 "training",
-                f"The gradient norm up to step {state.global_step} is not finite, and the losses are: the derivative "
-                f"of an operation is to blame, `mpsdiag trace --train` finds which.{scaled * args.fp16}",
+                f"The gradient norm up to step {state.global_step} is not finite, but the losses are: the derivative "
+                f"of an operation is the cause, and `mpsdiag trace --train` finds it.{scaled * args.fp16}",
             )
 
     def _settle_evaluation(self, args: TrainingArguments, metrics: dict[str, Any], prefix: str, model: Any) -> None:
@@ -237,7 +237,7 @@ class NonFiniteCallback(TrainerCallback):
         if own is None and new.batches and self._loss_unseen(metrics, prefix):
             self._warn(
                 "evaluation",
-                f"{prefix}_loss is not finite, and the model's own outputs are: the loss is made outside the model, "
+                f"{prefix}_loss is not finite, but the model's own outputs are: the loss is made outside the model, "
                 "where NonFiniteCallback().watch(trainer) sees it.",
             )
         if new.bad:

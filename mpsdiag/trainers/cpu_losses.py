@@ -1,8 +1,8 @@
-"""Send every loss that is computed inside a block to the CPU, computed by the model, the trainer or the user.
+"""Send every loss computed inside a block, by the model, the trainer or the user, to the CPU.
 
 Losses over classes are computed a chunk of tokens at a time, and are bit-equal to the stock ones computed at once: a
 row of log-softmax does not depend on the rows beside it, and the reduction is done once, over the vector of all rows,
-by the kernel the stock loss uses. Only the order of a sum could make a difference, and it is the same.
+by the kernel of the stock loss. Only the order of a sum could make a difference, and it is the same.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ CHUNK_BYTES: Final = 8 * 2**20
 
 
 def rows_per_chunk(classes: int, bytes_per_value: int, chunk_bytes: int) -> int:
-    """How many rows of logits fit a chunk: at least 3, so that `chunks` can leave no row alone."""
+    """How many rows of logits fit into a chunk: at least 3, so that `chunks` never leaves a single row."""
     return max(3, chunk_bytes // max(1, classes * bytes_per_value))
 
 
 def chunks(rows: int, per_chunk: int) -> list[slice]:
     """Cut `rows` rows into slices of at most `per_chunk`, the first one the longest, none of one row if there are more.
 
-    A sum over one single row may be split over threads in another way than the same row among others.
+    A sum over a single row may be split over threads differently from the same row among others.
     """
     ends = list(range(per_chunk, rows, per_chunk))
     if ends and rows - ends[-1] == 1:
@@ -75,13 +75,13 @@ def cross_entropy(
     with torch.no_grad():
         for part in chunks(len(logits), rows_per_chunk(logits.shape[1], dtype.itemsize, chunk_bytes)):
             found[part] = torch.log_softmax(to_cpu(logits[part]).to(dtype), -1).gather(-1, known[part])
-    # One class: every labelled row points at column 0, every other row at an index that is ignored.
+    # One class: every labelled row points at column 0, every other row at an ignored index.
     return F.nll_loss(found, ignored.long().neg(), ignore_index=-1, reduction=reduction)
 
 
 @dataclasses.dataclass
 class ChunkedLabelSmoother(LabelSmoother):
-    """Stands in for transformers' `LabelSmoother` during an evaluation: same numbers, on the CPU, in chunks."""
+    """Replaces transformers' `LabelSmoother` during an evaluation: the same numbers, on the CPU, in chunks."""
 
     chunk_bytes: int = CHUNK_BYTES
 
@@ -147,7 +147,7 @@ class LossesOnCPU(TorchFunctionMode):
         *rest: Any,
         **options: Any,
     ) -> Any:
-        """In chunks where the logits are rows of classes and no argument asks for more than a plain sum of the rows."""
+        """In chunks if the logits are rows of classes and the arguments request only a plain sum of the rows."""
         chunked = input.dim() == 2 and not target.is_floating_point() and not rest
         chunked = chunked and all(options.get(name) is None for name in ("weight", "size_average", "reduce"))
         if not chunked or options.get("label_smoothing"):
@@ -159,7 +159,7 @@ class LossesOnCPU(TorchFunctionMode):
 
 
 def _on_cpu(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """A loss on arguments that are moved to the CPU; its result goes to the device of the first tensor among them."""
+    """A loss on arguments moved to the CPU; its result goes to the device of the first tensor among them."""
 
     def computed(*args: Any, **kwargs: Any) -> Any:
         devices = (value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
@@ -174,7 +174,7 @@ def evaluation_losses_on_cpu(trainer: Trainer, chunk_bytes: int) -> Iterator[Non
     """For this block, compute on the CPU whatever loss this trainer evaluates.
 
     The model's own loss is reached through the functions of `torch.nn.functional`. The user's `compute_loss_func` may
-    do anything with the logits: it is handed outputs and labels on the CPU, and so it alone needs them there whole.
+    do anything with the logits, so it gets the complete outputs and labels on the CPU.
     """
     smoother: Any = trainer.label_smoother
     user_loss = trainer.compute_loss_func

@@ -1,4 +1,4 @@
-"""Count non-finite losses where they are made, in the forward of the model, without waiting for the device."""
+"""Count non-finite losses where they arise, in the forward of the model, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpsdiag.inputs.modules import embeddings_of, logits_of, loss_of, mark_watch
 
 @dataclass(frozen=True)
 class BatchCount:
-    """How many batches there were, how many were not finite, and how many of those had no label at all."""
+    """The number of batches, of non-finite ones, and of those without any label."""
 
     batches: int = 0
     bad: int = 0
@@ -27,7 +27,7 @@ class BatchCount:
 
 
 class Counter:
-    """Counts batches; the flags stay on the device until somebody reads them."""
+    """Counts batches; the flags stay on the device until they are read."""
 
     def __init__(self) -> None:
         self._batches = 0
@@ -46,7 +46,7 @@ class Counter:
         return BatchCount(self._batches, int(self._bad), int(self._unlabelled))
 
     def take(self) -> BatchCount:
-        """The counts so far; counting starts anew."""
+        """The counts so far; counting starts again from zero."""
         found = self.read()
         self.__init__()  # type: ignore[misc]  # the initial state is what is wanted
         return found
@@ -88,13 +88,13 @@ def watch_forward(model: nn.Module, look: Any) -> RemovableHandle:
 
 
 def _features(args: tuple[Any, ...]) -> dict[str, Any]:
-    """The batch of a model that takes one dictionary, as those of sentence-transformers, which add embeddings to it."""
+    """The batch of a model that takes one dictionary, as in sentence-transformers, which adds embeddings to it."""
     given = args[0] if args and isinstance(args[0], Mapping) else {}
     return {name: value for name, value in given.items() if not name.endswith(("embedding", "embeddings"))}
 
 
 def noting(step: Any, note: Any) -> Any:
-    """A step of a Trainer that hands its result and its arguments to `note`."""
+    """A step of a Trainer that passes its result and its arguments to `note`."""
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         result = step(*args, **kwargs)

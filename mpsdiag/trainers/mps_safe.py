@@ -28,25 +28,25 @@ OnNonFinite = Literal["cpu_forward", "keep", "raise"]
 
 
 class MPSSafeTrainer(Trainer):
-    """Evaluates with the loss computed on the CPU, and repeats a batch there if the device made it non-finite.
+    """Computes evaluation losses on the CPU, and repeats a batch there if the device made it non-finite.
 
-    Mixes with any other Trainer: `class Safe(MPSSafeTrainer, DPOTrainer)`. Training is that of the other one. So is
-    everything else where the arguments name another device than MPS (real or emulated), unless `always` is given: the
-    metrics have no names that the stock ones lack, and only `eval_max_batches` has an effect. In evaluation and
-    prediction on MPS
+    It mixes with any other Trainer: `class Safe(MPSSafeTrainer, DPOTrainer)`. Training is that of the other one. So is
+    everything else if the arguments name a device other than MPS (real or emulated), unless `always` is given: the
+    metrics then have only the stock names, and only `eval_max_batches` has an effect. In evaluation and prediction on
+    MPS
 
     - losses are computed on the CPU from logits and labels, in chunks of tokens, and go back to the device. They equal
       the stock losses bit for bit. Only a `compute_loss_func` of the user needs a batch's logits on the CPU at once;
-    - logits that are already non-finite cannot be helped by that. See `on_nonfinite_logits`;
+    - this does not help if logits are already non-finite. See `on_nonfinite_logits`;
     - `eval_nonfinite_batches` (those whose final loss is not finite) and, if any, `eval_cpu_forward_batches` are added
-      to the metrics; `nonfinite_causes` holds why, for the last evaluation.
+      to the metrics; `nonfinite_causes` has the reasons, for the last evaluation.
 
     Args:
         *args: As `transformers.Trainer`.
         on_nonfinite_logits: `cpu_forward` evaluates such a batch again on a CPU copy of the model, made at most once
-            per evaluation, and warns once; what the first pass counted is undone. `keep` leaves the loss as it is;
+            per evaluation, and warns once; the counts of the first pass are undone. `keep` leaves the loss unchanged;
             `raise` ends the evaluation with `NonFiniteLogitsError`.
-        eval_max_batches: Evaluate on at most this many batches, the first ones. Prediction takes all.
+        eval_max_batches: Evaluate on at most this many batches, the first ones. Prediction uses all batches.
         always: Act on every device, not only on MPS.
         loss_chunk_bytes: Size of a chunk of logits on its way to the CPU.
         **kwargs: As `transformers.Trainer`.
@@ -80,7 +80,7 @@ class MPSSafeTrainer(Trainer):
         super().__init__(*args, **kwargs)
 
     def acts(self) -> bool:
-        """Say whether evaluations differ from those of the stock Trainer: on MPS, or with `always`."""
+        """Whether evaluations differ from those of the stock Trainer: on MPS, or with `always`."""
         return self.always or emulation.in_effect(self.args.device)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -94,7 +94,7 @@ class MPSSafeTrainer(Trainer):
         return super().get_eval_dataloader(first_examples(whole, self.eval_max_batches * batch))
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the stock one; where this trainer acts, with the counts of non-finite batches among the metrics."""
+        """As the stock method; if this trainer acts, the metrics include the counts of non-finite batches."""
         tally = self._mps_safe_tally = _Tally()
         try:
             output: Any = super().evaluation_loop(*args, **kwargs)
@@ -146,7 +146,7 @@ class MPSSafeTrainer(Trainer):
         done = (
             "Such batches are evaluated again on a copy of the model on the CPU."
             if cause == "device"
-            else "The loss stays as it is."
+            else "The loss is left unchanged."
         )
         self._mps_safe_warn(cause, f"The evaluation of a batch is not finite: {SENTENCES[cause]}. {done}")
         return step
@@ -167,7 +167,7 @@ class MPSSafeTrainer(Trainer):
         return to_cpu(data) if self._mps_safe_inputs_to_cpu else super()._prepare_input(data)
 
     def _mps_safe_warn(self, what: str, sentence: str) -> None:
-        """Warn once about each kind of trouble."""
+        """Warn once about each kind of problem."""
         if what not in self._mps_safe_warned:
             self._mps_safe_warned.add(what)
             logger.warning("%s", sentence)
@@ -180,7 +180,7 @@ def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 class _Tally:
-    """What one evaluation has seen: non-finite batches, why, and the CPU copies of the models if it needed them."""
+    """The state of one evaluation: non-finite batches, their reasons, and the CPU copies of the models if needed."""
 
     def __init__(self) -> None:
         self.on_cpu = 0

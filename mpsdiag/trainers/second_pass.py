@@ -1,7 +1,7 @@
-"""A batch evaluated for the second time, on the CPU: with copies of the Trainer's models, and counted once.
+"""Evaluates a batch a second time, on the CPU, with copies of the Trainer's models, but counts it once.
 
-A Trainer may hold more models than one (a reference model, a loss that keeps the model it trains), and `compute_loss`
-may keep metrics of its own: the second pass takes the place of the first.
+A Trainer may hold more than one model (a reference model, a loss that keeps the model it trains), and `compute_loss`
+may keep its own metrics: the second pass replaces the first.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ _LARGEST: Final = 1000
 
 
 class CpuModels:
-    """Copies of a Trainer's models on the CPU, made at the first use; they live as long as this object does."""
+    """Copies of a Trainer's models on the CPU, made at the first use; they live as long as this object."""
 
     def __init__(self) -> None:
         self._twins: dict[int, nn.Module] | None = None
@@ -45,7 +45,7 @@ class CpuModels:
 
 
 def _modules(value: Any) -> list[nn.Module]:
-    """The modules that an attribute holds: itself, or those of a short list or of a dictionary."""
+    """The modules of an attribute: the attribute itself, or the items of a short list or of a dictionary."""
     if isinstance(value, nn.Module):
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -63,7 +63,7 @@ def _swapped(value: Any, twins: Mapping[int, nn.Module], model: nn.Module) -> An
 def remember_counts(trainer: Any) -> Callable[[], None]:
     """Remember the numbers, lists and dictionaries of a Trainer; calling the result undoes what was added to them.
 
-    Lists are cut to their length; what was replaced within them stays.
+    Lists are cut to their old length; replaced items stay.
     """
     undo = list(_undoing(vars(trainer), 0))
 

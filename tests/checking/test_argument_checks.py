@@ -22,7 +22,7 @@ from mpsdiag.errors import BadInput
         ({"seed": 1.5}, "seed is 1.5"),
         ({"probes": [1]}, "probes is 1; give a text"),
         ({"probes": "SDPA1"}, "Unknown probe 'SDPA1'. Did you mean"),
-        ({"emulate": 2.8}, "put it into quotes"),
+        ({"emulate": 2.8}, "put it in quotes"),
     ],
 )
 def test_what_cannot_be_used_is_refused(arguments, sentence):

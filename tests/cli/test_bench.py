@@ -125,7 +125,7 @@ def test_an_empty_part_is_nothing_to_do(here, tmp_path):
         (["--dataset", "no/such/file.txt"], "does not exist"),
         (["--fail-if", "nonsense"], "is not a gate"),
         (["--retry", "timout"], "Did you mean 'timeout'?"),
-        (["--shard", "5/4"], "no such part"),
+        (["--shard", "5/4"], "does not exist"),
         (["--shard", "²/4"], "--shard '²/4' is not of the form I/N"),
         (["--rounds", "5", "--max-rounds", "3"], "--max-rounds: max_rounds (3) is smaller than rounds (5)"),
         (["--time-limit", "inf"], "--time-limit: should be"),

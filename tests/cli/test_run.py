@@ -201,13 +201,13 @@ def test_the_start_costs_little(script):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere.py"], "No script nowhere.py"),
+        (["nowhere.py"], "There is no script nowhere.py"),
         (["scripts/nowhere.py"], "there is no such file. Look at the path"),
         (["no_such_module"], "For a module: mpsdiag run -m no_such_module"),
         (["--fix", "bogus", __file__], "Choose from: sdpa, eager, safe_sdpa, unmask_sdpa, min_mask_sdpa, positions.\n"),
         (["-m", "no_such_module_at_all"], "No module named no_such_module_at_all"),
         (["--fix", "safe_spda", __file__], "Did you mean 'safe_sdpa'?"),
-        (["--fix", "flex_attention", __file__], "cannot be put under a script"),
+        (["--fix", "flex_attention", __file__], "cannot be installed for a script"),
         (["--emulate", "1.9", __file__], "Unknown torch release '1.9'"),
     ],
 )

@@ -166,7 +166,7 @@ def test_a_script_that_reads_stdin_and_forks_is_interrupted_from_the_keyboard(tm
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (None, "there is no such file"),
+        (None, "There is no script"),
         ("", "a folder without a __main__.py"),
         ("#!/bin/bash\npython train.py\n", "a script for bash, not for Python"),
         ("\x7fELF\x02\x01", "is a program, not a Python file"),

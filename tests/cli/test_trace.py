@@ -156,7 +156,7 @@ def test_bad_weights_and_since_which_checkpoint(run, checkpoint, tmp_path):
     assert code == 1
     assert (origin["cause"], origin["layer"]) == ("bad_weights", 1)
     assert origin["evidence"]["history"]["bad_since"] == "checkpoint-10"
-    assert "since checkpoint-10, checkpoint-5 is the last that is finite" in origin["summary"]
+    assert "since checkpoint-10; checkpoint-5 is the last finite one" in origin["summary"]
 
 
 def test_a_device_that_is_not_there_leaves_it_undecided(run):

@@ -118,7 +118,7 @@ def test_a_kernel_of_the_hub_is_a_mode_like_the_others(tmp_path):
 def test_without_the_package_it_is_one_sentence():
     if mode_named("a/b").unavailable("cpu", "float32") is None:
         pytest.skip("the package kernels is installed")
-    with pytest.raises(BadInput, match=r"kernels of the hub need the package kernels \(pip install kernels"):
+    with pytest.raises(BadInput, match=r"hub kernels need the package kernels \(pip install kernels"):
         apply(build_model("tiny-llama"), "kernels-community/metal-flash-sdpa")
 
 

@@ -104,10 +104,10 @@ def test_nothing_stays_changed_when_one_of_several_refuses(build, attention_of):
         pytest.param(
             "gemma2",
             "safe_sdpa",
-            ["cannot use SDPA", "does not concern it"],
+            ["cannot use SDPA", "does not affect it"],
             marks=pytest.mark.needs(transformers="5.1"),
         ),
-        ("bloom", "safe_sdpa", ["cannot use SDPA", "does not concern it"]),
+        ("bloom", "safe_sdpa", ["cannot use SDPA", "does not affect it"]),
         ("bloom", "flex_attention", ["flex_attention"]),
         ("llama", "safe_spda", ["Did you mean 'safe_sdpa'?"]),
         ("llama", "flash_attention_2", ["needs a CUDA or XPU device"]),

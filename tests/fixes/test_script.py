@@ -53,7 +53,7 @@ def test_the_command_is_pythons_own(script):
     assert "emulated MPS of torch 2.8 on macOS 15" in launch.note
     assert "stock attention" in _prepare(script, fixes=["sdpa"]).note
     both = _prepare(script, fixes=["safe_sdpa", "positions"])
-    assert both.note.startswith("safe_sdpa and positions are in place")
+    assert both.note.startswith("safe_sdpa and positions are installed")
     assert wish_of(both.environment).fixes == ("safe_sdpa", "positions")
     assert _prepare("json.tool", "a", as_module=True).command == (sys.executable, "-m", "json.tool", "a")
 
@@ -90,7 +90,7 @@ def test_bad_options_are_one_sentence(options, words, script):
 
 
 def test_a_script_that_is_not_there(tmp_path, monkeypatch):
-    with pytest.raises(BadInput, match="no such file"):
+    with pytest.raises(BadInput, match="There is no script"):
         _prepare(tmp_path / "nowhere.py")
     command = tmp_path / "launcher"
     command.write_text("#!/bin/sh\n")
@@ -144,11 +144,11 @@ def test_a_python_that_is_not_reached_is_named_once(tmp_path):
     done = subprocess.run(
         launch.command, cwd=tmp_path, env=dict(launch.environment), capture_output=True, text=True, check=True
     )
-    lines = [line for line in done.stderr.splitlines() if line.startswith("mpsdiag: nothing is in place in ")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mpsdiag: nothing can be installed in ")]
     assert [line.rpartition(": ")[2] for line in lines] == [
         "-I keeps it out.",
         "-E keeps it out.",
         "-I keeps it out.",
-        "PYTHONPATH is not handed on to it.",
+        "PYTHONPATH is not passed on to it.",
     ]
     assert all(line.isprintable() for line in lines)

@@ -77,7 +77,7 @@ SAVED = "Give a folder that save_pretrained wrote"
     ("damage", "sentence"),
     [
         (cut, "weights are damaged or cut short"),
-        (config(hidden_size=32), "weights have other sizes than its config.json says"),
+        (config(hidden_size=32), "sizes of its weights differ from its config.json"),
         pytest.param(config(hidden_size="big"), "hidden_size", marks=NEWER),
         (config(num_attention_heads=0), "ZeroDivisionError"),
         pytest.param(written("config.json", "[1,2]"), "config.json is not a JSON object", marks=NEWER),
@@ -109,7 +109,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (without(*TOKENIZER), "it has none. Save the one it was trained with"),
+        (without(*TOKENIZER), "there is none. Save the one it was trained with"),
         (written("tokenizer.json", '{"version": "1.0"}'), "its files cannot be used"),
         (written("tokenizer.json", "{"), "its files cannot be used"),
         pytest.param(written("config.json", "[1,2]"), "config.json is not a JSON object", marks=NEWER),
@@ -129,7 +129,7 @@ def test_a_broken_tokenizer_is_one_sentence(folder, damage, sentence):
 def test_an_empty_tokenizer_is_none(tmp_path):
     """Of a GPT-2 without tokenizer files transformers makes one that knows the end of text only."""
     build_model("tiny-gpt2", max_positions=64).save_pretrained(tmp_path)
-    with pytest.raises(BadInput, match="it has none"):
+    with pytest.raises(BadInput, match="there is none"):
         load_tokenizer(str(tmp_path))
 
 
@@ -154,7 +154,7 @@ def test_what_transformers_says_of_a_model_that_loads_is_not_lost(folder, caplog
 def test_token_ids_that_the_model_has_no_embedding_for():
     model = build_model("tiny-gpt2", vocab_size=50, max_positions=32)
     require_known_tokens(model, 49, "mine")
-    with pytest.raises(BadInput, match=r"of 'mine' gives the token id 50, and the model has only 0 to 49"):
+    with pytest.raises(BadInput, match=r"of 'mine' gives the token id 50, but the model has only 0 to 49"):
         require_known_tokens(model, 50, "mine")
 
 

@@ -304,7 +304,7 @@ def test_a_model_without_sdpa_is_loaded_with_the_attention_it_has(tmp_path, atte
     again = build_model(str(tmp_path), from_config=False, attention=attention)
     assert again.config._attn_implementation == "eager"
     assert not uses_sdpa(again)
-    assert "has eager attention only" in model_notes(again)[0]
+    assert "has only eager attention" in model_notes(again)[0]
 
 
 def test_a_model_that_calls_sdpa_itself_uses_it():

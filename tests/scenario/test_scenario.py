@@ -67,7 +67,11 @@ def test_old_names_lead_to_fields():
         ({"eval_losses": [1.0, math.nan], "nonfinite_batches": 1}, "nan", "1 of 2 evaluation batches"),
         ({"max_abs_logit_diff": math.inf, "bound": 1.0}, "nan", "logits at real positions are not finite"),
         ({"max_abs_logit_diff": math.nan, "bound": 1.0}, "nan", "logits at real positions are not finite"),
-        ({"max_abs_logit_diff": 1.1, "bound": 1.0}, "wrong", "off the float64 reference by 1.1; the bound is 1"),
+        (
+            {"max_abs_logit_diff": 1.1, "bound": 1.0},
+            "wrong",
+            "differ from the float64 reference by 1.1; the bound is 1",
+        ),
         ({"max_abs_logit_diff": 1.0, "bound": 1.0}, "ok", "all losses are finite"),
     ],
 )

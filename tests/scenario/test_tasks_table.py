@@ -84,7 +84,7 @@ def test_a_model_without_sdpa_is_right_and_said_to_have_none(tmp_path):
     found = run(str(tmp_path), emulate="2.8", emulate_macos=15)
     assert found.status == "ok"
     assert found.exposure.reach_sdpa is False
-    assert any("has eager attention only" in note for note in found.exposure.notes)
+    assert any("has only eager attention" in note for note in found.exposure.notes)
 
 
 @pytest.fixture(scope="module")

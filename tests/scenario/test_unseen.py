@@ -34,9 +34,9 @@ def seen(mask):
     ("mask", "why"),
     [
         (torch.full((1, 1, 4, 4), torch.finfo(torch.float32).min), "writes finite masks (down to -3.4e+38)"),
-        (torch.ones(1, 1, 4, 4, dtype=torch.bool), "handed attention masks without fully masked rows"),
-        (torch.full((1, 1, 4, 4), -torch.inf).triu(1), "handed attention masks without fully masked rows"),
-        (None, "handed no mask to F.scaled_dot_product_attention"),
+        (torch.ones(1, 1, 4, 4, dtype=torch.bool), "passed attention masks without fully masked rows"),
+        (torch.full((1, 1, 4, 4), -torch.inf).triu(1), "passed attention masks without fully masked rows"),
+        (None, "passed no mask to F.scaled_dot_product_attention"),
     ],
 )
 def test_the_masks_say_why(mask, why):

@@ -234,7 +234,7 @@ def test_a_gradient_that_is_not_finite_is_said_to_be_one(trainer_of, caplog):
     options = {"max_steps": 1, "logging_steps": 1}
     with caplog.at_level(logging.WARNING, LOGGER):
         trainer_of(Trainer, callbacks=[NonFiniteCallback()], compute_loss_func=loss, options=options).train()
-    assert "The gradient norm up to step 1 is not finite, and the losses are" in caplog.text
+    assert "The gradient norm up to step 1 is not finite, but the losses are" in caplog.text
     assert "weights of the model" not in caplog.text
 
 

@@ -346,7 +346,7 @@ def test_a_loss_that_is_not_finite_can_stop_it(run):
     _, summary, _, err = run("--stop_on_nonfinite", "--disable_mps_fix", emulate="2.4")
     assert summary["steps"] == 1
     assert summary["nonfinite"]["train_batches"] == 1
-    assert "training batches up to step 1 had a loss that is not finite" in err
+    assert "training batches up to step 1 had a non-finite loss" in err
 
 
 @pytest.mark.parametrize(

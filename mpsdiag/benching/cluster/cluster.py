@@ -1,9 +1,9 @@
 """A matrix on several machines, through dask.distributed; every cell still runs in a child of its worker.
 
-Workers say what they can carry: `dask worker ... --resources "MPS=1"` takes one timed cell at a time. dask only carries
-cells to the worker that `mpsdiag.benching.cluster.placement` names: its own scheduling would let an idle machine
-take a cell away from those it is compared with. JSON text goes over the wire, wrapped in dask's own pickles: trust
-the scheduler's network, or use dask's TLS. See docs/fleet.md.
+Workers declare their capacity: `dask worker ... --resources "MPS=1"` takes one timed cell at a time. dask only sends
+cells to the worker that `mpsdiag.benching.cluster.placement` chooses: its own scheduling would let an idle machine
+take a cell away from those it is compared with. JSON text goes over the wire, wrapped in dask's own pickles: use a
+trusted network, or dask's TLS. See docs/fleet.md.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from mpsdiag.scenario.scenario import Scenario
 POLL = 0.2
 QUIET_SECONDS = 30.0
 PATIENCE = 15.0
-"""Seconds that cells wait for a lost worker, or one like it, before they go to a machine of another kind."""
+"""Seconds that cells wait for a lost worker, or one of its kind, before they go to a machine of another kind."""
 LOSSES = 3
-"""How many workers a cell may lose; after that it is taken to be the reason."""
+"""How many workers a cell may lose before it is held to be the cause."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class _Task:
 class ClusterExecutor:
     """Runs jobs on the workers of a dask scheduler; see `mpsdiag.benching.run.executor.Executor`.
 
-    `preload` is for the workers' fork servers, their own choice if None. `note` gets what the user should see; `token`
-    names this run to the workers.
+    `preload` is for the workers' fork servers; None leaves it to them. `note` is called with messages for the user;
+    `token` identifies this run to the workers.
     """
 
     fleet: Fleet
@@ -64,7 +64,7 @@ class ClusterExecutor:
         self._placement = Placement(self.fleet.workers)
 
     def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[Record]:
-        """Run jobs on the workers. What a lost worker was running runs again elsewhere.
+        """Run jobs on the workers. The jobs of a lost worker run again elsewhere.
 
         Raises CannotDecide if the scheduler is lost.
         """
@@ -88,7 +88,7 @@ class ClusterExecutor:
                 quiet_until = time.monotonic() + QUIET_SECONDS
             elif time.monotonic() > quiet_until:
                 what = f"No worker that offers {RESOURCE}" if timed else "No worker"
-                self.note(f"{what} is left at the scheduler; waiting for one (Ctrl-C stops). Start some again.")
+                self.note(f"{what} is left at the scheduler. Waiting for one: start a worker, or press Ctrl-C to stop.")
                 quiet_until = time.monotonic() + QUIET_SECONDS
 
     def close(self) -> None:
@@ -96,13 +96,13 @@ class ClusterExecutor:
         self.fleet.close()
 
     def _look(self) -> None:
-        """See who is there."""
+        """Update the list of workers."""
         for sentence in self.fleet.look():
             self.note(sentence)
         self._placement.workers = self.fleet.workers
 
     def _hand_out(self) -> None:
-        """Give every free worker a cell, those that wait longest first."""
+        """Give every free worker a cell, the longest-waiting cells first."""
         busy = Counter(task.address for task in self._running.values())
         strangers = time.monotonic() - self.fleet.shrunk > PATIENCE
         for _ in range(len(self._waiting)):
@@ -114,8 +114,8 @@ class ClusterExecutor:
                 continue
             if self._placement.kind(task.group) != before:
                 self.note(
-                    f"{task.job.cell.title} and what it is compared with go on at {address}, a machine of another "
-                    "kind; the report keeps the two apart."
+                    f"{task.job.cell.title} and its comparison continue at {address}, a machine of another kind; the "
+                    "report keeps the two apart."
                 )
             busy[address] += 1
             options: dict[str, Any] = {"resources": {RESOURCE: 1}} if task.job.round else {}
@@ -143,17 +143,17 @@ class ClusterExecutor:
                 yield record
 
     def _again(self, task: _Task) -> Iterator[Record]:
-        """Run a cell again whose worker was lost, but only so many times."""
+        """Run a cell again after its worker was lost, a limited number of times."""
         self._losses[task.job.name] += 1
         losses = self._losses[task.job.name]
         if losses <= LOSSES:
             self._waiting.appendleft(task)
             return
-        reason = f"{losses} workers were lost while they ran it"
+        reason = f"{losses} workers were lost while running it"
         yield task.job.record(status="crash", reason=reason)
 
     def _end(self) -> Iterator[Record]:
-        """End what still runs, also on the workers."""
+        """End everything still running, on the workers too."""
         with contextlib.suppress(CannotDecide):
             self.fleet.tell(stop_on_worker, self.token)
         while self._running:

@@ -1,4 +1,4 @@
-"""The workers of a dask scheduler: who is there, what they are, and how to ask them. All that touches dask."""
+"""The workers of a dask scheduler: which there are, their facts, and how to call them. All code that touches dask."""
 
 import contextlib
 import importlib
@@ -24,7 +24,7 @@ ANSWER_SECONDS = 60.0
 
 @dataclass
 class Fleet:
-    """A scheduler at an address, and its workers, in a lasting order: kind of machine, then address.
+    """A scheduler at an address, and its workers, in a stable order: kind of machine, then address.
 
     `facts` are what each worker reported, `workers` the same for `Placement`; `shrunk` is when a worker was last
     missed, by the monotonic clock.
@@ -39,11 +39,11 @@ class Fleet:
 
     @property
     def first(self) -> dict[str, Any]:
-        """What the first worker is: its `environment`, and the `versions` for the keys of the cells."""
+        """The first worker: its `environment`, and the `versions` for the keys of the cells."""
         return next(iter(self.facts.values()))
 
     def look(self) -> list[str]:
-        """See who came and who went; sentences about those that cannot take part.
+        """Update the workers that came and went; sentences about those that cannot take part.
 
         Raises CannotDecide if the scheduler is lost.
         """
@@ -71,7 +71,7 @@ class Fleet:
         return sentences
 
     def resolve(self, device: str) -> str:
-        """Which device a word means on the workers. Raises BadInput if it is not the same on all."""
+        """The device that a name means on the workers. Raises BadInput if they differ."""
         answers = self._ask("resolve", device)
         if len(set(answers.values())) > 1:
             words = ", ".join(f"{word} on {address}" for address, word in sorted(answers.items()))
@@ -79,16 +79,16 @@ class Fleet:
         return str(next(iter(answers.values())))
 
     def unavailable(self, cell: Scenario) -> str | None:
-        """Why a cell cannot run on some worker, or None if it can on all."""
+        """Why a cell cannot run on some worker, or None if it can run on all."""
         reasons = self._ask("unavailable", cell.model_dump_json()).values()
         return next((str(reason) for reason in reasons if reason is not None), None)
 
     def files(self, names: tuple[str, ...]) -> str | None:
-        """A fingerprint of local files of the workers. Raises BadInput if it is not the same on all."""
+        """A fingerprint of local files of the workers. Raises BadInput if they differ."""
         found, *others = self._ask("files", json.dumps(names)).values()
         if {found} != {found, *others}:
             raise BadInput(
-                f"The files of {', '.join(names)} are not the same on all workers of {self.address}. Copy them again."
+                f"The files of {', '.join(names)} differ between the workers of {self.address}. Copy them again."
             )
         return None if found is None else str(found)
 
@@ -100,7 +100,7 @@ class Fleet:
             )
 
     def result(self, future: Any, job: Job) -> Record | None:
-        """How a job ended; None if its worker was lost before the answer was here."""
+        """How a job ended; None if its worker was lost before the answer arrived."""
         if future.status in {"cancelled", "lost"}:
             return None
         try:
@@ -117,7 +117,7 @@ class Fleet:
             self.client.run(function, argument, on_error="ignore")
 
     def require_timing(self) -> None:
-        """Make sure, before hours of verdicts, that cells can be timed. Raises BadInput if no worker offers to."""
+        """Make sure, before hours of verdicts, that cells can be timed. Raises BadInput if no worker offers it."""
         if not any(one.times for one in self.workers.values()):
             raise BadInput(
                 f"No worker offers the resource {RESOURCE}, so nothing can be timed. Start the workers with "
@@ -146,23 +146,23 @@ class Fleet:
             return None
         return (
             f"The workers of {self.address} differ in their versions: {json.dumps(ours)}, but {json.dumps(theirs)} at "
-            f"{address}. Install the same on all."
+            f"{address}. Install the same versions on all."
         )
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
-        """Turn a lost scheduler into a sentence."""
+        """Raise one sentence about a lost scheduler."""
         try:
             yield
         except (OSError, TimeoutError, RuntimeError) as problem:
             raise CannotDecide(
-                f"The scheduler at {self.address} is lost ({type(problem).__name__}). What finished is in the journal; "
-                "start it again, and run the same command: it resumes."
+                f"The scheduler at {self.address} is lost ({type(problem).__name__}). Finished rounds are in the "
+                "journal; start the scheduler again, and run the same command to resume."
             ) from problem
 
 
 def connect(address: str) -> Fleet:
-    """Connect to a scheduler and get to know its workers.
+    """Connect to a scheduler and query its workers.
 
     Raises BadInput without dask.distributed, or if the workers differ in versions; CannotDecide if no scheduler
     answers, or it has no workers.
@@ -172,7 +172,7 @@ def connect(address: str) -> Fleet:
     except ImportError as problem:
         raise BadInput("--cluster needs dask.distributed: pip install 'mpsdiag[cluster]'.") from problem
     for name in ("distributed.client", "distributed.core", "distributed.comm"):
-        # What they warn of, a scheduler that is gone, is one sentence of ours.
+        # They warn of a lost scheduler, which we report in one sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)

@@ -1,7 +1,7 @@
-"""Which worker of a cluster runs which cells. Bookkeeping without dask: addresses in, addresses out.
+"""Chooses the worker of a cluster for each cell. Bookkeeping without dask: addresses in, addresses out.
 
-Cells that are compared form a group, and a group has a home: one worker that runs all its timed rounds, so that every
-ratio is one of one machine. Verdicts go to any worker of the same kind, so that each timing has its verdict on a
+Cells that are compared form a group, and a group has a home: the worker that runs all its timed rounds, so that every
+ratio comes from one machine. Verdicts go to any worker of the same kind, so that each timing has its verdict from a
 machine like its own.
 """
 
@@ -14,9 +14,9 @@ from mpsdiag.scenario.scenario import Scenario
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker is: its `kind`, the same for machines whose facts do not differ, and how much runs on it.
+    """A worker: its `kind`, equal for machines whose facts do not differ, and how much runs on it.
 
-    `slots` are how many cells at once that are not timed; `times`: cells may be timed on it, one at a time.
+    `slots` is how many untimed cells may run at once; `times`: whether cells may be timed on it, one at a time.
     """
 
     kind: str
@@ -26,7 +26,7 @@ class Worker:
 
 @dataclass
 class Placement:
-    """Homes of groups among the workers, by address; whoever sees them come and go replaces `workers`."""
+    """Homes of groups among the workers, by address; the caller updates `workers` as they come and go."""
 
     workers: Mapping[str, Worker]
     _homes: dict[Scenario, str] = field(default_factory=dict, init=False)
@@ -34,7 +34,7 @@ class Placement:
     _cells: dict[Scenario, int] = field(default_factory=dict, init=False)
 
     def settle(self, groups: Mapping[Scenario, int], before: Mapping[Scenario, str]) -> None:
-        """Give groups that have none a home: where their earlier rounds ran, or the least loaded one."""
+        """Give homeless groups a home: where their earlier rounds ran, or the least loaded worker."""
         for group, cells in groups.items():
             if group not in self._homes:
                 self._cells[group] = cells
@@ -54,7 +54,7 @@ class Placement:
         return min(free, key=lambda one: (busy.get(one, 0), one != home), default=None)
 
     def kind(self, group: Scenario) -> str | None:
-        """The kind of machine that a group has its home on."""
+        """The kind of machine of a group's home."""
         return self._kinds.get(group)
 
     def _serves(self, home: str | None, *, timed: bool) -> bool:
@@ -62,7 +62,7 @@ class Placement:
         return worker is not None and (worker.times or not timed)
 
     def _move(self, group: Scenario, kind: str | None, *, timed: bool, strangers: bool) -> None:
-        """Find a new home, one where cells can be timed if there is one; there may be none."""
+        """Find a new home, if possible one where cells can be timed; there may be none."""
         fit = [one for one, worker in self.workers.items() if worker.times]
         if not fit and not timed:
             fit = list(self.workers)
@@ -72,7 +72,7 @@ class Placement:
         load: Counter[str] = Counter()
         for other, home in self._homes.items():
             load[home] += self._cells[other]
-        # By kind first: after a restart the addresses are others, but each kind is found again.
+        # By kind first: after a restart the addresses differ, but each kind is found again.
         order = sorted(alike or fit, key=lambda one: (load[one], self.workers[one].kind, one))
         if order:
             self._homes[group] = order[0]

@@ -1,4 +1,4 @@
-"""What a dask worker does for `mpsdiag bench --cluster`: runs cells in children of its own, says what it is."""
+"""The work of a dask worker for `mpsdiag bench --cluster`: it runs cells in child processes and describes itself."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from mpsdiag.scenario.scenario import Scenario
 from mpsdiag.serialization import dumps
 
 _stopped: set[str] = set()
-"""On a worker: the runs whose user does not wait any longer."""
+"""On a worker: the runs whose user no longer waits."""
 
 
 def run_job(request: str) -> str:
@@ -29,7 +29,7 @@ def run_job(request: str) -> str:
 
 
 class _WorkerStop(Stop):
-    """On a worker: the user's second thoughts, as the client passed them on."""
+    """On a worker: the user's request to stop, passed on by the client."""
 
     def __init__(self, token: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _WorkerStop(Stop):
 
 @functools.cache
 def _isolation(start: Any, preload: tuple[str, ...]) -> Isolation:
-    """One for the whole life of a worker, its fork server started before the first cell's time runs."""
+    """One for the whole life of a worker, whose fork server is started before the first cell's time limit begins."""
     isolation = Isolation(start, preload) if preload else Isolation(start)
     if start == "forkserver":
         with tempfile.TemporaryDirectory(prefix="mpsdiag-start-") as folder:
@@ -59,19 +59,19 @@ def _facts() -> dict[str, Any]:
 
 
 def describe(dask_worker: Any = None) -> dict[str, Any]:
-    """On a worker: what it is and what it offers."""
+    """On a worker: its facts, and what it offers."""
     resources = {} if dask_worker is None else dict(dask_worker.state.total_resources)
     return {**_facts(), "resources": resources}
 
 
 def answer(question: str, argument: str) -> str | None:
-    """On a worker: answer about its device, or about its files."""
+    """On a worker: answer a question about its device or its files."""
     if question == "resolve":
         from mpsdiag.device import resolve
 
         return resolve(argument)
     if question == "files":
-        fingerprint.cache_clear()  # a worker lives longer than a file stays as it is
+        fingerprint.cache_clear()  # a worker outlives the current content of a file
         return fingerprint(tuple(json.loads(argument)))
     from mpsdiag.benching.plan.this_machine import unavailable
 
@@ -79,5 +79,5 @@ def answer(question: str, argument: str) -> str | None:
 
 
 def stop_on_worker(token: str) -> None:
-    """On a worker: end what runs for that run now."""
+    """On a worker: end everything of that run immediately."""
     _stopped.add(token)

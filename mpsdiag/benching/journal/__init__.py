@@ -1,1 +1,1 @@
-"""What a run writes down, line by line, and how older lines are read."""
+"""The journal of a run, line by line, and how older lines are read."""

@@ -1,4 +1,4 @@
-"""Reading a journal: JSON Lines, one header, then one line a finished round of a cell."""
+"""Reading a journal: JSON Lines, a header, then one line for each finished round of a cell."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -16,13 +16,13 @@ from mpsdiag.words import BUILTIN_MODELS
 
 
 class NewerSchema(BadInput):
-    """A line was written by a newer mpsdiag than this one; reading it could only misread it."""
+    """A line was written by a newer mpsdiag, and could only be misread."""
 
 
 def migrate(line: dict[str, Any], where: str, today: int = SCHEMA) -> dict[str, Any]:
-    """Bring a journal line to today's schema; a line of today comes back as it is.
+    """Bring a journal line to the current schema; a current line is returned unchanged.
 
-    Raises NewerSchema if its schema is not known yet, ValueError if there never was such a schema.
+    Raises NewerSchema if its schema is newer than this one, ValueError if the schema never existed.
     """
     schema = line.get("schema")
     if isinstance(schema, bool) or not isinstance(schema, int):
@@ -42,7 +42,7 @@ def migrate(line: dict[str, Any], where: str, today: int = SCHEMA) -> dict[str, 
 
 
 def _from_1(line: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 did not write down how a cell was timed: it is taken as that version did it by default."""
+    """Schema 1 did not record how a cell was timed; that version's defaults are assumed."""
     spec = line.get("cell")
     if isinstance(spec, dict):
         threads = 1 if spec.get("model") in BUILTIN_MODELS else None
@@ -51,9 +51,9 @@ def _from_1(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_2(line: dict[str, Any]) -> dict[str, Any]:
-    """Schema 2 had names of its own for what Hugging Face names, too.
+    """Schema 2 had its own names for things that Hugging Face names too.
 
-    The key is made again, so that `bench` resumes; where the line does not name its versions it stays.
+    The key is computed again, so that `bench` resumes; if the line names no versions, the key stays.
     """
     spec, environment = line.get("cell"), line.get("environment")
     if not isinstance(spec, dict):
@@ -66,7 +66,7 @@ def _from_2(line: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
-# From which schema -> the step to the next. A new schema adds one entry and one sample file under tests/.
+# From each schema to the next. A new schema adds one entry here and one sample file under tests/.
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 
 
@@ -81,7 +81,7 @@ class NotAJournal(BadInput):
 
 @dataclass
 class Journal:
-    """What a journal says. `records` has the newest record of each (key, round), in the order of the file."""
+    """The content of a journal. `records` has the newest record of each (key, round), in the order of the file."""
 
     header: Header
     records: list[Record]
@@ -92,9 +92,9 @@ class Journal:
 def read_journal(path: Path | str) -> Journal:
     """Read a journal file, or the `journal.jsonl` of a folder that `bench` wrote.
 
-    A torn last line is dropped and every other bad line is left out, each with a warning that names it.
+    A torn last line is dropped and every other bad line left out, each with a warning that names it.
 
-    Raises BadInput if there is no such file, it cannot be read, it is not a journal, or a newer mpsdiag wrote it.
+    Raises BadInput if the file does not exist or cannot be read, is not a journal, or is from a newer mpsdiag.
     """
     path, data = read_bytes(Path(path))
     if data is None:
@@ -168,8 +168,8 @@ def _take(line: bytes, where: str, records: dict[tuple[str, int], Record], warni
         return False
     last = next(reversed(records.values()), None)
     if last is not None and last.environment == record.environment:
-        record.environment = last.environment  # one object for all: a long journal is mostly environments
-    # A later record of the same round replaces the earlier one (a retry), and takes its place in the order.
+        record.environment = last.environment  # one shared object: a long journal is mostly environments
+    # A later record of the same round (a retry) replaces the earlier one, in the earlier one's position.
     records.pop((record.key, record.round), None)
     records[record.key, record.round] = record
     return True

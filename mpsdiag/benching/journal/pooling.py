@@ -1,4 +1,4 @@
-"""Journals -> one result a cell: the rounds of a cell pooled, duplicates settled, environments kept apart."""
+"""From journals to one result for each cell: pools rounds, resolves duplicates, keeps environments apart."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 NOT_TIMED: Final = Timing(device="", warmup=0)
 
-# What a process brings upon itself; SIGKILL and SIGTERM come from outside.
+# Signals that a process causes itself; SIGKILL and SIGTERM come from outside.
 OWN_SIGNALS = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGTRAP", "SIGFPE"})
 
 
-# Facts of an environment that differ between two askings on one machine: they do not tell machines apart.
+# Facts that differ between two queries on one machine, and so do not distinguish machines.
 _UNSTEADY = frozenset({"mps_built", "mps_available", "mps_usable", "mps_note", "default_attention"})
 
 
 @dataclass(frozen=True)
 class Place:
-    """One environment that something was measured in; `label` is short and made for headings."""
+    """One environment in which something was measured; `label` is short, for headings."""
 
     number: int
     label: str
@@ -43,7 +43,7 @@ def kind(environment: dict[str, Any]) -> str:
 
 
 def place(environment: dict[str, Any], places: dict[str, Place]) -> Place:
-    """The place of an environment among those known by their kind; a new one is added to them."""
+    """The index of an environment among those known by their kind; a new one is added."""
     identity = kind(environment)
     if identity not in places:
         places[identity] = Place(len(places), label(environment), tuple(_flat(environment)))
@@ -81,14 +81,14 @@ class PooledCell:
     reason: str | None
     measured: Measured | None
     statuses: frozenset[str] = frozenset()
-    """Those of all rounds."""
+    """From all rounds."""
     rounds: int = 0
     train_rounds: dict[int, list[float]] = field(default_factory=dict)
     eval_rounds: dict[int, list[float]] = field(default_factory=dict)
     timing: Timing = field(default_factory=lambda: NOT_TIMED)
-    """The newest round that was timed: on which device, with how many tokens."""
+    """The newest timed round: its device and number of tokens."""
     peak_memory: int | None = None
-    """Bytes, from a round that was not emulated: of the device where it counts them, otherwise of the process."""
+    """Bytes, from a round without emulation: of the device if it counts them, otherwise of the process."""
     setbacks: list[Record] = field(default_factory=list)
     """Rounds that did not finish."""
 
@@ -104,7 +104,7 @@ class PooledCell:
 
     @property
     def title(self) -> str:
-        """What tells it from the other cells of a panel on one padding side."""
+        """What distinguishes it from the other cells of a panel with the same padding side."""
         return " + ".join(self.pair)
 
     @property
@@ -119,18 +119,18 @@ class PooledCell:
 
     @property
     def aborted(self) -> bool:
-        """Some round of it ended by its own fault, as a failed assertion in a kernel ends it, and was not killed."""
+        """Whether a round ended through its own fault, such as a failed assertion in a kernel, and was not killed."""
         return any(one.signal in OWN_SIGNALS or (one.reason or "").startswith(EMULATED_ABORT) for one in self.setbacks)
 
     @property
     def varies(self) -> bool:
-        """Padding changes its numbers."""
+        """Whether padding changes its numbers."""
         found = None if self.measured is None else self.measured.invariance
         return found is not None and found.verdict == "varies"
 
     @property
     def correct(self) -> bool:
-        """It finished, and its numbers are right."""
+        """Whether it finished with correct numbers."""
         return self.status == "ok"
 
 
@@ -151,10 +151,10 @@ class Pool:
 
 
 def pool(journals: Sequence[Journal]) -> Pool:
-    """Put the rounds of each cell together.
+    """Pool the rounds of each cell.
 
-    Rounds of one cell in one environment pool their raw samples. The same round twice: the newest counts, and
-    a note says so. The same cell in two environments stays two results.
+    The raw samples of all rounds of one cell in one environment are pooled. If a round is there twice, the newest
+    counts, and a note says so. The same cell in two environments gives two results.
     """
     places: dict[str, Place] = {}
     kept: dict[tuple[int, str], tuple[Place, dict[int, Record]]] = {}
@@ -185,9 +185,9 @@ def _pooled(place: Place, rounds: dict[int, Record]) -> PooledCell:
     result.rounds = len(order)
     result.statuses = frozenset(record.status for record in order)
     if verdict.round > 0 and verdict.status == "ok" and not _evaluated(verdict):
-        # Timings alone do not say whether the numbers are right.
+        # Timings alone do not show whether the numbers are correct.
         result.status, result.measured = "interrupted", None
-        result.reason = "only timing rounds are in the journal, not the one that judges the numbers"
+        result.reason = "the journal has only timing rounds, not the round that checks the numbers"
     for record in order:
         if record.status not in FINDINGS:
             result.setbacks.append(record)
@@ -204,15 +204,15 @@ def _pooled(place: Place, rounds: dict[int, Record]) -> PooledCell:
 def in_common(
     ours: Mapping[int, list[float]], theirs: Mapping[int, list[float]]
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """The samples of the rounds that both sides ran, which alone ran side by side."""
+    """The samples of the rounds that both sides ran: only these ran side by side."""
     common = sorted(ours.keys() & theirs.keys())
     return [ours[one] for one in common], [theirs[one] for one in common]
 
 
 def _verdict(order: Sequence[Record]) -> Record:
-    """The round that speaks for the cell: the worst finding about its numbers, otherwise the first round.
+    """The round that represents the cell: the one with the worst numbers, otherwise the first round.
 
-    A round that only timed found out nothing about the numbers, unless it is the only one there is.
+    A timing round says nothing about the numbers, and counts only if there is no other.
     """
     findings = [record for record in order if record.status in {"nan", "wrong"} or _evaluated(record)]
     if findings and (order[0].round > 0 or order[0].status in FINDINGS):

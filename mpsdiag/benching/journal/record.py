@@ -1,7 +1,7 @@
-"""What goes into the process of a cell, what comes out of it, and what the journal keeps of it. Schema 3.
+"""The input and output of a cell's process, and what the journal keeps of them. Schema 3.
 
-JSON text crosses the border, nothing else. Everything measured stays raw (every loss, every duration); readers make
-medians and intervals of it.
+Only JSON text crosses the process boundary. Everything measured stays raw (every loss, every duration); readers
+compute medians and intervals.
 """
 
 import datetime as dt
@@ -16,7 +16,7 @@ from mpsdiag.words import CellStatus
 
 SCHEMA = 3
 
-# Without a validator of ours: a long journal is mostly durations.
+# No validator of our own: a long journal is mostly durations.
 Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False, strict=True)]
 
 
@@ -78,17 +78,17 @@ class Header(BaseModel):
 
 CELL_FUNCTION = "mpsdiag.benching.run.cell:run_cell"
 RELEASE_FUNCTION = "mpsdiag.benching.run.in_child:run_in_release"
-"""What a cell runs that names an environment."""
+"""The function of a cell that names an environment."""
 EMULATED_ABORT = "emulated abort"
-"""How the reason of a cell begins whose process would be gone on a Mac."""
+"""Start of the reason of a cell whose process would have died on a Mac."""
 FINDINGS = ("nan", "wrong", "ok")
-"""What a round finds out about the numbers, worst first; the other statuses say that it did not finish."""
+"""Statuses about the numbers, worst first; the other statuses mean that a round did not finish."""
 BAD_ENDS = frozenset({"error", "crash", "oom", "timeout"})
-"""Statuses of rounds that did not finish by their own fault; `interrupted` is not theirs."""
+"""Statuses of rounds that did not finish through their own fault; `interrupted` is not their fault."""
 
 
 class Job(BaseModel):
-    """One round of one cell. Round 0 gives the verdict, later ones the timings."""
+    """One round of one cell. Round 0 gives the verdict, later rounds give the timings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -103,9 +103,9 @@ class Job(BaseModel):
     threads: int | None = None
     """CPU threads that torch gets; None leaves it to torch. The cell's, except where verdicts share a machine."""
     scratch: str = ""
-    """Folder for temporary files, which the parent removes whatever becomes of the process."""
+    """Folder for temporary files, which the parent removes whatever happens to the process."""
     machine: str | None = None
-    """The kind of machine that earlier rounds of the cells it is compared with ran on, if any did."""
+    """The kind of machine on which earlier rounds of this comparison ran, if any did."""
 
     @property
     def name(self) -> str:
@@ -119,7 +119,7 @@ class Job(BaseModel):
 
 
 class CellAnswer(BaseModel):
-    """What the function of a cell found out, or what its process met instead of answering."""
+    """The result of a cell's function, or what happened to its process instead."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -131,7 +131,7 @@ class CellAnswer(BaseModel):
 
 
 def redacted(record: Record) -> Record:
-    """The same without what gives away a person or opens a door: journals are shared, and reports are pasted."""
+    """The same without personal words and secrets: journals are shared, and reports are pasted."""
     cell = record.cell
     names = {name: getattr(cell, name) for name in ("model", "dataset", "eval_dataset")}
     clean = {name: without_home(text) for name, text in names.items() if text}
@@ -145,5 +145,5 @@ def redacted(record: Record) -> Record:
 
 
 def utc_now() -> str:
-    """This moment as the journal writes it: UTC, ISO 8601, milliseconds."""
+    """The current time as the journal writes it: UTC, ISO 8601, milliseconds."""
     return dt.datetime.now(dt.timezone.utc).isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""Writing a journal: whole lines, on the disk before the next cell starts, by one process at a time."""
+"""Writing a journal: complete lines, on disk before the next cell starts, by one process at a time."""
 
 import contextlib
 import fcntl
@@ -16,15 +16,15 @@ from mpsdiag.serialization import dumps, require_file, write_atomically
 
 
 class JournalFull(CannotDecide):
-    """The journal cannot be written any further. What was finished is safe; the run stops. Exit code 3."""
+    """The journal can no longer be written. Everything finished is safe; the run stops. Exit code 3."""
 
 
 class JournalWriter:
     """Appends records to a journal, of cells or of another kind of line; a context manager that holds its lock.
 
-    A new journal is made with its header, whole or not at all. An existing one keeps its header; a torn last
-    line is cut off first, so that the next record starts on a line of its own. Whatever happens to the file while it is
-    being written (an editor, a sync tool, `rm`), every line is kept in memory and is written again.
+    A new journal is created with its header, completely or not at all. An existing one keeps its header; a torn last
+    line is cut off first, so that the next record starts on its own line. Every line is kept in memory and is written
+    again, whatever happens to the file in the meantime (an editor, a sync tool, `rm`).
 
     Raises BadInput if another process writes this journal, or the folder cannot be written.
     """
@@ -50,11 +50,11 @@ class JournalWriter:
 
     @property
     def data(self) -> bytes:
-        """The whole journal as it is known here, whatever became of the file."""
+        """The whole journal as known here, whatever happened to the file."""
         return bytes(self._lines)
 
     def append(self, record: BaseModel) -> None:
-        """Write a record as one line and wait until it is on the disk.
+        """Write a record as one line and wait until it is on disk.
 
         Raises JournalFull if the line could not be written whole; nothing of it is left in the file.
         """
@@ -69,8 +69,8 @@ class JournalWriter:
             os.ftruncate(self._file, len(self._lines))
             self._seen = _fingerprint(os.fstat(self._file))
             raise JournalFull(
-                f"Cannot write {self.path}: {problem.strerror}. Every finished cell before this one is safe "
-                "in it; free some space and run the same command again, it resumes."
+                f"Cannot write {self.path}: {problem.strerror}. All cells finished before are safe "
+                "in it. Free some space and run the same command again: it resumes."
             ) from problem
         self._lines += line
         self._seen = _fingerprint(os.fstat(self._file))
@@ -94,14 +94,14 @@ class JournalWriter:
         except (OSError, BadInput) as problem:
             reason = problem.strerror if isinstance(problem, OSError) else problem
             raise JournalFull(
-                f"{self.path} was changed or deleted by something else, and cannot be written again ({reason}). "
-                "Give the folder back and run the same command again."
+                f"{self.path} was changed or deleted by another program, and cannot be written again ({reason}). "
+                "Restore the folder and run the same command again."
             ) from problem
         os.close(self._file)
         self._file, self._seen = file, _fingerprint(os.fstat(file))
 
     def _restore(self) -> None:
-        """Put back the journal, and its lock where that is gone too; what stands there is kept aside."""
+        """Restore the journal, and its lock if that is gone too; whatever is in its place is kept aside."""
         kept = None
         if self.path.exists() or self.path.is_symlink():
             kept = _free_name(self.path)
@@ -111,7 +111,7 @@ class JournalWriter:
         if not _lock_path(self.path).exists():
             old, self._lock = self._lock, _lock(self.path)
             os.close(old)
-        found = "was deleted" if kept is None else f"was changed by something else (that file is kept as {kept})"
+        found = "was deleted" if kept is None else f"was changed by another program (that file is kept as {kept})"
         self._note(f"{self.path} {found}; every line is written again")
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _fingerprint(state: os.stat_result) -> tuple[int, ...]:
-    """What stays the same while nothing else touches a file."""
+    """What stays the same while no other program touches a file."""
     return state.st_dev, state.st_ino, state.st_nlink, state.st_size, state.st_mtime_ns
 
 
@@ -165,7 +165,7 @@ def _lock(path: Path) -> int:
     """Lock a journal through a file beside it; the system releases it when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Whoever may write into the folder must not lead us to write elsewhere: links are not followed.
+        # Links are not followed: others who can write into the folder must not redirect the writing.
         lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as problem:
         raise BadInput(
@@ -186,7 +186,7 @@ def _lock(path: Path) -> int:
 
 
 def _mend(file: int) -> bytearray:
-    """Cut a torn last line off, or add the line feed it lacks; the whole content after that."""
+    """Cut off a torn last line, or add a missing line feed; the whole content afterwards."""
     data = bytearray(os.pread(file, os.fstat(file).st_size, 0))
     if data.endswith(b"\n"):
         return data
@@ -202,7 +202,7 @@ def _mend(file: int) -> bytearray:
 
 
 def _sync(file: int) -> None:
-    """Wait until the file is on the disk; on macOS fsync alone leaves it in the drive's cache."""
+    """Wait until the file is on disk; on macOS fsync alone leaves it in the drive's cache."""
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is not None:
         with contextlib.suppress(OSError):  # not every file system has it

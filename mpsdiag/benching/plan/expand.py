@@ -1,4 +1,4 @@
-"""From a matrix to its cells: the loops over the axes, the rules, and which cells cannot exist here and why."""
+"""From a matrix to its cells: the loops over the axes, the rules, and the cells that cannot run here, with reasons."""
 
 import functools
 import itertools
@@ -19,17 +19,17 @@ Reason = Callable[[Scenario], str | None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a matrix comes to on this machine, in the order of its loops."""
+    """The cells of a matrix on this machine, in the order of its loops."""
 
     cells: tuple[Scenario, ...]
     skipped: Mapping[Scenario, str] = field(default_factory=dict)
     """Those that cannot run here, and why."""
     order: tuple[Scenario, ...] = ()
-    """All cells of the matrix, in the order of its loops: machines that skip different ones share it alike."""
+    """All cells of the matrix, in the order of its loops, so that machines that skip different cells agree on it."""
     notes: tuple[str, ...] = ()
-    """Rules that change nothing, a sentence each."""
+    """Rules that have no effect, as sentences."""
     empty: str = ""
-    """Why there is nothing to do, where there are no cells."""
+    """Why there is nothing to do, if there are no cells."""
 
     @property
     def all_cells(self) -> list[Scenario]:
@@ -44,14 +44,14 @@ def expand(
     resolve: Callable[[str], str] = device.resolve,
     files: Callable[[tuple[str, ...]], str | None] = fingerprint,
 ) -> Plan:
-    """List the cells of a matrix. Raises BadInput if there are more than `max_cells`, or none."""
+    """List the cells of a matrix. Raises BadInput if there are none, or more than `max_cells`."""
     cells, notes = _cells(spec, _maker(spec, resolve, files))
     if not cells:
-        raise BadInput(f"The matrix '{spec.name}' has no cells: its exclude rules leave none.")
+        raise BadInput(f"The matrix '{spec.name}' has no cells: its exclude rules leave out all of them.")
     if len(cells) > spec.max_cells:
         raise BadInput(
             f"The matrix '{spec.name}' has {len(cells)} cells, more than --max-cells {spec.max_cells}. "
-            "Narrow an axis, exclude some, or raise --max-cells."
+            "Shorten an axis, exclude some cells, or raise --max-cells."
         )
     reasons = [(cell, unavailable(cell)) for cell in cells]
     return Plan(
@@ -63,12 +63,12 @@ def expand(
 
 
 def shard(plan: Plan, index: int, count: int, group: Callable[[Scenario], Any]) -> Plan:
-    """The part of a plan for one machine of several. Cells that are compared with each other stay together.
+    """The part of a plan for one of several machines. Cells that are compared with each other stay together.
 
-    Where there are more parts than groups, the last parts are empty, and say so.
+    If there are more parts than groups, the last parts are empty, and say so.
     """
     if not 1 <= index <= count:
-        raise BadInput(f"--shard {index}/{count}: there is no such part. Give 1/{count} to {count}/{count}.")
+        raise BadInput(f"--shard {index}/{count} does not exist. Give 1/{count} to {count}/{count}.")
     groups = {name: number for number, name in enumerate(dict.fromkeys(map(group, plan.order)))}
     mine = {name for name, number in groups.items() if number % count == index - 1}
     empty = (
@@ -84,7 +84,7 @@ def shard(plan: Plan, index: int, count: int, group: Callable[[Scenario], Any]) 
 
 
 def _cells(spec: MatrixSpec, cell_of: Callable[[dict[str, Any]], Scenario]) -> tuple[list[Scenario], list[str]]:
-    """The cells, each once, and sentences about what has no effect."""
+    """The cells, each once, and sentences about rules without effect."""
     axes = {name: getattr(spec.axes, name) for name in AXES}
     notes = list(_idle(spec, axes))
     excluded = [rule.named() for rule in spec.exclude]
@@ -99,7 +99,7 @@ def _cells(spec: MatrixSpec, cell_of: Callable[[dict[str, Any]], Scenario]) -> t
         added = _points(spec, {name: named.get(name, values[:1]) for name, values in axes.items()})
         cells.update(dict.fromkeys(map(cell_of, added)))
         if len(cells) == before:
-            notes.append(f"{_title('include', number, rule)} adds nothing: the matrix has its cells already.")
+            notes.append(f"{_title('include', number, rule)} adds nothing: the matrix already has its cells.")
     if not any(cell.attn_implementation == spec.baseline for cell in cells):
         without = "there will be no ratios and no verdict (see --baseline)"
         notes.append(f"no cell has the baseline's attention, {spec.baseline}: {without}")
@@ -109,7 +109,7 @@ def _cells(spec: MatrixSpec, cell_of: Callable[[dict[str, Any]], Scenario]) -> t
 def _maker(
     spec: MatrixSpec, resolve: Callable[[str], str], files: Callable[[tuple[str, ...]], str | None]
 ) -> Callable[[dict[str, Any]], Scenario]:
-    """Make a cell of a point: the device by its name, and what all cells have in common."""
+    """Make a cell from a point of the matrix: its device by name, and what all cells have in common."""
     device_of = functools.cache(resolve)
     common = ("dataset", "eval_dataset", "max_steps", "eval_max_batches", "warmup", "repeats")
     fixed = {name: getattr(spec, name) for name in common}
@@ -122,7 +122,7 @@ def _maker(
         # The built-in models are so small that a second thread gains nothing, and waiting for one that a busy machine
         # has put aside can cost a hundred times the work.
         threads = 1 if spec.threads is None and model in words.BUILTIN_MODELS else spec.threads
-        # An emulation is one of MPS on the CPU, here, and without one no macOS is emulated.
+        # Emulation means MPS on the CPU of this machine; without it no macOS is emulated.
         unused = "environment" if emulated else "emulate_macos"
         made = {**point, **fixed, "device": device, unused: None, "threads": threads, "files": files_of(model)}
         return Scenario.model_validate(made)
@@ -134,14 +134,14 @@ def _points(spec: MatrixSpec, axes: dict[str, list[Any]]) -> list[dict[str, Any]
     number = math.prod(map(len, axes.values()))
     if number > words.MOST:
         raise BadInput(
-            f"The axes of the matrix '{spec.name}' have {number:,} combinations, more than can be looked at "
-            f"({words.MOST:,}). Narrow an axis."
+            f"The axes of the matrix '{spec.name}' have {number:,} combinations, more than can be listed "
+            f"({words.MOST:,}). Shorten an axis."
         )
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def _idle(spec: MatrixSpec, axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Name what has no effect: axes beside emulate, and exclude rules by the axis that has none of their values."""
+    """Name what has no effect: axes that emulate overrides, and exclude rules whose values no axis has."""
     if "emulate_macos" in spec.axes.model_fields_set and not any(spec.axes.emulate):
         yield "emulate_macos has no effect without emulate"
     if any(spec.axes.environment) and all(spec.axes.emulate):

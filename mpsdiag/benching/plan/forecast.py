@@ -1,4 +1,4 @@
-"""What `bench --dry-run` shows: the cells, those that cannot run here and why, and how long it will take."""
+"""The output of `bench --dry-run`: the cells, those that cannot run here and why, and the expected time."""
 
 import functools
 from collections import Counter
@@ -21,14 +21,14 @@ SCHEMA = 1
 VERDICT, TIMING, FRESH = 1.5, 0.6, 5.0
 
 Found = Mapping[Scenario, Mapping[int, Record]]
-"""The rounds of each cell that are in the journal and are not run again."""
+"""The rounds of each cell that are in the journal and will not be run again."""
 
 
 @dataclass(frozen=True)
 class Work:
     """What is left to run: verdicts, and timing rounds of all cells together, at least and at most.
 
-    `done` counts the rounds of these cells that the journal has already.
+    `done` counts the rounds of these cells that the journal already has.
     """
 
     verdicts: int = 0
@@ -41,7 +41,7 @@ class Work:
 
 
 def remaining(cells: Sequence[Scenario], rule: StopRule, baseline: str, found: Found) -> Work:
-    """What a run will do, as far as it can be foreseen: which ratios will be precise early cannot."""
+    """What a run will do, as far as it can be predicted; which ratios become precise early cannot be."""
     partners = baselines(cells, baseline)
     history = {cell: known for cell in cells if (known := timings(found.get(cell, {}))) is not None}
     asked = functools.cache(lambda number: frozenset(wanted(number, history, partners, rule)))
@@ -78,7 +78,7 @@ def estimate(
 
 
 def forecast(session: Session) -> tuple[Work, float, float]:
-    """What will be run, and how many seconds that takes at least and at most, by the journal if there is one.
+    """What will run, and how many seconds it takes at least and at most, judging by the journal if there is one.
 
     Raises BadInput if the file there is not a journal.
     """
@@ -98,7 +98,7 @@ def in_words(seconds: float) -> str:
 
 
 def as_text(session: Session) -> str:
-    """One line a cell with the axes that vary, then the sums."""
+    """One line for each cell with the axes that vary, then the totals."""
     plan = session.plan
     if plan.empty:
         return f"0 cells, 0 skipped; {plan.empty}."
@@ -119,7 +119,7 @@ def _sums(session: Session) -> str:
     rounds = count(rule.most, "timing round")
     rounds = rounds if rule.rounds == rule.most else f"{rule.rounds} to {rounds}"
     legs = f"a verdict and {rounds} each" if rule.rounds else "verdicts only"
-    found = f"the journal has {work.done} of these rounds already; " if work.done else ""
+    found = f"the journal already has {work.done} of these rounds; " if work.done else ""
     time = f"about {' to '.join(dict.fromkeys(map(in_words, seconds)))}" if work else "nothing is left to run"
     return f"{count(len(plan.cells), 'cell')}, {len(plan.skipped)} skipped; {legs}; {found}{time}."
 

@@ -1,4 +1,4 @@
-"""The matrix file: which values each axis takes, what is left out or added, and how much is measured."""
+"""The matrix: which values each axis takes, what is excluded or included, and how much is measured."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mpsdiag.words import DEFAULT_MODEL, LARGEST_SEED, MOST, DtypeName, PaddingS
 
 
 def _zero(value: Any) -> Any:
-    """TOML has no null: 0 says that nothing is rounded up."""
+    """TOML has no null: 0 means that lengths are not rounded up."""
     return None if value == "none" or (isinstance(value, int) and str(value) == "0") else value
 
 
 def _release(value: str | None) -> str | None:
-    """A release that can be emulated, as `2.8`; `2.8.0` means the same."""
+    """A release that can be emulated, such as `2.8`; `2.8.0` means the same."""
     if value is None:
         return None
     minor = ".".join(value.split(".")[:2])
@@ -33,7 +33,7 @@ def _release(value: str | None) -> str | None:
 
 
 def _only(fits: Callable[[Any], object], problem: Callable[[Any], str]) -> AfterValidator:
-    """Take None and what fits; of anything else `problem` makes the sentence."""
+    """Accept None and matching values; for anything else `problem` gives the message."""
 
     def check(value: Any) -> Any:
         if value is not None and not fits(value):
@@ -69,7 +69,7 @@ Device = Annotated[
     str,
     _only(
         _DEVICE.fullmatch,
-        lambda value: f"there is no device '{value}'. {nearest(value, ('auto', 'cpu', 'mps', 'cuda', 'xpu'))}",
+        lambda value: f"unknown device '{value}'. {nearest(value, ('auto', 'cpu', 'mps', 'cuda', 'xpu'))}",
     ),
 ]
 Release = Annotated[str | None, _NONE_WORD, AfterValidator(_release)]
@@ -84,7 +84,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 
 Item = TypeVar("Item")
 _LISTED = BeforeValidator(lambda value: value if isinstance(value, list | tuple) or value is None else [value])
-"""One value stands for a list of one."""
+"""A single value stands for a list of one."""
 Values = Annotated[list[Item], _LISTED, Field(min_length=1)]
 
 
@@ -93,7 +93,7 @@ class _Strict(BaseModel):
 
 
 class Axes(_Strict):
-    """What varies. The order of the fields is the order of the loops, the first outermost."""
+    """What varies. The fields are in the order of the loops, the outermost first."""
 
     model: Values[str] = [DEFAULT_MODEL]
     task: Values[TaskChoice] = ["auto"]
@@ -112,15 +112,15 @@ class Axes(_Strict):
 
 
 class Rule(Axes):
-    """Names values of some axes. To exclude: cells that have one of them on every axis named. To include: see below.
+    """Values of some axes. As an exclude rule it leaves out cells that match on every axis named.
 
-    An included rule is a matrix of its own: the axes it names take its values, the others their first value.
+    An include rule is a matrix of its own: the axes it names take its values, the others their first value.
     """
 
     @model_validator(mode="after")
     def _names_something(self) -> Rule:
         if not self.named():
-            raise ValueError("this rule names no axis, so it says nothing")
+            raise ValueError("this rule names no axis, so it has no effect")
         return self
 
     def named(self) -> dict[str, list[Any]]:
@@ -134,22 +134,22 @@ class MatrixSpec(_Strict):
     name: Name = "default"
     """Names the output folder."""
     baseline: Attention = "sdpa"
-    """The attention mode that ratios are to."""
+    """The attention mode to which ratios are relative."""
     dataset: str = "synthetic"
     eval_dataset: str | None = None
     max_steps: Whole = 3
     eval_max_batches: Count = 4
     rounds: Rounds = 3
-    """Timing rounds that every cell gets; 0: verdicts only."""
+    """Timing rounds for every cell; 0: verdicts only."""
     max_rounds: Rounds = 5
-    """Rounds that cells get whose ratio is not yet known to `precision`."""
+    """Most rounds, for cells whose ratio is not yet known to `precision`."""
     precision: Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)] = 0.03
-    """Width of the 95 % interval of a ratio, over the ratio, that is narrow enough."""
+    """Width of a ratio's 95 % interval, relative to the ratio, that is narrow enough."""
     warmup: Whole = 2
     repeats: Count = 5
     """Timed steps of each kind in a round."""
     threads: Threads | None = None
-    """CPU threads of torch in a cell; if not given, one for the built-in models and otherwise torch's default."""
+    """CPU threads of torch in a cell; by default one for the built-in models and torch's default for others."""
     time_limit: Annotated[float, Field(strict=True, gt=0, le=MOST, allow_inf_nan=False)] = 300.0
     """Seconds that one round of one cell may take."""
     max_cells: Count = 1000
@@ -171,7 +171,7 @@ class MatrixSpec(_Strict):
 
     @property
     def rule(self) -> StopRule:
-        """How many timing rounds; where only one of the two numbers was given, the other gives way."""
+        """How many timing rounds; if only one of the two numbers was given, the other is adjusted to it."""
         if "rounds" in self.model_fields_set:
             return StopRule(self.rounds, max(self.rounds, self.max_rounds), self.precision)
         return StopRule(min(self.rounds, self.max_rounds), self.max_rounds, self.precision)
@@ -181,7 +181,7 @@ AXES: Final[tuple[str, ...]] = tuple(Axes.model_fields)
 
 
 def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
-    """The same matrix with other values, as the options of the command line give them.
+    """The same matrix with the values that options of the command line give.
 
     Raises BadInput for an impossible value, naming the option and the nearest word.
     """
@@ -196,10 +196,10 @@ def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
         elif name in MatrixSpec.model_fields:
             document[name] = value
         else:
-            raise BadInput(f"A matrix has no '{name}'. {nearest(name, [*AXES, *MatrixSpec.model_fields])}")
+            raise BadInput(f"A matrix has no key '{name}'. {nearest(name, [*AXES, *MatrixSpec.model_fields])}")
 
     def option(place: Place) -> str:
-        """The option of a place; those of the rounds, which were given, where the matrix does not hold together."""
+        """The option for a key; if the numbers of rounds contradict each other, those that were given."""
         names = [part for part in place if isinstance(part, str)][-1:]
         names = names or [name for name in ("rounds", "max_rounds") if name in given]
         return " and ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -1,4 +1,4 @@
-"""Reading a matrix file (TOML), with complaints that name its line."""
+"""Reading a matrix file (TOML), with error messages that name the line."""
 
 import json
 import re
@@ -24,10 +24,10 @@ _OLD: dict[int | str, int | str] = {new: old for old, new in OLD_NAMES.items()}
 
 
 def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) -> MatrixSpec:
-    """Read a matrix file; its name is that of the file unless the file gives one.
+    """Read a matrix file; the matrix is named after the file unless it gives a name.
 
-    Raises BadInput if there is no such file, it is not TOML, or not a matrix; the sentence names file, line and key,
-    and the nearest word.
+    Raises BadInput if the file does not exist, is not TOML, or is not a matrix; the message names file, line, key and
+    the nearest word.
     """
     path = Path(path)
     try:
@@ -41,10 +41,10 @@ def load_matrix(path: Path | str, note: Callable[[str], None] = lambda _: None) 
 
 
 def parse_matrix(text: str, file: str, *, name: str = "", note: Callable[[str], None] = lambda _: None) -> MatrixSpec:
-    """Make a matrix of the text of a file. Raises BadInput as `load_matrix` does."""
+    """Make a matrix from the text of a file. Raises BadInput as `load_matrix` does."""
     try:
         document: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as problem:  # not only of TOML: a number of too many digits, too many brackets
+    except (ValueError, RecursionError) as problem:  # not only TOML errors: too many digits or brackets
         raise BadInput(f"{file} is not TOML: {problem}.") from problem
     if name:
         document.setdefault("name", name)
@@ -57,7 +57,7 @@ def parse_matrix(text: str, file: str, *, name: str = "", note: Callable[[str], 
 
 
 def _renamed(value: Any, old: dict[str, str]) -> Any:
-    """Give keys their new names, and collect the old ones; a key that is there under both names is left alone."""
+    """Give keys their new names, and collect the old ones; a key that has both names is left alone."""
     if isinstance(value, list):
         return [_renamed(one, old) for one in value]
     if not isinstance(value, dict):
@@ -68,7 +68,7 @@ def _renamed(value: Any, old: dict[str, str]) -> Any:
 
 
 def where(text: str, file: str, place: Place) -> str:
-    """Say where a key stands: `matrix.toml line 7, axes.attention`; without the line where none is its."""
+    """Where a key is: `matrix.toml line 7, axes.attention`; without the line if it has none."""
     line = _line(text, place)
     if not line:
         old = tuple(_OLD.get(part, part) for part in place)
@@ -79,10 +79,10 @@ def where(text: str, file: str, place: Place) -> str:
 
 
 def _line(text: str, place: Place) -> int | None:
-    """The first line of the statement that brings a place into being, however it is written.
+    """The first line of the statement that creates a key, however it is written.
 
-    The parser knows every way to write a key (in a table, dotted, inline, quoted), so it is asked: how many of the
-    statements does it take until the place is there?
+    The parser knows every way to write a key (in a table, dotted, inline, quoted), so it is asked how many
+    statements it takes until the key exists.
     """
     if not place:
         return None
@@ -94,7 +94,7 @@ def _line(text: str, place: Place) -> int | None:
 
 
 def _statements(lines: list[str]) -> Iterator[tuple[int, int]]:
-    """Where each statement begins and ends: the fewest lines from the last end on that are TOML by themselves."""
+    """Where each statement begins and ends: the fewest lines after the last end that are valid TOML by themselves."""
     begin = 0
     for end in range(1, len(lines) + 1):
         try:
@@ -106,7 +106,7 @@ def _statements(lines: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _has(document: Any, place: Place) -> bool:
-    """Whether a place is there; one value stands for a list of one."""
+    """Whether a key exists; a single value stands for a list of one."""
     for part in place:
         if isinstance(document, dict):
             if part not in document:

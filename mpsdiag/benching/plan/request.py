@@ -1,4 +1,4 @@
-"""What a user asks of `mpsdiag bench`, and how the words of its options are read."""
+"""A request to `mpsdiag bench`, and how its options are parsed."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from mpsdiag.words import CELL_STATUSES
 class BenchRequest:
     """What the user asked for: a matrix with the options applied, and `out`, the folder for journal, logs and report.
 
-    `command` is the command line, for the journal. `fresh` sets an older journal aside instead of resuming it; `retry`
-    are statuses to run again; `jobs` verdicts run at once; `shard` is which part of how many; `cluster` the address of
-    a dask scheduler; `gates` are sentences that make exit code 1 if they hold. A cell runs `function`, isolated as this
-    machine does it by default unless `isolation` is given.
+    `command` is the command line, for the journal. `fresh` sets an old journal aside instead of resuming it; `retry`
+    lists statuses to run again; `jobs` verdicts run at once; `shard` is the part and the number of parts; `cluster` is
+    the address of a dask scheduler; `gates` are conditions that give exit code 1 if they are true. A cell runs
+    `function`, isolated in this machine's default way unless `isolation` is given.
     """
 
     spec: MatrixSpec

@@ -1,4 +1,4 @@
-"""What is wrong with a matrix, as a sentence: where it stands, what it is, and the nearest word that would be right."""
+"""Problems of a matrix as sentences: where the problem is, what it is, and the nearest valid word."""
 
 import datetime as dt
 import re
@@ -11,8 +11,8 @@ from mpsdiag.errors import BadInput, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[int | str, ...]
-"""Where something stands: keys, and positions in lists. No type of a matrix is a union, so that pydantic's locations
-are just that."""
+"""Where something is: keys, and positions in lists. No type of a matrix is a union, so these are exactly pydantic's
+locations."""
 
 _WORD = re.compile(r"'([^']*)'")
 _BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -28,11 +28,11 @@ _KINDS: Final[Mapping[str, str]] = {
     "too_short": "should have at least one value",
 }
 LONGEST: Final = 60
-"""Characters of a value that a sentence repeats."""
+"""How many characters of a value a message repeats."""
 
 
 def validated(model: type[Model], document: Any, where: Callable[[Place], str]) -> Model:
-    """Make a model of a document. Raises BadInput with every problem in the sentence, up to three."""
+    """Make a model from a document. Raises BadInput with up to three problems in the message."""
     try:
         return model.model_validate(document)
     except ValidationError as problem:
@@ -43,7 +43,7 @@ def validated(model: type[Model], document: Any, where: Callable[[Place], str]) 
 
 
 def shown(value: Any) -> str:
-    """A value as a matrix file would write it, cut short where it is long."""
+    """A value as a matrix file would write it, shortened if it is long."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dt.date | dt.time):
@@ -72,7 +72,7 @@ def _what(model: type[BaseModel], error: Any) -> str:
 
 
 def _plain(kind: str, place: Place, key: str, given: str, error: Any) -> str:
-    """What should be there instead of a value of the wrong kind or size."""
+    """What a value of the wrong type or size should be."""
     if kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
         return f"should be {words} {shown(error['ctx'][bound])}"

@@ -1,4 +1,4 @@
-"""What a plan must ask the machine: which cells cannot run on it, and what its local files hold."""
+"""What a plan must ask the machine: which cells cannot run on it, and what its local files contain."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ def unavailable(cell: Scenario) -> str | None:
     lacking = None
     if cell.emulate is not None:
         if cell.device != "cpu":
-            return f"the emulation is of MPS on the CPU; it cannot run on {cell.device}"
+            return f"the emulation of MPS runs on the CPU, not on {cell.device}"
         from mpsdiag.emulation.selection import Emulation
 
         if (lacking := Emulation(cell.emulate).lacks_dtype(cell.dtype)) is not None:
@@ -76,5 +76,5 @@ def _parts(file: Path) -> Iterator[bytes]:
             yield stream.read(END)
             stream.seek(-END, 2)
             yield stream.read(END)
-    except OSError:  # whoever loads it will say what is wrong with it
+    except OSError:  # the code that loads it reports the problem
         yield b"unreadable"

@@ -1,1 +1,1 @@
-"""Cells run one after the other, each in a process of its own."""
+"""Runs cells, each in its own process."""

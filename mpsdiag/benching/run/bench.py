@@ -36,7 +36,7 @@ class Session:
     judgements: list[Judgement] = field(default_factory=list)
 
     def run(self, listener: Progress, stop: Stop | None = None) -> RunOutcome:
-        """Run what the journal does not have, then decide the gates.
+        """Run what the journal lacks, then evaluate the gates.
 
         Raises BadInput if the folder cannot be written or another bench writes its journal, CannotDecide if no cell of
         the matrix can run here.
@@ -49,10 +49,10 @@ class Session:
         if request.fresh:
             kept = set_aside(request.out / JOURNAL)
             if kept is not None:
-                listener.note(f"the older journal is kept as {kept}")
+                listener.note(f"the old journal is kept as {kept}")
         if request.jobs > 1 and request.spec.rule.rounds:
-            listener.note(f"--jobs {request.jobs} is for the verdicts; what is timed runs alone, one cell at a time")
-        grace = "asked to stop: the running cell gets a moment (Ctrl-C again ends it now)"
+            listener.note(f"--jobs {request.jobs} applies to verdicts; timed rounds run alone, one cell at a time")
+        grace = "stopping: the running cell may finish (press Ctrl-C again to end it now)"
         stop = stop or Stop(notify=lambda: listener.note(grace))
         run = MatrixRun(request, self.plan, self.site, self.header(), listener, stop)
         with _fresh_would_do():
@@ -62,18 +62,18 @@ class Session:
         return outcome
 
     def close(self) -> None:
-        """Let go of the cluster, if there is one."""
+        """Leave the cluster, if there is one."""
         self.site.executor.close()
 
     def exit_code(self, outcome: RunOutcome) -> int:
-        """The exit code of the contract, gates included: 130, then 1, then 3, then 0. An empty part is 0."""
+        """The exit code of the contract, including gates: 130, then 1, then 3, then 0. An empty shard gives 0."""
         if self.plan.empty:
             return EXIT_OK
         gated = not outcome.interrupted and not all(one.tripped is False for one in self.judgements)
         return EXIT_FOUND if gated else outcome.exit_code
 
     def summary(self, outcome: RunOutcome) -> dict[str, Any]:
-        """What came of it, for scripts."""
+        """The outcome, for scripts."""
         return {
             "out": str(self.request.out),
             "exit_code": self.exit_code(outcome),
@@ -86,19 +86,19 @@ class Session:
         }
 
     def closing(self, outcome: RunOutcome) -> list[str]:
-        """The last sentences: what did not finish, what the gates found, how to go on."""
+        """The closing sentences: what did not finish, what the gates found, how to continue."""
         sentences = [outcome.broken] if outcome.broken else []
         if outcome.interrupted:
-            sentences.append("interrupted; the report is of what finished. Run the same command again: it resumes.")
+            sentences.append("interrupted; the report covers what finished. Run the same command again to resume.")
         bad = Counter(record.status for record in outcome.unfinished)
         if bad:
             counts = ", ".join(f"{number} {status}" for status, number in bad.items())
-            sentences.append(f"not every cell finished: {counts}. --retry {','.join(bad)} runs those again.")
+            sentences.append(f"some cells did not finish: {counts}. --retry {','.join(bad)} runs them again.")
         found = [one.measured for one in outcome.records if one.round == 0 and one.measured is not None]
         if found and all(one.real_tokens > 0 and one.pad_tokens == 0 for one in found):
             sentences.append(
                 "no evaluation batch has any padding, so no row can be fully masked: the texts fill --max-length. "
-                "Raise it, or give shorter texts, to see what padding does."
+                "Raise it, or use shorter texts, to see what padding does."
             )
         return [*sentences, *map(str, self.judgements)]
 
@@ -133,7 +133,7 @@ def prepare(request: BenchRequest, note: Callable[[str], None] = lambda _: None)
     gates = [parse_gate(text) for text in request.gates]
     if request.cluster is not None and request.jobs > 1:
         raise BadInput(
-            "--jobs is for this machine; on a cluster each worker says how many verdicts it runs at once (--nthreads)."
+            "--jobs applies to this machine; on a cluster --nthreads of a worker sets its number of verdicts at once."
         )
     site = here(request) if request.cluster is None else on_cluster(request, request.cluster, note)
     try:
@@ -156,9 +156,9 @@ def prepare(request: BenchRequest, note: Callable[[str], None] = lambda _: None)
 
 @contextlib.contextmanager
 def _fresh_would_do() -> Iterator[None]:
-    """Where the file in the way is not a journal, name what this command can do about it."""
+    """If a file in the way is not a journal, name the options that help."""
     try:
         yield
     except NotAJournal as problem:
-        remedy = "--fresh keeps it aside and starts a new one; --out FOLDER leaves it alone."
+        remedy = "--fresh sets it aside and starts a new one; --out FOLDER leaves it alone."
         raise NotAJournal(problem.name, remedy) from problem

@@ -1,4 +1,4 @@
-"""What a cell does, inside its own process: a verdict leg (under emulation if asked), or a timing leg without."""
+"""The work of a cell, inside its own process: a verdict (under emulation if asked), or timing without emulation."""
 
 import gc
 import time
@@ -13,7 +13,7 @@ from mpsdiag.scenario.scenario import Measured, Scenario
 def run_cell(job: Job) -> CellAnswer:
     """Run one round of a cell.
 
-    Raises whatever the model, the data or the device raises; the process around this records it.
+    Raises whatever the model, the data or the device raises; the surrounding process records it.
     """
     import torch
 
@@ -23,7 +23,7 @@ def run_cell(job: Job) -> CellAnswer:
 
 
 def verdict(cell: Scenario) -> CellAnswer:
-    """Train a few steps and evaluate, under the cell's emulation if it has one, judged by the float64 reference."""
+    """Train a few steps and evaluate, under the cell's emulation if any; compare with the float64 reference."""
     from mpsdiag.device import reset_peak_memory
     from mpsdiag.scenario.run import run_scenario
 
@@ -31,7 +31,7 @@ def verdict(cell: Scenario) -> CellAnswer:
     try:
         found = run_scenario(cell, invariance=True, causes=False)
     except EmulatedAbort as problem:
-        # On a Mac the process would be gone; here it is not, so the reason can be given.
+        # On a Mac the process would have died; here it survives, so the reason can be given.
         return CellAnswer(status="crash", reason=f"{EMULATED_ABORT}: {str(problem).splitlines()[0]}")
     return CellAnswer(status=found.status, reason=found.reason, measured=_memory(found, cell.device))
 
@@ -39,8 +39,8 @@ def verdict(cell: Scenario) -> CellAnswer:
 def timing(cell: Scenario, clock: Callable[[], float] = time.perf_counter) -> CellAnswer:
     """Time training and evaluation steps on the cell's device, without emulation.
 
-    Every step of a kind runs the same batch, so that the samples differ by the machine only. The first warm-up
-    step is also the validity step: a cell that cannot run ends there, after a fraction of a second.
+    Every step of a kind runs the same batch, so that samples differ only because of the machine. The first warm-up
+    step also tests validity: a cell that cannot run ends there, after a fraction of a second.
     """
     import torch
 
@@ -49,7 +49,7 @@ def timing(cell: Scenario, clock: Callable[[], float] = time.perf_counter) -> Ce
 
     with prepare(cell) as prepared:
         devices.reset_peak_memory(cell.device)
-        # The same batches in every cell: padded ones, where a fix has work to do, and of those the most costly.
+        # The same batches in every cell: padded ones, on which a fix has work to do, and of those the most expensive.
         train, evaluation = (
             max(batches, key=lambda batch: (_pads(batch) > 0, _tokens(batch)))
             for batches in (prepared.train_batches, prepared.eval_batches)
@@ -59,7 +59,7 @@ def timing(cell: Scenario, clock: Callable[[], float] = time.perf_counter) -> Ce
             works.insert(0, (prepared.train_step, train, []))
         for work, batch, _ in works * cell.warmup:
             work(batch)
-        # The collector would strike some steps and spare others; what it would collect stays for later.
+        # The garbage collector would hit some steps and not others, so it is off until later.
         gc.collect()
         gc.disable()
         try:

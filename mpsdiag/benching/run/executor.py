@@ -1,4 +1,4 @@
-"""Where jobs run: on this machine, one at a time for timings, or on the workers of a cluster."""
+"""Where jobs run: on this machine (timings one at a time), or on the workers of a cluster."""
 
 import concurrent.futures
 import itertools
@@ -24,17 +24,17 @@ class Executor(Protocol):
     """Runs jobs and hands out the record of each as it ends."""
 
     def run(self, jobs: Sequence[Job], stop: Stop) -> Iterator[Record]:
-        """Run jobs; no further one is begun before the last one handed out was taken, nor once asked to stop."""
+        """Run jobs; the next one starts only when the last result was taken, and none after a request to stop."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release its resources."""
 
 
 @dataclass
 class LocalExecutor:
-    """Runs jobs on this machine, each in a process of its own, `jobs` at once where nothing is timed.
+    """Runs jobs on this machine, each in its own process, `jobs` at once if they are not timed.
 
-    `environment`, what this machine is, goes into every record; `logs` is the folder for the log of the fork server.
+    `environment` describes this machine in every record; `logs` is the folder for the log of the fork server.
     """
 
     isolation: Isolation
@@ -61,7 +61,7 @@ class LocalExecutor:
                     }
 
     def close(self) -> None:
-        """Nothing is held: a fork server ends with this process."""
+        """Nothing to release: a fork server ends with this process."""
 
     def _run(self, job: Job, stop: Stop) -> Record:
         facts = facts_in(job.cell.environment, self.environment)
@@ -86,10 +86,10 @@ class LocalExecutor:
 
 @dataclass(frozen=True)
 class Site:
-    """This machine, or a cluster: what the whole matrix comes to there, and who runs it.
+    """This machine, or a cluster: the plan of the whole matrix there, and its executor.
 
-    `versions` of torch and transformers are part of every key, `facts` are those of the first machine, `start` is how
-    processes are started there, and `machines` how many work side by side. Whoever is done with it closes the executor.
+    `versions` of torch and transformers are part of every key, `facts` describe the first machine, `start` is how
+    processes are started there, and `machines` how many work side by side. The caller must close the executor.
     """
 
     plan: Plan
@@ -114,8 +114,8 @@ def here(request: BenchRequest) -> Site:
 def on_cluster(request: BenchRequest, address: str, note: Callable[[str], None]) -> Site:
     """The workers of a dask scheduler.
 
-    Raises BadInput for too many cells, environments, workers that differ or of which none may time a cell; CannotDecide
-    if no scheduler answers, or it has no workers.
+    Raises BadInput for too many cells, for environments, for workers that differ or none of which may time a cell;
+    CannotDecide if no scheduler answers, or it has no workers.
     """
     from mpsdiag.benching.cluster.cluster import ClusterExecutor
     from mpsdiag.benching.cluster.fleet import connect
@@ -137,7 +137,7 @@ def on_cluster(request: BenchRequest, address: str, note: Callable[[str], None])
 
 
 def _require_inputs(spec: MatrixSpec) -> None:
-    """Look at models and data before any cell fails over them."""
+    """Check models and data before a cell fails because of them."""
     from mpsdiag.inputs.names import classify
     from mpsdiag.inputs.texts import load_texts
 

@@ -1,4 +1,4 @@
-"""The inside of a cell's process: its own process group, output into its log, one answer as JSON text."""
+"""Runs inside a cell's process: its own process group, output into its log, one answer as JSON text."""
 
 import contextlib
 import faulthandler
@@ -25,7 +25,7 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", 
 
 
 def run_in_child(request: str) -> str:
-    """Run one job in this process and answer; exceptions are answers too, with the traceback in the log.
+    """Run one job in this process and return its answer; exceptions are answers too, with the traceback in the log.
 
     The answer is a CellAnswer as JSON.
     """
@@ -34,18 +34,18 @@ def run_in_child(request: str) -> str:
     _stand_alone(job)
     if job.scratch:
         tempfile.tempdir = os.environ["TMPDIR"] = job.scratch
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would fill the logs
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warnings about forks would fill the logs
     answer = answer_to(job)
     faulthandler.cancel_dump_traceback_later()
     text = dumps(answer.model_dump())
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a full disk must not take the answer with it
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not lose the answer
             stream.flush()
     return text
 
 
 def answer_to(job: Job) -> CellAnswer:
-    """Call the function of a job; what it raises is an answer too, with the traceback on standard error."""
+    """Call the function of a job; an exception is an answer too, with the traceback on standard error."""
     try:
         module, _, function = job.function.partition(":")
         answer = getattr(importlib.import_module(module), function)(job)
@@ -53,20 +53,20 @@ def answer_to(job: Job) -> CellAnswer:
             raise TypeError(f"{job.function} returned {type(answer).__name__}, not a CellAnswer")  # noqa: TRY301
     except BaseException as problem:  # noqa: BLE001 - sys.exit in a cell is an end like any other
         answer = CellAnswer(status="oom" if _is_memory(problem) else "error", reason=_sentence(problem))
-        with contextlib.suppress(BaseException):  # a process out of memory may not even have room for this
+        with contextlib.suppress(BaseException):  # a process without memory may not even have room for this
             traceback.print_exc()
     return answer
 
 
 def nothing(job: Job) -> CellAnswer:  # noqa: ARG001 - the signature of every cell function
-    """Answer at once: makes a fork server import what it preloads, and shows what isolation alone costs."""
+    """Answer immediately: makes a fork server import its modules, and shows the cost of isolation alone."""
     return CellAnswer(status="ok")
 
 
 def run_in_release(job: Job) -> CellAnswer:
-    """Run one round of a cell in the environment that the cell names; a signal that ends it ends this process too.
+    """Run one round of a cell in the environment it names; a signal that ends that Python ends this process too.
 
-    Raises RuntimeError if that Python ended without an answer; the log says why.
+    Raises RuntimeError if that Python ended without an answer; the log shows why.
     """
     folder = cache_folder() / str(job.cell.environment)
     answer = Path(job.log).with_suffix(".answer.json")
@@ -92,14 +92,14 @@ def run_in_release(job: Job) -> CellAnswer:
 
 
 def inside() -> None:
-    """The other side: read the job from standard input, write the answer into the file that the command names."""
+    """The other side: read the job from standard input, write the answer to the file named on the command line."""
     faulthandler.enable()
     answer = answer_to(Job.model_validate_json(sys.stdin.read()))
     Path(sys.argv[1]).write_text(dumps(answer.model_dump()), encoding="utf-8")
 
 
 def _redirect(path: str) -> None:
-    """Send what this process prints, also from C, into its log; standard input is empty."""
+    """Redirect everything this process prints, including from C, into its log; standard input is empty."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     empty = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((empty, 0), (log, 1), (log, 2)):
@@ -112,7 +112,7 @@ def _redirect(path: str) -> None:
 
 
 def _stand_alone(job: Job) -> None:
-    """Leave the terminal's process group, end when the parent ends, and say where a crash or a hang is."""
+    """Leave the terminal's process group, end when the parent ends, and report where a crash or a hang is."""
     with contextlib.suppress(OSError):  # already a group leader
         os.setsid()
     faulthandler.enable(file=2)
@@ -123,7 +123,7 @@ def _stand_alone(job: Job) -> None:
 
 
 def _end_with(parent: Any, scratch: str) -> None:
-    """End the whole group of this process once the parent is gone: an orphan would disturb the next timings."""
+    """End the whole process group once the parent is gone: an orphan would disturb the next timings."""
     parent.join()
     if scratch:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""Ctrl-C while cells run: the first asks to stop and gives the running cell a moment, the second ends it now.
+"""Ctrl-C while cells run: the first one asks to stop and gives the running cell a moment, the second ends it.
 
-SIGTERM and SIGHUP (the terminal is gone) end it now, too. Before cells run, Ctrl-C is an exception as everywhere.
+SIGTERM and SIGHUP (a closed terminal) end it immediately, too. Before cells run, Ctrl-C is an ordinary exception.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from typing import Any
 from typing_extensions import Self
 
 GRACE = 5.0
-"""Seconds that a running cell gets after the first Ctrl-C to finish by itself."""
+"""Seconds that a running cell gets to finish after the first Ctrl-C."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = "stopped by the user before it finished"
 
 
 @dataclass
 class Stop:
-    """Whether, and until when, the user wants to stop.
+    """Whether the user wants to stop, and until when a running cell may go on.
 
-    `grace` are the seconds between asking and ending; `notify` is called once, at the first asking.
+    `grace` is the number of seconds between the request and the end; `notify` is called once, at the first request.
     """
 
     grace: float = GRACE
@@ -34,7 +34,7 @@ class Stop:
     _deadline: float | None = field(default=None, init=False)
 
     def ask(self) -> None:
-        """Ask to stop; asking again ends the moment that the running cell was given."""
+        """Request a stop; a second request ends the grace period of the running cell."""
         if self._deadline is None:
             self._deadline = self.clock() + self.grace
             self.notify()
@@ -42,17 +42,17 @@ class Stop:
             self._deadline = self.clock()
 
     def end(self) -> None:
-        """Ask to stop without any such moment."""
+        """Request a stop without a grace period."""
         self._deadline = self.clock()
 
     @property
     def asked(self) -> bool:
-        """Whether somebody asked: no further cell is begun."""
+        """Whether a stop was requested: no further cell is started."""
         return self._deadline is not None
 
     @property
     def due(self) -> bool:
-        """Whether the moment is over: running cells are ended."""
+        """Whether the grace period is over: running cells are ended."""
         return self._deadline is not None and self.clock() >= self._deadline
 
 
@@ -69,11 +69,11 @@ def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[dict[signal.Signa
 
 
 class Remembered(contextlib.AbstractContextManager["Remembered", None]):
-    """Ctrl-C, SIGTERM and SIGHUP around the cells: the KeyboardInterrupt that Ctrl-C is everywhere, and remembered.
+    """Ctrl-C, SIGTERM and SIGHUP before and after the cells: the usual KeyboardInterrupt, which is also remembered.
 
-    The exception gets lost where it meets a finalizer, or an import that catches everything; `interruptible` then asks
-    to stop for it. What other handlers the process may have stay in place. `pressed`: the user wants to stop. `spare`:
-    from now on the first one is remembered only, so that what is short and worth having gets finished.
+    The exception is lost inside a finalizer, or an import that catches everything; `interruptible` then requests the
+    stop. Other handlers of the process stay in place. `pressed`: the user wants to stop. `spare`: from now on the first
+    signal is only remembered, so that short and valuable work gets finished.
     """
 
     def __init__(self) -> None:
@@ -94,13 +94,13 @@ class Remembered(contextlib.AbstractContextManager["Remembered", None]):
         self._open.close()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """As a signal's handler."""
+        """The signal handler."""
         spared, self.pressed = self.spare and not self.pressed, True
         if not spared:
             signal.default_int_handler(number, frame)
 
     def _lost(self, problem: Any) -> None:
-        """Python's report of an exception that nothing could catch; ours is not lost, and not worth reporting."""
+        """Python's hook for exceptions that nothing could catch; ours is remembered, so it is not reported."""
         if not (self.pressed and problem.exc_type is KeyboardInterrupt):
             self._unraisable(problem)
 

@@ -1,4 +1,4 @@
-"""One process a cell: started from a fork server where that is safe, watched, ended in time, its end understood."""
+"""One process for each cell: started from a fork server if that is safe, watched, ended in time, its end explained."""
 
 import concurrent.futures
 import contextlib
@@ -28,7 +28,7 @@ from mpsdiag.benching.run.interrupt import STOPPED, Stop
 from mpsdiag.errors import BadInput, CannotDecide
 
 _launching = threading.Lock()
-"""What a launch changes for its moment belongs to the whole process."""
+"""A launch briefly changes settings of the whole process."""
 
 StartMethod = Literal["forkserver", "spawn"]
 
@@ -42,10 +42,10 @@ LATE = CellAnswer(status="timeout", reason="did not finish within its time limit
 
 
 def start_method(devices: Iterable[str]) -> StartMethod:
-    """How to start the processes of cells on these devices.
+    """How to start processes for cells on these devices.
 
-    Forking is safe on Linux before any accelerator was touched. CUDA and XPU cannot be used in a fork of a process
-    that asked for them (importing libraries may), and Metal never in a fork.
+    Forking is safe on Linux before any accelerator was used. CUDA and XPU do not work in a fork of a process that
+    queried them (imports may do that), and Metal never works in a fork.
     """
     if sys.platform == "linux" and all(device == "cpu" for device in devices):
         return "forkserver"
@@ -53,7 +53,7 @@ def start_method(devices: Iterable[str]) -> StartMethod:
 
 
 def memory_kills() -> int | None:
-    """How many processes the kernel's memory killer has ended, on this machine or in this control group."""
+    """How many processes the kernel's out-of-memory killer has ended, on this machine or in this control group."""
     counts = []
     for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
         with contextlib.suppress(OSError):
@@ -66,10 +66,10 @@ def memory_kills() -> int | None:
 
 @dataclass
 class Isolation:
-    """Runs jobs, each in a process of its own: from a fork server (Linux, CPU) or as a fresh interpreter.
+    """Runs jobs, each in its own process: from a fork server (Linux, CPU) or as a fresh interpreter.
 
-    `preload` are the modules that the fork server imports once; `kills` counts how often the kernel's memory killer
-    struck so far, None where it does not say.
+    `preload` lists the modules that the fork server imports once; `kills` counts the processes ended so far by the
+    kernel's out-of-memory killer, None if unknown.
     """
 
     start: StartMethod = "forkserver"
@@ -77,7 +77,7 @@ class Isolation:
     kills: Callable[[], int | None] = memory_kills
 
     def warm_up(self, log: Path, stop: Stop | None = None) -> Record:
-        """Start the fork server with its imports, so that no cell's time limit pays for them."""
+        """Start the fork server with its imports, so that they do not count against a cell's time limit."""
         from mpsdiag.scenario.scenario import Scenario
 
         job = Job(
@@ -90,7 +90,7 @@ class Isolation:
         return self.run(job, stop)
 
     def run(self, job: Job, stop: Stop | None = None) -> Record:
-        """Run a job to its end, whatever end that is; raises nothing of the cell's.
+        """Run a job to its end, whatever that is; exceptions of the cell are not raised.
 
         Raises CannotDecide if its log cannot be written, BadInput if TMPDIR is too long a path.
         """
@@ -102,8 +102,8 @@ class Isolation:
             scratch = tempfile.mkdtemp(prefix="mpsdiag-cell-")
         except OSError as problem:
             raise CannotDecide(
-                f"Cannot write the log {log}: {problem.strerror}. What finished is in the journal; run the same "
-                "command again, it resumes."
+                f"Cannot write the log {log}: {problem.strerror}. Finished rounds are in the journal; run the same "
+                "command again to resume."
             ) from problem
         kills = self.kills()
         started, clock = utc_now(), time.perf_counter()
@@ -112,7 +112,7 @@ class Isolation:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if ended.status == "crash" and stop.asked:
-            # Ctrl-C reaches a child that has not left the terminal's group yet.
+            # Ctrl-C reaches a child that has not yet left the terminal's group.
             ended = CellAnswer(status="interrupted", reason="ended together with the bench")
         if ended.signal == "SIGKILL" and kills is not None and (self.kills() or 0) > kills:
             ended.status = "oom"
@@ -121,7 +121,7 @@ class Isolation:
         return job.record(**dict(ended), log_tail=log_tail(log), started=started, seconds=seconds)
 
     def _end_of(self, job: Job, stop: Stop) -> CellAnswer:
-        """Launch a job and wait for its end: its own answer, or what its process met."""
+        """Launch a job and wait for its end: its answer, or what happened to its process."""
         try:
             future, child = self._start(job, stop)
         except (OSError, EOFError) as problem:
@@ -135,17 +135,17 @@ class Isolation:
             _end(child, at_once=stop.due)
 
     def _start(self, job: Job, stop: Stop) -> tuple[concurrent.futures.Future[str], Any]:
-        """Launch a job; a fork server that was itself killed is started anew, once."""
+        """Launch a job; a fork server that was killed is restarted once."""
         config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001 - no public way
-        # A daemonic process (a dask worker under its nanny) may start a child too; it is ended with the cell.
+        # A daemonic process (a dask worker under its nanny) may start a child too; it ends with the cell.
         children = _in_place(config, "daemon", value=False)
-        # The child does not run the caller's script again: cells are found by name and need nothing of it.
+        # The child does not run the caller's script again: cells are found by name and need nothing from it.
         without_main = _in_place(sys.modules, "__main__", types.ModuleType("__main__"))
         with _launching, children, without_main:
             try:
                 return self._launch(job)
             except (OSError, EOFError):
-                if stop.asked:  # a signal to the whole group ended it: no other one is needed
+                if stop.asked:  # a signal to the whole group ended it, so no other one is needed
                     raise
                 return self._launch(job)
 
@@ -155,7 +155,7 @@ class Isolation:
         options: dict[str, Any] = {"daemon": False, "timeout": job.time_limit, "context": context}
         launch = pebble_process(name=name, **options)(run_in_child)
         request = job.model_dump_json()
-        multiprocessing.resource_tracker.ensure_running()  # its start unblocks Ctrl-C, so it comes first
+        multiprocessing.resource_tracker.ensure_running()  # starting it unblocks Ctrl-C, so it comes first
         if self.start == "forkserver":
             context.set_forkserver_preload(list(self.preload))
             with _ctrl_c_blocked(), _errors_into(job.log), _socket_fits():
@@ -169,9 +169,9 @@ class Isolation:
 
 
 def log_tail(path: Path, limit: int = TAIL_BYTES) -> str:
-    """The last bytes of a log as text; empty if there is none.
+    """The last bytes of a log as text; empty if there is no log.
 
-    After a crash Python lists every extension module in one long line, which would push out the place of the crash.
+    After a crash Python lists every extension module in one long line, which would displace the location of the crash.
     """
     try:
         with path.open("rb") as stream:
@@ -184,13 +184,13 @@ def log_tail(path: Path, limit: int = TAIL_BYTES) -> str:
 
 
 def _await(future: concurrent.futures.Future[str], stop: Stop, deadline: float) -> CellAnswer:
-    """Wait for the end: the cell's own answer, or what its process met."""
+    """Wait for the end: the cell's own answer, or what happened to its process."""
     while not concurrent.futures.wait([future], timeout=POLL).done:
-        if stop.due:  # not cancelled: pebble may be answering for a process that the same signal ended
+        if stop.due:  # not cancelled: pebble may be reporting a process that the same signal ended
             return CellAnswer(status="interrupted", reason=STOPPED)
     try:
         answer = CellAnswer.model_validate_json(future.result())
-        # pebble looks at its clock every tenth of a second, or later.
+        # pebble checks its clock every tenth of a second, or less often.
         return LATE if time.perf_counter() > deadline else answer
     except (TimeoutError, concurrent.futures.TimeoutError):
         return LATE
@@ -208,15 +208,15 @@ def signal_name(code: int) -> str:
 
 
 def _expired(code: int | None) -> CellAnswer:
-    """What an exit code without an answer means."""
+    """The meaning of an exit code without an answer."""
     if code is None or code >= 0:
-        return CellAnswer(status="crash", reason=f"ended by itself without an answer (exit code {code})")
+        return CellAnswer(status="crash", reason=f"exited without an answer (exit code {code})")
     name = signal_name(code)
     return CellAnswer(status="crash", reason=f"the process was ended by {name}", signal=name)
 
 
 def _end(child: Any, *, at_once: bool) -> None:
-    """Make sure that the process is gone, and whatever it started with it."""
+    """Make sure that the process is gone, and everything it started."""
     if child is None or child.pid is None:
         return
     if at_once:
@@ -228,7 +228,7 @@ def _end(child: Any, *, at_once: bool) -> None:
 
 @contextlib.contextmanager
 def _errors_into(log: str) -> Iterator[None]:
-    """Start a process whose standard error is a log: a fork server that cannot start says there why."""
+    """Start a process whose standard error is a log, where a fork server that cannot start gives its reason."""
     kept = os.dup(2)
     into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     try:
@@ -256,9 +256,9 @@ def _socket_fits() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ctrl_c_blocked() -> Iterator[None]:
-    """Start processes that Ctrl-C cannot end while they boot; a fork server and a cell ignore it once they run.
+    """Start processes that Ctrl-C cannot end while they start up; a running fork server or cell ignores it.
 
-    The terminal sends it to all of its group. What is started inherits the mask, and a Ctrl-C in the meantime
+    The terminal sends Ctrl-C to its whole group. Started processes inherit the mask, and a Ctrl-C in the meantime
     reaches this process at the end of the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

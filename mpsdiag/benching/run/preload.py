@@ -1,6 +1,6 @@
-"""What the fork server imports once, so that a cell's process starts with it. Imported for that effect only.
+"""Modules that the fork server imports once, so that a cell's process starts with them.
 
-Importing starts no thread pools and touches no accelerator; forking after it is safe on Linux without CUDA.
+These imports start no thread pools and touch no accelerator, so forking afterwards is safe on Linux without CUDA.
 """
 
 import gc
@@ -20,6 +20,6 @@ MODULES = (
 for name in MODULES:
     importlib.import_module(name)
 
-# What is here stays: the collector of a child need not walk it, which would copy every page it touches.
+# These objects stay: a child's garbage collector need not visit them, which would copy every page it touches.
 gc.collect()
 gc.freeze()

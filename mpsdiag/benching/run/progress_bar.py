@@ -1,4 +1,4 @@
-"""What a running matrix says on stderr: a bar on a terminal, a line now and then in a pipe, trouble at once."""
+"""Progress of a matrix on stderr: a bar on a terminal, occasional lines in a pipe, problems immediately."""
 
 import sys
 import time
@@ -37,13 +37,13 @@ class Progress:
         self._open.close()
 
     def busy(self, words: str) -> None:
-        """Say what takes a while of unknown length."""
+        """Show work of unknown length."""
         self._show(words)
         if not sys.stderr.isatty():
             self.note(words)
 
     def leg(self, title: str, total: int, done: int) -> None:
-        """A leg begins: its jobs, and how many of them the journal has already."""
+        """A leg begins: its jobs, and how many of them the journal already has."""
         self._title, self._total, self._done = title, total, done
         self._statuses.clear()
         self._draw()
@@ -63,7 +63,7 @@ class Progress:
             self.note(f"{self._title}: {self._done} of {self._total} ({self._counts})")
 
     def note(self, sentence: str) -> None:
-        """Something to know: one sentence, on a line of its own."""
+        """A note: one sentence on its own line."""
         self._said = self.clock()
         clean = "".join(character if character.isprintable() else " " for character in sentence)
         sys.stderr.write(f"mpsdiag: {clean}\n")

@@ -1,4 +1,4 @@
-"""Which cell is timed when: rounds in rotated order, and a stop rule for cells whose ratio is known well enough."""
+"""The order of timing: rounds in rotated order, and a stop rule for cells whose ratio is precise enough."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ STANDARD = "standard"
 
 @dataclass(frozen=True)
 class StopRule:
-    """When to stop timing a cell: it gets `rounds` rounds at least and `most` at most.
+    """When to stop timing a cell: it gets at least `rounds` and at most `most` rounds.
 
-    `precision` is the relative width of the 95 % interval of the ratio to the baseline that is narrow enough.
+    `precision` is the relative width at which the 95 % interval of the ratio to the baseline is narrow enough.
     """
 
     rounds: int = 3
@@ -26,10 +26,10 @@ class StopRule:
 
 
 def rotated(items: Sequence[T], number: int) -> list[T]:
-    """The order of a round: begun elsewhere each time, and backwards every second time.
+    """The order of a round: each starts at another place, and every second one goes backwards.
 
-    The starts are spread by the golden ratio, so that for any number of rounds each item is early in some and late
-    in others; going backwards makes a slow drift hit two neighbours alike (A B, then B A).
+    Starting places are spread by the golden ratio, so that for any number of rounds each item is early in some and
+    late in others; going backwards makes a slow drift affect two neighbours alike (A B, then B A).
     """
     if not items:
         return []
@@ -39,10 +39,10 @@ def rotated(items: Sequence[T], number: int) -> list[T]:
 
 
 def baseline_of(cell: Scenario, cells: Collection[Scenario], baseline: str) -> Scenario | None:
-    """The cell that this one's ratios are to: the baseline's attention with the standard trainer, all else equal.
+    """The cell to which this one's ratios are relative: the baseline's attention with the standard trainer.
 
-    Where the matrix has no standard trainer it is the baseline's attention with this cell's trainer; None if that
-    is not there either.
+    All other axes are equal. Without a standard trainer in the matrix it is the baseline's attention with this
+    cell's trainer; None if that is missing too.
     """
     for trainer in (STANDARD, cell.trainer):
         partner = cell.model_copy(update={"attn_implementation": baseline, "trainer": trainer})
@@ -58,7 +58,7 @@ def baselines(cells: Sequence[Scenario], baseline: str) -> dict[Scenario, Scenar
 
 
 def group_of(cell: Scenario) -> Scenario:
-    """The same for all cells that are compared with each other: they differ in attention and trainer only."""
+    """Equal for all cells that are compared with each other: they differ only in attention and trainer."""
     return cell.model_copy(update={"attn_implementation": "sdpa", "trainer": STANDARD})
 
 
@@ -66,7 +66,7 @@ Timings = Mapping[int, Timing]
 
 
 def timings(rounds: Mapping[int, Record]) -> Timings | None:
-    """The timings of a cell that may be timed further: its verdict finished, and so did all timing rounds."""
+    """The timings of a cell that may be timed further: its verdict and all its timing rounds finished."""
     if 0 not in rounds or rounds[0].status not in FINDINGS:
         return None
     found = {number: record.timing for number, record in rounds.items() if number > 0}
@@ -80,7 +80,7 @@ def settled(ours: Timings, theirs: Timings, precision: float) -> bool:
     for name in ("train_step", "eval_step"):
         pairs = [(getattr(ours[one], name), getattr(theirs[one], name)) for one in common]
         if not any(mine or others for mine, others in pairs):
-            continue  # steps of this kind are not timed at all
+            continue  # steps of this kind are never timed
         interval = ratio_interval_of_rounds([mine for mine, _ in pairs], [others for _, others in pairs])
         if interval is None or interval.width > precision * (interval.low + interval.high) / 2:
             return False
@@ -92,8 +92,8 @@ def wanted(
 ) -> list[Scenario]:
     """The cells that get round `number`, in its order.
 
-    A cell goes on while its ratio is not settled by the rounds before this one, and a baseline while one of its
-    cells does. Only earlier rounds are looked at, so that an interrupted run resumes with the same decisions.
+    A cell continues while earlier rounds have not settled its ratio, and a baseline while one of its cells
+    continues. Only earlier rounds are used, so that an interrupted run resumes with the same decisions.
     """
     if number > rule.most or rule.rounds == 0:
         return []

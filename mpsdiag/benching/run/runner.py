@@ -1,4 +1,4 @@
-"""Running a matrix: verdicts first, then timing rounds; every finished round is on the disk before the next begins."""
+"""Running a matrix: verdicts first, then timing rounds; every finished round is on disk before the next begins."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -24,10 +24,10 @@ JOURNAL = "journal.jsonl"
 
 @dataclass
 class RunOutcome:
-    """What came of it: the newest `records` of the plan's cells, and the whole `journal`, if there is one.
+    """The outcome: the newest `records` of the plan's cells, and the whole `journal`, if there is one.
 
-    `broken` says why the run could not go on to its end, `interrupted` that the user stopped it, and `fresh` how many
-    rounds were run now, not found in the journal.
+    `broken` is why the run could not finish, `interrupted` whether the user stopped it, and `fresh` how many rounds
+    were run now, rather than found in the journal.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -38,12 +38,12 @@ class RunOutcome:
 
     @property
     def unfinished(self) -> list[Record]:
-        """Rounds that did not finish by their own fault."""
+        """Rounds that did not finish through their own fault."""
         return [record for record in self.records if record.status in BAD_ENDS]
 
     @property
     def exit_code(self) -> int:
-        """Of the contract, before the gates: 0, 3 or 130. That nothing at all ran is undecided too."""
+        """The exit code before the gates: 0, 3 or 130. If nothing ran at all, it is undecided too."""
         if self.interrupted:
             return EXIT_INTERRUPTED
         ran = any(record.status != "skip" for record in self.records)
@@ -52,26 +52,26 @@ class RunOutcome:
 
 @dataclass
 class Known:
-    """The rounds that need not be run: those that a journal has, by the key of their cell and their number."""
+    """The rounds that need not be run because a journal has them, by the key of their cell and their number."""
 
     request: BenchRequest
     versions: dict[str, str]
-    """Of torch and transformers; part of every key."""
+    """Versions of torch and transformers; part of every key."""
     by_key: dict[str, dict[int, Record]] = field(default_factory=dict)
 
     def take(self, journal: Journal) -> list[Record]:
-        """Take the rounds of a journal in, but for those that are run again; those that were taken."""
+        """Add the rounds of a journal, except those to run again; the rounds that were added."""
         taken = [one for one in journal.records if one.status not in {"interrupted", *self.request.retry}]
         for record in taken:
             self.by_key.setdefault(record.key, {})[record.round] = record
         return taken
 
     def key(self, cell: Scenario) -> str:
-        """The key of a cell where it runs."""
+        """The key of a cell on the machine where it runs."""
         return cell.key(versions_in(cell.environment, self.versions))
 
     def rounds(self, cell: Scenario) -> dict[int, Record]:
-        """The rounds of a cell, as many as are asked for; none where it could not run then."""
+        """The requested rounds of a cell; none if it could not run then."""
         found = self.by_key.get(self.key(cell), {})
         if 0 in found and found[0].status == "skip":
             return {}
@@ -80,7 +80,7 @@ class Known:
 
 @dataclass
 class MatrixRun:
-    """One run of a plan into the journal of the request's folder; `header` is that of a new journal."""
+    """One run of a plan into the journal of the request's folder; `header` is for a new journal."""
 
     request: BenchRequest
     plan: Plan
@@ -93,13 +93,13 @@ class MatrixRun:
     _outcome: RunOutcome = field(default_factory=RunOutcome, init=False)
 
     def run(self) -> RunOutcome:
-        """Run what the journal does not have yet.
+        """Run what the journal lacks.
 
         Raises BadInput where the folder cannot be written, or another process writes this journal.
         """
         path = self.request.out / JOURNAL
         if path.exists() and path.stat().st_size:
-            # Refuses what is not a journal before touching it; a torn line is named before it is mended.
+            # A file that is not a journal is refused before it is touched; a torn line is named before it is repaired.
             for warning in read_journal(path).warnings:
                 self.listener.note(warning)
         self._known = Known(self.request, self.site.versions)
@@ -115,7 +115,7 @@ class MatrixRun:
                 if not self._known.by_key:
                     raise
                 self._outcome.broken = str(problem)
-            # What is reported is what was found, whatever became of the file.
+            # The report has what was found, whatever happened to the file.
             self._outcome.journal = parse_journal(journal.data, str(path))
         self._outcome.interrupted = self.stop.asked
         keys = set(map(self._known.key, self.plan.all_cells))
@@ -130,13 +130,13 @@ class MatrixRun:
         others = len({record.key for record in journal.records}.difference(map(self._known.key, self.plan.all_cells)))
         if others:
             self.listener.note(
-                f"{self.request.out / JOURNAL} also has {count(others, 'other cell')}: of another matrix, of other "
-                "data, timed in another way, or of other versions of torch or transformers. They are in the report "
-                "too; --fresh starts a new journal."
+                f"{self.request.out / JOURNAL} also has {count(others, 'other cell')}: from another matrix, with "
+                "other data, other timing settings or other versions of torch or transformers. They are also in the "
+                "report; --fresh starts a new journal."
             )
 
     def _skip(self, journal: JournalWriter) -> None:
-        """Put the cells that cannot run here into the journal, with the reason, once."""
+        """Record the cells that cannot run here in the journal once, with the reason."""
         facts = self.header.environment
         for cell, reason in self.plan.skipped.items():
             key = self._known.key(cell)
@@ -145,7 +145,7 @@ class MatrixRun:
                 self._write(journal, job.record(status="skip", reason=reason, environment=facts))
 
     def _rounds(self) -> Iterator[tuple[int, list[Scenario]]]:
-        """The timing rounds, each with its cells, decided when its turn comes."""
+        """The timing rounds, each with its cells, which are decided when the round begins."""
         partners = baselines(self.plan.cells, self.header.baseline)
         number = 1
         while not self.stop.asked:
@@ -172,7 +172,7 @@ class MatrixRun:
     def _job(self, cell: Scenario, number: int) -> Job:
         key, jobs = self._known.key(cell), self.request.jobs
         threads = cell.threads
-        if threads is None and jobs > 1 and number == 0:  # verdicts that run at once share the cores
+        if threads is None and jobs > 1 and number == 0:  # verdicts running at once share the cores
             threads = max(1, (os.cpu_count() or 1) // jobs)
         return Job(
             key=key,

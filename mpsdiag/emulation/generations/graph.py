@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-CAUSAL_FILL = -1e20  # what the graph writes over hidden scores; -inf only in float16
+CAUSAL_FILL = -1e20  # the value that the graph writes over hidden scores; it is -inf only in float16
 SCORES_IN_A_BLOCK = 1 << 18  # small enough for the cache, and within memory at any size
 TINY_SHIFT = 1e-20  # 2.8+ adds it to float32 products on macOS 15+, against a fusion that gave NaN
 
@@ -44,8 +44,8 @@ def composite_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention as torch 2.0 to 2.4 composes it from single operators; differentiable.
 
-    Every intermediate is rounded to the dtype of the query; both factors are scaled by `sqrt(scale)`, of a
-    negative scale by that of its amount, with the sign on the query. `zero_dead_rows` is the safe softmax:
+    Every intermediate is rounded to the dtype of the query; both factors are scaled by `sqrt(abs(scale))`, with
+    the sign of a negative scale on the query. `zero_dead_rows` is the safe softmax:
     rows whose scores are all -inf give zeros, and finite gradients. With `wide_scores`, half types are
     computed in float32 and rounded once.
     """
@@ -123,7 +123,7 @@ def in_blocks(
 ) -> tuple[Tensor, Tensor | None]:
     """Apply an attention kernel block by block over batch and heads.
 
-    Heads are independent of each other, so the result does not depend on the cut.
+    Heads are independent of each other, so the result does not depend on the blocks.
     """
     batch, heads = (max(x.size(dim) for x in (query, key, value)) for dim in (0, 1))
     if not query.shape[:2] == key.shape[:2] == value.shape[:2]:

@@ -1,10 +1,10 @@
-"""What the hand-written Metal kernels (G4 to G7) share: scores, keys that are never read, the weighted sum.
+"""Parts shared by the hand-written Metal kernels (G4 to G7): scores, keys that are never read, the weighted sum.
 
-The kernels walk over the keys with a running maximum and rescale what they have summed so far ("online"
-softmax). In exact arithmetic that gives the same sums as taking the final maximum at once, and in f32 it
-differs by some units in the last place, as the order of summation on the GPU does. So finite numbers are
-computed in closed form. What the walk does decide is where a NaN or an infinity ends up; the functions below
-settle that with prefix operations along the walk, so that the outcome is the walk's own.
+The kernels walk over the keys with a running maximum and rescale the sums so far ("online" softmax). In exact
+arithmetic this gives the same sums as using the final maximum from the start, and in f32 it differs by a few units
+in the last place, as the order of summation on the GPU does. So finite numbers are computed in closed form. The
+walk does decide where a NaN or an infinity ends up; the functions below determine that with prefix operations
+along the walk, so that the outcome is the same as the walk's.
 """
 
 import torch

@@ -1,10 +1,10 @@
 """G6 and G7: the prefill kernels, for more than 8 queries (torch 2.13 and later).
 
 G6 works on simdgroup matrices; G7, for half types on macOS 26 (2.14 and later), on Metal Performance Primitives.
-Scores are in units of log2, so that exp2 gives the weights. Keys come in tiles; a tile is read whole, so a masked
+Scores are in units of log2, so that exp2 gives the weights. Keys come in tiles; a whole tile is read, so a masked
 key in it still contributes 0 * V, which is NaN where V is not finite. With `is_causal`, tiles fully above the
-diagonal are not visited. The weights stay in f32 for the product with V. Of G7 that is what the shipped code
-executed on a CPU does; its descriptor asks for relaxed precision, so on hardware it is not proven.
+diagonal are not visited. The weights stay in f32 for the product with V. For G7 this is what the shipped code does
+when executed on a CPU; its descriptor requests relaxed precision, so on hardware this is not proven.
 """
 
 from __future__ import annotations

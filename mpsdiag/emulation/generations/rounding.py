@@ -1,4 +1,4 @@
-"""What the generations share: scales, heads, masks, and where they round."""
+"""Parts shared by the generations: scales, heads, masks and rounding."""
 
 import math
 
@@ -19,12 +19,12 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """Half types as float32; float32 and float64 as they are."""
+    """Half types as float32; float32 and float64 unchanged."""
     return tensor.float() if tensor.dtype in {torch.float16, torch.bfloat16} else tensor
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values of `tensor` rounded to `dtype`, kept in the wider dtype for what comes next."""
+    """The values of `tensor` rounded to `dtype`, but kept in the wider dtype for the next step."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype).to(tensor.dtype)
 
 
@@ -52,7 +52,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def all_minus_infinity(scores: Tensor) -> Tensor:
-    """Bool `(..., L, 1)`: True for the rows `(..., L, S)` in which every score is -inf; NaN is none."""
+    """Bool `(..., L, 1)`: True for the rows `(..., L, S)` in which every score is -inf; NaN does not count."""
     if not scores.size(-1):
         return torch.ones(*scores.shape[:-1], 1, dtype=torch.bool)
     return scores.amax(dim=-1, keepdim=True) == NEGATIVE_INFINITY

@@ -35,11 +35,11 @@ BLOCKS, GROUPS_IN_A_BLOCK = 32, 8  # of two
 STRIDE = BLOCKS * GROUPS_IN_A_BLOCK
 LOWEST_MAXIMUM = -1e9
 EMPTY_SUM = 1e-6
-"""What a sum of exactly 0 is replaced by before the division."""
+"""Replacement for a sum of exactly 0 before the division."""
 
 
 def vector_one_pass(call: AttentionCall, *, guarded: bool, propagates_nan: bool) -> Tensor:
-    """Attend as the one-pass vector kernel does.
+    """Compute attention as the one-pass vector kernel does.
 
     `guarded` kernels (torch 2.13+) guard against a maximum of -inf; in others a fully masked row gives NaN.
     With `propagates_nan` (torch 2.14+) the running maximum keeps NaN; IEEE fmax, before, drops it.
@@ -80,7 +80,7 @@ def vector_scores(
 def vector_two_pass(
     call: AttentionCall, *, guarded: bool, propagates_nan: bool, maxima_behind: int | None = None
 ) -> Tensor:
-    """Attend as the two-pass vector kernel does.
+    """Compute attention as the two-pass vector kernel does.
 
     Arguments and result as in `vector_one_pass`; for `maxima_behind` see `_read_by_the_second_pass`.
     """
@@ -114,9 +114,9 @@ def vector_two_pass(
 def _read_by_the_second_pass(sums: Tensor, maxima: Tensor, gap: int) -> Tensor:
     """The maxima, where both buffers have half the size of what is written to them (SDPA004).
 
-    Both are f32, the buffers are allocated in a half type: the upper half of the sums lies in what follows. Where
-    the allocator puts the maxima right behind, or `gap` numbers behind, the sums overwrite those of the lower half
-    of the rows: rows are worked on in order.
+    Both are f32, but the buffers are allocated in a half type: the upper half of the sums lies in what follows. If
+    the allocator puts the maxima right behind, or `gap` numbers behind, the sums overwrite the maxima of the lower
+    half of the rows, because rows are processed in order.
     """
     written, behind = maxima.flatten(), sums.flatten()
     half = len(behind) // 2 + gap

@@ -2,8 +2,8 @@
 
 Python imports the first `sitecustomize` on its path, which is this one; the one it hides is run first. Only the
 standard library is used, and mpsdiag itself is not imported before torch is, so a process without torch pays for
-one small file. A Python that is started with -I, -E, -S, or with another environment, never reads this file: whoever
-starts it says so.
+one small file. A Python started with -I, -E, -S, or with another environment, never reads this file; the process that
+starts it reports that.
 """
 
 import importlib.machinery
@@ -19,7 +19,7 @@ from typing import Any
 
 _HERE = Path(__file__).resolve().parent
 _PYTHON = re.compile(r"(.*/)?(python|pypy)[\d.]*")
-# Events of a process that is started, and which of their arguments are its words and its environment.
+# Audit events of starting a process, with the positions of its command and its environment among their arguments.
 _STARTS = {"subprocess.Popen": (1, 3), "os.exec": (1, 2), "os.posix_spawn": (1, 2), "os.system": (0, None)}
 _NAMED: set[str] = set()
 
@@ -46,7 +46,7 @@ def _act() -> None:
         if problem.name is None or problem.name.split(".")[0] != "mpsdiag":
             raise
         sys.stderr.write(
-            f"mpsdiag: not installed in {sys.executable}, so nothing is in place there. "
+            f"mpsdiag: not installed in {sys.executable}, so it has no effect there. "
             "Install mpsdiag in that environment too.\n"
         )
         return
@@ -62,7 +62,7 @@ def _wait() -> None:
 
 
 def _watch_starts(event: str, given: tuple[Any, ...]) -> None:
-    """Name a Python that is about to start where nothing of this can be in place, once each command."""
+    """Name a Python that is about to start and that mpsdiag cannot reach, once for each command."""
     if event not in _STARTS:
         return
     words_at, environment_at = _STARTS[event]
@@ -71,13 +71,13 @@ def _watch_starts(event: str, given: tuple[Any, ...]) -> None:
         option = _shuts_out(words)
         environ = None if environment_at is None else given[environment_at]
         path = os.environ.get("PYTHONPATH", "") if environ is None else str(dict(environ))
-        why = f"{option} keeps it out" if option else "" if str(_HERE) in path else "PYTHONPATH is not handed on to it"
+        why = f"{option} keeps it out" if option else "" if str(_HERE) in path else "PYTHONPATH is not passed on to it"
         command = shlex.join(words)[:200]
         if option is None or not why or command in _NAMED:
             return
         _NAMED.add(command)
         shown = command if command.isprintable() else ascii(command)
-        sys.stderr.write(f"mpsdiag: nothing is in place in `{shown}`, which the script starts: {why}.\n")
+        sys.stderr.write(f"mpsdiag: nothing can be installed in `{shown}`, which the script starts: {why}.\n")
     except (AttributeError, LookupError, OSError, TypeError, ValueError):
         return  # whatever these words are: the script's own error says it
 

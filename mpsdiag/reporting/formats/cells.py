@@ -26,7 +26,7 @@ _STEPS = ("eval_step", "train_step", "eval_ratio", "train_ratio")
 _FIGURES = ("rank", "tokens_per_second", "train_tokens_per_second")
 _TOKENS = ("eval_tokens", "eval_pads", "train_tokens", "train_pads")
 _COST = ("rank", "baseline", *_STEPS, "tokens_per_second", "train_tokens_per_second")
-# A spreadsheet takes a text that begins so for a formula, and runs it.
+# A spreadsheet takes a text that begins with one of these for a formula, and runs it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -34,7 +34,7 @@ def json_text(report: Report) -> str:
     """Write the document; durations in seconds, memory in bytes, losses in nats, NaN as the string "nan"."""
     rest = document(report, cells=False)
     scenes = rest.pop("scenes")
-    # One line a cell, joined once: a large document is never there twice.
+    # One line for each cell, joined once, so that a large document is never in memory twice.
     parts = [_text(rest)[:-1], ', "scenes": [']
     for scene, seen in zip(scenes, report.scenes, strict=True):
         parts += ["" if seen is report.scenes[0] else ",", "\n", _text(scene)[:-1], ', "cells": [']
@@ -146,7 +146,7 @@ def frame(report: Report) -> pd.DataFrame:
 
 
 def _held(values: list[Any]) -> list[Any]:
-    """A column as Arrow holds it: whole numbers of more than 64 bits, which no run gives, as floating-point ones."""
+    """A column as Arrow holds it; whole numbers of more than 64 bits, which no run gives, become floats."""
     largest = max((abs(value) for value in values if isinstance(value, int)), default=0)
     if largest < 2**63:
         return values
@@ -162,7 +162,7 @@ def csv_text(report: Report) -> str:
     if table.empty:
         return ""
     stream = BytesIO()
-    # Arrow writes it in a tenth of the time that DataFrame.to_csv takes.
+    # Arrow takes a tenth of the time of DataFrame.to_csv.
     csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), stream)
     return stream.getvalue().decode()
 
@@ -176,7 +176,7 @@ def parquet(report: Report) -> bytes:
 
 def safe(text: str) -> str:
     """Put a text on one line and stop a spreadsheet from running it."""
-    # Names repeat from row to row; a megabyte of error text does not, and is not worth keeping.
+    # Names repeat from row to row; long error texts do not, and are not worth caching.
     return _remembered(text) if len(text) < 300 else _clean(text)
 
 

@@ -1,4 +1,4 @@
-"""A report in each format, and as the folder that `bench` leaves behind."""
+"""A report in each format, and as the folder that `bench` writes."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ SUFFIXES: Final[dict[str, str]] = {
 
 
 def text_of(report: Report, form: str, *, width: int = 100, color: bool = False, beside: Path | None = None) -> str:
-    """Render a report in one format that is text: any of FORMATS but parquet.
+    """Render a report in a text format: any of FORMATS except parquet.
 
     Raises BadInput if the pictures cannot be written.
     """
@@ -91,7 +91,7 @@ def write_folder(report: Report, folder: Path, failed: Callable[[str], None] | N
 def collector_paused() -> Iterator[None]:
     """Pause Python's cyclic garbage collector.
 
-    All that a report reads lives until it is done; looking for garbage in it takes twice as long again as reading it.
+    Everything that a report reads lives until it is done, and searching it for garbage would triple the time.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no network, no need of JavaScript, light and dark, phone and wall."""
+"""The report as one self-contained HTML page: no network, no JavaScript needed, light and dark, any screen size."""
 
 import base64
 import hashlib
@@ -18,21 +18,21 @@ from mpsdiag.reporting.pictures.drawing import Svg
 from mpsdiag.reporting.story.report import Report
 
 LIMITS = Limits(rows=1000, cell=300, panels=40, logs=100, log_length=8000)
-# A finding of check or trace is one cell of a table, and stands there whole.
+# A finding of check or trace fills one table cell, and is shown completely.
 WHOLE = replace(LIMITS, cell=1000)
-ALONE = "Nothing on this page is fetched from anywhere."
+ALONE = "This page loads nothing from the network."
 
 
 def render(report: Report, pictures: Mapping[str, Svg] | None = None) -> str:
-    """Render a report as a page; the drawings are embedded, by their names."""
+    """Render a report as a page with embedded drawings."""
     footer = f"mpsdiag {report.version}, run of {report.created}. {ALONE}"
     return page(document(report, LIMITS), LIMITS, pictures or {}, footer=footer)
 
 
 def page(made: Document, limits: Limits = WHOLE, pictures: Mapping[str, Svg] | None = None, *, footer: str = "") -> str:
-    """Lay a document out on a page.
+    """Lay out a document on a page.
 
-    The content security policy allows our own style and script by their hashes and embedded pictures: even a
+    The content security policy allows only our own style and script, by their hashes, and embedded pictures: even a
     text that slipped through the escaping could neither run nor load anything.
     """
     style = _source("report.css")
@@ -54,7 +54,7 @@ def page(made: Document, limits: Limits = WHOLE, pictures: Mapping[str, Svg] | N
 
 
 def fragment(made: Document, limits: Limits = WHOLE, pictures: Mapping[str, Svg] | None = None) -> str:
-    """Lay a document out as a part of another page, such as a notebook: no style of its own, nothing that runs."""
+    """Lay out a document as a part of another page, such as a notebook, without style and scripts."""
     template = _environment().get_template("fragment.html.j2")
     return template.render(page=made, limits=limits, pictures=pictures or {})
 
@@ -69,7 +69,7 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters.update(
-        # A page gets shared: what gives somebody away is taken out of every text on it.
+        # A page gets shared: personal words are removed from every text on it.
         line=lambda text, *limit: one_line(redact(text), *limit),
         log=lambda text, *limit: log_text(redact(text), *limit),
         kind=lambda block: type(block).__name__,

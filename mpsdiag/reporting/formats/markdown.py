@@ -11,7 +11,7 @@ from mpsdiag.reporting.layout.sections import document
 from mpsdiag.reporting.pictures.drawing import Svg
 from mpsdiag.reporting.story.report import Report
 
-# An issue, a comment and a pull request of GitHub hold this many characters.
+# The limit of an issue, a comment and a pull request on GitHub, in characters.
 GITHUB_LIMIT = 65_536
 
 # Tried in this order until the text is short enough.
@@ -22,12 +22,12 @@ _LADDER = (
     blocks.Limits(rows=20, panels=3, logs=3, log_length=400),
     blocks.Limits(rows=10, panels=1, logs=1, log_length=200),
 )
-# A finding of check or trace is one cell of a table, and stands there whole.
+# A finding of check or trace fills one table cell, and is shown completely.
 WHOLE = replace(_LADDER[0], cell=1000)
 
 
 def render(report: Report, pictures: Mapping[str, Svg] | None = None, *, limit: int = GITHUB_LIMIT) -> str:
-    """Render a report; it shortens itself until it has fewer than `limit` characters, and says so."""
+    """Render a report, shortened to fewer than `limit` characters; a shortened report says so."""
     for number, limits in enumerate(_LADDER):
         parts = list(_parts(document(report, limits), limits, pictures or {}, shortened=number > 0))
         if sum(map(len, parts)) <= limit:
@@ -36,7 +36,7 @@ def render(report: Report, pictures: Mapping[str, Svg] | None = None, *, limit: 
 
 
 def issue_block(made: blocks.Document) -> str:
-    """Write what check or trace found as the block to paste into an issue, short enough for one."""
+    """Write the findings of check or trace as a block that is short enough to paste into an issue."""
     titled = replace(made, title="", headline=f"{made.title}: {made.headline}")
     parts = list(_parts(titled, WHOLE, {}))
     return _joined(parts) if sum(map(len, parts)) <= GITHUB_LIMIT else _cut(parts, GITHUB_LIMIT)
@@ -82,7 +82,7 @@ def _block(block: blocks.Block, limits: blocks.Limits, pictures: Mapping[str, Sv
 
 
 def _picture(alt: str, files: Svg) -> list[str]:
-    """GitHub picks the drawing that suits the reader's theme."""
+    """A picture of which GitHub shows the drawing for the reader's theme."""
     light, dark = (html.escape(quote(name)) for name in (files.light, files.dark))
     dark_source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
     image = f'<img alt="{html.escape(one_line(alt, 300))}" src="{light}">'
@@ -96,7 +96,7 @@ def _table(table: blocks.Table, limits: blocks.Limits) -> list[str]:
     lines += ["| " + " | ".join(_entry(one, limits) for one in row) + " |" for row in table.rows]
     lines.append("")
     if table.left_out:
-        lines += [f"… and {table.left_out:,} more rows; the CSV format holds all.", ""]
+        lines += [f"… and {table.left_out:,} more rows; the CSV format has all of them.", ""]
     if table.note:
         lines += [md_text(table.note), ""]
     return lines

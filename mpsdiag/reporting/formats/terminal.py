@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mpsdiag.reporting.story.report import Report
 
 LIMITS = blocks.Limits(rows=15, cell=120, panels=4, logs=5, log_length=1200, folds=False, pictures=False)
-# A finding of check or trace is one cell of a table, and stands there whole.
+# A finding of check or trace fills one table cell, and is shown completely.
 WHOLE = replace(LIMITS, rows=60, cell=1000)
 
 _STYLES = {
@@ -58,7 +58,7 @@ def write(made: blocks.Document, limits: blocks.Limits = WHOLE, *, width: int = 
     console.print(Text(one_line(made.headline, 2000), style=_STYLES.get(made.word, "bold")))
     for section in made.sections:
         if section.key == "environment" and limits is WHOLE:
-            continue  # for an issue; whoever sits at the machine knows it
+            continue  # for an issue; the user at the machine knows it
         if section.title:
             console.print()
             console.print(Text(one_line(section.title).upper(), style="bold cyan"))
@@ -85,7 +85,7 @@ def _block(block: blocks.Block, limits: blocks.Limits) -> RenderableType:
 
 
 def _point(text: str) -> RenderableType:
-    """A point whose further lines stand under its first word."""
+    """A point whose further lines are aligned with its first word."""
     grid = RichTable.grid(padding=(0, 1, 0, 0))
     grid.add_row(Text(" -"), Text(one_line(text, 1000)))
     return grid

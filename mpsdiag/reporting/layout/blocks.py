@@ -1,4 +1,4 @@
-"""What a report is laid out of. Texts in here are raw and untrusted: each format escapes them its own way."""
+"""The blocks of a report. Their texts are raw and untrusted: each format escapes them in its own way."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of a table. `sort` is what a sortable table orders it by; None: by its text."""
+    """One cell of a table. `sort` is its key in a sortable table; None: its text."""
 
     text: str
     tone: Tone = "plain"
     sort: float | None = None
     short: str | None = None
-    """What a narrow format shows instead."""
+    """The text that a narrow format shows instead."""
 
 
 Cell = Entry | Mark | str
-"""What a cell of a table can be made of."""
+"""Values that a table cell can be made from."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column; numbers stand on the right."""
+    """A column; numbers are aligned on the right."""
 
     name: str
     number: bool = False
     minor: bool = False
-    """A narrow format leaves it out."""
+    """Whether a narrow format leaves it out."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`left_out` rows are not shown; every format says so under the table."""
+    """A table; `left_out` rows are not shown, which every format says below it."""
 
     title: str
     columns: tuple[Column, ...]
@@ -82,18 +82,18 @@ class Log:
 
 @dataclass(frozen=True)
 class Picture:
-    """Where a picture belongs. `name`, its key among the pictures, begins with its kind; `alt` says what it shows."""
+    """The place of a picture. Its `name`, the key among the pictures, begins with its kind; `alt` describes it."""
 
     name: str
     alt: str
     title: str
     subject: Any
-    """What it is drawn from."""
+    """The data it is drawn from."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A long part, closed until asked for where the format can do that."""
+    """A long part, folded if the format can do that."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -120,7 +120,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole answer: `word` is a verdict, which gives the headline its colour."""
+    """A whole answer: the verdict in `word` gives the headline its colour."""
 
     title: str
     headline: str
@@ -133,14 +133,14 @@ Part = tuple[str, str, Iterable[Block]]
 
 
 def document(title: str, headline: str, word: str, parts: Iterable[Part]) -> Document:
-    """A document of the parts that have something to say; empty texts do not."""
+    """A document of the parts that are not empty."""
     sections = (Section(key, name, tuple(filter(None, content))) for key, name, content in parts)
     return Document(title, headline, word, tuple(one for one in sections if one.blocks))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a format shows before it says that there is more.
+    """How much a format shows before it shortens.
 
     `cell`: characters of a table's cell; `folds`: whether it can fold parts away.
     """
@@ -155,7 +155,7 @@ class Limits:
 
 
 def columns(*names: str, numbers: Collection[str] = (), minor: Collection[str] = ()) -> tuple[Column, ...]:
-    """Columns by their names; those of numbers and the minor ones by name too."""
+    """Columns by name; `numbers` and `minor` name those of numbers and the minor ones."""
     return tuple(Column(name, name in numbers, name in minor) for name in names)
 
 
@@ -167,7 +167,7 @@ def table(
     limits: Limits | None = None,
     note: str = "",
 ) -> Table:
-    """A table with a row for each item, as many as the limits allow; texts and marks become entries."""
+    """A table with a row for each item, up to the limits; texts and marks become entries."""
     columns = tuple(Column(head) if isinstance(head, str) else head for head in heads)
     rows = tuple(tuple(map(_entry, row(item))) for item in (items if limits is None else items[: limits.rows]))
     return Table(title, columns, rows, note, left_out=len(items) - len(rows))
@@ -184,12 +184,12 @@ def facts(title: str, pairs: Iterable[tuple[str, str]]) -> Fold:
 
 
 def value(text: str, number: float | None, tone: Tone = "plain") -> Entry:
-    """A number in a table: what is missing or not finite sorts last."""
+    """A number in a table; missing and non-finite ones sort last."""
     return Entry(text, tone, math.inf if number is None or math.isnan(number) else number)
 
 
 def without_empty(table: Table) -> Table:
-    """Leave out the columns that have nothing to say."""
+    """Leave out the empty columns."""
     kept = [
         number
         for number in range(len(table.columns))
@@ -203,7 +203,7 @@ def without_empty(table: Table) -> Table:
 
 
 def _entry(cell: Cell) -> Entry:
-    """A cell of a table as an entry; of marks the good ones sort first."""
+    """A table cell as an entry; good marks sort first."""
     if isinstance(cell, str):
         return Entry(cell)
     if isinstance(cell, Mark):

@@ -1,4 +1,4 @@
-"""The tables of cells: what each costs, what it trained and evaluated to, and what changed against older results."""
+"""The tables of cells: the cost of each, its losses, and changes from older results."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -14,7 +14,7 @@ from mpsdiag.scenario.scenario import FirstNonfinite, Measured, finite
 
 
 def cost_table(panel: Panel, table: CostTable, report: Report, limits: blocks.Limits, *, alone: bool) -> blocks.Table:
-    """Lay out the timed cells of a panel on one padding side."""
+    """Lay out the timed cells of a panel with one padding side."""
     where = f"timed on {' and '.join(table.timed_on)}" + (" without emulation" if table.emulated else "")
     samples = {row.eval_step.n for row in table.rows if row.eval_step}
     if len(samples) == 1:
@@ -23,14 +23,14 @@ def cost_table(panel: Panel, table: CostTable, report: Report, limits: blocks.Li
     if table.baseline_mark is None:
         notes.append(f"The baseline, {report.baseline} attention, was not timed here: no ratios.")
     elif table.baseline_mark.tone not in {"good", "moved"}:
-        notes.append(f"The baseline itself came out {table.baseline_mark.text}: its time is a reference, not a goal.")
+        notes.append(f"The baseline itself is {table.baseline_mark.text}: its time is a reference, not a goal.")
     if any(step.noisy for row in table.rows for step in (row.eval_step, row.train_step) if step):
         notes.append(
             "~ noisy: the interquartile range is above 10 % of the median; something else was using the machine, or it "
             "was throttling."
         )
     if all(row.result.timing.eval_pads == 0 for row in table.rows if row.eval_step):
-        notes.append("The timed batch has no padding: what a fix does with padded rows is not in these times.")
+        notes.append("The timed batch has no padding: these times do not include the work of a fix on padded rows.")
     label = "" if alone else f", {panel.label}"
     minor = ("MAD", "Mann-Whitney p", "train to baseline", "n")
     numbers = ["eval step", "MAD", "eval to baseline", "Mann-Whitney p", "train step", "train to baseline"]
@@ -82,7 +82,7 @@ def _ratio(found: Estimate | None) -> blocks.Entry:
 
 
 def _chance(p: float | None) -> blocks.Entry:
-    """A p-value, which is part of the claim that a ratio makes."""
+    """A p-value, which belongs to a ratio."""
     return blocks.value(figures.chance(p), p, "muted")
 
 
@@ -124,7 +124,7 @@ def _loss_row(result: PooledCell) -> Iterable[blocks.Cell]:
 
 
 def _invariance(measured: Measured) -> blocks.Entry:
-    """The largest difference of padded batches from each sequence alone; red where it is more than allowed."""
+    """The largest difference of padded batches from each sequence alone; red if it is more than allowed."""
     off, found = measured.invariance_diff, measured.invariance
     if off is None or found is None:
         return blocks.value(figures.NOTHING, None, "muted")
@@ -144,7 +144,7 @@ def _remark(result: PooledCell, measured: Measured) -> str:
 
 
 def where(first: FirstNonfinite) -> str:
-    """Say where a non-finite value was first seen."""
+    """Where a non-finite value was first seen."""
     layer = "" if first.layer is None else f"layer {first.layer}, "
     return f"batch {first.batch}, {layer}{first.module}: {first.operation}"
 
@@ -163,7 +163,7 @@ _CALM = {"same", "only_new", "only_old"}
 
 
 def change_blocks(changes: Changes, limits: blocks.Limits) -> Iterable[blocks.Block]:
-    """Lay a comparison out."""
+    """Lay out a comparison."""
     yield blocks.Prose(changes.sentence)
     for pair in changes.pairs[: limits.panels]:
         if pair.differences:

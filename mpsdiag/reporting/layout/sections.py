@@ -13,12 +13,12 @@ from mpsdiag.words import count
 
 HOW_TO_READ = (
     (
-        "✓ exact: finished and right; every logit, those of fully masked rows too, agrees with the float64 reference,"
+        "✓ exact: finished and correct; every logit, even in fully masked rows, agrees with the float64 reference,"
         " so the loss is that of stock SDPA on the CPU."
     ),
     (
-        "≈ moved: finished and right, but the evaluation loss moved by that much: a fully masked row is filled"
-        " differently, and the label of the first real token is read from it."
+        "≈ moved: finished and correct, but the evaluation loss moved by that much: fully masked rows are filled"
+        " differently, and the label of the first real token is predicted from such a row."
     ),
     (
         "✗ NaN: the evaluation loss is not finite. ✗ wrong: finite, but further from the float64 reference"
@@ -38,7 +38,7 @@ HOW_TO_READ = (
 
 
 def document(report: Report, limits: blocks.Limits) -> blocks.Document:
-    """Lay a report out, as much of it as the limits allow."""
+    """Lay out a report, as much of it as the limits allow."""
     shown = list(gallery(report)) if limits.pictures else []
     parts: tuple[blocks.Part, ...] = (
         ("compared", "Compared", change_blocks(report.changes, limits) if report.changes else ()),
@@ -57,7 +57,7 @@ def document(report: Report, limits: blocks.Limits) -> blocks.Document:
 
 
 def _by_scene(report: Report, scene: Scene) -> list[blocks.Block]:
-    """The heading of a scene, where there are several, with its environment, where those are several."""
+    """The heading of a scene if there are several, with its environment if there are several."""
     where = "" if len(report.places) == 1 else f" (environment {scene.place.letter}: {scene.place.label})"
     return [blocks.Heading(scene.label + where)] if len(report.scenes) > 1 else []
 
@@ -75,7 +75,7 @@ def _fixes(report: Report, limits: blocks.Limits, pictures: Sequence[blocks.Pict
         if len(fixes) > 1:
             names = ", ".join(f"{fix.attention} + {fix.trainer}" for fix in fixes[:12])
             rest = f" and {len(fixes) - 12} more" if len(fixes) > 12 else ""
-            yield blocks.Prose(f"Resolved everywhere by, the recommended first: {names}{rest}.")
+            yield blocks.Prose(f"Resolved everywhere by these, the recommended one first: {names}{rest}.")
         if limits.folds and len(scene.panels) > 1:
             for panel in scene.panels[: limits.panels]:
                 yield blocks.Fold(f"Only {panel.label}", tuple(_grid(grid, scene, "") for grid in panel.grids))
@@ -129,7 +129,7 @@ def _losses(report: Report, limits: blocks.Limits, pictures: Sequence[blocks.Pic
 
 
 def _first_bad(scene: Scene) -> Iterable[blocks.Block]:
-    """Say where the first non-finite value was seen, once for a scene."""
+    """Where the first non-finite value was seen, once for each scene."""
     for one in scene.results:
         if one.measured is not None and one.measured.first_nonfinite is not None:
             yield blocks.Prose(f"First seen in {name(one)}: {where(one.measured.first_nonfinite)}.")
@@ -137,7 +137,7 @@ def _first_bad(scene: Scene) -> Iterable[blocks.Block]:
 
 
 def _first_label(report: Report, scene: Scene) -> Iterable[blocks.Block]:
-    """What labels predicted at padding make of the loss, once for a scene: of the first cell that is right."""
+    """The effect of labels predicted at padding on the loss, once for each scene: in the first correct cell."""
     for one in sorted(scene.results, key=lambda one: not one.correct):
         compared = None if one.measured is None else one.measured.invariance
         if compared is not None and compared.first_label is not None:
@@ -170,7 +170,7 @@ def _skipped(skipped: Sequence[PooledCell], limits: blocks.Limits) -> blocks.Blo
     reasons = Counter(one.reason or "no reason given" for one in skipped)
     heads = blocks.columns("reason", "cells", numbers=["cells"])
     rows = [(reason, blocks.Entry(str(number), "plain", float(number))) for reason, number in reasons.items()]
-    return blocks.table("Left out: these cells cannot exist here", heads, rows, iter, limits)
+    return blocks.table("Left out: these cells cannot run here", heads, rows, iter, limits)
 
 
 def _environment(report: Report) -> Iterable[blocks.Block]:
@@ -183,11 +183,11 @@ def _environment(report: Report) -> Iterable[blocks.Block]:
 def _more(number: int, noun: str) -> Iterable[blocks.Block]:
     if number > 0:
         yield blocks.Prose(
-            f"{count(number, f'more {noun}')} not shown here; the CSV and JSON formats hold all.", "muted"
+            f"{count(number, f'more {noun}')} not shown here; the CSV and JSON formats have all of them.", "muted"
         )
 
 
-# Each drawing takes a tenth of a second and its place on the page: the first ones of each kind are enough.
+# Each drawing takes a tenth of a second and space on the page: the first ones of each kind are enough.
 MOST_SCENES = 3
 MOST_PANELS = 3
 
@@ -200,8 +200,8 @@ def _placed(shown: Iterable[blocks.Picture], kind: str, scene: int, panel: int =
 def gallery(report: Report) -> Iterator[blocks.Picture]:
     """The pictures of a report, in the order of the report."""
     if 1 < len(report.scenes) <= 40:
-        alt = f"Map of {len(report.scenes)} settings by attention mode: which come out right, NaN or wrong."
-        title = "standard trainer, left padding: ✓ right  ≈ loss moved  ✗ NaN or wrong  ! broke"
+        alt = f"Map of {len(report.scenes)} settings by attention mode: which are correct, NaN or wrong."
+        title = "standard trainer, left padding: ✓ correct  ≈ loss moved  ✗ NaN or wrong  ! failed"
         yield blocks.Picture("releases", alt, title, report)
     for number, scene in enumerate(report.scenes[:MOST_SCENES]):
         for place, panel in enumerate(scene.panels[:MOST_PANELS]):

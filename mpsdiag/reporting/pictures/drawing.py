@@ -1,4 +1,4 @@
-"""How drawings look and are kept: two themes with the same shapes, SVG that comes out the same every time."""
+"""The look of drawings: two themes with the same shapes, as reproducible SVG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Svg:
-    """One drawing, twice; or the names of its two files, relative to the report that links them."""
+    """A drawing in both themes; or the names of its two files, relative to the report that links them."""
 
     light: str
     dark: str
@@ -28,7 +28,7 @@ class Svg:
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page. Each tone stands at least 4.5 : 1 against the page; shapes say the same as colours."""
+    """Colours of a page. Each tone has a contrast of at least 4.5 : 1; shapes carry the same meaning as colours."""
 
     page: str
     text: str
@@ -37,7 +37,7 @@ class Theme:
     tones: dict[Tone, str]
     lines: tuple[str, ...]
     heat: tuple[str, str]
-    """Colours of the least and of the greatest value of a heat-map."""
+    """Colours of the smallest and the largest value of a heat map."""
 
 
 LIGHT = Theme(
@@ -94,7 +94,7 @@ def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
 
     settings: Any = {  # the stubs want each key as a literal
         "svg.hashsalt": "mpsdiag",  # ids of clip paths are the same in every run
-        "svg.fonttype": "none",  # text stays text: small, searchable, read aloud
+        "svg.fonttype": "none",  # text stays text: small, searchable, readable by screen readers
         "text.parse_math": False,  # a $ in a name is a $
         "font.family": "sans-serif",
         "font.size": 10,
@@ -117,9 +117,9 @@ def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
     }
     stream = io.StringIO()
     with mpl.rc_context(settings), warnings.catch_warnings():
-        # A name may hold any character; one without a shape in the font is measured as a box, and that is fine.
+        # A name may hold any character; one without a glyph in the font is measured as a box, which is fine.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        # Labels beside a wide interval may leave no room; the picture is then drawn without that layout.
+        # Labels beside a wide interval may leave no room; the picture is then drawn without this layout.
         warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
         make(theme).savefig(
             stream, format="svg", dpi=216, facecolor=theme.page, metadata={"Date": None, "Creator": "mpsdiag"}
@@ -129,7 +129,7 @@ def _svg(make: Callable[[Theme], Figure], theme: Theme) -> str:
 
 
 def save(pictures: Mapping[str, Svg], report: Path, failed: Callable[[str], None] | None = None) -> dict[str, Svg]:
-    """Write the drawings beside a report, into a folder named after it: `report.pictures/time-1.light.svg`.
+    """Write the drawings beside a report, in a folder named after it: `report.pictures/time-1.light.svg`.
 
     `failed` gets a sentence for each drawing that cannot be written and is left out.
 

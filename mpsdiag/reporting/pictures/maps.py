@@ -1,4 +1,4 @@
-"""Maps: which release has which defect, and where in a network the NaN spreads."""
+"""Maps: which release has which defect, and how NaN spreads in a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def status_map(
     rows: Sequence[str], columns: Sequence[str], marks: Sequence[Sequence[Mark]], title: str, theme: Theme
 ) -> Figure:
-    """Draw a table of marks as coloured fields, each with its symbol: release x defect, release x attention."""
+    """Draw a table of marks as coloured fields with symbols: release x defect, release x attention."""
     from matplotlib.patches import Rectangle
 
     made, axes = figure(theme, title, 2.0 + 0.5 * max(len(columns), 10), 1.3 + 0.3 * len(rows))
@@ -51,7 +51,7 @@ def status_map(
 
 
 def map_of_releases(report: Report, title: str, theme: Theme) -> Figure:
-    """Draw which attention modes come out right in which scene, with the standard trainer and left padding."""
+    """Draw which attention modes are correct in which scene, with the standard trainer and left padding."""
     results = [one for scene in report.scenes for one in scene.results]
     columns = attention_modes(one.pair[0] for one in results if (one.pair[1], one.side) == ("standard", "left"))
     return status_map(
@@ -91,12 +91,12 @@ def spread_of(result: PooledCell, title: str, theme: Theme) -> Figure:
     made, axes = figure(theme, title, 6.6, 1.5 + 0.3 * len(counts))
     shades = LinearSegmentedColormap.from_list("spread", theme.heat)
     top = max((value for row in counts for value in row), default=1)
-    # One image: 512 positions as rectangles are megabytes of SVG, with seams between them.
+    # One image: 512 positions as rectangles would be megabytes of SVG, with seams between them.
     image = axes.imshow(
         counts, cmap=shades, vmin=0, vmax=max(top, 1), aspect="auto", interpolation="nearest", origin="lower"
     )
     axes.set_yticks(range(len(counts)), [f"layer {number}" for number in range(len(counts))])
-    axes.set_xlabel("position in the sequence (padding stands left)" if result.side == "left" else "position")
+    axes.set_xlabel("position in the sequence (padding on the left)" if result.side == "left" else "position")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[:].set_visible(False)
     bar = made.colorbar(image, ax=axes, ticks=sorted({0, max(top, 1)}), pad=0.01)

@@ -1,4 +1,4 @@
-"""Drawings of a report: what each cell takes, how the losses went, which release has it, where the NaN spreads."""
+"""Drawings of a report: the time of each cell, the losses, the affected releases, the spread of NaN."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# More rows than this cannot be read in a drawing; the table has them all.
+# A drawing with more rows cannot be read; the table has them all.
 MOST_ROWS = 30
 MOST_CURVES = 6
 MOST_POINTS = 2000
@@ -31,14 +31,14 @@ _MARKERS = "os^Dv*"
 
 
 def pictures(report: Report) -> dict[str, Svg]:
-    """Draw every picture that the report has a place for."""
+    """Draw every picture for which the report has a place."""
     return {
         one.name: draw(partial(_DRAWN[one.name.partition("-")[0]], one.subject, one.title)) for one in gallery(report)
     }
 
 
 def times(table: CostTable, title: str, theme: Theme) -> Figure:
-    """Draw the evaluation step of each cell with its interval; cells that are not right stand hollow at the edge."""
+    """Draw the evaluation step of each cell with its interval; incorrect cells are hollow, at the edge."""
     rows = [row for row in table.rows if _step(row)][:MOST_ROWS]
     made, axes = figure(theme, title, 6.6, 1.1 + 0.26 * len(rows))
     unit, scale = unit_of(max(map(_step, rows)))
@@ -63,7 +63,7 @@ def times(table: CostTable, title: str, theme: Theme) -> Figure:
     axes.set_yticks(range(len(rows)), [row.result.title for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(min(starts) - 0.08 * room, edge + 0.3 * room)
-    axes.set_xlabel(f"evaluation step in {unit}, with 95 % interval; hollow: not right")
+    axes.set_xlabel(f"evaluation step in {unit}, with 95 % interval; hollow: not correct")
     axes.grid(axis="x")
     return made
 
@@ -97,9 +97,9 @@ def _baseline(axes: Axes, rows: Sequence[CostRow], scale: float, theme: Theme) -
 
 
 def losses(panel: Panel, title: str, theme: Theme) -> Figure:
-    """Draw training losses by step and evaluation losses by batch; a cross marks the first that is not finite.
+    """Draw training losses by step and evaluation losses by batch; a cross marks the first non-finite one.
 
-    Cells with the same course share a line.
+    Cells with the same losses share a line.
     """
     made, (left, right) = figure(theme, title, 6.6, 4.6, nrows=2)
     _courses(left, _group(panel.results, "train_losses"), theme)
@@ -110,7 +110,7 @@ def losses(panel: Panel, title: str, theme: Theme) -> Figure:
 
 
 def _drawable(values: Sequence[float]) -> list[float]:
-    """At most so many values, none so large that axes cannot be divided."""
+    """Limits the number of values, and their size so that axes can be divided."""
     few = values[:: len(values) // MOST_POINTS + 1]
     return [max(-LARGEST, min(LARGEST, value)) if math.isfinite(value) else value for value in few]
 
@@ -122,7 +122,7 @@ def _group(results: Sequence[PooledCell], field: str) -> list[tuple[list[float],
         if values:
             course = tuple(f"{value:.4f}" for value in values)
             groups.setdefault(course, (values, []))[1].append(one)
-    # The finite courses first; among those the ones that most cells share.
+    # Finite curves first; among these, those that most cells share.
     return sorted(groups.values(), key=lambda pair: (not all(map(math.isfinite, pair[0])), -len(pair[1])))
 
 
@@ -162,7 +162,7 @@ def _courses(axes: Axes, groups: list[tuple[list[float], list[PooledCell]]], the
 
 
 def error_by_position(result: PooledCell, title: str, theme: Theme) -> Figure:
-    """Draw how far each arrangement is from the sequences alone, position by position; crosses: not finite."""
+    """Draw the difference of each arrangement from the sequences alone by position; crosses: not finite."""
     from matplotlib.ticker import MaxNLocator
 
     compared = None if result.measured is None else result.measured.invariance

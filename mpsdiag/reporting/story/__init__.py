@@ -1,1 +1,1 @@
-"""What the records of a run say: verdicts, costs, comparison."""
+"""The meaning of a run's records: verdicts, costs, comparison."""

@@ -1,4 +1,4 @@
-"""New journals against old ones: what became NaN, what was fixed, what got faster or slower beyond the noise."""
+"""New journals against old ones: what became NaN, what was fixed, what became faster or slower beyond the noise."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ Change = Literal["newly_bad", "newly_fixed", "still_bad", "worse", "improved", "
 CHANGES: Final[tuple[Change, ...]] = get_args(Change)
 
 NOISE_BAND = 0.03
-"""A median ratio this near to 1 is the same, however narrow its interval: machines drift by that much."""
+"""A median ratio this close to 1 counts as unchanged, however narrow its interval: machines drift by that much."""
 SURE = 0.05
-"""Greatest p-value of the Mann-Whitney test that is still called a change."""
+"""Largest p-value of the Mann-Whitney test that still counts as a change."""
 
 _SPOKEN: dict[Change, str] = {
     "newly_bad": "newly NaN, wrong or broken",
     "newly_fixed": "newly fixed",
-    "still_bad": "still not right",
+    "still_bad": "still not correct",
     "worse": "slower",
     "improved": "faster",
     "same": "the same",
@@ -43,7 +43,7 @@ class PlacePair:
 
 @dataclass(frozen=True)
 class CellChange:
-    """One cell, new against old. Ratios are new over old: below 1 is faster. Only of cells right in both."""
+    """One cell, new against old. Ratios are new over old: below 1 is faster. Only for cells correct in both."""
 
     change: Change
     cell: Scenario
@@ -57,14 +57,14 @@ class CellChange:
 
 @dataclass(frozen=True)
 class Changes:
-    """All cells of both, the alarming ones first."""
+    """All cells of both, problems first."""
 
     pairs: tuple[PlacePair, ...]
     rows: tuple[CellChange, ...]
 
     @property
     def counts(self) -> dict[Change, int]:
-        """How many cells changed in which way, those that did not happen left out."""
+        """How many cells changed in which way; zero counts are left out."""
         found = Counter(row.change for row in self.rows)
         return {change: found[change] for change in CHANGES if found[change]}
 
@@ -78,9 +78,9 @@ class Changes:
 
 
 def compare(new: Pool, old: Pool, budget: Budget) -> Changes:
-    """Hold the cells of two pools against each other: the same spec, whatever the versions and however often timed.
+    """Compare the cells of two pools that have the same spec, whatever their versions and number of rounds.
 
-    With several environments on a side, each new one is compared with each old one that has cells in common.
+    If a side has several environments, each new one is compared with each old one that has cells in common.
     """
     ours, theirs = _by_place(new), _by_place(old)
     pairs: list[PlacePair] = []
@@ -145,7 +145,7 @@ def _status_change(new: PooledCell, old: PooledCell) -> Change:
 
 
 def _speed_change(estimate: Estimate | None, p: float | None) -> Literal["worse", "improved", "same"]:
-    """A change is one beyond the noise band, with an interval that leaves 1 out, and a test that agrees."""
+    """A change is beyond the noise band, has an interval that excludes 1, and a test that agrees."""
     if estimate is None or p is None or p > SURE or abs(estimate.value - 1) <= NOISE_BAND:
         return "same"
     if estimate.value > 1:

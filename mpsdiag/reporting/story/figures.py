@@ -61,7 +61,7 @@ def memory(value: int | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Write tokens per second with thousands apart: `12,300`."""
+    """Write tokens per second with thousands separators: `12,300`."""
     if value is None or not math.isfinite(value):
         return NOTHING
     return f"{float(_three(value)):,.0f}" if value >= 100 else _three(value)
@@ -98,7 +98,7 @@ Tone = Literal["plain", "good", "moved", "bad", "broken", "muted"]
 
 @dataclass(frozen=True)
 class Mark:
-    """`symbol` and `text` say the same; `tone` chooses the colour, which is never the only sign."""
+    """`symbol` and `text` mean the same; `tone` chooses the colour, which is never the only sign."""
 
     symbol: str
     text: str
@@ -111,7 +111,7 @@ class Mark:
 NOT_RUN = Mark("·", "not run", "muted")
 EXACT = Mark("✓", "exact", "good")
 
-# Worst first: of several cells behind one mark the worst is shown, with how many they are.
+# Worst first: if several cells share a mark, the worst is shown, with their number.
 _SEVERITY = ("nan", "wrong", "crash", "oom", "timeout", "error", "interrupted", "skip", "ok")
 _BROKEN = {"crash": "crashed", "oom": "out of memory", "timeout": "timeout", "error": "error"}
 
@@ -122,12 +122,12 @@ def severity(status: str) -> int:
 
 
 def moved_by(result: PooledCell) -> float | None:
-    """By how much the loss moved away from stock SDPA on the CPU, in nats; None if not measured."""
+    """How far the loss moved from stock SDPA on the CPU, in nats; None if not measured."""
     return None if result.measured is None else result.measured.loss_moved_by
 
 
 def exact(result: PooledCell) -> bool | None:
-    """Whether it equals stock SDPA on the CPU, in fully masked rows too; None if that was not measured."""
+    """Whether it equals stock SDPA on the CPU, even in fully masked rows; None if not measured."""
     measured = result.measured
     if measured is None:
         return None
@@ -137,11 +137,11 @@ def exact(result: PooledCell) -> bool | None:
 
 
 def mark(results: Sequence[PooledCell]) -> Mark:
-    """Sum up one cell, or several behind one place of a table, with one mark."""
+    """Summarize one cell, or the several cells at one place of a table, by one mark."""
     if not results:
         return NOT_RUN
     if len(results) == 1 and results[0].status == "ok" and exact(results[0]):
-        return EXACT  # what nearly every cell of a large report is
+        return EXACT  # the case of nearly every cell in a large report
     status = min((result.status for result in results), key=severity)
     if status == "ok":
         return _correct(results)

@@ -19,26 +19,26 @@ from mpsdiag.statistics import (
 )
 from mpsdiag.words import PADDING_SIDES, TRAINER_VARIANTS
 
-# Intervals are resampled, at about 0.1 ms a sample: this many samples are, in some 1.5 s; a note tells the rest.
+# Resampling intervals takes about 0.1 ms a sample: this many samples take about 1.5 s; a note reports the rest.
 INTERVALS_FOR = 15_000
-# What a cell costs however few samples it has, in samples.
+# The least cost of a cell, in samples.
 _OVERHEAD = 40
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Median of n durations in seconds, or of a ratio, with its 95 % interval where one was computed."""
+    """Median of n durations in seconds, or of a ratio, with its 95 % interval if one was computed."""
 
     value: float
     low: float | None = None
     high: float | None = None
     n: int = 0
     mad: float | None = None
-    """Median absolute deviation of the samples, of durations only."""
+    """Median absolute deviation of the samples, only for durations."""
     p: float | None = None
-    """That neither side tends to be larger (Mann-Whitney, two-sided), of ratios only."""
+    """p-value that neither side tends to be larger (Mann-Whitney, two-sided), only for ratios."""
     noisy: bool = False
-    """The interquartile range is more than a tenth of the median."""
+    """Whether the interquartile range is more than a tenth of the median."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class CostRow:
     train_ratio: Estimate | None
     eval_ratio: Estimate | None
     tokens_per_second: float | None
-    """Real tokens (pads not counted) of an evaluation step in a second."""
+    """Real tokens (without padding) of an evaluation step per second."""
     train_tokens_per_second: float | None
-    """Those of a training step."""
+    """The same for a training step."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class CostTable:
     padding: str
     timed_on: tuple[str, ...]
     emulated: bool
-    """The verdicts come from an emulation; these timings do not: they are of `timed_on`, without it."""
+    """The verdicts come from an emulation; the timings do not: they are from `timed_on`, without emulation."""
     baseline_mark: Mark | None
-    """What the baseline itself came to; None if it was not timed here, and then there are no ratios."""
+    """The result of the baseline itself; None if it was not timed here, in which case there are no ratios."""
     rows: tuple[CostRow, ...]
 
 
 class Budget:
-    """How many more samples are resampled for intervals; it counts the cells that got no interval."""
+    """How many more samples may be resampled for intervals; it counts the cells without an interval."""
 
     def __init__(self) -> None:
         self._left = INTERVALS_FOR
@@ -89,22 +89,22 @@ class Budget:
         return False
 
     def notes(self) -> tuple[str, ...]:
-        """Say how many cells got no interval, if any."""
+        """How many cells got no interval, if any."""
         if not self._without:
             return ()
         cells = "1 cell is" if self._without == 1 else f"{self._without:,} cells are"
-        return (f"{cells} given without intervals, to save time. Report fewer cells at once to see them.",)
+        return (f"{cells} shown without intervals, to save time. Report fewer cells at once to see them.",)
 
 
 def rank(results: Sequence[PooledCell], baseline: str, budget: Budget) -> tuple[CostTable, ...]:
-    """Rank the timed cells of a panel, each padding side by itself."""
+    """Rank the timed cells of a panel, separately for each padding side."""
     timed = [one for one in results if one.eval_step or one.train_step]
     sides = {side: [one for one in timed if one.side == side] for side in PADDING_SIDES}
     return tuple(_table(side, cells, baseline, budget) for side, cells in sides.items() if cells)
 
 
 def reference_trainer(results: Sequence[PooledCell], baseline: str) -> str:
-    """Trainer of the baseline cells: the standard one, or where it was not run the first that was."""
+    """Trainer of the baseline cells: the standard one, or the first one if it was not run."""
     trainers = {one.pair[1] for one in results if one.pair[0] == baseline}
     return next((word for word in TRAINER_VARIANTS if word in trainers), "standard")
 
@@ -116,7 +116,7 @@ def _table(side: str, timed: Sequence[PooledCell], baseline: str, budget: Budget
     rows = []
     for number, one in enumerate(order, start=1):
         full = budget.take(one)
-        # A ratio is a claim about a fix: a cell that is not right makes none.
+        # A ratio is a claim about a fix; an incorrect cell makes none.
         base = reference if one.correct else None
         rows.append(
             CostRow(
@@ -142,7 +142,7 @@ def _table(side: str, timed: Sequence[PooledCell], baseline: str, budget: Budget
 
 
 def _speed(result: PooledCell) -> tuple[float, float]:
-    """Sort key: the evaluation step, where the defect is, then the training step."""
+    """Sort key: the evaluation step, which has the defect, then the training step."""
     middle = [statistics.median(values) if values else math.inf for values in (result.eval_step, result.train_step)]
     return middle[0], middle[1]
 
@@ -162,8 +162,8 @@ def _ends(spread: Interval | None) -> tuple[float | None, float | None]:
 def ratio(ours: Mapping[int, list[float]], theirs: Mapping[int, list[float]], *, full: bool) -> Estimate | None:
     """Median ratio over the rounds that both sides ran; with `full` its interval and the Mann-Whitney test.
 
-    Other rounds, where the stop rule gave one side more of them, are another time of day and say nothing about the
-    ratio. Without any common round it is the ratio of all medians.
+    If the stop rule gave one side more rounds, those are from another time of day and say nothing about the ratio.
+    Without any common round it is the ratio of all medians.
     """
     above, below = in_common(ours, theirs)
     if not above:

@@ -1,4 +1,4 @@
-"""What some journals say, as plain data in reading order. Every format of the report renders a `Report`."""
+"""The content of journals as plain data in reading order. Every format of the report renders a `Report`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mpsdiag.benching.journal.journal import Journal
 
-# The axes a grid shows; all others tell the panels of a scene apart.
+# The axes that a grid shows; all others distinguish the panels of a scene.
 _GRID_AXES = frozenset({"attn_implementation", "trainer", "padding_side"})
 _SCENE_AXES = frozenset({"device", "emulate", "emulate_macos", "environment"})
 _panel_key = attrgetter(*(axis for axis in Scenario.model_fields if axis not in _GRID_AXES))
@@ -56,7 +56,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Panel:
-    """Cells that differ in attention, trainer and padding only; `label` tells it from its siblings."""
+    """Cells that differ in attention, trainer and padding only; `label` distinguishes it from other panels."""
 
     label: str
     grids: tuple[Grid, ...]
@@ -65,14 +65,14 @@ class Panel:
 
     @property
     def rows(self) -> list[tuple[PooledCell, CostRow | None]]:
-        """Every result, with what it costs where it was timed."""
+        """Every result, with its cost if it was timed."""
         costs = {id(row.result): row for table in self.costs for row in table.rows}
         return [(result, costs.get(id(result))) for result in self.results]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What was seen on one device of one environment, emulated or not."""
+    """The results on one device of one environment, emulated or not."""
 
     place: Place
     device: str
@@ -85,7 +85,7 @@ class Scene:
 
     @property
     def label(self) -> str:
-        """Heading of the scene; says that it is emulated where it is."""
+        """Heading of the scene; it names an emulation."""
         inside = self.results[0].cell.environment
         kind = self.emulated or (f"environment {inside}" if inside else None)
         return f"{self.device}, {kind}" if kind else self.device
@@ -93,7 +93,7 @@ class Scene:
 
 @dataclass(frozen=True, repr=False)
 class Report(Answer):
-    """What a matrix found out: print it, or take its cells as a table."""
+    """The results of a matrix: print them, or use the cells as a table."""
 
     headline: str
     scenes: tuple[Scene, ...]
@@ -108,7 +108,7 @@ class Report(Answer):
     notes: tuple[str, ...] = ()
     changes: Changes | None = None
     varying: frozenset[str] = field(default_factory=frozenset)
-    """Axes on which the cells differ: only those are worth a place in a label."""
+    """Axes on which the cells differ: only these are worth a place in a label."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Every cell as one row; durations in seconds, memory in bytes, losses in nats (NaN is a finding)."""
@@ -121,14 +121,14 @@ class Report(Answer):
 
 
 def assemble(journals: Sequence[Journal], against: Sequence[Journal] = (), baseline: str | None = None) -> Report:
-    """Assemble what the journals hold."""
+    """Assemble the content of journals."""
     pooled = pool(journals)
     headers = [journal.header for journal in journals]
     notes = list(pooled.notes)
     if baseline is None:
         baseline = headers[0].baseline
         if len({header.baseline for header in headers}) > 1:
-            notes.append(f"The journals name different baselines; '{baseline}', that of the first, is used for all.")
+            notes.append(f"The journals name different baselines; '{baseline}', from the first, is used for all.")
     varying = _varying(pooled.results)
     budget = Budget()
     scenes = tuple(_scenes(pooled, baseline, varying, budget))
@@ -152,7 +152,7 @@ def assemble(journals: Sequence[Journal], against: Sequence[Journal] = (), basel
 
 
 def name(result: PooledCell, varying: frozenset[str] = frozenset()) -> str:
-    """Name a cell for a sentence: its panel where panels differ, then attention, trainer and padding."""
+    """Name a cell for a sentence: its panel if panels differ, then attention, trainer and padding."""
     words = [f"{result.title}, {result.side}"]
     words += [text for axis in sorted(varying - _GRID_AXES) if (text := _axis(axis, getattr(result.cell, axis)))]
     return ", ".join(words)

@@ -1,4 +1,4 @@
-"""From the cells of one scene to a sentence: is it affected, which fix resolves it, and at what cost."""
+"""From the cells of a scene to a sentence: whether it is affected, which fix resolves it, and at what cost."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from mpsdiag.reporting.story.figures import exact, moved_by
 from mpsdiag.reporting.story.ranking import CostTable, Estimate, reference_trainer
 from mpsdiag.words import Verdict, count
 
-# A baseline that aborts is affected as well; one that was killed, or ran out of time or memory, has not answered.
+# A baseline that aborts is affected too; one that was killed, or ran out of time or memory, gives no answer.
 _WRONG = frozenset({"nan", "wrong"})
 _SYMPTOM = {"nan": "a NaN evaluation loss", "wrong": "wrong numbers", "crash": "a crash"}
 
 
 VAGUE = 0.5
-"""Width of an interval, relative to its ratio, above which the ratio is not worth a sentence without a warning."""
+"""Width of an interval, relative to its ratio, above which a sentence about the ratio needs a warning."""
 
 Pair = tuple[str, str]
 """An attention mode and a trainer variant."""
@@ -25,11 +25,11 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class WorkingFix:
-    """A pair of attention mode and trainer, right wherever it was run, and run wherever it is needed.
+    """A pair of attention mode and trainer that is correct wherever it was run, and was run wherever it is needed.
 
     `exact`: known to equal stock SDPA on the CPU everywhere.
-    `moved`: greatest shift of the evaluation loss in nats, None if not measured everywhere.
-    `eval_ratio`: evaluation step against the baseline's, geometric mean over the settings, None if not timed.
+    `moved`: largest shift of the evaluation loss in nats, None if not measured everywhere.
+    `eval_ratio`: evaluation step relative to the baseline's, geometric mean over the settings, None if not timed.
     """
 
     attention: str
@@ -38,12 +38,12 @@ class WorkingFix:
     moved: float | None
     eval_ratio: float | None
     spread: tuple[float, float] | None
-    """Interval of the ratio where there is one setting, otherwise least and greatest ratio."""
+    """Interval of the ratio if there is one setting, otherwise the smallest and largest ratio."""
     settings: int
-    """In how many settings it was timed of those where the baseline fails."""
+    """In how many of the settings where the baseline fails it was timed."""
 
     def changes(self, stock: Pair) -> int:
-        """How many things it changes of the baseline's attention and trainer."""
+        """How much of the baseline's attention and trainer it changes."""
         return (self.attention != stock[0]) + (self.trainer != stock[1])
 
     def words(self, stock: Pair) -> str:
@@ -58,7 +58,7 @@ class WorkingFix:
 
 @dataclass(frozen=True)
 class SceneVerdict:
-    """The finding on one scene. `fixes` hold every pair that resolves it, the recommended one first."""
+    """The finding on one scene. `fixes` holds every pair that resolves it, the recommended one first."""
 
     word: Verdict
     sentence: str
@@ -95,7 +95,7 @@ def decide(
 
 
 def headline(scenes: Sequence[tuple[bool, SceneVerdict]]) -> str:
-    """Sum up all scenes in the sentence that a report opens with."""
+    """Summarize all scenes in the first sentence of a report."""
     if not scenes:
         return "Undecided: these journals have no cells."
     if len(scenes) == 1:
@@ -128,7 +128,7 @@ def _ratios(
 
 
 def _symptom(reference: dict[tuple[int, str], PooledCell], stock: tuple[str, str]) -> str:
-    """Say what the baseline suffers from, a clause for each kind."""
+    """The symptoms of the baseline, a clause for each kind."""
     clauses = []
     for status, symptom in _SYMPTOM.items():
         sides = []
@@ -155,14 +155,14 @@ def _without_trouble(
     named = _named(stock)
     if reference and all(one.correct for one in reference):
         settings = "" if len(reference) == 1 else f" in {len(reference)} of {len(reference)} settings"
-        sentence = f"Not affected{where}: {named} is right{settings}.{others}"
+        sentence = f"Not affected{where}: {named} is correct{settings}.{others}"
         return SceneVerdict("not_affected", sentence, "No fix is needed.", ())
     if reference:
         open_ = [one.status for one in reference if not one.correct]
         retry = [word for word in dict.fromkeys(open_) if word not in {"interrupted", "skip"}]
         again = f" with --retry {','.join(retry)}" if retry else ""
         sentence = f"Undecided{where}: {len(open_)} of {len(reference)} baseline cells did not finish.{others}"
-        return SceneVerdict("undecided", sentence, f"Run the bench again{again}: it resumes.", ())
+        return SceneVerdict("undecided", sentence, f"Run the bench again{again} to resume.", ())
     found = f"{bad} of {len(everything)} cells came out NaN, wrong or crashed"
     sentence = f"{'Affected' if bad else 'Undecided'}{where}: the baseline, {named}, was not run; {found}."
     advice = "Add the baseline to the matrix to see what a fix changes."
@@ -179,10 +179,10 @@ def find(
     stock: Pair,
     ratios: Mapping[Pair, Sequence[Estimate]],
 ) -> tuple[WorkingFix, ...]:
-    """Find what resolves it: right wherever it was run, and run wherever the baseline fails.
+    """Find the fixes: correct wherever they were run, and run wherever the baseline fails.
 
-    Exact ones come first; then those that change less; then another attention before another trainer, since the one
-    removes the cause and the other avoids it; then the faster ones.
+    Exact ones come first; then those that change less; then another attention before another trainer, because the
+    first removes the cause and the second only avoids it; then the faster ones.
     """
     pairs: dict[Pair, list[PooledCell]] = {}
     for spot in spots.values():
@@ -204,16 +204,16 @@ def find(
 
 
 def recommend(fixes: Sequence[WorkingFix], stock: Pair, timed_on: str) -> str:
-    """Say in a sentence what to use, how well it works and what it costs."""
+    """One sentence about what to use, how well it works and what it costs."""
     if not fixes:
-        return "No fix that was run resolves it everywhere."
+        return "None of the fixes that were run resolves it everywhere."
     best = fixes[0]
     if best.exact:
         quality = "it resolves it and is exact"
     elif not best.moved:
         quality = "it resolves it"
     else:
-        quality = f"it resolves it, the loss moves by {figures.moved(best.moved)}"
+        quality = f"it resolves it, and the loss moves by {figures.moved(best.moved)}"
     price = "" if best.eval_ratio is None else f"; an evaluation step takes {_price(best)}{timed_on}"
     return f"Use {best.words(stock)}: {quality}{price}."
 

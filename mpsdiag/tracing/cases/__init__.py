@@ -1,1 +1,1 @@
-"""What is traced: a model with a batch, from Python, a recording or a data set."""
+"""The cases to trace: a model with a batch, from Python, a recording or a data set."""

@@ -1,4 +1,4 @@
-"""Since which checkpoint a weight is not finite: read from safetensors files, one tensor at a time."""
+"""The checkpoint since which a weight is non-finite, read from safetensors files one tensor at a time."""
 
 import re
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ _NUMBER = re.compile(r"(\d+)$")
 
 
 def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
-    """Folders with safetensors weights, the oldest first; a folder of `checkpoint-N` stands for those in it."""
+    """Folders with safetensors weights, the oldest first; a folder that contains `checkpoint-N` stands for these."""
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
             raise BadInput(
-                f"There is no folder {path}. Give checkpoints, or the folder that a Trainer wrote them into."
+                f"There is no folder {path}. Give checkpoints, or the folder into which a Trainer wrote them."
             )
         inner = sorted((folder for folder in path.iterdir() if folder.is_dir() and _weights(folder)), key=_step)
         here = [path] if _weights(path) else []
@@ -31,7 +31,7 @@ def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
 
 
 def bad_since(checkpoints: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
-    """The first checkpoint in which one of the tensors is not finite (None: all are), and the last one before it."""
+    """The first checkpoint with a non-finite tensor among these (None: all are finite), and the last one before it."""
     found: dict[str, Any] = {"bad_since": None, "last_finite": None, "tensor": None}
     found["checkpoints"] = len(checkpoints)
     for folder in checkpoints:

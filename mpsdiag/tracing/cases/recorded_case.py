@@ -1,6 +1,6 @@
-"""What is kept of a batch: a safetensors file, or a folder with the batch, the weights of that moment, how it was run.
+"""Saved batches: a safetensors file, or a folder with the batch, the weights at that time and how it was run.
 
-Pickles are refused: loading one can run code.
+Pickles are refused, because loading one can run code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mpsdiag.serialization import dumps, read_file, readable
 
 SCHEMA = 1
 ABOUT, BATCH, MODEL = "case.json", "batch.safetensors", "model"
-# What torch.save and pickle.dump write begins with one of these: a zip, or a pickle of protocol 2 to 5.
+# Files of torch.save and pickle.dump begin with one of these: a zip, or a pickle of protocol 2 to 5.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -52,7 +52,7 @@ class About(BaseModel):
 
     @classmethod
     def of(cls, model: nn.Module, *, training: bool, **known: Any) -> About:
-        """How a model is being run here and now; `known` are further fields."""
+        """How a model is being run at this moment; `known` gives further fields."""
         weight = next(model.parameters(), torch.zeros(()))
         return cls(
             phase="training" if training else "evaluation",
@@ -68,11 +68,11 @@ class About(BaseModel):
 def check_free(folder: Path) -> None:
     """Refuse a folder that is in use."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} exists already. Choose another folder for the bad batch, or remove it.")
+        raise BadInput(f"{folder} already exists. Choose another folder for the bad batch, or remove it.")
 
 
 def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], about: About) -> None:
-    """Write a case whole or not at all: beside the folder first, then renamed."""
+    """Write a case completely or not at all: first beside the folder, then renamed."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in batch.items() if isinstance(value, int | float | bool)}
     document = about.model_copy(update={"arguments": plain}).model_dump(by_alias=True)
@@ -98,11 +98,9 @@ def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], 
 
 
 def read_case(folder: Path) -> tuple[About, dict[str, Any], Path | None]:
-    """A recorded case: how it was run, the batch, and the folder of the weights (None if they were left out)."""
+    """A recorded case: how it was run, the batch, and the folder of the weights (None if they were not saved)."""
     if not folder.exists():
-        raise BadInput(
-            f"There is no folder {folder}. Give one that the recording callback wrote, or --model and --dataset."
-        )
+        raise BadInput(f"There is no folder {folder}. Give one written by BadBatchRecorder, or --model and --dataset.")
     path = folder / ABOUT
     if not path.is_file():
         hint = " It looks like a model: give it as --model." if (folder / "config.json").is_file() else ""
@@ -111,7 +109,9 @@ def read_case(folder: Path) -> tuple[About, dict[str, Any], Path | None]:
         document = json.loads(read_file(path))
         version = document.get("schema") if isinstance(document, dict) else None
         if isinstance(version, int) and version > SCHEMA:
-            raise BadInput(f"{path} has schema {version}, newer than this mpsdiag knows ({SCHEMA}). Upgrade mpsdiag.")
+            raise BadInput(
+                f"{path} has schema {version}, which is newer than this mpsdiag knows ({SCHEMA}). Upgrade mpsdiag."
+            )
         about = About.model_validate(document)
     except (ValueError, OSError, RecursionError) as problem:
         raise BadInput(f"{path} cannot be read: {_first(problem)}. Record the case again.") from problem
@@ -134,7 +134,7 @@ def load_batch(path: Path) -> dict[str, Tensor]:
 
     if path.is_dir():
         raise BadInput(
-            f"{path} is a folder; --batch takes a .safetensors file. A recorded folder is given without --batch."
+            f"{path} is a folder, but --batch takes a .safetensors file. Give a recorded folder without --batch."
         )
     try:
         head = read_file(path, 8)
@@ -142,7 +142,7 @@ def load_batch(path: Path) -> dict[str, Tensor]:
         raise BadInput(f"Cannot read the batch {path}: {problem.strerror}.") from problem
     if head.startswith(_PICKLES):
         raise BadInput(
-            f"{path} is a pickle, and loading a pickle can run any code that is in it, so it is refused. Save "
+            f"{path} is a pickle, which is refused because loading it can run any code. Save "
             "the batch with safetensors.torch.save_file(batch, 'batch.safetensors')."
         )
     try:
@@ -158,7 +158,7 @@ def load_batch(path: Path) -> dict[str, Tensor]:
 
 
 def save_batch(path: Path, batch: Mapping[str, Tensor]) -> None:
-    """Write the tensors of a batch, on the CPU and apart from each other in memory."""
+    """Write the tensors of a batch, on the CPU and without shared memory."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in batch.items()}, path)

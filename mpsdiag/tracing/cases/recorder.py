@@ -1,4 +1,4 @@
-"""`BadBatchRecorder`: keeps the first bad batch of a training, with the weights of that moment, to be traced later."""
+"""`BadBatchRecorder`: saves the first bad batch of a training run, with the weights at that time, for a later trace."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ KEPT_LOSSES = 50
 
 
 class BadBatchRecorder(TrainerCallback):
-    """Writes the first batch whose loss, logits or gradients are not finite into a folder: `mpsdiag trace FOLDER`.
+    """Saves the first batch with non-finite loss, logits or gradients in a folder, for `mpsdiag trace FOLDER`.
 
-    Give it to any Trainer: `callbacks=[BadBatchRecorder("bad-batch")]`. It waits for the device once a forward, and
-    once a step for the gradients. After the first record it does nothing.
+    Give it to any Trainer: `callbacks=[BadBatchRecorder("bad-batch")]`. It waits for the device once in each forward,
+    and once in each step for the gradients. After the first record it does nothing.
 
     Attributes:
-        recorded: Where the batch was written; None so far.
+        recorded: The folder of the batch; None until one is recorded.
 
     Args:
         folder: Must not exist, or be empty.
-        save_weights: Also write the weights of that moment. Without them replaying needs `--model`.
+        save_weights: Also save the weights at that time. Without them, replaying needs `--model`.
 
     Raises:
         BadInput: The folder is in use.
@@ -55,7 +55,7 @@ class BadBatchRecorder(TrainerCallback):
         self._handle: RemovableHandle | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any = None, **__: Any) -> None:
-        """Begin to watch the model."""
+        """Start watching the model."""
         self._arguments, self._state = args, state
         if model is None or (self._watched is not None and self._watched() is model):
             return
@@ -66,11 +66,11 @@ class BadBatchRecorder(TrainerCallback):
     on_train_begin = on_init_end  # The model that is trained may be another one (`model_init`).
 
     def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
-        """Look at the gradients before they spoil the weights."""
+        """Check the gradients before they spoil the weights."""
         if self.recorded is not None or model is None or self._last is None:
             return
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        # The sum is cheap, and may itself overflow; only then every value is looked at.
+        # The sum is cheap but may itself overflow; only then is every value checked.
         sums = [gradient.sum(dtype=torch.float32).to(gradients[0].device) for gradient in gradients]
         if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
             return
@@ -91,7 +91,7 @@ class BadBatchRecorder(TrainerCallback):
                 return
             judged = logits.amax()
         value = float(judged.detach())
-        # References only: nothing is copied unless it turns out bad.
+        # References only: nothing is copied unless it turns out to be bad.
         self._last = dict(inputs), value if loss is not None else None
         if math.isfinite(value):
             if loss is not None and model.training:

@@ -30,10 +30,10 @@ from mpsdiag.words import (
 
 @dataclass(frozen=True)
 class TraceRequest:
-    """What is to be traced, named as on the command line. None means: what belongs to the case.
+    """What to trace, named as on the command line. None means the default of the case.
 
     `folder` is a recorded case, `batch_file` a batch in a safetensors file; `steps` counts training steps, `batches`
-    evaluation batches; `checkpoints` is where to look for the first one with bad weights.
+    evaluation batches; `checkpoints` are searched for the first one with bad weights.
     """
 
     folder: Path | None = None
@@ -61,7 +61,7 @@ class TraceRequest:
 
 @dataclass
 class TracedCase:
-    """A case, ready to run: model and batches on the device, and what the report says about it."""
+    """A case, ready to run: model and batches on the device, and facts for the report."""
 
     model: nn.Module
     batches: list[dict[str, Any]]
@@ -75,7 +75,7 @@ class TracedCase:
 
 @contextmanager
 def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterator[TracedCase]:
-    """Load what is to be traced; inside the block its attention, emulation and autocast are in effect."""
+    """Load the case to trace; inside the block its attention, emulation and autocast are in effect."""
     one_of("padding side", request.padding_side, PADDING_SIDES)
     if request.attention is not None:
         attention_mode(request.attention)
@@ -86,7 +86,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
     if request.batch_file is not None:
         batch = load_batch(request.batch_file)
     if about is not None and weights is None and request.model is None:
-        raise BadInput(f"{request.folder} was recorded without weights. Give the model it was made with: --model.")
+        raise BadInput(f"{request.folder} was recorded without weights. Give the model that was recorded: --model.")
     name = request.model or str(weights or DEFAULT_MODEL)
     attention = request.attention or (about.attention if about else None)
     emulation = _emulation(request, about)
@@ -99,7 +99,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
         task, seed = request.task, request.seed
         model: nn.Module = build_model(name, seed=seed, dtype=dtype, from_config=False, task=task)
         model.to(device)
-        # One that was recorded may be a kernel of the hub, which is loaded only where it is asked for.
+        # A recorded attention may be a hub kernel, which is loaded only on request.
         if attention is not None and (attention in ATTENTION_MODES or attention == request.attention):
             stack.enter_context(put_in_place(model, attention_for(model, attention)))
         stack.enter_context(as_on_mps(emulation))
@@ -122,7 +122,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
 
 
 def _batches(request: TraceRequest, name: str, model: Any, longest: int) -> list[dict[str, Any]]:
-    """The first texts of the data, tokenized, padded and labelled as the task of the model has it."""
+    """The first texts of the data, tokenized, padded and labelled for the task of the model."""
     from mpsdiag.inputs.texts import load_texts
     from mpsdiag.inputs.tokenizer import load_processor
 

@@ -1,1 +1,1 @@
-"""The causes, one family of rules a file."""
+"""The causes, one family of rules in each file."""

@@ -1,6 +1,6 @@
-"""Values too large for their dtype, values that only this device makes non-finite, and what no rule explains.
+"""Values too large for their dtype, values that only this device makes non-finite, and unexplained values.
 
-Decided by running the call again, on the CPU and in float64.
+The decision is made by running the call again, on the CPU and in float64.
 """
 
 from typing import cast
@@ -33,7 +33,7 @@ _HINTS = {
 
 
 def overflow(first: Candidate) -> Origin | None:
-    """Finite inputs, and a result (or a score on the way to it) beyond the largest number of the dtype."""
+    """Finite inputs, but a result (or an intermediate score) beyond the largest number of the dtype."""
     output = first.output
     if first.call is None or output is None:
         return None
@@ -51,7 +51,7 @@ def overflow(first: Candidate) -> Origin | None:
 
 
 def _replayed_overflow(first: Candidate, call: TorchCall, output: Tensor) -> Origin | None:
-    """Decide by what float64 gives for the same inputs where the output is not finite."""
+    """Decide by the float64 result of the same inputs where the output is non-finite."""
     bound = torch.finfo(output.dtype).max
     exact = replay(call, torch.float64)
     if exact is None or exact.shape != output.shape:
@@ -64,7 +64,7 @@ def _replayed_overflow(first: Candidate, call: TorchCall, output: Tensor) -> Ori
     if finite.numel():
         plain = replay(call)
         if plain is not None and bool((~torch.isfinite(plain[bad])).any()):
-            return _overflowed(first, output, _largest_input(first), "a value on the way")
+            return _overflowed(first, output, _largest_input(first), "an intermediate value")
         return None
     if first.terminal.kind == "inf" and first.event.operation not in (*_POLES, *LOSSES):
         return _overflowed(first, output, float("inf"))
@@ -72,7 +72,7 @@ def _replayed_overflow(first: Candidate, call: TorchCall, output: Tensor) -> Ori
 
 
 def division_by_zero(first: Candidate) -> Origin | None:
-    """A divisor is zero where the result is not finite; written as a quotient, a mean, a spread or a norm."""
+    """A divisor is zero where the result is non-finite: in a quotient, a mean, a standard deviation or a norm."""
     output = first.output
     if first.call is None or output is None or first.event.operands or first.terminal.kind == "error":
         return None
@@ -86,35 +86,35 @@ def division_by_zero(first: Candidate) -> Origin | None:
 
 
 def _zero_divisor(first: Candidate, bad: Tensor) -> tuple[str, int] | None:
-    """What is zero, and in how many of the bad values."""
+    """Which divisor is zero, and in how many of the bad values."""
     zero, what = _zeros(first, bad)
     if bool(zero.any()):
         return f"{what} in {int(zero.sum())} of {bad.numel()} values", int(zero.sum())
     operation, named, everywhere = first.event.operation, first.named, int(bad.sum())
     source = next((tensor for _, tensor in first.inputs), None)
     if operation == "corrcoef":
-        return "a row that is constant has no spread, which is zero", everywhere
+        return "a constant row has a standard deviation of zero", everywhere
     if operation in _SPREADS and source is not None and source.numel() <= bad.numel():
-        return "the spread of one value divides by n - 1, which is zero", everywhere
+        return "the standard deviation of one value divides by n - 1, which is zero", everywhere
     if any(tensor.numel() == 0 for _, tensor in first.inputs if tensor.is_floating_point()):
-        return "a mean over nothing, the input is empty", everywhere
+        return "the mean of an empty input", everywhere
     weight, target = named.get("weight"), named.get("target")
     if operation in LOSSES and isinstance(weight, Tensor) and isinstance(target, Tensor):
         counted = target[(target >= 0) & (target < weight.numel())]
         if not target.is_floating_point() and not bool(weight[counted].any()):
-            return "the class weights of all targets add up to zero", everywhere
+            return "the class weights of all targets sum to zero", everywhere
     variance = named.get("argument 2") if operation == "batch_norm" else None
     negative = isinstance(variance, Tensor) and bool((variance < 0).any())
     if (operation.endswith("norm") or operation == "normalize") and not negative:
         exact = replay(cast("TorchCall", first.call), torch.float64)
         same = exact is not None and exact.shape == bad.shape
         if exact is not None and same and not bool(torch.isfinite(exact[bad.cpu()]).any()):
-            return "the norm or spread of a constant row is zero, and so is eps", everywhere
+            return "the norm or standard deviation of a constant row is zero, and so is eps", everywhere
     return None
 
 
 def _zeros(first: Candidate, bad: Tensor) -> tuple[Tensor, str]:
-    """Where the divisor of a quotient is zero and the result is bad, and what that is."""
+    """Where the divisor of a quotient is zero and the result is bad, and what the divisor is."""
     operation, args = first.event.operation, list(first.named.values())
     if operation in ("div", "remainder", "fmod", "floor_divide"):
         turned = getattr(first.call and first.call.func, "__name__", "") in ("__rtruediv__", "__rdiv__")
@@ -127,7 +127,7 @@ def _zeros(first: Candidate, bad: Tensor) -> tuple[Tensor, str]:
 
 
 def infinite_logits(first: Candidate) -> Origin | None:
-    """A loss that minus infinity among its inputs makes infinite: a class that was ruled out counts after all."""
+    """A loss that is infinite because an input is minus infinity: an excluded class counts after all."""
     negative = [operand for operand in first.event.operands if operand.impurity.negative]
     if first.terminal.kind != "inf" or not negative:
         return None
@@ -151,7 +151,7 @@ def infinite_logits(first: Candidate) -> Origin | None:
 
 
 def device_only(first: Candidate) -> Origin | None:
-    """The CPU gives finite values for the very same inputs in the same dtype: the device's kernel is to blame."""
+    """The CPU gives finite values for the same inputs in the same dtype: the device's kernel is the cause."""
     output = first.output
     if first.call is None or output is None or first.device == "cpu":
         return None
@@ -163,7 +163,7 @@ def device_only(first: Candidate) -> Origin | None:
         return None
     return first.origin(
         "wrong_device",
-        f"{first.event.operation} gives {int(bad.sum())} non-finite values on {first.device}, and finite "
+        f"{first.event.operation} gives {int(bad.sum())} non-finite values on {first.device}, but finite "
         "ones on the CPU with the same inputs",
         "device_kernel",
         cpu_largest=largest(plain),
@@ -192,10 +192,10 @@ def _overflowed(first: Candidate, output: Tensor, value: float, what: str = "the
 
 
 def unknown(first: Candidate) -> Origin:
-    """The place is known, the reason is not."""
+    """The place is known, but not the reason."""
     event = first.event
     hint = _HINTS.get(event.operation)
     guess = f"; {hint}?" if hint else ""
     made = "NaN" if event.impurity.nan else "an infinity"
-    where = "comes out of" if first.terminal.kind in ("nan", "inf") else "comes, from out of sight, into"
-    return first.origin("unknown", f"{made} {where} {event.operation}, and no known cause fits{guess}", "unknown")
+    where = "comes out of" if first.terminal.kind in ("nan", "inf") else "comes from an unobserved source into"
+    return first.origin("unknown", f"{made} {where} {event.operation}, but no known cause fits{guess}", "unknown")

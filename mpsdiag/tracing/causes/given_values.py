@@ -1,4 +1,4 @@
-"""Faults of what the model was given: broken weights, a bad batch, indices that point nowhere, no label that counts."""
+"""Faults in what the model was given: bad weights, a bad batch, indices out of range, no label that counts."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity
 
 
 def bad_weights(first: Candidate) -> Origin | None:
-    """NaN or infinity is already in a weight that an operation read."""
+    """An operation read a weight that already contained NaN or infinity."""
     operand = first.terminal.operand
     if first.terminal.kind != "weight" or operand is None:
         return None
     bad = nonfinite_weights(first.model)
-    others = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+    others = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
     return first.origin(
         "bad_weights",
         f"the {operand.source.kind} {operand.source.name} is not finite before anything runs{others}",
@@ -29,7 +29,7 @@ def bad_weights(first: Candidate) -> Origin | None:
 
 
 def unread_weights(model: nn.Module) -> Origin | None:
-    """The checkpoint has NaN or infinity in weights that the class it was loaded as does not read."""
+    """The checkpoint has NaN or infinity in weights that the loaded class does not read."""
     bad, sentence = unread_nonfinite(model)
     if not bad:
         return None
@@ -45,7 +45,7 @@ def unread_weights(model: nn.Module) -> Origin | None:
 
 
 def nonfinite_weights(model: nn.Module) -> list[dict[str, Any]]:
-    """Facts of the parameters and running statistics that are not finite, and of other buffers that hold NaN."""
+    """Facts about non-finite parameters and running statistics, and about other buffers that hold NaN."""
     found = []
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         state = impurity(tensor)
@@ -55,7 +55,7 @@ def nonfinite_weights(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def bad_inputs(first: Candidate) -> Origin | None:
-    """A tensor of the batch is not finite, or a mask of it holds NaN."""
+    """A tensor of the batch is non-finite, or one of its masks holds NaN."""
     operand = first.terminal.operand
     if first.terminal.kind != "batch" or operand is None:
         return None
@@ -68,7 +68,7 @@ def bad_inputs(first: Candidate) -> Origin | None:
 
 
 def no_labels(first: Candidate) -> Origin | None:
-    """The loss is NaN and no target of it counts."""
+    """The loss is NaN, and none of its targets counts."""
     operation, named, labels = first.event.operation, first.named, first.batch.get("labels")
     unlabelled = bool(no_label_counts({"labels": labels}))
     if operation in TARGETED:
@@ -78,7 +78,7 @@ def no_labels(first: Candidate) -> Origin | None:
             return None
         if target.numel():
             return _no_labels(first, target)
-    # A mean over what is left of the labels, written out.
+    # A hand-written mean over the labels that are left.
     over_nothing = operation in ("mean", *TARGETED) and any(not tensor.numel() for _, tensor in first.inputs)
     if unlabelled and (over_nothing or (operation == "div" and _zero(named.get("other")))):
         return _no_labels(first, first.batch["labels"])

@@ -1,4 +1,4 @@
-"""Indices against the sizes of the tables they are looked up in: not every device complains about one out of range."""
+"""Indices compared with the sizes of the tables they index: not every device reports an index out of range."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from mpsdiag.tracing.watch.tensors import facts, flat, listed, tensors_in
 
 @dataclass(frozen=True)
 class _Table:
-    """What indices of the batch are looked up in: of `size` rows, by `operation` in `module`."""
+    """A table that indices of the batch refer to: `size` rows, read by `operation` in `module`."""
 
     key: str
     size: int
@@ -71,7 +71,7 @@ def _tables(model: nn.Module) -> Iterator[_Table]:
 
 
 def _one_label(config: Any) -> bool:
-    """Whether a label is the number of a class; a single class stands for a regression."""
+    """Whether a label is the number of a class; a single class means regression."""
     kind = getattr(config, "problem_type", None)
     return getattr(config, "num_labels", 0) > 1 and kind in (None, "single_label_classification")
 
@@ -93,12 +93,12 @@ def _origin(table: _Table, indices: Tensor, wrong: Tensor) -> Origin:
 def _reaches(key: str | None, indices: Tensor, size: int, what: str) -> tuple[str, dict[str, Any]]:
     span = [int(indices.min()), int(indices.max())]
     name = f"'{key or 'an index'}'"
-    summary = f"{name} reaches from {span[0]} to {span[1]}, and {what} takes 0 to {size - 1}"
+    summary = f"{name} ranges from {span[0]} to {span[1]}, but {what} takes 0 to {size - 1}"
     return summary, {"input": key, "size": size, "range": span}
 
 
 def index_out_of_range(first: Candidate) -> Origin | None:
-    """An index of the batch points outside the table it is looked up in; the CPU refuses, a device may read garbage."""
+    """An index of the batch is out of range of its table; the CPU refuses it, a device may read garbage."""
     if not isinstance(first.event.error, IndexError):
         return None
     integers = [facts(tensor, name) for name, tensor in first.inputs if not tensor.is_floating_point()]
@@ -106,7 +106,7 @@ def index_out_of_range(first: Candidate) -> Origin | None:
     operation, named = first.event.operation, first.named
     table, loss = named.get("weight" if operation == "embedding" else "input"), operation in TARGETED
     if not isinstance(table, Tensor) or not (loss or operation == "embedding"):
-        what = f"an index points outside of what it is looked up in ({first.event.error})"
+        what = f"an index is out of range ({first.event.error})"
         return first.origin("bad_inputs", what, "indices", **evidence)
     size = table.shape[1] if loss and table.dim() > 1 else table.shape[0]
     indices: Tensor = named["target" if loss else "input"]
@@ -130,13 +130,13 @@ def _outside(name: str, tensor: Tensor, size: int) -> bool:
 
 
 def output_matrix(model: nn.Module) -> Tensor | None:
-    """The matrix that gives the logits of a language model, (vocabulary, channels); None for any other model."""
+    """The matrix that gives the logits of a language model, (vocabulary, channels); None for other models."""
     weight = getattr(ask(model, "get_output_embeddings"), "weight", None)
     return weight if isinstance(weight, Tensor) and weight.dim() == 2 else None
 
 
 def ask(model: nn.Module, getter: str) -> Any:
-    """What a getter of transformers' models gives; None where a model has none, or does not implement it."""
+    """The result of a getter of transformers' models; None if a model has none or does not implement it."""
     get = getattr(model, getter, None)
     try:
         return None if get is None else get()

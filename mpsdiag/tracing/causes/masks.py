@@ -14,11 +14,11 @@ from mpsdiag.words import count
 
 BEFORE, AFTER = "padding before the first real token", "padding after the last real token"
 ALONE, REAL, UNKNOWN = "sequences of padding only", "real tokens", "positions of unknown kind"
-_REASONS = {BEFORE: "padding on the left", AFTER: "a sliding window that padding on the right outlasts"}
+_REASONS = {BEFORE: "padding on the left", AFTER: "padding on the right longer than the sliding window"}
 
 
 def attention_over_nothing(first: Candidate) -> list[Origin]:
-    """NaN came out of a softmax exactly where the mask hides every key; with a second one where two reasons meet."""
+    """A softmax gave NaN exactly where the mask hides every key; a second origin if there are two reasons."""
     bad = _dead_and_bad(first)
     if bad is None:
         return []
@@ -63,7 +63,7 @@ def _remedy(first: Candidate) -> str:
 
 
 def _dead_and_bad(first: Candidate) -> Tensor | None:
-    """The rows, (sequences, queries), that are NaN and whose mask hides every key, in some head."""
+    """The rows, (sequences, queries), that are NaN and whose mask hides every key in some head."""
     call, result = first.call, first.output
     if first.terminal.kind != "nan" or call is None or result is None:
         return None
@@ -73,7 +73,7 @@ def _dead_and_bad(first: Candidate) -> Tensor | None:
     if call.operation in (SDPA, *SOFTMAX):
         dead = dead & ~torch.isfinite(result).all(-1)
     if call.operation == SDPA:
-        # Where the scores of a row overflow, the mask is not the reason: infinity plus minus infinity is NaN.
+        # If the scores of a row overflow, the mask is not the reason: infinity plus minus infinity is NaN.
         scores = scores_of(first.named)
         if scores is not None and scores.shape[:-1] == dead.shape:
             dead = dead & (scores.amax(-1) <= torch.finfo(first.named["query"].dtype).max).to(dead.device)
@@ -98,7 +98,7 @@ def _by_place(first: Candidate, bad: Tensor) -> dict[str, Tensor]:
 
 
 def _per_sequence(dead: Tensor, padding: Tensor | None) -> Tensor:
-    """Rows as (sequences, queries): heads joined, be they a dimension of their own or one with the sequences."""
+    """Rows as (sequences, queries), with heads joined, even if they share a dimension with the sequences."""
     if dead.dim() >= 3:
         return dead.flatten(1, -2).any(1).cpu()
     if dead.dim() < 2:
@@ -110,12 +110,12 @@ def _per_sequence(dead: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def mask_arithmetic(first: Candidate) -> Origin | None:
-    """The first bad value comes from computing a mask."""
+    """The first bad value comes from the computation of a mask."""
     return _doubled(first) or _zero_times_infinity(first) or _plus_infinity(first)
 
 
 def _doubled(first: Candidate) -> Origin | None:
-    """Minus infinity from adding to (about) the lowest finite number of the dtype."""
+    """Minus infinity from an addition to (about) the lowest finite number of the dtype."""
     adds = first.terminal.kind == "inf" and first.event.operation in ("add", "sub")
     if not adds or first.event.impurity.positive:
         return None
@@ -123,18 +123,18 @@ def _doubled(first: Candidate) -> Origin | None:
     if not deep:
         return None
     what = (
-        "two masks of the lowest finite number are added, which is minus infinity: rows meant to be merely "
+        "two masks of the lowest finite number are added, which gives minus infinity: rows meant to be merely "
         "discouraged are fully masked"
         if deep > 1
-        else "a negative score added to a mask of the lowest finite number is minus infinity"
+        else "a negative score is added to a mask of the lowest finite number, which gives minus infinity"
     )
     return first.origin("bad_mask", what, "added_masks", masks_at_lowest=deep)
 
 
 def _looks_masked(tensor: Tensor) -> bool:
-    """Whether a tensor looks like a mask that hides by about the lowest finite number of its dtype.
+    """Whether a tensor looks like a mask that hides with about the lowest finite number of its dtype.
 
-    A mask is near zero where it lets through, and of one depth where it hides; activations that overflow are not.
+    A mask is near zero where it lets through, and constant where it hides; overflowing activations are not.
     """
     depth = tensor.detach().double() / torch.finfo(tensor.dtype).min
     deep, shallow = depth[depth >= 0.5], depth[depth < 0.5]
@@ -151,13 +151,13 @@ def _zero_times_infinity(first: Candidate) -> Origin | None:
         return None
     return first.origin(
         "bad_mask",
-        "0 times infinity is NaN: a mask is made by multiplying a 0/1 mask with minus infinity",
+        "0 times infinity is NaN: a mask is made by multiplying a 0/1 mask by minus infinity",
         "multiplied_mask",
     )
 
 
 def _plus_infinity(first: Candidate) -> Origin | None:
-    """Plus infinity in the mask of an attention, or put into the scores that a softmax reads: it gives NaN always."""
+    """Plus infinity in the mask of an attention, or in the scores that a softmax reads, which always gives NaN."""
     if first.terminal.kind != "nan" or first.event.operation not in (SDPA, *SOFTMAX):
         return None
     mask = first.named.get("attn_mask") if first.event.operation == SDPA else _scores_with_infinity(first)
@@ -178,7 +178,7 @@ def _plus_infinity(first: Candidate) -> Origin | None:
 
 
 def _scores_with_infinity(first: Candidate) -> Tensor | None:
-    """What the softmax read; the way back has found that no operation computed this infinity from finite numbers."""
+    """The input of the softmax; the search found no operation that computed this infinity from finite numbers."""
     known = [operand for operand in first.event.operands if operand.source.kind != "unseen"]
     if not any(operand.impurity.positive for operand in known):
         return None

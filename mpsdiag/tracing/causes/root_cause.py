@@ -1,4 +1,4 @@
-"""What a rule judges: one place where non-finite values begin, with all that is known about it."""
+"""The input of a rule: one place where non-finite values begin, with everything known about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from mpsdiag.tracing.watch.tensors import bad_rows, facts, tensors_in
 
 @dataclass(frozen=True)
 class Candidate:
-    """Where non-finite values begin, and the run it happened in; `grad`: gradients were wanted."""
+    """Where non-finite values begin, and in which run; `grad`: gradients were required."""
 
     terminal: Terminal
     batch: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Candidate:
 
     @property
     def call(self) -> TorchCall | None:
-        """The call with its tensors, where they were kept."""
+        """The call with its tensors, if they were kept."""
         return self.event.call if self.terminal.kind in ("nan", "inf", "error") else None
 
     @property
@@ -55,7 +55,7 @@ class Candidate:
 
     @property
     def device(self) -> str:
-        """Where it ran, in words: an emulation is called one."""
+        """Where it ran, in words; an emulation is named as such."""
         return device_label(self.model)
 
     def origin(self, cause: Cause, summary: str, remedy: str, **evidence: Any) -> Origin:

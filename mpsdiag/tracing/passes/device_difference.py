@@ -1,4 +1,4 @@
-"""A device that gives finite but wrong numbers: the first layer, and in it the operation, that leaves the reference.
+"""A device that gives finite but wrong numbers: the first layer, and its operation, that departs from the reference.
 
 The reference is float64 on the CPU; the bound is that of `sdpa/float64.py`.
 """
@@ -39,12 +39,12 @@ from mpsdiag.tracing.watch.tensors import facts, flat, fresh, judged_in, tensors
 logger = logging.getLogger(__name__)
 
 Hidden = tuple[nn.Module | None, Tensor]
-"""What a layer gives, or (None) the logits."""
+"""The output of a layer, or (None) the logits."""
 
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """How far one tensor is from float64 at real positions, and how far it may be; `module` None: the logits."""
+    """Distance of one tensor from float64 at real positions, and the allowed distance; `module` None: the logits."""
 
     module: nn.Module | None
     layer: int | None
@@ -53,12 +53,12 @@ class TensorDifference:
 
     @property
     def wrong(self) -> bool:
-        """Further than it may be; a NaN is infinitely far."""
+        """Whether it is further than allowed; a NaN is infinitely far."""
         return not self.distance <= self.bound
 
 
 def find_difference(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Origin | None, TorchCall | None]:
-    """Compare an evaluation of a batch with the CPU: where it leaves the reference, and the call that does."""
+    """Compare an evaluation of a batch with the CPU: where it departs from the reference, and the call that does."""
     try:
         differences = _differences(model, batch)
     except (RuntimeError, NotImplementedError, TypeError) as problem:
@@ -85,14 +85,14 @@ def _origin(
     inside = first.module or model
     module = worst.module if worst else next(name for name, m in model.named_modules() if m is inside)
     operation = worst.call.operation if worst else type(inside).__name__
-    where = "no layer, but what follows them," if first.layer is None else f"layer {first.layer}"
+    where = "no layer, but what follows the layers," if first.layer is None else f"layer {first.layer}"
     return Origin(
         cause="wrong_device",
         layer=first.layer,
         module=module,
         operation=operation,
-        summary=f"all values are finite, and wrong on {device}: {where} is the first to leave the float64 reference, "
-        f"by {first.distance:.3g} where {first.bound:.3g} is allowed; {operation} differs most in it",
+        summary=f"all values are finite, but wrong on {device}: {where} is the first to leave the float64 reference, "
+        f"by {first.distance:.3g} (allowed: {first.bound:.3g}); {operation} differs most in it",
         evidence={
             "device": device,
             "logits": {"difference": differences[-1].distance, "bound": differences[-1].bound},
@@ -104,7 +104,7 @@ def _origin(
 
 
 def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDifference]:
-    """Of every layer, in the order they ran, and last of the logits."""
+    """The distance of every layer in the order they ran, and finally of the logits."""
     mine, given_to_all = _hidden(model, batch), flat(batch)
     names = {module: name for name, module in model.named_modules()}
     numbers = numbered_layers(model)
@@ -127,7 +127,7 @@ def _differences(model: nn.Module, batch: Mapping[str, Any]) -> list[TensorDiffe
 
 
 def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Hidden]:
-    """What the layers give, in the order they run, and last the logits, on the CPU."""
+    """The outputs of the layers in the order they run, and finally the logits, on the CPU."""
     found: list[Hidden] = []
 
     def keep(module: nn.Module, _args: Any, output: Any) -> None:
@@ -148,7 +148,7 @@ def _hidden(model: nn.Module, batch: Mapping[str, Any]) -> list[Hidden]:
 
 @dataclass(frozen=True)
 class WrongOperation:
-    """An operation that is off: `distance` from float64, the CPU's in the same dtype; `excess`: distance / allowed."""
+    """A wrong operation: its `distance` from float64, the CPU's in the same dtype; `excess`: distance / allowed."""
 
     module: str
     call: TorchCall
@@ -167,7 +167,7 @@ class WrongOperation:
 
 
 class PerOperation(TorchFunctionMode):
-    """Watches one module, and keeps the operation that is furthest beyond what it may be."""
+    """Watches one module, and keeps the operation that exceeds its allowed distance most."""
 
     def __init__(self, model: nn.Module, inside: nn.Module, leave_out: Collection[nn.Module] = ()) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class PerOperation(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         inside = self._inside in self._path and not any(module in self._path for module in self._leave_out)
-        # What writes in place has lost its inputs.
+        # An operation that writes in place has lost its inputs.
         looked_at = inside and isinstance(result, Tensor) and result.is_floating_point()
         if looked_at and not writes_in_place(func, kwargs):
             self._judge(TorchCall(func, args, kwargs, result), result)

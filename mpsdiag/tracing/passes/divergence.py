@@ -1,4 +1,4 @@
-"""Training that breaks its own weights: the trajectory of a run, and when the learning rate is to blame."""
+"""Training that breaks its own weights: the trajectory of a run, and when the learning rate is the cause."""
 
 import math
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from mpsdiag.tracing.watch.model_state import device_label
 from mpsdiag.tracing.watch.tensors import LISTED, facts, impurity, largest
 
 GROWTH = 10.0
-"""A loss, gradient norm or weight that grew by less has not diverged."""
+"""Least growth factor of a loss, gradient norm or weight that counts as divergence."""
 OF_TRAINING = ("overflow", "unknown", "wrong_device")
-"""Causes that a divergence may look like; those that lie in the data or the mask stay what they are."""
+"""Causes that may really be a divergence; causes in the data or the mask are never changed."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Trajectory:
     grad_norms: list[float] = field(default_factory=list)
 
     def note(self, loss: float, grad_norm: float) -> None:
-        """One more step."""
+        """Add a step."""
         self.losses.append(loss)
         self.grad_norms.append(grad_norm)
 
@@ -44,15 +44,15 @@ class Trajectory:
 
 
 def or_divergence(model: nn.Module, origin: Origin, trajectory: Trajectory, initial: Mapping[str, Tensor]) -> Origin:
-    """The origin as it is, or as the end of a divergence: losses, gradients or weights grew at least tenfold.
+    """The origin unchanged, or as the end of a divergence if losses, gradients or weights grew at least tenfold.
 
-    With the initial weights the caller has run the control; without them the summary leaves it out.
+    If the initial weights are given, the caller has run the control; otherwise the summary does not mention it.
     """
     grown = _growth(model, trajectory, initial)
     if max(grown.values(), default=0.0) < GROWTH:
         return origin
     listed = ", ".join(f"{name} x {factor:.3g}" for name, factor in grown.items() if factor >= GROWTH)
-    control = "; the same batch is finite with the weights training began with" if initial else ""
+    control = "; the same batch is finite with the initial weights" if initial else ""
     return origin.model_copy(
         update={
             "cause": "divergence",
@@ -67,7 +67,7 @@ def or_divergence(model: nn.Module, origin: Origin, trajectory: Trajectory, init
 def after_the_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, trajectory: Trajectory, initial: Mapping[str, Tensor]
 ) -> Origin | None:
-    """The weights that an optimizer step made non-finite; None if there is none that was finite at the beginning."""
+    """The weights that an optimizer step made non-finite; None if none of them was finite before."""
     finite = {name for name, weight in initial.items() if not impurity(weight)}
     bad = [weight for weight in nonfinite_weights(model) if weight["name"] in finite]
     if not bad:
@@ -105,7 +105,7 @@ def after_the_optimizer(
 
 
 def exploded_norm(model: nn.Module, trajectory: Trajectory) -> Origin | None:
-    """Gradients that are all finite, and so large that their norm is not; None if one is not finite itself."""
+    """Finite gradients so large that their norm overflows; None if a gradient itself is non-finite."""
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     if math.isfinite(trajectory.grad_norms[-1]) or any(map(impurity, gradients.values())) or not gradients:
         return None
@@ -117,14 +117,14 @@ def exploded_norm(model: nn.Module, trajectory: Trajectory) -> Origin | None:
         operation="clip_grad_norm_",
         phase="backward",
         summary=f"the gradient norm overflows: the gradient of {name} reaches {largest(gradients[name]):.4g}, whose "
-        "square is beyond its dtype",
+        "square overflows its dtype",
         evidence={"gradient": facts(gradients[name], name), "device": device_label(model)},
         remedy=REMEDIES["divergence"],
     )
 
 
 def _growth(model: nn.Module, trajectory: Trajectory, initial: Mapping[str, Tensor]) -> dict[str, float]:
-    """How many times larger losses, gradient norms and weights became, the last finite ones against the first."""
+    """Growth of losses, gradient norms and weights: the last finite ones divided by the first."""
     grown = {}
     for name, values in (("loss", trajectory.losses), ("gradient norm", trajectory.grad_norms)):
         finite = [value for value in values if math.isfinite(value)]

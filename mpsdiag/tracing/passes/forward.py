@@ -1,6 +1,6 @@
-"""An evaluation: each batch cheaply first, in detail where something is not finite, against the CPU where all is.
+"""An evaluation: each batch first cheaply, then in detail if something is not finite, otherwise against the CPU.
 
-In detail means again and again: each time with the faults found so far made finite, until none is left.
+The detailed pass is repeated, each time with the faults found so far made finite, until none is left.
 """
 
 import math
@@ -29,14 +29,14 @@ from mpsdiag.tracing.watch.tensors import flat, fresh
 from mpsdiag.tracing.watch.tracer import Patches, Tracer, flag_of, is_up, numbers
 
 ROUNDS = 8
-"""At most this many faults behind each other are brought to light."""
+"""How many faults behind each other are searched for."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """What the trace of one batch gave: its loss, the origin if there is a finding, the call that gave the value.
+    """The trace of one batch: its loss, the origin if there is a finding, the call that gave the value.
 
-    `bad`: there is a finding, or there would be one if it were looked at in detail.
+    `bad`: there is a finding, or would be one if the batch were examined in detail.
     """
 
     loss: float | None
@@ -47,11 +47,11 @@ class Traced:
 
 @dataclass
 class TracedRun:
-    """What several batches or training steps gave: their losses (nats; NaN where there is none), and what was found.
+    """The trace of several batches or training steps: their losses (nats; NaN if missing), and the findings.
 
-    Of training: `grad_norms`. Of an evaluation: `bad`, the numbers of the batches with a finding; `eval_loss`, the mean
-    over sequences, as a Trainer that leaves nothing out would print it; None without labels, and where a forward raised
-    or gave no loss; `stock_eval_loss`, what this transformers prints by default.
+    For training: `grad_norms`. For an evaluation: `bad`, the numbers of the batches with a finding; `eval_loss`, the
+    mean over sequences as printed by a Trainer that leaves nothing out (None without labels, or if a forward raised or
+    gave no loss); `stock_eval_loss`, what this transformers prints by default.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -64,18 +64,18 @@ class TracedRun:
 
 
 class ForwardTrace:
-    """Traces evaluations of one model: set up once, used for many batches; the modes are those in effect."""
+    """Traces evaluations of one model: set up once, used for many batches, in the current modes."""
 
     def __init__(self, model: nn.Module, *, compare: bool | None = None) -> None:
         self._model = model
         self._compare = not is_plain_cpu(model) if compare is None else compare
         self._indices, self._repeat = Indices(model), Repeat(model)
-        # There an index out of range ends all work on the device: it has to be found before the forward.
+        # There an index out of range ends all work on the device, so it must be found before the forward.
         self._check_first = device_of(model).type == "cuda"
         self._refuses = device_of(model).type == "cpu"  # It raises by itself.
 
     def run(self, batch: Mapping[str, Any], *, in_detail: bool = True) -> Traced:
-        """Run a batch, and find where its first non-finite value comes from, or where finite ones go wrong."""
+        """Run a batch, and find where its first non-finite value comes from, or where finite values go wrong."""
         if self._check_first and (outside := self._indices.explain(batch)) is not None:
             return Traced(None, outside, bad=True)
         self._repeat.take()
@@ -149,7 +149,7 @@ def _detailed_pass(model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, p
 
 
 EXPLAINED = 4
-"""At most this many bad batches are looked at in detail: another batch may be bad for another reason."""
+"""How many bad batches are examined in detail: another batch may be bad for another reason."""
 
 
 def trace_batches(
@@ -160,7 +160,7 @@ def trace_batches(
     grad: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TracedRun:
-    """Trace an evaluation. The origin is that of the first bad batch; those with other causes are in its `also`."""
+    """Trace an evaluation. The origin is that of the first bad batch; origins of other causes are in its `also`."""
     found, origins = TracedRun(), list[Origin]()
     forward, came_to_loss = ForwardTrace(model, compare=compare), True
     with in_mode(model, training=False, grad=grad):
@@ -187,7 +187,7 @@ def trace_batches(
 
 
 def _hidden_by_filter(found: TracedRun) -> list[Origin]:
-    """The eval_loss that is printed is finite only because batches are left out of it."""
+    """The printed eval_loss is finite only because batches are left out of it."""
     dropped = [number for number, loss in enumerate(found.losses) if not math.isfinite(loss)]
     if not dropped or found.stock_eval_loss is None or not math.isfinite(found.stock_eval_loss):
         return []
@@ -196,7 +196,7 @@ def _hidden_by_filter(found: TracedRun) -> list[Origin]:
         operation="evaluation_loop",
         phase="evaluation",
         summary=f"transformers prints eval_loss {found.stock_eval_loss:.4f} here: {len(dropped)} of "
-        f"{len(found.losses)} batches have a loss that is not finite, and logging_nan_inf_filter leaves them out",
+        f"{len(found.losses)} batches have a non-finite loss, and logging_nan_inf_filter leaves them out",
         evidence={
             "stock_eval_loss": found.stock_eval_loss,
             "eval_loss": found.eval_loss,
@@ -209,12 +209,12 @@ def _hidden_by_filter(found: TracedRun) -> list[Origin]:
 
 
 def _sequences(batch: Mapping[str, Any]) -> int:
-    """How many sequences a batch has."""
+    """The number of sequences in a batch."""
     sizes = (int(value.shape[0]) for value in batch.values() if isinstance(value, Tensor) and value.dim())
     return next(sizes, 1)
 
 
-# The first that fits names the cause; `unknown` when none does.
+# The first rule that fits names the cause; `unknown` if none fits.
 _RULES: Final[tuple[Callable[[Candidate], Origin | list[Origin] | None], ...]] = (
     bad_weights,
     bad_inputs,
@@ -231,6 +231,6 @@ _RULES: Final[tuple[Callable[[Candidate], Origin | list[Origin] | None], ...]] =
 
 
 def explain(first: Candidate) -> list[Origin]:
-    """Find the cause; more than one where several meet in the same operation."""
+    """Find the cause, or several if they meet in the same operation."""
     found = next(found for rule in _RULES if (found := rule(first)))
     return found if isinstance(found, list) else [found]

@@ -1,7 +1,7 @@
-"""The backward in detail: which operation's derivative gives the first non-finite gradient.
+"""The detailed backward: the operation whose derivative gives the first non-finite gradient.
 
-No torch function runs in a backward; autograd walks its own graph. So every node of it is claimed by the operation that
-made it while the forward runs, and a hook on it sees what goes in and what comes out.
+No torch function runs in a backward; autograd walks its own graph. So during the forward every node is claimed by the
+operation that made it, and a hook on the node sees its input and output.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ from mpsdiag.tracing.watch.tensors import LISTED, Impurity, facts, fresh, impuri
 from mpsdiag.tracing.watch.tracer import Tracer
 
 _LARGE = 1e9
-# Their derivatives are infinite somewhere: an infinite gradient of theirs is not an overflow.
+# Their derivatives are infinite somewhere, so an infinite gradient is not an overflow.
 _POLES = (*POLES, "pow", "norm", "vector_norm", "std", "var", "prod", "where", "hypot", "cdist")
 
 
 class GraphWatch:
-    """Claims nodes in the forward, and watches them in the backward."""
+    """Claims nodes during the forward, and watches them during the backward."""
 
     def __init__(self) -> None:
         self.first: Origin | None = None
@@ -40,12 +40,12 @@ class GraphWatch:
             waiting += [following for following, _ in node.next_functions if following is not None]
 
     def watch(self) -> None:
-        """Listen to all claimed nodes."""
+        """Add hooks to all claimed nodes."""
         for node, claim in self._claims.items():
             node.register_hook(self._listener(node.name(), claim))
 
     def forget(self) -> None:
-        """Let go of the graph."""
+        """Release the graph."""
         self._claims.clear()
 
     def _listener(self, name: str, claim: dict[str, Any]) -> Any:
@@ -62,7 +62,7 @@ class GraphWatch:
 
 
 def backward_of(output: Any) -> bool:
-    """Run the backward of the loss in an output, as transformers' Trainer does; False if it has none."""
+    """Run the backward of an output's loss, as transformers' Trainer does; False if it has none."""
     loss = loss_of(output)
     if loss is None:
         return False
@@ -73,9 +73,9 @@ def backward_of(output: Any) -> bool:
 def explain_backward(
     model: nn.Module, batch: Mapping[str, Any], repeat: Repeat, backward: Callable[[Any], bool] = backward_of
 ) -> Origin | None:
-    """Run forward and backward in detail; the modes are those in effect, and gradients are wanted.
+    """Run forward and backward in detail, in the current modes and with gradients.
 
-    `backward` runs the backward of an output; False if there is nothing to begin it with.
+    `backward` runs the backward of an output; it returns False if there is nothing to start from.
     """
     repeat.again()
     model.zero_grad(set_to_none=True)
@@ -94,7 +94,7 @@ def explain_backward(
     evidence = {"bad_gradients": bad[:LISTED], "of": len(bad), "device": device_label(model)}
     if graph.first is not None:
         return graph.first.model_copy(update={"evidence": evidence | graph.first.evidence})
-    what = f"gradients of {len(bad)} weights are not finite, and no derivative was seen that makes them so"
+    what = f"gradients of {len(bad)} weights are not finite, but no derivative was seen to cause this"
     origin = unexplained(model, what, "hooks", operation="backward", phase="backward", **evidence)
     return origin.model_copy(update={"module": bad[-1].rpartition(".")[0]})
 
@@ -102,10 +102,10 @@ def explain_backward(
 def _broken_derivative(
     claim: dict[str, Any], node: str, state: Impurity, incoming: list[Tensor], outgoing: Mapping[str, Tensor]
 ) -> Origin:
-    """The origin of non-finite gradients, the `outgoing`, that come of finite ones."""
+    """The origin of non-finite gradients, the `outgoing`, that arise from finite ones."""
     gave = [facts(gradient, name) for name, gradient in outgoing.items()]
     dtype, greatest = gave[0]["dtype"], max(map(largest, incoming), default=0.0)
-    # In float32 a product overflows where a large gradient meets it; a small one has met a pole.
+    # In float32 a product overflows if the incoming gradient is large; with a small one it is a pole.
     reached = dtype == "float16" or (state.infinite and greatest > _LARGE)
     operation = claim["operation"]
     overflowed = reached and operation not in _POLES

@@ -1,4 +1,4 @@
-"""A batch for a model: moved to its device; what it may be, the model's own forward decides."""
+"""A batch for a model, moved to its device; the model's own forward decides which arguments it accepts."""
 
 import difflib
 import inspect
@@ -25,7 +25,7 @@ def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(batch, Mapping):
         raise BadInput(
             f"A batch is a mapping from argument names to tensors, not a {type(batch).__name__}. "
-            'Give for example {"input_ids": ..., "attention_mask": ..., "labels": ...}.'
+            'For example, give {"input_ids": ..., "attention_mask": ..., "labels": ...}.'
         )
     if not batch:
         raise BadInput("The batch is empty. Give at least input_ids.")
@@ -42,7 +42,7 @@ def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole_batch(model: nn.Module, batch: Mapping[str, Any]) -> str | None:
-    """The name of the one argument that takes the whole batch, as in sentence-transformers; None for other models."""
+    """The argument that takes the whole batch, as in sentence-transformers; None for other models."""
     parameters = list(inspect.signature(model.forward).parameters.values())
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     takes_all = len(needed) == 1 and not batch.keys() & {p.name for p in parameters}
@@ -55,12 +55,12 @@ def _tensor(name: str, value: Any) -> Any:
     try:
         return torch.tensor(value)
     except (ValueError, TypeError, RuntimeError) as problem:
-        raise BadInput(f"'{name}' of the batch cannot be made a tensor: {problem}.") from problem
+        raise BadInput(f"'{name}' of the batch cannot be converted to a tensor: {problem}.") from problem
 
 
 @contextmanager
 def own_sentence(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
-    """Pass on what a forward raises, with the keys and shapes it was given; an index out of range goes through."""
+    """Re-raise the exception of a forward with the keys and shapes of its batch; an index error passes unchanged."""
     try:
         yield
     except (*_REFUSALS, IndexError, RuntimeError) as problem:
@@ -70,36 +70,36 @@ def own_sentence(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
         if isinstance(problem, IndexError):
             raise
         raise CannotDecide(
-            f"The forward itself fails, so nothing can be traced: {first_line(problem, 300)}. It was given "
+            f"The forward itself fails, so nothing can be traced: {first_line(problem, 300)}. Its batch has "
             f"{_shapes(batch)}."
         ) from problem
 
 
 def refusal(model: nn.Module, batch: Mapping[str, Any], problem: BaseException) -> str:
-    """The sentence for a batch that a model does not take."""
-    sentences = [f"{type(model).__name__} does not take this batch: {first_line(problem, 300)}."]
-    return " ".join([*sentences, *_hints(model, batch), f"It was given {_shapes(batch)}."])
+    """The message about a batch that a model does not accept."""
+    sentences = [f"{type(model).__name__} does not accept this batch: {first_line(problem, 300)}."]
+    return " ".join([*sentences, *_hints(model, batch), f"The batch has {_shapes(batch)}."])
 
 
 def _hints(model: nn.Module, batch: Mapping[str, Any]) -> list[str]:
-    """What looks wrong about a batch that its model has refused; the model has judged, these are only hints."""
+    """Hints about a batch that its model has refused."""
     found, ids, labels = [_typo(model, batch)], batch.get("input_ids"), batch.get("labels")
     main = getattr(model, "main_input_name", None)
     if main in _parameters(model) and not batch.keys() & {main, "inputs_embeds", "encoder_outputs"}:
-        found.append(f"The batch lacks '{main}'.")
+        found.append(f"The batch has no '{main}'.")
     if isinstance(ids, Tensor):
         if ids.is_floating_point() or ids.dtype == torch.bool:
-            found.append(f"'input_ids' holds {ids.dtype}; token ids are integers.")
+            found.append(f"'input_ids' holds {ids.dtype}; token ids must be integers.")
         if ids.dim() < 2:
-            found.append("'input_ids' has to be (sequences, positions).")
+            found.append("'input_ids' must have the shape (sequences, positions).")
         if isinstance(labels, Tensor) and labels.dim() and ids.dim() and labels.shape[0] != ids.shape[0]:
-            found.append("'labels' is for another number of sequences than 'input_ids'.")
+            found.append("'labels' and 'input_ids' have different numbers of sequences.")
     kind = getattr(getattr(model, "config", None), "problem_type", None)
     if isinstance(labels, Tensor):
         if kind == "multi_label_classification" and not labels.is_floating_point():
-            found.append(f"'labels' holds {labels.dtype}; of several labels each is a float, 0.0 or 1.0.")
+            found.append(f"'labels' holds {labels.dtype}; multiple labels must be floats, 0.0 or 1.0.")
         if kind in {None, "single_label_classification"} and labels.is_floating_point():
-            found.append(f"'labels' holds {labels.dtype}; classes and tokens are integers.")
+            found.append(f"'labels' holds {labels.dtype}; classes and tokens must be integers.")
     return [sentence for sentence in found if sentence]
 
 
@@ -111,7 +111,7 @@ def _has_short_mask(batch: Mapping[str, Any]) -> bool:
 
 
 def _typo(model: nn.Module, batch: Mapping[str, Any]) -> str | None:
-    """A key that the model does not name, and that resembles one which the batch lacks."""
+    """A key that the model does not have, but that resembles one missing from the batch."""
     named = _parameters(model)
     for key in batch:
         missing = [name for name in named if name not in batch]

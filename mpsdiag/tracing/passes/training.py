@@ -1,4 +1,4 @@
-"""Training steps, traced: the cheap pass in every step, in detail the first step that is not finite."""
+"""Traced training steps: a cheap pass in every step, and a detailed one in the first non-finite step."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ from mpsdiag.tracing.watch.tensors import fresh
 from mpsdiag.tracing.watch.tracer import flag_of, is_up, numbers
 
 LEARNING_RATE = 5e-5
-"""That of transformers' TrainingArguments."""
+"""The default of transformers' TrainingArguments."""
 
 
 def trace_training(
@@ -36,7 +36,7 @@ def trace_training(
 ) -> TracedRun:
     """Train with AdamW, and stop at the first step with a non-finite value; the weights are put back at the end."""
     if not any(weight.requires_grad for weight in model.parameters()):
-        raise BadInput("No weight of the model wants a gradient, so there is nothing to train. Unfreeze some.")
+        raise BadInput("No weight of the model requires a gradient, so there is nothing to train. Unfreeze some.")
     indices = Indices(model)
     for batch in batches:
         if (outside := indices.explain(batch)) is not None:
@@ -50,7 +50,7 @@ def trace_training(
 
 
 class _Training:
-    """Training under way, from the `initial` weights on."""
+    """A training run, starting from the `initial` weights."""
 
     def __init__(self, model: nn.Module, learning_rate: float, initial: Mapping[str, Tensor]) -> None:
         self._model, self._initial = model, initial
@@ -62,13 +62,13 @@ class _Training:
     def run(
         self, batches: Iterable[Mapping[str, Any]], progress: Callable[[str], None]
     ) -> tuple[Origin | None, TorchCall | None]:
-        """The steps, up to the first that is not finite; what is found in it."""
+        """Run the steps up to the first non-finite one; the finding in it."""
         for step, batch in enumerate(batches):
             progress(f"training step {step + 1}")
             repeat = Repeat(self._model)
             try:
                 bad = self._step(batch)
-            except IndexError:  # In the forward: the pass in detail says which index points nowhere.
+            except IndexError:  # In the forward: the detailed pass shows which index is out of range.
                 return explain_forward(self._model, batch, repeat)
             if bad:
                 origin, call = self._explain(batch, repeat)
@@ -77,12 +77,12 @@ class _Training:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
             self._sums = [weight.detach().sum(dtype=torch.float32) for weight in self._trained]
-        # No further step has read what the last one made of the weights.
+        # No further step has read the weights that the last one made.
         spoilt = not all(map(math.isfinite, *numbers(self._sums)))
         return (self._spoilt_by_the_optimizer() if spoilt else None), None
 
     def _step(self, batch: Mapping[str, Any]) -> bool:
-        """Forward and backward; whether anything, the weights it began with included, may be non-finite."""
+        """Forward and backward; whether anything, including the initial weights of the step, may be non-finite."""
         with own_sentence(self._model, batch):
             loss, flags = self._forward_and_backward(batch)
         for weight in self._trained:
@@ -106,7 +106,7 @@ class _Training:
         return after_the_optimizer(self._model, self._optimizer, self.trajectory, self._initial)
 
     def _explain(self, batch: Mapping[str, Any], repeat: Repeat) -> tuple[Origin | None, TorchCall | None]:
-        """The step that was noticed, in detail: weights, forward, backward, in this order."""
+        """Examine a suspicious step in detail: weights, forward, backward, in this order."""
         model, trajectory = self._model, self.trajectory
         if trajectory.step > 0 and (origin := self._spoilt_by_the_optimizer()):
             return origin, None
@@ -120,7 +120,7 @@ class _Training:
         return origin, call
 
     def _finite_at_first(self, batch: Mapping[str, Any], repeat: Repeat) -> bool:
-        """The control: the same batch with the weights that training began with."""
+        """The control: the same batch with the initial weights."""
         now = {name: weight.detach().clone() for name, weight in self._model.named_parameters()}
         _load(self._model, self._initial)
         finite = self._finite(batch, repeat)
@@ -128,11 +128,11 @@ class _Training:
         return finite
 
     def _unexplained(self, batch: Mapping[str, Any], repeat: Repeat) -> Origin | None:
-        """A step that came out finite in detail: None if it was, or what it takes to be non-finite again."""
+        """For a step that was finite in detail: None if it really was, otherwise what makes it non-finite again."""
         trajectory = self.trajectory
         finite = [math.isfinite(values[-1]) for values in (trajectory.losses, trajectory.grad_norms)]
         if all(finite):
-            return None  # Only the cheap pass thought so: a sum of its own overflowed.
+            return None  # Only the cheap pass saw it: one of its own sums overflowed.
         if not self._finite(batch, repeat):
             return only_unwatched(self._model)
         phase: Phase = "backward" if finite[0] else "forward"
@@ -151,7 +151,7 @@ class _Training:
 
 @contextmanager
 def _weights_put_back(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Keep weights, buffers and gradients, and put them back; gives the weights as they were."""
+    """Save weights, buffers and gradients, and restore them; gives the saved weights."""
     initial = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters()}
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     repeat = Repeat(model)

@@ -1,1 +1,1 @@
-"""A process that is watched as it is: forwards, backwards and optimizer steps of whatever code runs in it."""
+"""Watches a process: forwards, backwards and optimizer steps of any code that runs in it."""

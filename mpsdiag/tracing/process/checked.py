@@ -1,4 +1,4 @@
-"""`mpsdiag run --check`: exposure and padding invariance of a script's own model and first batches."""
+"""`mpsdiag run --check`: exposure and padding invariance of a script's own model on its first batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +17,12 @@ from mpsdiag.tracing.watch.tensors import fresh
 from mpsdiag.tracing.watch.tracer import flag_of, is_up
 
 BATCHES = 4
-"""So many batches of the script are looked at."""
+"""How many batches of the script are checked."""
 FIXES = ("eager", "safe_sdpa")
 
 
 def check_forwards(forwards: Sequence[WatchedForward], *, evaluation: bool) -> ScriptCheck:
-    """Look at the model of some calls with their batches, in evaluation mode and without gradients."""
+    """Check the model of some calls with their batches, in evaluation mode and without gradients."""
     model = forwards[0].model
     found = ScriptCheck(
         model=type(model).__name__, device=device_label(model), batches=len(forwards), evaluation=evaluation
@@ -30,7 +30,7 @@ def check_forwards(forwards: Sequence[WatchedForward], *, evaluation: bool) -> S
     try:
         _look(found, [forward for forward in forwards if forward.model is model])
     except Exception as problem:  # noqa: BLE001 - whatever the model raises now, the script did not
-        found.notes.append(f"not all could be looked at: {first_line(problem)}")
+        found.notes.append(f"not everything could be checked: {first_line(problem)}")
     return found
 
 
@@ -48,7 +48,7 @@ def _look(found: ScriptCheck, forwards: Sequence[WatchedForward]) -> None:
         found.exposure = predict(config, batches, attention=getattr(config, "_attn_implementation", "sdpa"))
     padded = max(range(len(batches)), key=lambda number: _padding(batches[number]))
     if not _padding(batches[padded]):
-        found.notes.append("no batch with input_ids and padding in its attention_mask: invariance was not looked at")
+        found.notes.append("no batch has input_ids and padding in its attention_mask: invariance was not checked")
         return
     with forwards[padded].again() as (model, batch):
         found.invariance = padding_invariance(model, {k: v for k, v in batch.items() if isinstance(v, Tensor)})
@@ -64,7 +64,7 @@ def _finite(model: nn.Module, batch: Mapping[str, Any]) -> bool:
 
 
 def _padding(batch: Mapping[str, Any]) -> int:
-    """How many positions of a batch are padding; 0 where that is not known."""
+    """How many positions of a batch are padding; 0 if unknown."""
     ids, mask = batch.get("input_ids"), batch.get("attention_mask")
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or mask.shape != ids.shape or ids.dim() != 2:
         return 0

@@ -1,4 +1,4 @@
-"""A forward, backward or optimizer step of a watched process that came out non-finite: run again, and explained."""
+"""Explains a non-finite forward, backward or optimizer step of a watched process by running it again."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -18,11 +18,11 @@ from mpsdiag.tracing.process.unread import Unread, Values
 from mpsdiag.tracing.watch.model_state import device_label, did_not_repeat, only_unwatched, unexplained
 from mpsdiag.tracing.watch.tensors import facts, impurity, judged_in
 
-NOT_REPEATED = "cannot be run again to look into it"
+NOT_REPEATED = "cannot be run again to examine it"
 
 
 def of_forward(forward: WatchedForward, optimizers: Iterable[torch.optim.Optimizer], trajectory: Trajectory) -> Origin:
-    """Why a forward is not finite: the step before it, the batch, or an operation in it."""
+    """Why a forward is non-finite: the step before it, the batch, or an operation in it."""
     if forward.step and (origin := of_step(forward.model, optimizers, trajectory)) is not None:
         return origin
     if forward.lost:
@@ -42,7 +42,7 @@ def of_forward(forward: WatchedForward, optimizers: Iterable[torch.optim.Optimiz
 
 
 def of_backward(unread: Unread, values: Values, trajectory: Trajectory) -> Origin | None:
-    """Why gradients are not finite though all forwards are; None if they are finite when each is run again."""
+    """Why gradients are non-finite although all forwards are finite; None if they are finite when repeated."""
     refused = None
     with_gradients = [forward for forward in unread.forwards if forward.grad]
     if values.bad_loss and with_gradients and all(forward.loss is None for forward in with_gradients):
@@ -103,10 +103,10 @@ def _outside(forward: WatchedForward, unread: Unread, values: Values, *, bad: bo
     cause: Cause = "unknown"
     remedy = "loss"
     zeros = [(name, int((value == 0).sum()), value.numel()) for name, value in unread.poles if bool((value == 0).any())]
-    summary = f"the outputs of {type(model).__name__} are finite, and the loss computed from them is not"
+    summary = f"the outputs of {type(model).__name__} are finite, but the loss computed from them is not"
     if unlabelled:
         cause, remedy = "no_labels", "loss_labels"
-        summary = "every label of the loss, which is computed outside of the model, is -100: it is 0/0"
+        summary = "every label of the loss, which is computed outside the model, is -100: the mean is 0/0"
     elif bad and zeros:
         operation, count, of = zeros[-1]
         cause = "division_by_zero" if operation == "div" else "unknown"
@@ -116,8 +116,8 @@ def _outside(forward: WatchedForward, unread: Unread, values: Values, *, bad: bo
     elif not bad:
         cause = "derivative"
         summary = (
-            f"the outputs of {type(model).__name__} and the loss computed from them are finite, and the gradient "
-            "that the loss hands back is not"
+            f"the outputs of {type(model).__name__} and the loss computed from them are finite, but the gradient "
+            "that the loss passes back is not"
         )
     return Origin(
         cause=cause,

@@ -1,4 +1,4 @@
-"""One outermost call of a module: where the user's code made it, and what it takes to make it once more."""
+"""One outermost call of a module: where the user's code made it, and what is needed to repeat it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _LIBRARIES: Final = tuple(
     folder + os.sep
     for folder in {
         *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        # Commands such as torchrun and pytest, but not scripts of the user in a folder such as /usr/local/bin.
+        # Commands such as torchrun and pytest, but not the user's scripts in a folder such as /usr/local/bin.
         *([sysconfig.get_path("scripts")] if sys.prefix != sys.base_prefix else []),
         str(Path(__file__).resolve().parents[2]),
     }
 )
 LARGEST_GRADIENT = 2**24
-"""Gradients of outputs with more values are not kept, so a backward through them is not repeated."""
+"""Gradients of larger outputs are not kept, so a backward through them is not repeated."""
 
 
 @functools.lru_cache(maxsize=4096)
 def is_user_code(file: str) -> bool:
-    """Whether a file is neither Python's, nor an installed library, nor ours; cells of notebooks are the user's."""
+    """Whether a file belongs neither to Python, nor to an installed library, nor to mpsdiag; notebook cells do not."""
     if file.startswith("<"):
         return file.startswith(("<ipython", "<stdin"))
     path = str(Path(file).absolute())
@@ -73,7 +73,7 @@ def calling_line() -> Line:
 
 
 class _Known:
-    """What earlier calls showed of a model: its state, and which inputs somebody writes into (None: no call yet)."""
+    """What earlier calls showed about a model: its state, and which inputs are written into (None: no call yet)."""
 
     def __init__(self, model: nn.Module) -> None:
         self.repeat = Repeat(model)
@@ -85,7 +85,7 @@ _KNOWN: Final[weakref.WeakKeyDictionary[nn.Module, _Known]] = weakref.WeakKeyDic
 
 @dataclass(frozen=True)
 class _Input:
-    """A tensor that a call was given, how often it had been written into, and a copy where that is to be expected."""
+    """An input tensor of a call, how often it had been written into, and a copy if more writes are expected."""
 
     tensor: Tensor
     version: int
@@ -93,7 +93,7 @@ class _Input:
 
     @property
     def changed(self) -> bool:
-        """Whether somebody has written into it since."""
+        """Whether it has been written into since."""
         return self.tensor._version != self.version  # noqa: SLF001 - no public name for it
 
 
@@ -122,7 +122,7 @@ class WatchedForward:
 
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> WatchedForward:
-        """Take down a call that is about to be made."""
+        """Record a call that is about to be made."""
         known = _KNOWN.get(model)
         if known is None or not known.repeat.fits:
             known = _KNOWN[model] = _Known(model)
@@ -144,13 +144,13 @@ class WatchedForward:
         )
 
     def learn(self) -> None:
-        """Remember which inputs somebody has written into: from the next call on they are copied before it."""
+        """Remember which inputs were written into: they are copied before every later call."""
         changed = {name for name, one in self.inputs.items() if one.changed}
         self.known.written = changed if self.known.written is None else self.known.written | changed
 
     @property
     def lost(self) -> list[str]:
-        """Inputs that are not what they were, and of which there is no copy."""
+        """Inputs that have changed and of which there is no copy."""
         return [name for name, one in self.inputs.items() if one.changed and one.copy is None]
 
     def keep_gradients(self, outputs: Iterator[tuple[str, Tensor]]) -> None:
@@ -162,7 +162,7 @@ class WatchedForward:
 
     @contextmanager
     def again(self) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-        """The model and its arguments by name, under the modes of the call; gradients and modes are put back."""
+        """The model and its arguments by name, under the modes of the call; gradients and modes are restored."""
         model: nn.Module = self.model
         while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module) or (
             _takes_anything(model) and isinstance(inner := getattr(model, "module", None), nn.Module)
@@ -186,7 +186,7 @@ class WatchedForward:
                     weight.grad = gradient
 
     def comes_out_bad(self) -> bool:
-        """Whether the call gives non-finite values again, made as it was, in the modes that are in effect."""
+        """Whether the call, repeated in the current modes, gives non-finite values again."""
         self.repeat.again()
         args, kwargs = self._given()
         given = fresh({"args": args, "kwargs": kwargs})
@@ -203,7 +203,7 @@ class WatchedForward:
 
 
 def holds_values() -> bool:
-    """Whether tensors hold values: nothing is being traced, exported or transformed."""
+    """Whether tensors have values, because nothing is being traced, exported or transformed."""
     tracing = torch._C._get_tracing_state() is not None  # noqa: SLF001 - what torch.jit.is_tracing asks
     transformed = torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public name for it
     fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)  # noqa: SLF001 - nor for this
@@ -216,7 +216,7 @@ def _kept(value: Any) -> Any:
 
 
 def _inputs(given: Any, written: set[str] | None) -> dict[str, _Input]:
-    """The tensors of a call, with copies of those that are written into, at the first call of all."""
+    """The tensors of a call, with copies of those that are written into, or of all at the first call."""
     found = {}
     with torch.no_grad(), unseen():
         for name, tensor in tensors_in(given):
@@ -235,7 +235,7 @@ def _takes_anything(model: nn.Module) -> bool:
 
 @contextmanager
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The arguments of a call by name; positional ones without a name are called `input 0`, `input 1`, ..."""
+    """The arguments of a call by name; unnamed positional ones are called `input 0`, `input 1`, ..."""
     if not _takes_anything(model):
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
         named = dict(bound.arguments)

@@ -29,9 +29,9 @@ ENTRY = "mpsdiag.tracing.process.session:begin"
 
 
 class WatchOptions(BaseModel):
-    """What `mpsdiag run` asks of its processes; `parts`: the folder in which each leaves what it saw.
+    """The request of `mpsdiag run` to its processes; `parts`: the folder in which each leaves its report.
 
-    `check_steps`: check the first evaluation instead, or the first forward if none came in so many optimizer steps.
+    `check_steps`: check the first evaluation instead, or a forward if none came within so many optimizer steps.
     """
 
     parts: Path
@@ -54,13 +54,13 @@ class _Session:
         self.watch.start()
 
     def end(self) -> None:
-        """The process ends: read what is left, and leave what was seen."""
+        """At the end of the process: read what is pending, and leave the report."""
         self._check()
         self.watch.stop()
         self._leave(stopped=False)
 
     def _saw(self, forward: WatchedForward) -> None:
-        """Gather the first batches of the first evaluation; stop the script once they are there."""
+        """Collect the first batches of the first evaluation, then stop the script."""
         if not any(True for _ in forward.model.parameters()):  # a loss
             return
         self._first = self._first or forward
@@ -100,7 +100,7 @@ class _Session:
 
 
 def begin() -> None:
-    """Watch this process until it ends, as the environment says."""
+    """Watch this process until it ends, as the environment variables say."""
     session = _Session(WatchOptions.model_validate_json(os.environ[OPTIONS]))
     atexit.register(session.end)
     os.register_at_fork(after_in_child=session.watch.forget)
@@ -109,7 +109,7 @@ def begin() -> None:
 
 
 class NonFiniteFoundError(MpsdiagError):
-    """`watch(stop=True)` has found something; `finding` says what."""
+    """`watch(stop=True)` has found something; `finding` is the finding."""
 
     exit_code = EXIT_FOUND
 
@@ -119,37 +119,37 @@ class NonFiniteFoundError(MpsdiagError):
 
 
 class Watching:
-    """What `mpsdiag.watch` gives: what it has seen and found, so far or, after the block, in all."""
+    """The result of `mpsdiag.watch`: everything seen and found so far or, after the block, in total."""
 
     def __init__(self, watch: ProcessWatch) -> None:
         self._watch = watch
 
     @property
     def findings(self) -> list[ScriptFinding]:
-        """Each cause and place once, in the order in which they came; reads the flags that are pending."""
+        """Each cause and place once, in order of appearance; reads the pending flags."""
         self._watch.read()
         return list(self._watch.findings.values())
 
     @property
     def report(self) -> ScriptReport:
-        """All of it: `print` it, or end a notebook's cell with it."""
+        """The whole report: `print` it, or make it the last line of a notebook cell."""
         self._watch.read()
         return _report(self._watch)
 
 
 @contextmanager
 def watch(model: nn.Module | None = None, *, stop: bool = False) -> Iterator[Watching]:
-    """Watch all that runs in a block of code: forwards, backwards, optimizer steps, of any model.
+    """Watch everything that runs in a block of code: forwards, backwards and optimizer steps of any model.
 
-    The code runs as it is. At the first non-finite value the call is run again in detail, and judged as by `trace`.
+    The code runs unchanged. At the first non-finite value the call is run again in detail, and judged as by `trace`.
 
     Args:
         model: Watch the calls of this model only.
         stop: Raise at the first finding.
 
     Returns:
-        A context manager that gives a `Watching`: its `findings` (each an `Origin` with `file`, `line`, `step` and
-        `count`), and its `report`, which says what was watched.
+        A context manager that gives a `Watching` with `findings` (each an `Origin` with `file`, `line`, `step` and
+        `count`) and a `report` of what was watched.
 
     Raises:
         BadInput: Not a module.
@@ -182,7 +182,7 @@ def _report(watch: ProcessWatch, *, stopped: bool = False, recorded: Path | None
 
 
 def _recorded(folder: Path, forward: WatchedForward) -> Path | None:
-    """Keep the batch of a forward in the form that `mpsdiag trace FOLDER` replays."""
+    """Save the batch of a forward in the form that `mpsdiag trace FOLDER` replays."""
     if folder.exists() and any(folder.iterdir()):  # Another process of the script was first.
         return None
     with forward.again() as (model, batch):

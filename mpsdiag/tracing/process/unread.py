@@ -1,4 +1,4 @@
-"""What a watched process knows about itself and nobody has read yet: flags and counts that stay on the device."""
+"""Flags and counts of a watched process that have not been read yet and stay on the device."""
 
 import math
 from collections import deque
@@ -18,9 +18,9 @@ from mpsdiag.tracing.watch.tensors import impurity, judged_in, unseen
 from mpsdiag.tracing.watch.tracer import flag_of, norm_of, numbers
 
 NEAREST = 32
-"""So many nodes of the graph behind a loss are looked at."""
+"""How many nodes of the graph behind a loss are examined."""
 KEPT_POLES = 8
-"""So many of their inputs are kept until the flags are read."""
+"""How many of their inputs are kept until the flags are read."""
 POLES: Final = {
     "DivBackward0": ("div", "_saved_other"),
     **{f"{name.capitalize()}Backward0": (name, "_saved_self") for name in ("log", "log2", "log10")},
@@ -29,7 +29,7 @@ POLES: Final = {
 
 @dataclass
 class Values:
-    """What was read, as numbers: `flags` and `losses` of the forwards, `roots` of backwards, the gradient norm."""
+    """The values that were read: `flags` and `losses` of the forwards, `roots` of backwards, the gradient norm."""
 
     flags: list[float]
     losses: list[float]
@@ -46,7 +46,7 @@ class Values:
         return not all(map(math.isfinite, self.roots))
 
     def are_bad(self, gradients: list[Tensor]) -> bool:
-        """Whether a loss or a gradient is not finite; the norm of finite gradients may overflow."""
+        """Whether a loss or a gradient is non-finite; the norm of finite gradients may overflow."""
         return self.bad_loss or (not all(map(math.isfinite, self.norms)) and any(map(impurity, gradients)))
 
 
@@ -60,9 +60,9 @@ class Unread:
     rows: list[Tensor] = field(default_factory=list)
     rows_nan: list[Tensor] = field(default_factory=list)
     poles: deque[tuple[str, Tensor]] = field(default_factory=lambda: deque(maxlen=KEPT_POLES))
-    """Operations in losses outside of the models, with the input that must not be zero."""
+    """Operations in losses outside the models, with the input that must not be zero."""
     mask: Tensor | None = None
-    """The last one that was counted: layers share their mask."""
+    """The last mask that was counted: layers share their mask."""
     counted: int = 0
     """Fully masked rows that could be counted without waiting for a device."""
     settled: set[Any] = field(default_factory=set)
@@ -84,7 +84,7 @@ class Unread:
         self.forwards.append(forward)
 
     def note_attention(self, args: tuple[Any, ...], options: dict[str, Any], result: Tensor) -> None:
-        """Count the fully masked rows of a call, and see what became of them."""
+        """Count the fully masked rows of a call, and check what the kernel made of them."""
         mask = args[3] if len(args) > 3 else options.get("attn_mask")
         if mask is None or mask is self.mask or result.dim() != 4 or not result.shape[-1]:
             return
@@ -106,7 +106,7 @@ class Unread:
             self.rows_nan.append((result[..., 0].sum(1).isnan() & rows).any())
 
     def note_backward(self, roots: list[Tensor], *, scaled: bool) -> None:
-        """Look at what a backward begins with; a loss that was scaled for half precision may be infinite."""
+        """Examine the start of a backward; a loss scaled for half precision may be infinite."""
         inside = any(forward.loss is not None for forward in self.forwards)
         with torch.no_grad(), unseen(), suppress(RuntimeError):  # Of a graph that is gone; the backward says so itself.
             for root in roots:
@@ -121,7 +121,7 @@ class Unread:
                         self.poles.append((operation, value.detach()))
 
     def read(self, gradients: list[Tensor], found_inf: Tensor | None) -> Values:
-        """All of it as numbers. Waits for the device, once."""
+        """Everything as numbers. Waits for the device once."""
         flags = [forward.flag for forward in self.forwards if forward.flag is not None]
         losses = [forward.loss for forward in self.forwards if forward.loss is not None]
         with torch.no_grad(), unseen():
@@ -134,7 +134,7 @@ class Unread:
 
 
 def _nearest(root: Tensor) -> Iterator[Any]:
-    """The nodes of the graph that are nearest to a loss."""
+    """The nodes of the graph nearest to a loss."""
     waiting, seen = deque([root.grad_fn]), set[Any]()
     while waiting and len(seen) < NEAREST:
         node = waiting.popleft()

@@ -1,4 +1,4 @@
-"""What was watched in a process, and what was found: the document of `mpsdiag run --trace`. Schema 1."""
+"""What was watched in a process and what was found: the document of `mpsdiag run --trace`. Schema 1."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SCHEMA = 1
 
 
 class ScriptFinding(Origin):
-    """An Origin in somebody's own code.
+    """An Origin with its place in the user's code.
 
     Attributes:
-        file: The file of the outermost line of the user's code that led to it; empty where all code is a library's.
-        line: Its number. `evidence["user_code"]` lists all lines of the user's code on the way to the model.
-        step: Optimizer steps that were done before, at the first time.
+        file: File of the outermost line of the user's code that led to it; empty if only library code did.
+        line: Number of that line. `evidence["user_code"]` lists all lines of the user's code on the way to the model.
+        step: Number of optimizer steps before it was first seen.
         count: How often it was seen.
     """
 
@@ -35,7 +35,7 @@ class ScriptFinding(Origin):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Findings with the same cause and place are one."""
+        """Findings with the same cause and place count as one."""
         return self.cause, self.phase, self.module, self.operation, *self.user_code
 
     @property
@@ -53,12 +53,12 @@ class Watched(Part):
     """Counts of what was seen.
 
     Attributes:
-        forwards: Outermost calls of modules, losses that are modules among them; `models`: by class.
-        masked_rows: Fully masked rows that attention saw: (sequence, query) pairs, each mask once a forward.
+        forwards: Outermost calls of modules, including losses that are modules; `models`: the same by class.
+        masked_rows: Fully masked rows in attention: (sequence, query) pairs, each mask counted once in each forward.
         masked_rows_nan: Whether this device made them NaN; None if there were none.
         unlabelled: Forwards or losses whose labels were all -100.
-        hidden_losses: Losses that are not finite, and that transformers' filter leaves out of what it logs.
-        skipped_steps: Steps that GradScaler skipped: it lowers its scale, and nothing is wrong.
+        hidden_losses: Non-finite losses that transformers' filter leaves out of its log.
+        skipped_steps: Steps that GradScaler skipped to lower its scale, which is not a fault.
         processes: How many processes ran a model.
         not_repeated: Non-finite forwards that could not be run again.
     """
@@ -88,16 +88,16 @@ class Watched(Part):
 
 
 class ScriptCheck(Part):
-    """What `mpsdiag run --check` found about a script's model and first batches.
+    """The findings of `mpsdiag run --check` about a script's model and first batches.
 
     Attributes:
         model: Its class.
-        batches: How many of the script's batches were looked at; `evaluation`: those of its first evaluation.
+        batches: How many of the script's batches were checked; `evaluation`: those of its first evaluation.
         exposure: The rows predicted from config and padding; None for a model without a config.
-        finite: Whether all outputs are.
-        invariance: Of the most padded of these batches; None where a batch does not allow it.
-        fixes: By name, whether the outputs are finite, and padding does not change them, with it in place.
-        notes: What could not be looked at, and why.
+        finite: Whether all outputs are finite.
+        invariance: Padding invariance of the most padded of these batches; None if it cannot be tested.
+        fixes: By name, whether with this fix the outputs are finite and independent of padding.
+        notes: What could not be checked, and why.
     """
 
     model: str
@@ -117,19 +117,19 @@ class ScriptCheck(Part):
 
     @property
     def resolved_by(self) -> list[str]:
-        """The fixes that make it right."""
+        """The fixes that resolve it."""
         return [name for name, right in self.fixes.items() if right]
 
 
 class ScriptReport(Answer, BaseModel):
-    """What watching a script, or a block of code, showed.
+    """The result of watching a script or a block of code.
 
     Attributes:
-        script: As it was called.
-        stopped: It was stopped at the first finding.
+        script: The command that was run.
+        stopped: Whether it was stopped at the first finding.
         script_exit: Its own exit code, negative for a signal; None if it was stopped, or for a block of code.
         recorded: The folder with the bad batch.
-        check: What `--check` found.
+        check: The findings of `--check`.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -150,7 +150,7 @@ class ScriptReport(Answer, BaseModel):
         return self.model_dump(by_alias=True)
 
     def plus(self, other: ScriptReport) -> ScriptReport:
-        """This report with what another process saw."""
+        """This report combined with that of another process."""
         return self.model_copy(
             update={
                 "watched": self.watched.plus(other.watched),
@@ -164,7 +164,7 @@ class ScriptReport(Answer, BaseModel):
 
 
 def distinct(findings: Iterable[ScriptFinding]) -> list[ScriptFinding]:
-    """Each finding once, with how often it was seen, in the order in which they came."""
+    """Each finding once, with how often it was seen, in order of appearance."""
     kept: dict[tuple[Any, ...], ScriptFinding] = {}
     for finding in findings:
         before = kept[finding.key].count if finding.key in kept else 0
@@ -173,7 +173,7 @@ def distinct(findings: Iterable[ScriptFinding]) -> list[ScriptFinding]:
 
 
 def gathered(folder: Path, report: ScriptReport) -> ScriptReport:
-    """The report with what each process left in a folder."""
+    """The report of all processes that left one in a folder."""
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         report = report.plus(ScriptReport.model_validate(json.loads(path.read_text(encoding="utf-8"))))
     return report

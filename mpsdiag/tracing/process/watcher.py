@@ -1,7 +1,7 @@
-"""Watches all models of a process while they run: one flag a call, read once a step, late enough not to wait for it.
+"""Watches all models of a process while they run: one flag for each call, read once a step, late enough not to wait.
 
-The flags of evaluations are read when the next call begins; those of a training step right before the optimizer
-changes the weights, so that a bad step is looked into with the weights as they were.
+Flags of evaluations are read when the next call begins; those of a training step just before the optimizer changes the
+weights, so that a bad step is examined with the weights it had.
 """
 
 import functools
@@ -28,7 +28,7 @@ from mpsdiag.tracing.watch.tracer import is_up
 WAITING = 16
 """At most this many calls with gradients wait for an optimizer step before their flags are read."""
 IN_DETAIL = 20
-"""From one line of the user's code, this many bad calls are looked into; later ones count as the last of them."""
+"""How many bad calls from one line of the user's code are examined; later ones count as the last of them."""
 KEPT_STEPS = 50
 
 Found = Callable[["ProcessWatch", ScriptFinding, WatchedForward], None]
@@ -38,7 +38,7 @@ class ProcessWatch:
     """The watch over a process, or over one model in it.
 
     Attributes:
-        findings: What was found so far, each cause and place once.
+        findings: The findings so far, each cause and place once.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ProcessWatch:
         self._undo: list[Callable[[], Any]] = []
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start watching."""
         call, watch = nn.Module.__call__, self
         step, scale = torch.amp.GradScaler.step, torch.amp.GradScaler.scale
         stock = call is getattr(nn.Module, "_wrapped_call_impl", None)
@@ -116,7 +116,7 @@ class ProcessWatch:
         self._undo += [before.remove, after.remove, hold(function=True), lambda: setattr(IN_FORCE, "saw", None)]
 
     def stop(self) -> None:
-        """Read what is left, the weights after the last step among it, and put everything back."""
+        """Read what is pending, including the weights after the last step, and restore everything."""
         self.read()
         last = self._last
         if last is not None and self._counts["steps"] > last.step and not self._busy:
@@ -126,14 +126,14 @@ class ProcessWatch:
         self._undo.clear()
 
     def forget(self) -> None:
-        """Begin to count anew, as in a process that was forked from this one."""
+        """Start counting from zero, as in a process forked from this one."""
         undo, self._undo = self._undo, []
         self.__init__(self._only, self._found, self._saw)  # type: ignore[misc]  # the initial state is what is wanted
         self._undo = undo
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What runs in the block is not the script's: it is not watched."""
+        """Code in the block does not belong to the script and is not watched."""
         before, self._busy = self._busy, True
         try:
             yield
@@ -172,7 +172,7 @@ class ProcessWatch:
             self._unread.note_attention(args, options, result)
 
     def _after_backward(self) -> None:
-        # Weights may be changed by hand, without an optimizer that could be seen.
+        # Weights may be changed by hand, without a visible optimizer.
         if not (self._busy or self._scaled or self._has_optimizer()):
             models = {forward.model for forward in self._unread.forwards}
             weights = [weight for model in models for weight in model.parameters()]
@@ -210,7 +210,7 @@ class ProcessWatch:
             self._optimizers[id(optimizer)] = optimizer
 
     def read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
-        """Read what is pending, and look into what is not finite. Waits for the device, once.
+        """Read what is pending, and examine what is not finite. Waits for the device once.
 
         `gradients` are about to be used; `found_inf` is GradScaler's, where it leaves skipping to the optimizer.
         """
@@ -251,7 +251,7 @@ class ProcessWatch:
 
         def explain() -> Origin | None:
             origin = explained.of_forward(forward, self._steppers, self._trajectory)
-            # What another model gave just before, such as logits to a loss: found there already.
+            # Given by another model just before, such as logits to a loss, and already found there.
             handed_on = self._bad_before not in (None, forward.model)
             return None if handed_on and origin.cause == "bad_inputs" else origin
 
@@ -287,7 +287,7 @@ class ProcessWatch:
 
     @property
     def _steppers(self) -> list[torch.optim.Optimizer]:
-        """The optimizers that may be to blame for weights; none once one was given gradients that are not finite."""
+        """The optimizers that may be to blame for bad weights; none if one was given non-finite gradients."""
         return [] if self._spoilt else list(self._optimizers.values())
 
     @property

@@ -1,1 +1,1 @@
-"""Stand-alone scripts that show a finding."""
+"""Stand-alone scripts that reproduce a finding."""

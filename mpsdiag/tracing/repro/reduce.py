@@ -1,4 +1,4 @@
-"""Make a call as small and as plain as it can be while, by itself, it still shows the fault."""
+"""Make a call as small and simple as possible while it still shows the fault when run alone."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from mpsdiag.tracing.watch.tensors import impurity, tensors_in
 Shows = Callable[[tuple[Tensor, ...]], bool]
 
 TRIES = 2000
-"""Runs of the operation at most."""
+"""Largest number of runs of the operation."""
 STARTS = 12
-"""Places where a slice is begun at most."""
+"""Largest number of places where a slice may start."""
 LITERAL = 64
-"""Tensors of up to this many numbers are written out; larger ones are drawn from a seed if that still shows it."""
+"""Tensors of up to this many numbers are written out; larger ones are drawn from a seed if that shows the fault."""
 ROUNDINGS = 16
-"""Further from float64 than this many roundings: what is reported upstream should be beyond doubt."""
+"""Required distance from float64, in roundings: what is reported upstream should be beyond doubt."""
 
 Fault = Literal["non-finite", "wrong"]
 
@@ -36,9 +36,9 @@ class Placeholder:
 
 @dataclass(frozen=True)
 class IsolatedCall:
-    """A call by itself, with placeholders for its tensors: under what it runs, what it shows.
+    """A call on its own, with placeholders for its tensors: how it runs, and what it shows.
 
-    `names` are those of the tensors, `wants` says which of them want a gradient, `grad` that grad mode is on.
+    `names` are the names of the tensors, `wants` says which of them require a gradient, `grad` whether grad mode is on.
     """
 
     call: TorchCall
@@ -82,7 +82,7 @@ def alone(
 
 
 def shows(lone: IsolatedCall, tensors: tuple[Tensor, ...]) -> bool:
-    """Run the call by itself and see whether the fault is there."""
+    """Run the call alone and check whether the fault is there."""
     if any(impurity(tensor).nan or impurity(tensor).positive for tensor in tensors):
         return False
     ready = tuple(t.detach().clone(memory_format=torch.preserve_format) for t in tensors)
@@ -100,7 +100,7 @@ def shows(lone: IsolatedCall, tensors: tuple[Tensor, ...]) -> bool:
 
 
 def _wrong(call: TorchCall, found: Tensor) -> bool:
-    """Much further from float64 than the CPU is, and than rounding can be."""
+    """Whether it is much further from float64 than the CPU, and than rounding explains."""
     plain = replay(call)
     exact = in_float64(call)
     if plain is None or exact is None or exact.shape != found.shape or plain.shape != found.shape:
@@ -118,7 +118,7 @@ class Made:
 
 
 def smallest(tensors: tuple[Tensor, ...], shows: Shows) -> tuple[Tensor, ...]:
-    """Cut dimensions down, those of equal size together and each by itself, until nothing smaller shows the fault."""
+    """Shrink dimensions, those of equal size together and each alone, until nothing smaller shows the fault."""
     tries = iter(range(TRIES))
 
     def check(candidate: tuple[Tensor, ...]) -> bool:
@@ -131,7 +131,7 @@ def smallest(tensors: tuple[Tensor, ...], shows: Shows) -> tuple[Tensor, ...]:
 
 
 def plainest(tensors: tuple[Tensor, ...], shows: Shows) -> list[Made] | None:
-    """Replace numbers by ones, by seeded random ones, or by rounded ones, where the fault still shows.
+    """Replace numbers by ones, by seeded random ones, or by rounded ones, if the fault still shows.
 
     None if a tensor is too large to be written out.
     """
@@ -193,7 +193,7 @@ def _laid_out(tensor: Tensor) -> Tensor:
 
 
 def _candidates(tensor: Tensor, seed: int) -> Iterator[Made]:
-    """Tensors that may take its place, the plainest first; strides are kept, for a kernel may ignore them."""
+    """Tensors that may replace it, the simplest first; strides are kept, because a kernel may ignore them."""
     order, back = _memory_order(tensor)
     source = tensor.detach().permute(order).cpu()
     shape, floating, dtype = list(source.shape), tensor.is_floating_point(), tensor.dtype
@@ -206,7 +206,7 @@ def _candidates(tensor: Tensor, seed: int) -> Iterator[Made]:
     def written(digits: int) -> Made:
         numbers = _rounded(source.tolist(), digits)
         values = torch.tensor(numbers, dtype=torch.float64) if floating else source
-        # Python's own way of writing them: `inf` and `nan` are names in the script.
+        # As Python writes them: `inf` and `nan` are names in the script.
         return made(values, f"torch.tensor({numbers!r}, dtype={dtype})")
 
     if floating:
@@ -230,7 +230,7 @@ def _candidates(tensor: Tensor, seed: int) -> Iterator[Made]:
 
 
 def _rounded(value: object, digits: int) -> object:
-    """Nested lists of numbers, the floats among them with so many digits."""
+    """Nested lists of numbers, with a number of digits for floats."""
     if isinstance(value, list):
         return [_rounded(item, digits) for item in value]
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value

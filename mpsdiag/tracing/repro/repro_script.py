@@ -1,4 +1,4 @@
-"""`--repro`: reduce the call that gave the fault, write it as a script with torch alone, run it, and keep it."""
+"""`--repro`: reduce the call that gave the fault, write it as a script that needs only torch, run it, and keep it."""
 
 import math
 import os
@@ -35,23 +35,23 @@ from mpsdiag.tracing.watch.calls import TorchCall
 
 SECONDS = 120
 _NOTHING = {
-    "bad_weights": "the weights are broken before anything runs",
-    "bad_inputs": "the inputs are broken before anything runs",
-    "divergence": "the learning rate is at fault, no operation",
-    "hidden_by_filter": "the filter hides it, no operation makes it",
+    "bad_weights": "the weights are bad before anything runs",
+    "bad_inputs": "the inputs are bad before anything runs",
+    "divergence": "the learning rate is the cause, not an operation",
+    "hidden_by_filter": "the filter hides it, and no operation causes it",
 }
 
 MARK = '"""Written by mpsdiag trace'
 
 
 def check_target(path: Path) -> None:
-    """Refuse to overwrite what mpsdiag has not written."""
+    """Refuse to overwrite a file that mpsdiag has not written."""
     if path.suffix != ".py":
-        raise BadInput(f"--repro writes a Python script, and {path} does not end in .py.")
+        raise BadInput(f"--repro writes a Python script, but {path} does not end in .py.")
     if path.is_dir():
         raise BadInput(f"{path} is a folder. Give a file name for --repro.")
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
-        raise BadInput(f"{path} exists, and mpsdiag did not write it. Choose another name for --repro.")
+        raise BadInput(f"{path} exists, but mpsdiag did not write it. Choose another name for --repro.")
 
 
 def write_repro(
@@ -65,25 +65,25 @@ def write_repro(
 ) -> tuple[bool, str]:
     """Write the script, if the operation alone shows the fault: whether it was written, and what it showed."""
     if origin is None:
-        return _none("there is nothing to show, everything is finite")
+        return _none("there is nothing to show: everything is finite")
     if origin.cause in _NOTHING:
         return _none(_NOTHING[origin.cause])
     if call is None:
-        return _none("it does not come from a single call that could be kept")
+        return _none("the fault does not come from a single call that could be kept")
     fault: Fault = "wrong" if origin.cause == "wrong_device" and "logits" in origin.evidence else "non-finite"
     lone, tensors = alone(call, grad=grad, emulation=emulation, fault=fault)
     if function_name(lone) is None:
         return _none(f"torch has no public name for {origin.operation}")
     still = partial(shows, lone)
     if not still(tensors):
-        return _none(f"{origin.operation} by itself, with the same inputs, does not show it")
+        return _none(f"{origin.operation} alone, with the same inputs, does not show the fault")
     made = plainest(smallest(tensors, still), still)
     if made is None:
-        return _none("the inputs cannot be made small enough to be written out")
+        return _none("the inputs cannot be made small enough to write out")
     text = render(lone, made, origin, environment)
     ran = _run(text, emulation)
     if ran is None:
-        return _none("the one that was written does not show it when it is run")
+        return _none("the script that was written does not show the fault when run")
     write_atomically(path, text)
     how = "" if emulation is None else f" under {emulation.describe()}"
     return True, f"Wrote {path}: run{how}, it shows the fault ({ran})."
@@ -94,7 +94,7 @@ def _none(why: str) -> tuple[bool, str]:
 
 
 def _run(text: str, emulation: Emulation | None) -> str | None:
-    """Run the script in a Python of its own; its last line if it shows the fault."""
+    """Run the script in a separate Python; its last line if it shows the fault."""
     environ = dict(os.environ)
     if emulation is not None:
         environ = RunRequest(("sdpa",), emulation.release, emulation.macos).environment(environ)
@@ -118,7 +118,7 @@ def _run(text: str, emulation: Emulation | None) -> str | None:
 
 
 def function_name(lone: IsolatedCall) -> str | None:
-    """What the script calls the operation, such as `torch.nn.functional.linear`; None if torch has no name for it."""
+    """The name of the operation in the script, such as `torch.nn.functional.linear`; None if torch has no name."""
     func: Any = lone.call.func
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):  # noqa: SLF001 - torch's only name for it
         return f"torch.ops.{func}"
@@ -129,7 +129,7 @@ def function_name(lone: IsolatedCall) -> str | None:
 
 
 def render(lone: IsolatedCall, made: Sequence[Made], origin: Origin, environment: Environment) -> str:
-    """The text of the script. It exits with 1 where it shows the fault, and with 0 where it does not."""
+    """The text of the script. It exits with 1 if it shows the fault, and with 0 if it does not."""
     import jinja2
 
     names = [_identifier(name, index) for index, name in enumerate(lone.names)]
@@ -161,7 +161,7 @@ def render(lone: IsolatedCall, made: Sequence[Made], origin: Origin, environment
 
 
 def _arguments(lone: IsolatedCall, names: Sequence[str]) -> str:
-    """What stands between the parentheses of a call, with these names for the tensors."""
+    """The text between the parentheses of a call, with these names for the tensors."""
     named = [f"{key}={_argument(value, names)}" for key, value in lone.call.kwargs.items()]
     return ", ".join([*(_argument(value, names) for value in lone.call.args), *named])
 
@@ -189,5 +189,5 @@ def _identifier(name: str, index: int) -> str:
 
 
 def _prose(text: str) -> str:
-    """Text that cannot end the docstring it stands in."""
+    """Text that cannot end the docstring that contains it."""
     return text.replace("\\", "/").replace('"""', "'''")

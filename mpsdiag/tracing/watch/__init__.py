@@ -1,1 +1,1 @@
-"""What the watch over operations sees and remembers."""
+"""Watches operations and records what they give."""

@@ -1,4 +1,4 @@
-"""A torch operation as it was called, its arguments by name, and what it gives by itself: on the CPU, in float64."""
+"""A torch operation as it was called, its arguments by name, and its result when run alone: on the CPU, in float64."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ _ALIASES: Final = {
 }
 _WRITING_DUNDERS: Final = ("__setitem__", *(f"__i{name}__" for name in _OPERATORS))
 
-# The arguments of operations that C code parses, and inspect cannot read.
+# Arguments of operations that are parsed in C, where inspect cannot read them.
 _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
     SDPA: ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
     "linear": ("input", "weight", "bias"),
@@ -49,7 +49,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def writes_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether the operation changes its first argument, or one it was given as `out`."""
+    """Whether the operation changes its first argument or its `out` argument."""
     name = str(getattr(func, "__name__", "")).partition(".")[0]
     if name in _WRITING_DUNDERS or kwargs.get("out") is not None or kwargs.get("inplace") is True:
         return True
@@ -67,7 +67,7 @@ def has_infinite_scalar(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class TorchCall:
-    """An operation with its arguments. `result` is as it came out, where it was seen to run."""
+    """An operation with its arguments. `result` is the result of the watched run, if it was seen to run."""
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
@@ -127,7 +127,7 @@ def in_float64(call: TorchCall) -> Tensor | None:
 
 
 def moved(value: Any, dtype: torch.dtype | None = None) -> Any:
-    """A copy of a tensor on the CPU, of this dtype if it is floating; a device or dtype to match; the rest as it is."""
+    """A copy of a tensor on the CPU, in this dtype if floating; a matching device or dtype; the rest unchanged."""
     if isinstance(value, Tensor):
         copied = value.detach().to("cpu", copy=True)  # The operation may write into its argument.
         return copied.to(dtype) if dtype is not None and copied.is_floating_point() else copied
@@ -141,7 +141,7 @@ def moved(value: Any, dtype: torch.dtype | None = None) -> Any:
 def scores_of(named: Mapping[str, Any]) -> Tensor | None:
     """|q . k| in float64 on the CPU, (..., heads, queries, keys); None without query and key.
 
-    Unscaled: that is what overflows first in half precision.
+    Unscaled, because these overflow first in half precision.
     """
     query, key = named.get("query"), named.get("key")
     if not isinstance(query, Tensor) or not isinstance(key, Tensor):
@@ -153,9 +153,9 @@ def scores_of(named: Mapping[str, Any]) -> Tensor | None:
 
 
 def fully_masked_rows(call: TorchCall, result: Tensor) -> Tensor | None:
-    """Bool, (..., queries): the mask leaves this row no key. None where the call is not attention, or has no mask.
+    """Bool, (..., queries): the mask leaves this row no key. None if the call is not attention, or has no mask.
 
-    A row of the lowest finite number of float16 counts too: with a negative score it is minus infinity.
+    A row of float16's lowest finite number counts too: with a negative score it becomes minus infinity.
     """
     named = call.named
     if call.operation == SDPA:
@@ -182,7 +182,7 @@ def fully_masked_rows(call: TorchCall, result: Tensor) -> Tensor | None:
 
 
 def _hidden_rows(named: Mapping[str, Any], result: Tensor) -> Tensor | None:
-    """Of torch's own transformer layers, whose masks hide where they are True or -inf; (sequences, queries)."""
+    """For torch's own transformer layers, whose masks hide where they are True or -inf; (sequences, queries)."""
     if result.dim() != 3:
         return None
     sequences, queries = result.shape[:2]

@@ -1,4 +1,4 @@
-"""Where a model runs, and its state: random numbers, buffers and modes, put back to run the same thing twice."""
+"""Where a model runs, and its state: random numbers, buffers and modes, restored to run the same thing twice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_plain_cpu(model: nn.Module) -> bool:
 
 
 def real_positions(model: nn.Module, module: str, batch: Mapping[str, Any]) -> torch.Tensor | None:
-    """Which positions a module sees that are not padding, (sequences, positions) bool on the CPU; None if unknown.
+    """The positions a module sees that are not padding, (sequences, positions) bool on the CPU; None if unknown.
 
     A decoder has its own mask, or none; the `attention_mask` of an encoder-decoder is that of its encoder.
     """
@@ -53,7 +53,7 @@ def is_decoder_of_two(model: nn.Module, module: str) -> bool:
 
 
 class Repeat:
-    """The state of the generators and of a model's buffers, taken when made and by `take`; `again` puts it back."""
+    """The state of the generators and of a model's buffers, saved on creation and by `take`; `again` restores it."""
 
     def __init__(self, model: nn.Module) -> None:
         self._weight = next(model.parameters(), None)
@@ -68,7 +68,7 @@ class Repeat:
 
     @property
     def fits(self) -> bool:
-        """Whether the model is where it was, in the same dtype."""
+        """Whether the model is on the same device, in the same dtype."""
         return self._place == self._now()
 
     @property
@@ -77,7 +77,7 @@ class Repeat:
         return self._place[0]
 
     def take(self) -> Repeat:
-        """Take the state as it is now, and hand it out; a buffer that nobody wrote into since is not copied again."""
+        """Save and return the current state; buffers that have not been written into since are not copied again."""
         self._random = torch.get_rng_state()
         generator = None if self.device.type == "cpu" else getattr(torch, self.device.type, None)
         self._device_random = generator and generator.get_rng_state()
@@ -93,7 +93,7 @@ class Repeat:
         return (torch.device("cpu"), None) if self._weight is None else (self._weight.device, self._weight.dtype)
 
     def again(self) -> None:
-        """Put random numbers and buffers back."""
+        """Restore random numbers and buffers."""
         torch.set_rng_state(self._random)
         if self._device_random is not None:
             getattr(torch, self.device.type).set_rng_state(self._device_random)
@@ -125,7 +125,7 @@ def _kept_buffer(buffer: torch.Tensor | None, known: _KeptBuffer | None, *, stat
 def unexplained(
     model: nn.Module, summary: str, remedy: str, *, operation: str = "forward", phase: Phase = "forward", **more: Any
 ) -> Origin:
-    """The origin of what no rule explains; `more` is its evidence."""
+    """The origin of a value that no rule explains; `more` is its evidence."""
     return Origin(
         cause="unknown",
         operation=operation,
@@ -137,10 +137,10 @@ def unexplained(
 
 
 def only_unwatched(model: nn.Module) -> Origin:
-    """The origin of what is not finite each time the model runs as it is, and finite operation by operation."""
+    """The origin of a value that is non-finite whenever the model runs as it is, but finite operation by operation."""
     what = (
-        "the forward is not finite each time it runs as it is, and finite operation by operation: a compiled "
-        "or fused kernel gives other values than the operations it stands for"
+        "the forward is non-finite whenever it runs as it is, but finite operation by operation: a compiled "
+        "or fused kernel gives other values than the operations it replaces"
     )
     return unexplained(model, what, "compiled")
 
@@ -148,10 +148,10 @@ def only_unwatched(model: nn.Module) -> Origin:
 def did_not_repeat(
     model: nn.Module, what: str, *, operation: str = "forward", phase: Phase = "forward", **evidence: Any
 ) -> Origin:
-    """The origin of what was not finite, and is finite when it is run again."""
+    """The origin of a value that was non-finite, and is finite when run again."""
     summary = (
-        f"{what} was not finite, and is finite when it is run again: something here does not repeat (uninitialized "
-        "memory, a kernel that is not deterministic, or state that the model keeps outside of its buffers)"
+        f"{what} was not finite, but is finite when run again: something here does not repeat (uninitialized "
+        "memory, a nondeterministic kernel, or state that the model keeps outside its buffers)"
     )
     return unexplained(model, summary, "not_repeatable", operation=operation, phase=phase, **evidence)
 
@@ -163,7 +163,7 @@ Seen = Callable[[nn.Module, dict[str, Any], Any], None]
 
 
 class FusedPaths:
-    """Runs torch's transformer layers as they run unwatched, and in detail only where that shows the same fault."""
+    """Runs torch's transformer layers as they run unwatched, and in detail only if that shows the same fault."""
 
     def __init__(self, model: nn.Module, seen: Seen) -> None:
         self._seen = seen

@@ -1,7 +1,7 @@
-"""From non-finite outputs back to where they began: what a detailed pass writes down, and the search through it.
+"""From non-finite outputs back to where they began: the records of a detailed pass, and the search through them.
 
 Not every infinity is a fault: masks are full of minus infinities, and an overflow inside a tanh does no harm. So the
-search goes backwards from the outputs, through non-finite tensors only, and ends where finite ones gave the first.
+search goes backwards from the outputs, through non-finite tensors only, and ends where finite inputs gave the first.
 """
 
 import weakref
@@ -25,7 +25,7 @@ SourceKind = Literal["event", "weight", "buffer", "batch", "unseen"]
 class Source:
     """Where a tensor came from: another event, a weight or buffer by name, the batch by key, or unknown.
 
-    `statistic`: a buffer that may not be infinite, such as the running mean of a normalization.
+    `statistic`: a buffer that must not be infinite, such as the running mean of a normalization.
     """
 
     kind: SourceKind
@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Operand:
-    """A non-finite tensor that went into an operation."""
+    """A non-finite input of an operation."""
 
     name: str
     impurity: Impurity
@@ -45,9 +45,9 @@ class Operand:
 
 @dataclass(frozen=True)
 class PassEvent:
-    """One operation whose output was not finite, or that raised; `index` counts all operations of the pass.
+    """One operation that raised or gave a non-finite output; `index` counts all operations of the pass.
 
-    `operands` are its inputs that were not finite already; `call` is kept where finite inputs gave the value.
+    `operands` are its inputs that were already non-finite; `call` is kept if finite inputs gave the value.
     """
 
     index: int
@@ -63,10 +63,10 @@ class PassEvent:
 
 @dataclass
 class Pass:
-    """One detailed pass over a batch: the operations with non-finite outputs, in order, and how many ran in all.
+    """One detailed pass over a batch: the operations with non-finite outputs, in order, and how many ran in total.
 
-    `watched`: sources of the outputs of layers and of the model that were not finite; `outputs`: those of the model
-    that may not be infinite either. `spread`: in how many sequences and positions the output of a layer is not finite.
+    `watched`: sources of non-finite outputs of layers and of the model; `outputs`: those of the model, which must not
+    be infinite either. `spread`: in how many sequences and positions the output of a layer is non-finite.
     """
 
     events: list[PassEvent] = field(default_factory=list)
@@ -81,7 +81,7 @@ TerminalKind = Literal["nan", "inf", "weight", "batch", "unseen", "error"]
 
 @dataclass(frozen=True)
 class Terminal:
-    """The first end of a chain of non-finite values: made by `event`, or brought into it by `operand`."""
+    """The beginning of a chain of non-finite values: made by `event`, or brought into it by `operand`."""
 
     kind: TerminalKind
     event: PassEvent
@@ -89,18 +89,18 @@ class Terminal:
 
 
 class Provenance:
-    """Knows tensors by identity, and views of what was given or written into by their storage."""
+    """Identifies tensors by identity, and views of inputs and of written tensors by their storage."""
 
     def __init__(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         self._given = _given(model, batch)
         self._storages = {_storage(tensor): source for tensor, source in self._given.values()}
         self._storages.pop(0, None)
-        # Weak: a tensor's number may be given to another once it is gone. Storages written in place are kept alive.
+        # Weak: the id of a tensor that is gone may be reused. Storages written in place are kept alive.
         self._made: dict[int, tuple[weakref.ref[Tensor], Source]] = {}
         self._written: dict[int, tuple[torch.UntypedStorage, Source]] = {}
 
     def of(self, tensor: Tensor) -> Source:
-        """Where a tensor comes from, as far as is known."""
+        """Where a tensor comes from, as far as known."""
         made = self._made.get(id(tensor))
         if made is not None and made[0]() is tensor:
             return made[1]
@@ -111,7 +111,7 @@ class Provenance:
         return given[1] if given is not None else self._storages.get(place, Source("unseen"))
 
     def remember(self, result: Any, source: Source, *, in_place: bool) -> None:
-        """Note who made the tensors of a result, or wrote into them."""
+        """Record which operation made the tensors of a result or wrote into them."""
         for _, tensor in tensors_in(result):
             self._made[id(tensor)] = weakref.ref(tensor), source
             if in_place:
@@ -127,7 +127,7 @@ def _given(model: nn.Module, batch: Mapping[str, Any]) -> dict[int, tuple[Tensor
 
 
 def _storage(tensor: Tensor) -> int:
-    """Where a tensor's numbers lie; 0 for tensors without storage of their own."""
+    """Address of a tensor's storage; 0 for tensors without storage of their own."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
@@ -135,7 +135,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def first_terminal(seen: Pass) -> Terminal | None:
-    """The earliest beginning of what made the watched outputs non-finite; None if they are finite."""
+    """The earliest place from which the watched outputs became non-finite; None if they are finite."""
     ends: dict[int, Terminal | None] = {}
     events: dict[int, PassEvent] = {}
     for event in seen.events:
@@ -148,7 +148,7 @@ def first_terminal(seen: Pass) -> Terminal | None:
 
 
 def _infinite_output(seen: Pass) -> Terminal | None:
-    """Where an output became infinite though every infinity before it may be meant, such as a class ruled out."""
+    """Where an output became infinite although every infinity before it may be intended, such as an excluded class."""
     ends: dict[int, Terminal | None] = {}
     for event in seen.events:
         upstream = _earliest(_follow(operand, event, ends) for operand in event.operands)

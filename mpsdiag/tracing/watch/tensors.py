@@ -1,4 +1,4 @@
-"""What a trace says about tensors: which non-finite values they hold, their finite range, which rows are bad."""
+"""Facts about tensors for a trace: their non-finite values, their finite range, their bad rows."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ LISTED = 16
 
 @dataclass(frozen=True)
 class Impurity:
-    """Which non-finite values a tensor holds."""
+    """The non-finite values of a tensor."""
 
     nan: bool = False
     positive: bool = False
@@ -27,7 +27,7 @@ class Impurity:
 
     @property
     def infinite(self) -> bool:
-        """Plus or minus infinity is in it."""
+        """Whether it contains plus or minus infinity."""
         return self.positive or self.negative
 
 
@@ -35,12 +35,12 @@ PURE = Impurity()
 
 
 def unseen() -> Any:
-    """Keep our own look at tensors apart from the operations of what is watched."""
+    """Keep our own operations on tensors out of the watch."""
     return torch._C.DisableTorchFunction()  # noqa: SLF001 - no public name for it
 
 
 def impurity(tensor: Tensor) -> Impurity:
-    """Look through a dense tensor of any dtype. Waits for the device; what is not floating counts as pure."""
+    """Inspect a dense tensor of any dtype. Waits for the device; tensors that are not floating count as clean."""
     plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
     if plain and tensor.is_complex():
         tensor = torch.view_as_real(tensor.detach().resolve_conj())
@@ -58,7 +58,7 @@ def impurity(tensor: Tensor) -> Impurity:
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested tuples, lists and mappings, with a name made from the way to it."""
+    """Every tensor in nested tuples, lists and mappings, with a name made from its path."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, tuple | list):
@@ -70,7 +70,7 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def judged_in(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """What of a model's output has to be finite: its loss and logits; all tensors where no logits are named."""
+    """The part of a model's output that must be finite: loss and logits, or all tensors if no logits are named."""
     logits = None if isinstance(output, tuple | list) else logits_of(output)
     if logits is None and isinstance(output, tuple | list | Mapping):
         return tensors_in(output)
@@ -78,12 +78,12 @@ def judged_in(output: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def fresh(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a batch for one forward, which may write into it, or append to a cache in it."""
+    """A copy of a batch for one forward, which may write into it or append to a cache in it."""
     return {name: mapped(value, _copy) for name, value in batch.items()}
 
 
 def flat(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch with what lies in mappings of its own, for a model that takes all of it as one argument."""
+    """A batch with copies of its nested mappings, for a model that takes it as a single argument."""
     inner = {name: item for value in batch.values() if isinstance(value, Mapping) for name, item in value.items()}
     return {**inner, **batch}
 
@@ -95,7 +95,7 @@ def _copy(value: Any) -> Any:
 
 
 def copied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of an object such as a cache, with each tensor in it changed: those with a history cannot be copied."""
+    """A copy of an object such as a cache, with each tensor changed: those with a history cannot be copied."""
     memo: dict[int, Any] = {}
     _fill(memo, value, change)
     return copy.deepcopy(value, memo)
@@ -141,7 +141,7 @@ def largest(tensor: Tensor) -> float:
 
 
 def bad_rows(tensor: Tensor) -> dict[str, Any]:
-    """Which rows of an output are non-finite, by what the dimensions of a language model mean."""
+    """The non-finite rows of an output, in terms of the dimensions of a language model."""
     bad = ~torch.isfinite(tensor.detach())
     counts: dict[str, Any] = {"values": int(bad.sum()), "of": tensor.numel()}
     names = {3: ("sequences", "positions"), 4: ("sequences", "heads", "positions")}.get(tensor.dim(), ())
@@ -153,7 +153,7 @@ def bad_rows(tensor: Tensor) -> dict[str, Any]:
 
 
 def listed(flags: Tensor) -> str:
-    """Indices of the true flags, runs written as `3-7`; cut with how many more there are."""
+    """Indices of the true flags, with runs written as `3-7`; shortened, with the number of the rest."""
     indices: list[int] = flags.nonzero().flatten().tolist()
     runs: list[list[int]] = []
     for index in indices:

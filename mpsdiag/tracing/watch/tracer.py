@@ -1,7 +1,7 @@
-"""The detailed pass: sees every torch operation of a forward, and writes down those that give non-finite values.
+"""The detailed pass: sees every torch operation of a forward, and records those that give non-finite values.
 
-A TorchFunctionMode sees the operations, SDPA among them, which is a function and no module; hooks tell in which module
-and layer they run. It waits for the device after every operation, so it is only run once something is known to be bad.
+A TorchFunctionMode sees the operations, including SDPA, which is a function, not a module; hooks show in which module
+and layer they run. It waits for the device after every operation, so it only runs once something is known to be bad.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, judged_in, t
 
 
 def flag_of(output: Any) -> Tensor | None:
-    """A float32 scalar on the device of an output: NaN or plus infinity if what has to be finite in it is not; or None.
+    """A float32 scalar on an output's device: NaN or plus infinity if a value that must be finite is not; or None.
 
-    The greatest value passes NaN on, and leaves out the minus infinities that rule tokens out.
+    The maximum propagates NaN and ignores the minus infinities that exclude tokens.
     """
     flag = None
     with torch.no_grad(), unseen():
@@ -42,12 +42,12 @@ def flag_of(output: Any) -> Tensor | None:
 
 
 def is_up(flag: float) -> bool:
-    """Whether a flag that was read says so."""
+    """Whether a flag that was read is set."""
     return math.isnan(flag) or flag == math.inf
 
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients, a scalar on the device of the first; that of finite ones may overflow."""
+    """The norm of all gradients, a scalar on the device of the first; it may overflow for finite gradients."""
     dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
     norms = torch._foreach_norm(dense)  # noqa: SLF001 - what clip_grad_norm_ calls
     total: Tensor = torch.linalg.vector_norm(_together([norm.float() for norm in norms]))
@@ -55,7 +55,7 @@ def norm_of(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def numbers(*parts: Sequence[Tensor]) -> list[list[float]]:
-    """Scalars on any device as numbers, part by part. Waits for the device, once."""
+    """Scalars on any device as numbers, part by part. Waits for the device once."""
     every = [tensor for part in parts for tensor in part]
     with torch.no_grad(), unseen():
         if all(tensor.device.type == "cpu" for tensor in every):  # Nothing waits there, and nothing has to be stacked.
@@ -66,7 +66,7 @@ def numbers(*parts: Sequence[Tensor]) -> list[list[float]]:
 
 
 def _is_judged(tensor: Tensor) -> bool:
-    """Dense, with values, of a dtype that has a maximum: eight-bit floats have none."""
+    """Whether a tensor is dense, has values and a dtype with a maximum: eight-bit floats have none."""
     plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
     return plain and tensor.is_floating_point() and tensor.dtype.itemsize > 1 and tensor.numel() > 0
 
@@ -76,12 +76,12 @@ def _together(values: Sequence[Tensor]) -> Tensor:
 
 
 KEPT_CALLS = 64
-"""Calls that gave the first non-finite values are kept with their tensors, up to this many."""
+"""How many of the calls that gave the first non-finite values are kept with their tensors."""
 
 
 @dataclass(frozen=True)
 class Patches:
-    """What is made finite in a pass: outputs by their operation's number, fully masked rows, weights and inputs."""
+    """What a pass makes finite: outputs by the number of their operation, fully masked rows, weights and inputs."""
 
     outputs: frozenset[int] = frozenset()
     attention: bool = False
@@ -91,14 +91,14 @@ class Patches:
         return bool(self.outputs) or self.attention or self.given
 
     def behind(self, terminal: Terminal, causes: set[str]) -> Patches:
-        """With one more fault made finite, so that a pass shows what lies behind it."""
+        """With one more fault made finite, so that a pass shows the faults behind it."""
         if terminal.kind in ("weight", "batch"):
             return replace(self, given=True)
         of_attention = "dead_rows" in causes or (causes == {"bad_mask"} and terminal.kind == "nan")
         return replace(self, outputs=self.outputs | {terminal.event.index}, attention=self.attention or of_attention)
 
     def apply(self, index: int, call: TorchCall, result: Any, *, in_place: bool) -> Any:
-        """The result of an operation, made finite where that is wanted."""
+        """The result of an operation, made finite if requested."""
         if index in self.outputs:
             return mapped(result, partial(made_finite, in_place=in_place))
         if self.attention and call.operation in (SDPA, *SOFTMAX, "sub") and isinstance(result, Tensor):
@@ -109,7 +109,7 @@ class Patches:
 
 
 def made_finite(value: Any, *, in_place: bool = False) -> Any:
-    """A tensor with zeros for what is not finite; anything else as it is."""
+    """A tensor with its non-finite values replaced by zeros; anything else unchanged."""
     if not isinstance(value, Tensor) or not impurity(value):
         return value
     if in_place:
@@ -136,12 +136,12 @@ class Tracer(TorchFunctionMode):
         self._path = ModulePath(model)
         self._provenance = Provenance(model, batch)
         self._kept = 0
-        # What lies behind a fault is found on the slow path.
+        # Faults behind a fault are found on the slow path.
         self._fused = None if self._patches else FusedPaths(model, self._saw_fused)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch until the block ends; the hooks are removed whatever happens."""
+        """Watch until the block ends; the hooks are always removed."""
         fused = nullcontext() if self._fused is None else self._fused.kept()
         with fused, self._path.followed(self._leave_module), uncompiled(), self:
             yield
@@ -150,9 +150,9 @@ class Tracer(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self._path:  # Outside the model: not its doing.
+        if not self._path:  # Outside the model, so not caused by it.
             return func(*args, **kwargs)
-        if reentry.calls_attention(func):  # Python code of torch: what it calls is seen.
+        if reentry.calls_attention(func):  # Python code of torch: the calls it makes are seen.
             return reentry.with_mode(self, func, args, kwargs)
         if self._patches.given:
             args, kwargs = mapped(args, self._patch_given), mapped(kwargs, self._patch_given)
@@ -206,7 +206,7 @@ class Tracer(TorchFunctionMode):
         return Source("event", event=event.index)
 
     def _saw_fused(self, module: nn.Module, named: dict[str, Any], result: Any) -> None:
-        """A fused path of torch's own transformer layers gave what its slow path does not."""
+        """A fused path of torch's own transformer layers gave values that its slow path does not give."""
         call = TorchCall(type(module), (), named, result)
         with unseen():
             operands = self._operands(call)
@@ -215,7 +215,7 @@ class Tracer(TorchFunctionMode):
             self.seen.operations += 1
 
     def _operands(self, call: TorchCall) -> tuple[Operand, ...]:
-        """The inputs that are not finite."""
+        """The non-finite inputs."""
         states = [(name, tensor, impurity(tensor)) for name, tensor in tensors_in(call.named)]
         return tuple(Operand(name, state, self._provenance.of(tensor)) for name, tensor, state in states if state)
 
@@ -240,7 +240,7 @@ class Tracer(TorchFunctionMode):
             with unseen():
                 found = [(tensor, impurity(tensor)) for _, tensor in judged_in(output)]
             for tensor, state in found:
-                # Minus infinity is a fault in a scalar only: models write it into logits they rule out.
+                # Minus infinity is a fault only in a scalar: models write it into the logits of excluded tokens.
                 if state.nan or state.positive or (state.negative and tensor.numel() == 1):
                     self.seen.outputs.append(self._watch(tensor, state, module))
         if self._claim is not None:  # What no torch function made, such as an autograd.Function.
@@ -249,7 +249,7 @@ class Tracer(TorchFunctionMode):
     def _watch(self, tensor: Tensor, state: Impurity, module: nn.Module) -> Source:
         source = self._provenance.of(tensor)
         if source.kind != "event":
-            # Passed on as given, or made outside torch functions, as by a compiled kernel: name the module.
+            # Passed on unchanged, or made outside torch functions, as by a compiled kernel: name the module.
             name = type(module).__name__
             operands = () if source.kind == "unseen" else (Operand(name, state, source),)
             layer = self._path.layer_of(module)
@@ -262,27 +262,27 @@ class Tracer(TorchFunctionMode):
 
 
 def _spread(layer: int, hidden: Tensor) -> dict[str, Any]:
-    """In how many sequences, and at how many positions, a hidden state (sequences, positions, channels) is bad."""
+    """The number of sequences and of positions where a hidden state (sequences, positions, channels) is bad."""
     bad = (~torch.isfinite(hidden)).any(-1)
     counts = {"sequences": int(bad.any(-1).sum()), "positions": int(bad.sum()), "of": bad.numel()}
     return {"layer": layer, **counts}
 
 
 def _of_all(value: Any) -> Impurity:
-    """What the tensors of an output hold between them."""
+    """The non-finite values of all tensors of an output together."""
     states = [impurity(tensor) for _, tensor in tensors_in(value)]
     nan, positive = any(s.nan for s in states), any(s.positive for s in states)
     return Impurity(nan, positive, any(s.negative for s in states))
 
 
 def _copied(call: TorchCall) -> TorchCall:
-    """A call with its tensors as they are now, for they may be written into later."""
+    """A call with its tensors as they are now, because they may be written into later."""
     args, kwargs, result = mapped((call.args, call.kwargs, call.result), _frozen)
     return TorchCall(call.func, args, kwargs, result)
 
 
 def _frozen(value: Any) -> Any:
-    """A copy of a tensor; weights are not written into, and can be large."""
+    """A copy of a tensor, but not of weights, which are not written into and can be large."""
     if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         return value
     return value.detach().clone().requires_grad_(value.requires_grad)

@@ -85,11 +85,11 @@ def test_cells_that_cannot_be_are_skipped_with_the_reason():
         parse_matrix("[axes]\nattention = ['sdpa', 'flash_attention_2']\ndevice = 'cpu'\npadding = 'left'", "m")
     )
     assert [cell.attn_implementation for cell in made.cells] == ["sdpa"] * 3
-    assert set(made.skipped.values()) == {"flash_attention_2 needs a CUDA or XPU device, this is cpu"}
+    assert set(made.skipped.values()) == {"flash_attention_2 needs a CUDA or XPU device, not cpu"}
 
 
 def test_an_emulation_on_a_real_device_is_skipped():
-    assert "cannot run on mps" in unavailable(Scenario(emulate="2.8", device="mps"))
+    assert "runs on the CPU, not on mps" in unavailable(Scenario(emulate="2.8", device="mps"))
     assert unavailable(Scenario(emulate="2.8", dtype="float64")) == "MPS does not support float64"
     assert unavailable(Scenario(dtype="float64")) is None
 
@@ -108,7 +108,7 @@ def test_too_many_cells_and_none_at_all():
 
 def test_more_combinations_than_can_be_looked_at():
     numbers = [*range(1, 201)]
-    with pytest.raises(BadInput, match=r"have 143,280,000 combinations, more than can be looked at"):
+    with pytest.raises(BadInput, match=r"have 143,280,000 combinations, more than can be listed"):
         plan(f"[axes]\nseed = {numbers}\nbatch_size = {numbers}\nsequence_length = {numbers[1:]}")
 
 
@@ -134,7 +134,7 @@ def test_an_exclude_rule_that_leaves_nothing_out_says_so(rules, number, named, h
     ],
 )
 def test_an_include_rule_that_adds_nothing_says_so(rules, title):
-    assert plan(rules).notes == (f"[[include]] {title} adds nothing: the matrix has its cells already.",)
+    assert plan(rules).notes == (f"[[include]] {title} adds nothing: the matrix already has its cells.",)
 
 
 def test_rules_that_change_something_say_nothing():

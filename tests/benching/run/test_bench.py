@@ -44,7 +44,7 @@ def test_gates_make_the_exit_code(request_for, quiet, gate, code):
     session = prepare(request_for({"rounds": 0}, gates=[gate]))
     outcome = session.run(quiet)
     assert session.exit_code(outcome) == code
-    assert any(word in session.closing(outcome)[-1] for word in ("gate tripped", "taken as tripped"))
+    assert any(word in session.closing(outcome)[-1] for word in ("gate tripped", "counts as tripped"))
     assert session.summary(outcome)["gates"][0]["gate"]
 
 
@@ -60,7 +60,7 @@ def test_fresh_keeps_the_older_journal_aside(request_for, quiet):
 def test_jobs_say_what_they_are_for(request_for, quiet):
     session = prepare(request_for(jobs=2))
     assert session.run(quiet).fresh == 6
-    assert any("runs alone" in note for note in quiet.notes)
+    assert any("run alone" in note for note in quiet.notes)
 
 
 def test_shards_together_are_the_whole(request_for, quiet):
@@ -103,8 +103,8 @@ def test_a_matrix_that_cannot_run_here_at_all_is_undecided(request_for, quiet):
     [
         ({"gates": ["any nan in safe_spda"]}, {}, "Did you mean 'safe_sdpa'"),
         ({"gates": ["nonsense"]}, {}, "is not a gate"),
-        ({"shard": (3, 2)}, {}, "no such part"),
-        ({"cluster": "tcp://127.0.0.1:9", "jobs": 2}, {}, "--jobs is for this machine"),
+        ({"shard": (3, 2)}, {}, "does not exist"),
+        ({"cluster": "tcp://127.0.0.1:9", "jobs": 2}, {}, "--jobs applies to this machine"),
         ({}, {"dataset": "no/such/file.txt"}, "does not exist"),
         ({}, {"model": ["./no/such/model"]}, "does not exist"),
         ({}, {"max_cells": 2}, "more than --max-cells"),
@@ -186,7 +186,7 @@ def test_rules_that_change_nothing_are_notes(request_for, quiet):
 def test_what_is_no_journal_is_in_the_way_and_fresh_helps(request_for, quiet, tmp_path, act):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "journal.jsonl").write_text("garbage\n")
-    with pytest.raises(BadInput, match=r"is not an mpsdiag journal: .* --fresh keeps it aside"):
+    with pytest.raises(BadInput, match=r"is not an mpsdiag journal: .* --fresh sets it aside"):
         act(prepare(request_for()), quiet)
     assert (tmp_path / "out" / "journal.jsonl").read_text() == "garbage\n"
     assert prepare(request_for({"rounds": 0}, fresh=True)).run(quiet).fresh == 3

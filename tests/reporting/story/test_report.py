@@ -70,7 +70,7 @@ def test_a_fix_must_be_right_wherever_it_was_run_and_run_wherever_it_is_needed(r
 
 def test_without_a_fix_that_works_it_says_so(record, journal_of):
     story = assemble([journal_of(record("nan"), record("nan", attn_implementation="eager"))])
-    assert "No fix that was run resolves it everywhere." in story.headline
+    assert "None of the fixes that were run resolves it everywhere." in story.headline
 
 
 def test_not_affected_needs_a_right_baseline(record, journal_of):
@@ -113,7 +113,7 @@ def test_a_nan_or_wrong_cell_is_never_ranked_nor_given_a_ratio(stories):
     # min_mask_sdpa is the fastest of all, and wrong: its time is there, a speed-up is not.
     assert shown.rows[-1][column].text == "–"
     assert shown.rows[-2][column].text == "baseline"
-    assert "The baseline itself came out NaN" in shown.note
+    assert "The baseline itself is NaN" in shown.note
 
 
 def test_timings_of_an_emulated_cell_say_what_they_were_measured_on(stories):
@@ -177,7 +177,7 @@ def test_times_without_padding_say_so(record, journal_of):
         ({"signal": "SIGSEGV"}, "affected"),
         ({"reason": "emulated abort: mps_matmul"}, "affected"),
         ({"signal": "SIGKILL"}, "undecided"),
-        ({"reason": "ended by itself without an answer (exit code 1)"}, "undecided"),
+        ({"reason": "exited without an answer (exit code 1)"}, "undecided"),
     ],
 )
 def test_a_baseline_that_was_killed_has_not_answered(record, journal_of, more, word):
@@ -187,7 +187,7 @@ def test_a_baseline_that_was_killed_has_not_answered(record, journal_of, more, w
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [("timeout", "again with --retry timeout:"), ("interrupted", "bench again: it")]
+    ("status", "words"), [("timeout", "again with --retry timeout to resume"), ("interrupted", "bench again to resume")]
 )
 def test_what_to_do_about_an_unfinished_baseline(record, journal_of, status, words):
     assert words in assemble([journal_of(record(status))]).headline

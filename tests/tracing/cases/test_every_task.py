@@ -131,7 +131,7 @@ def test_a_model_without_sdpa_is_traced_and_said_to_have_none(tmp_path):
     byte_tokenizer("left").save_pretrained(tmp_path)
     report = investigate(TraceRequest(model=str(tmp_path), batches=1, emulate="2.8"))
     assert (report.exit_code, report.origin) == (0, None)
-    assert any("has eager attention only" in note for note in report.notes)
+    assert any("has only eager attention" in note for note in report.notes)
 
 
 def test_no_false_alarm_on_clean_runs():
@@ -153,8 +153,8 @@ def test_no_false_alarm_on_clean_runs():
 @pytest.mark.parametrize(
     ("kind", "labels", "sentence"),
     [
-        ("multi_label_classification", torch.ones(2, 3).long(), "of several labels each is a float"),
-        ("single_label_classification", torch.ones(2), "classes and tokens are integers"),
+        ("multi_label_classification", torch.ones(2, 3).long(), "multiple labels must be floats"),
+        ("single_label_classification", torch.ones(2), "classes and tokens must be integers"),
         (None, torch.ones(2, 5), "Target size"),
     ],
 )

@@ -139,4 +139,4 @@ def test_does_not_repeat_is_said_after_a_second_run_that_was_finite():
         return x.sum() if watched else x.sum().as_subclass(torch.Tensor) * float("inf")
 
     origin = trace(Run(line), {"x": X})
-    assert "each time it runs as it is" in origin.summary
+    assert "whenever it runs as it is" in origin.summary

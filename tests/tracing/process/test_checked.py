@@ -61,4 +61,4 @@ def test_a_model_that_looks_at_padding_is_affected_and_no_fix_resolves_it():
 def test_what_cannot_be_looked_at_is_noted():
     found = looked_at(nn.Linear(2, 2), input=torch.ones(1, 2))
     assert found.invariance is None
-    assert "invariance was not looked at" in found.notes[0]
+    assert "invariance was not checked" in found.notes[0]

@@ -247,7 +247,7 @@ def test_what_cannot_be_run_again_is_called_so(inputs):
         model(inputs)
         model(bad)
         bad.zero_()
-    assert "cannot be run again to look into it: what it was given was overwritten" in seen.findings[0].summary
+    assert "cannot be run again to examine it: its inputs have been overwritten" in seen.findings[0].summary
     assert seen.report.watched.not_repeated == 1
 
 
@@ -311,7 +311,7 @@ def test_a_forward_that_gives_something_else_each_time_is_called_so(inputs):
     with mpsdiag.watch() as seen, torch.no_grad():
         Once()(inputs)
     assert (seen.findings[0].cause, seen.findings[0].operation) == ("unknown", "forward")
-    assert "is finite when it is run again" in seen.findings[0].summary
+    assert "is finite when run again" in seen.findings[0].summary
 
 
 def test_what_only_an_unwatched_kernel_gives_is_called_so(inputs):
@@ -322,7 +322,7 @@ def test_what_only_an_unwatched_kernel_gives_is_called_so(inputs):
 
     with mpsdiag.watch() as seen, torch.no_grad():
         Kernel()(inputs)
-    assert "each time it runs as it is, and finite operation by operation" in seen.findings[0].summary
+    assert "whenever it runs as it is, but finite operation by operation" in seen.findings[0].summary
 
 
 def test_steps_that_gradscaler_skips_are_no_finding(inputs):

@@ -153,7 +153,7 @@ def test_bad_weights_are_no_fault_of_an_operation(build, batch_of, plants, tmp_p
     plants.bad_weight(model, 1)
     (written, note), text = write(tmp_path, model, batch_of())
     assert (written, text) == (False, "")
-    assert "weights are broken" in note
+    assert "weights are bad" in note
 
 
 def test_nothing_to_show(build, batch_of, tmp_path):
@@ -166,7 +166,7 @@ def test_a_script_that_does_not_show_it_is_not_handed_over(build, batch_of, tmp_
     monkeypatch.setattr(repro, "_run", lambda text, emulation: None)
     (written, note), text = write(tmp_path, build("tiny-gpt2"), batch_of(), "2.8")
     assert (written, text) == (False, "")
-    assert "does not show it" in note
+    assert "does not show the fault" in note
 
 
 def test_somebody_elses_file_is_not_overwritten(tmp_path):
