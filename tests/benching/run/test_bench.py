@@ -149,10 +149,10 @@ def test_a_dry_run_leaves_out_what_the_journal_has(request_for, quiet):
     whole = prepare(request_for())
     assert "already" not in as_text(whole)
     assert prepare(request_for({"attn_implementation": ["sdpa"]})).run(quiet).fresh == 2
-    assert "; the journal has 2 of these rounds already; about " in as_text(whole)
+    assert "; the journal already has 2 of these rounds; about " in as_text(whole)
     assert (forecast(whole)[0].verdicts, forecast(whole)[0].most) == (2, 2)
     whole.run(quiet)
-    assert as_text(whole).endswith("; the journal has 6 of these rounds already; nothing is left to run.")
+    assert as_text(whole).endswith("; the journal already has 6 of these rounds; nothing is left to run.")
     document = json.loads(as_document(whole))
     assert (document["seconds"], document["rounds_in_journal"]) == ({"least": 0.0, "most": 0.0}, 6)
     assert forecast(prepare(request_for(fresh=True)))[0].verdicts == 3
