@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os import PathLike
-from typing import TYPE_CHECKING, Literal
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Literal
 
 from mpsdiag import device as devices
 from mpsdiag import environment
-from mpsdiag.checking import argument_checks as given
 from mpsdiag.checking.advice import advise, blame, why
 from mpsdiag.checking.diagnosis import (
     Diagnosis,
@@ -26,11 +25,11 @@ from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.findings import Advice, Emulated
 from mpsdiag.probes.declaration import Finding
-from mpsdiag.probes.known import CATALOGUE
+from mpsdiag.probes.known import CATALOGUE, find
 from mpsdiag.probes.run import predicted, run_level, run_probe, surprises
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.scenario.scenario import Measured, Scenario
-from mpsdiag.words import AUTO_TASK, BUILTIN_DATASET, DEFAULT_MODEL, PADDING_SIDES, TASKS
+from mpsdiag.words import AUTO_TASK, BUILTIN_DATASET, DEFAULT_MODEL, LARGEST_SEED, PADDING_SIDES, TASKS
 
 if TYPE_CHECKING:
     import torch
@@ -82,12 +81,12 @@ def check(
     """
     if level not in (1, 2, 3):
         raise BadInput(f"Level {level} does not exist. Choose 1 (the kernel), 2 (and the scenario) or 3 (everything).")
-    model = given.text("model", model, '"tiny-llama", a folder or a hub name')
-    dataset = given.text("dataset", dataset, '"synthetic", a file or a hub name')
-    device = given.text("device", device, '"auto" or "mps"')
-    dtype = given.dtype_name(dtype)
-    seed = given.seed(seed)
-    probes = given.probe_ids(probes)
+    model = _text("model", model, '"tiny-llama", a folder or a hub name')
+    dataset = _text("dataset", dataset, '"synthetic", a file or a hub name')
+    device = _text("device", device, '"auto" or "mps"')
+    dtype = _dtype_name(dtype)
+    seed = _seed(seed)
+    probes = _probe_ids(probes)
     one_of("padding side", padding_side, PADDING_SIDES)
     one_of("task", task, (AUTO_TASK, *TASKS))
     emulation = _emulation(device, emulate, emulate_macos)
@@ -123,6 +122,40 @@ def check(
         with no_bars(progress):
             outcome, fixes = _scenario_and_fixes(case, progress)
     return _put_together(level, case, findings, outcome, fixes, probes)
+
+
+def _text(name: str, value: Any, example: str) -> str:
+    """The text or path that an argument was given."""
+    found = fspath(value) if isinstance(value, PathLike) else value
+    if isinstance(found, str):
+        return found
+    raise BadInput(f"{name} is {_shown(value)}; give a text, such as {example}.")
+
+
+def _dtype_name(value: Any) -> str:
+    """The name of a dtype: `torch.float16` is `float16`."""
+    import torch
+
+    word = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    return _text("dtype", word, '"float16", or torch.float16')
+
+
+def _seed(value: Any) -> int:
+    """A seed that Python, NumPy and torch all take."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_SEED:
+        return value
+    raise BadInput(f"seed is {_shown(value)}; give a whole number from 0 to {LARGEST_SEED}.")
+
+
+def _probe_ids(value: str | Sequence[str]) -> list[str]:
+    """Ids of probes, in upper or lower case; a single text is one probe."""
+    chosen = (value,) if isinstance(value, str) else value
+    return [find(_text("probes", probe, '"SDPA001"')).id for probe in chosen]
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else f"a {type(value).__name__}"
 
 
 def _emulation(device: str, release: str | None, macos: int) -> Emulation | None:

@@ -67,5 +67,5 @@ def test_why_a_fix_helps():
     moved = Measured(exact=False, loss_moved_by=0.25)
     assert "moves eval_loss by +0.25" in why("eager", moved)
     assert why("safe_sdpa", Measured(exact=True)).startswith("equal to the float64")
-    assert why("eager", nan()) == "1 of 2 evaluation batches have a loss that is not finite"
+    assert why("eager", nan()) == "1 of 2 evaluation batches have a non-finite loss"
     assert "before the loss" in why("cpu_loss", nan())
