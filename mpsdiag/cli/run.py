@@ -1,24 +1,20 @@
 """`mpsdiag run`: the user's own script, unedited, with a fix in place."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from mpsdiag.cli import options, output
 from mpsdiag.cli.options import FIXES, note_without_effect, other
 from mpsdiag.errors import BadInput
+from mpsdiag.fixes.script import Launch
 from mpsdiag.words import EXIT_FOUND
-
-if TYPE_CHECKING:
-    from mpsdiag.fixes.script import Launch
 
 Target = Annotated[
     str, typer.Argument(metavar="SCRIPT", help="A Python file, or with -m the name of a module.", show_default=False)

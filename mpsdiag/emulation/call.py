@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mpsdiag.emulation.generations.rounding import additive
-from mpsdiag.emulation.releases import TWO_PASS_KEYS, VECTOR_QUERIES
-
-if TYPE_CHECKING:
-    from mpsdiag.emulation.releases import Release
+from mpsdiag.emulation.releases import TWO_PASS_KEYS, VECTOR_QUERIES, Release
 
 
 @dataclass(frozen=True, eq=False)

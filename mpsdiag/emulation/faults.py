@@ -10,20 +10,16 @@ it passes the strides of key, row and head, with 0 for a dimension of size 1 (SD
 every stride; those of the prefill path of 2.13 take them in 32 bits (SDPA030).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mpsdiag.emulation.call import AttentionCall
 from mpsdiag.emulation.generations.rounding import scale_or_default
-
-if TYPE_CHECKING:
-    from mpsdiag.emulation.call import AttentionCall
-    from mpsdiag.emulation.selection import Machine
+from mpsdiag.emulation.selection import Machine
 
 SCORES_TO_CORRUPTION = 1 << 32
 """Number of scores from which float32 heads were seen to be corrupt."""

@@ -1,25 +1,19 @@
 """The context in which CPU tensors behave as on MPS, and queries for code inside it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
 
 from mpsdiag.emulation import reentry
 from mpsdiag.emulation.call import operator_call, public_call
 from mpsdiag.emulation.faults import BADDBMM, baddbmm_reading_its_input
 from mpsdiag.emulation.operator import attention, run_operator
-from mpsdiag.emulation.selection import Emulation, Machine
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from mpsdiag.emulation.selection import OnAbort
+from mpsdiag.emulation.selection import Emulation, Machine, OnAbort
 
 
 class _Thread(threading.local):

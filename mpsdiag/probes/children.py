@@ -1,7 +1,5 @@
 """Run jobs in a child process that may abort, hang or print garbage, and lose only the job that did it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -14,13 +12,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.probes.declaration import ABORTS, Check, Mode, ModeResult
 from mpsdiag.serialization import dumps, number
-
-if TYPE_CHECKING:
-    from mpsdiag.emulation.selection import Emulation
 
 SECONDS: Final = 300.0
 """What one job may take, the child's start included, before it counts as hanging."""

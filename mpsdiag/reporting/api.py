@@ -1,20 +1,16 @@
 """For scripts and notebooks: `mpsdiag.bench`, `mpsdiag.report`, and how an answer is shown."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpsdiag.checking.diagnosis import Diagnosis
 from mpsdiag.errors import BadInput, CannotDecide
 from mpsdiag.findings import Answer
+from mpsdiag.reporting.layout.blocks import Document
 from mpsdiag.reporting.story.report import Report, assemble
-
-if TYPE_CHECKING:
-    from mpsdiag.reporting.layout.blocks import Document
 
 
 def report(

@@ -4,21 +4,17 @@ The fields of a scenario are named as in Hugging Face's TrainingArguments, token
 stays raw (every loss); readers compute means and intervals.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import nearest
 from mpsdiag.findings import Blame, Exposure, Invariance, Number
 from mpsdiag.words import ATTENTION_MODES, DEFAULT_MODEL, DtypeName, PaddingSide, TaskChoice, TrainerVariant, is_kernel
-
-if TYPE_CHECKING:
-    from mpsdiag.emulation.selection import Emulation
 
 DEFAULT_MACOS: Final = 15
 LEARNING_RATE: Final = 1e-3

@@ -1,16 +1,12 @@
 """From journals to one result for each cell: pools rounds, resolves duplicates, keeps environments apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from mpsdiag.benching.journal.journal import Journal
 from mpsdiag.benching.journal.record import EMULATED_ABORT, FINDINGS, Record, Timing
 from mpsdiag.scenario.scenario import Measured, Scenario
-
-if TYPE_CHECKING:
-    from mpsdiag.benching.journal.journal import Journal
 
 NOT_TIMED: Final = Timing(device="", warmup=0)
 

@@ -7,18 +7,12 @@ diagonal are not visited. The weights stay in f32 for the product with V. For G7
 when executed on a CPU; its descriptor requests relaxed precision, so on hardware this is not proven.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from mpsdiag.emulation.call import AttentionCall
 from mpsdiag.emulation.generations.online_softmax import NEVER, drop_leading_nan_tiles, grouped_scores, summed_by_heads
 from mpsdiag.emulation.generations.rounding import scale_or_default
-
-if TYPE_CHECKING:
-    from mpsdiag.emulation.call import AttentionCall
 
 LOG2E = 1.44269504089
 

@@ -7,14 +7,11 @@ its maximum at -1e9 and stores its partial sum in the dtype of the query; the se
 whose true maximum is below about -1e9 gives exactly 0.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mpsdiag.emulation.call import AttentionCall
 from mpsdiag.emulation.generations.online_softmax import (
     NEVER,
     drop_leading_nan,
@@ -26,9 +23,6 @@ from mpsdiag.emulation.generations.online_softmax import (
     weighted_sum,
 )
 from mpsdiag.emulation.generations.rounding import scale_or_default
-
-if TYPE_CHECKING:
-    from mpsdiag.emulation.call import AttentionCall
 
 GROUPS = 32  # of one pass
 BLOCKS, GROUPS_IN_A_BLOCK = 32, 8  # of two

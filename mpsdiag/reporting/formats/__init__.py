@@ -1,13 +1,7 @@
 """One module a format: what is laid out, as text. Imported when it is asked for."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from mpsdiag.errors import BadInput
-
-if TYPE_CHECKING:
-    from mpsdiag.reporting.layout.blocks import Document
+from mpsdiag.reporting.layout.blocks import Document
 
 
 def shown(made: Document, form: str, *, width: int = 100, color: bool = False) -> str:

@@ -1,24 +1,19 @@
 """`BadBatchRecorder`: saves the first bad batch of a training run, with the weights at that time, for a later trace."""
 
-from __future__ import annotations
-
 import logging
 import math
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from mpsdiag.inputs.modules import embeddings_of, logits_of, loss_of
 from mpsdiag.tracing.cases.recorded_case import About, check_free, write_case
 from mpsdiag.trainers.forward_watch import watch_forward
-
-if TYPE_CHECKING:
-    from transformers import TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
