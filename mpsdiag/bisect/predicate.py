@@ -14,29 +14,18 @@ SKIP = 125
 def main() -> int:
     """Run the kernel and the scenario; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", required=True)
     device = parser.parse_args().device
     try:
         import torch
     except (ImportError, OSError, ValueError) as problem:  # ValueError: a CUDA library is missing
         _show(f"torch cannot be imported: {problem}")
         return SKIP
-    if device == "auto":
-        device = _first_device(torch)
     _show(f"torch {torch.__version__} on {device}")
     results = [_kernel(torch, device), _scenario(torch, device)]
     if False in results:
         return 1
     return 0 if results[0] else SKIP
-
-
-def _first_device(torch: Any) -> str:
-    if torch.backends.mps.is_available():
-        return "mps"
-    for kind in ("cuda", "xpu"):
-        if getattr(torch, kind, None) is not None and getattr(torch, kind).is_available():
-            return kind
-    return "cpu"
 
 
 def _kernel(torch: Any, device: str) -> Optional[bool]:  # noqa: UP045 - any Python that a release runs on

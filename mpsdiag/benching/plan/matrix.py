@@ -187,12 +187,10 @@ def changed(spec: MatrixSpec, values: dict[str, Any]) -> MatrixSpec:
     """
     given = {name: value for name, value in values.items() if value is not None and value != []}
     document = spec.model_dump(exclude_unset=True)
-    document["include"] = [rule.named() for rule in spec.include]
-    document["exclude"] = [rule.named() for rule in spec.exclude]
-    document["axes"] = spec.axes.model_dump(exclude_unset=True)
+    axes = document.setdefault("axes", {})
     for name, value in given.items():
         if name in AXES:
-            document["axes"][name] = value
+            axes[name] = value
         elif name in MatrixSpec.model_fields:
             document[name] = value
         else:
