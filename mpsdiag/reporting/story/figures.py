@@ -30,19 +30,17 @@ def seconds(value: float | None) -> str:
     return f"{_three(value / scale)} {unit}"
 
 
-def interval(value: float | None, low: float | None, high: float | None) -> str:
+def interval(value: float, low: float | None, high: float | None) -> str:
     """Write a duration with its interval, both in the unit of the value: `12.3 ms [12.1, 12.6]`."""
     text = seconds(value)
-    if value is None or low is None or high is None or not math.isfinite(low + high):
+    if low is None or high is None or not math.isfinite(low + high):
         return text
     scale = unit_of(value)[1]
     return f"{text} [{_three(low / scale)}, {_three(high / scale)}]"
 
 
-def ratio(value: float | None, low: float | None = None, high: float | None = None) -> str:
+def ratio(value: float, low: float | None = None, high: float | None = None) -> str:
     """Write a ratio to the baseline: `1.02× [0.99, 1.05]`."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
     text = f"{value:.2f}×"
     return text if low is None or high is None else f"{text} [{low:.2f}, {high:.2f}]"
 

@@ -214,7 +214,7 @@ def recommend(fixes: Sequence[WorkingFix], stock: Pair, timed_on: str) -> str:
         quality = "it resolves it"
     else:
         quality = f"it resolves it, and the loss moves by {figures.moved(best.moved)}"
-    price = "" if best.eval_ratio is None else f"; an evaluation step takes {_price(best)}{timed_on}"
+    price = "" if best.eval_ratio is None else f"; an evaluation step takes {_price(best.eval_ratio, best)}{timed_on}"
     return f"Use {best.words(stock)}: {quality}{price}."
 
 
@@ -238,11 +238,10 @@ def _fix(pair: Pair, met: Sequence[PooledCell], rows: Sequence[Estimate]) -> Wor
     )
 
 
-def _price(fix: WorkingFix) -> str:
-    ratio, spread = fix.eval_ratio, fix.spread
-    if ratio is None or spread is None:
+def _price(ratio: float, fix: WorkingFix) -> str:
+    if fix.spread is None:
         return f"{figures.ratio(ratio)} the baseline's"
-    low, high = spread
+    low, high = fix.spread
     if fix.settings > 1:
         return f"{figures.ratio(ratio)} the baseline's ({low:.2f} to {high:.2f} in {fix.settings} settings)"
     vague = " (a noisy machine: run more rounds)" if high - low > VAGUE * ratio else ""
