@@ -52,11 +52,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def one_of(kind: str, word: str, choices: Iterable[str]) -> str:
-    """Return `word` if it is one of `choices`.
-
-    Raises:
-        BadInput: It is none of them; the message suggests the nearest.
-    """
+    """Return `word` if it is one of `choices`. Raises BadInput, which suggests the nearest, if it is none of them."""
     known = list(choices)
     if word in known:
         return word

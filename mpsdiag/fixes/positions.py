@@ -50,8 +50,7 @@ def with_position_ids(collator: Callable[..., dict[str, Any]]) -> Callable[..., 
 def apply_positions(model: nn.Module) -> Handle:
     """Give one model position ids whenever it is called without any, but with a 2D attention mask.
 
-    Raises:
-        BadInput: No transformers model in `model` takes position ids.
+    Raises BadInput if no transformers model in `model` takes position ids.
     """
     takers = [root for root in anatomy.transformers_models(model) if _takes_positions(root)]
     if not takers:

@@ -32,8 +32,7 @@ PICTURE_TOKENS: Final = 4
 def builtin_config(name: str, *, vocab_size: int | None = None, max_positions: int = MAX_POSITIONS) -> Any:
     """The config of a built-in model: 2 layers (of each kind), hidden size 64, 4 heads, no dropout, byte vocabulary.
 
-    Raises:
-        BadInput: Unknown name.
+    Raises BadInput for an unknown name.
     """
     one_of("built-in model", name, BUILTIN_CONFIGS)
     shared = {
@@ -177,8 +176,7 @@ def _byte_characters() -> list[str]:
 def byte_tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
     """Make a tokenizer with one token per byte, and <pad>, <bos> (put before every text) and <eos>.
 
-    Raises:
-        BadInput: `padding_side` is neither.
+    Raises BadInput for another `padding_side`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

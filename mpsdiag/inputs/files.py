@@ -54,8 +54,7 @@ _ARCHIVES: Final[Mapping[bytes, str]] = {
 def open_local(dataset: str) -> Splits:
     """Open a file or folder; the rows of a file are read one by one, never all at once.
 
-    Raises:
-        BadInput: It is empty, binary, unreadable or of an unknown kind; raised now, or when the bad row is reached.
+    Raises BadInput, now or at the bad row, if it is empty, binary, unreadable or of an unknown kind.
     """
     path = Path(dataset).expanduser()
     if path.is_dir():

@@ -174,8 +174,7 @@ _RULES: Final[tuple[Callable[[_Failure], Problem | None], ...]] = (
 def require_sizes(config: Any, name: str) -> None:
     """Refuse sizes that no machine can hold, before any layer is built.
 
-    Raises:
-        BadInput: A size is negative or absurd, or the layers need more than the memory.
+    Raises BadInput for a size that is negative or absurd, or for layers that need more than the memory.
     """
     import psutil
 

@@ -173,11 +173,7 @@ def _load(
 
 
 def load_task(name: str, wanted: str = AUTO_TASK, *, trust_remote_code: bool = False) -> tuple[Task, Any]:
-    """The task of a model by its name, and its config.
-
-    Raises:
-        BadInput: As `load_config` and `task_of`.
-    """
+    """The task of a model by its name, and its config. Raises BadInput as `load_config` and `task_of` do."""
     if is_builtin_model(name):
         config = builtin_config(name)
     else:
@@ -189,8 +185,7 @@ def load_task(name: str, wanted: str = AUTO_TASK, *, trust_remote_code: bool = F
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """Read the config of a local folder or of the hub.
 
-    Raises:
-        BadInput: There is none, or it has impossible values.
+    Raises BadInput if there is none, or if it has impossible values.
     """
     from transformers import AutoConfig
 
@@ -277,8 +272,7 @@ def fitting_length(model: Any, wanted: int) -> int:
 def require_known_tokens(model: Any, greatest: int, name: str) -> None:
     """Refuse token ids that the embedding does not have: on a device they may read garbage instead of failing.
 
-    Raises:
-        BadInput: The tokenizer gives ids that the model does not have.
+    Raises BadInput if the tokenizer gives ids that the model does not have.
     """
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     size = getattr(embedding, "num_embeddings", None)

@@ -56,10 +56,8 @@ def is_builtin_model(name: str) -> bool:
 def classify(kind: str, name: str) -> NameKind:
     """Distinguish a built-in name, a path and a hub name.
 
-    Names that exist on disk are local; so are names written like a path (`./x`, `/x`, `a/b/c`, `x.txt`).
-
-    Raises:
-        BadInput: The path does not exist, or the name can be neither.
+    Names that exist on disk are local; so are names written like a path (`./x`, `/x`, `a/b/c`, `x.txt`). Raises
+    BadInput if the path does not exist, or if the name can be neither.
     """
     if not name.strip():
         raise BadInput(f"The {kind} name is empty. Give a built-in name, a path, or a hub name.")
@@ -151,8 +149,7 @@ def transformer_folder(name: str) -> str:
 def pooling_of(name: str) -> tuple[str, ...]:
     """How a sentence-transformers folder pools the embeddings of tokens; empty if it does not say.
 
-    Raises:
-        BadInput: Its pooling settings cannot be read, or name an unknown method.
+    Raises BadInput if its pooling settings cannot be read, or name an unknown method.
     """
     folder = Path(name).expanduser()
     part = next((part["path"] for part in _parts(folder) if str(part.get("type")).endswith("Pooling")), None)

@@ -100,8 +100,7 @@ def load_texts(
 def texts_of(records: Rows, dataset: str, text_column: str | None) -> Iterator[str]:
     """Iterate over the texts of rows; blank ones and headings are left out.
 
-    Raises:
-        BadInput: The column does not exist, is ambiguous, or does not hold text.
+    Raises BadInput if the column does not exist, is ambiguous, or does not hold text.
     """
     column: str | None = None
     any_text = False
@@ -133,11 +132,7 @@ def is_heading(text: str) -> bool:
 
 
 def _text_column(dataset: str, record: Mapping[str, Any], wanted: str | None) -> str:
-    """Find the column that holds the text.
-
-    Raises:
-        BadInput: The column does not exist or is ambiguous.
-    """
+    """Find the column that holds the text. Raises BadInput if the column does not exist or is ambiguous."""
     columns = list(record)
     if wanted is not None:
         if wanted not in columns:

@@ -26,10 +26,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; built-in models have the byte-level one.
 
-    A tokenizer without a pad token pads with its end-of-text token, and a warning says so.
-
-    Raises:
-        BadInput: The tokenizer cannot be loaded, is empty, or has no token to pad with.
+    A tokenizer without a pad token pads with its end-of-text token, and a warning says so. Raises BadInput if the
+    tokenizer cannot be loaded, is empty, or has no token to pad with.
     """
     if is_builtin_model(name):
         return byte_tokenizer(padding_side)
@@ -57,8 +55,7 @@ def load_tokenizer(
 def load_processor(name: str, task: Task, *, padding_side: str = "left", trust_remote_code: bool = False) -> Any:
     """Load the tokenizer or, for an image-text model, the processor of a model.
 
-    Raises:
-        BadInput: As `load_tokenizer`; an image-text model has no processor.
+    Raises BadInput as `load_tokenizer` does, or if an image-text model has no processor.
     """
     folder = transformer_folder(name)
     if task.name != "image-text-to-text" or is_builtin_model(name):
@@ -96,10 +93,8 @@ def give_pad_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Choose a pad token if the tokenizer has none, and log which.
 
     The chosen token is already in the vocabulary, so no embedding is added. Labels are masked by the attention
-    mask, never by the token, so a true end-of-text token keeps its label.
-
-    Raises:
-        BadInput: It has neither an end-of-text nor an unknown token to pad with.
+    mask, never by the token, so a true end-of-text token keeps its label. Raises BadInput if it has neither an
+    end-of-text nor an unknown token to pad with.
     """
     if tokenizer.pad_token_id is not None:
         return

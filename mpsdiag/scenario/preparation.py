@@ -66,8 +66,7 @@ class PreparedScenario:
 def prepare(scenario: Scenario) -> Iterator[PreparedScenario]:
     """Build a scenario; at the end of the block its attention and its scratch folder are removed.
 
-    Raises:
-        BadInput: Model or data cannot be loaded, or the data gives too few sequences.
+    Raises BadInput if model or data cannot be loaded, or if the data gives too few sequences.
     """
     with ExitStack() as stack:
         devices.seed_everything(scenario.seed)

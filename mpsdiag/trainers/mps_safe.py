@@ -112,8 +112,7 @@ class MPSSafeTrainer(Trainer):
     ) -> Step:
         """Evaluate one batch: (loss, logits, labels), each possibly None; see `Trainer.prediction_step`.
 
-        Raises:
-            NonFiniteLogitsError: The result is not finite and `on_nonfinite_logits` is `raise`.
+        Raises NonFiniteLogitsError if the result is not finite and `on_nonfinite_logits` is `raise`.
         """
 
         def stock(chosen: nn.Module) -> Step:

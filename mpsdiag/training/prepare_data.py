@@ -98,8 +98,7 @@ def rows_of_task(
 ) -> TaskRows:
     """The rows on which a model of any task is evaluated; classes come from the column `label`, if there is one.
 
-    Raises:
-        BadInput: A dataset or column is missing or unreadable, or the model does not have a label.
+    Raises BadInput if a dataset or column is missing or unreadable, or if the model does not have a label.
     """
     name = data.eval_dataset or data.dataset
     splits = open_splits(name, config=data.dataset_config, seed=seed)
