@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag.errors import BadInput
 from mpsdiag.escape import SHOWN_VARIABLES, redact
+from mpsdiag.installs import version
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pandas")
 TORCH_FLOOR = "2.5"
@@ -58,7 +59,7 @@ def gather(
 
     known = dict(accelerators or {})
     return Environment(
-        mpsdiag=_version("mpsdiag") or "not installed",
+        mpsdiag=version("mpsdiag") or "not installed",
         python=platform.python_version(),
         system=f"macOS {platform.mac_ver()[0]}" if _is_mac() else f"{platform.system()} {platform.release()}",
         system_build=_ask("sw_vers", "-buildVersion") if _is_mac() else platform.release(),
@@ -67,7 +68,7 @@ def gather(
         cpu_cores=psutil.cpu_count(logical=True),
         gpu_cores=_gpu_cores(),
         memory=psutil.virtual_memory().total,
-        versions={name: _version(name) for name in PACKAGES},
+        versions={name: version(name) for name in PACKAGES},
         default_attention=default_attention,
         variables=relevant_variables(os.environ, redact),
         **known,  # type: ignore[arg-type]  # pydantic checks each value
@@ -76,7 +77,7 @@ def gather(
 
 def versions(names: Iterable[str] = ("torch", "transformers")) -> dict[str, str]:
     """Installed versions by name, `missing` if not installed; by default those that a cell's key depends on."""
-    return {name: _version(name) or "missing" for name in names}
+    return {name: version(name) or "missing" for name in names}
 
 
 def macos() -> int | None:
@@ -132,13 +133,6 @@ _YES_NO = {True: "yes", False: "no", None: None}
 
 def _join(text: str | None, note: str | None) -> str | None:
     return text if text is None or not note else f"{text} ({note})"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _chip() -> str | None:
@@ -199,6 +193,6 @@ def _declared_floor() -> str:
     return max((match[1] for match in found if match), key=version_numbers, default="0")
 
 
-def version_numbers(version: str) -> tuple[int, ...]:
+def version_numbers(text: str) -> tuple[int, ...]:
     """The numbers of a version without its local part: "2.13.0+cpu" is (2, 13, 0)."""
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])

@@ -50,17 +50,19 @@ def explained(problem: BaseException) -> str | None:
     )
 
 
+def version(name: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def facts() -> dict[str, Any]:
     """What is known about this machine if even the libraries that describe it are broken."""
-    versions: dict[str, str | None] = {}
-    for name in ("mpsdiag", *LIBRARIES):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # noqa: PERF203 - ten of them
-            versions[name] = None
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        "versions": versions,
+        "versions": {name: version(name) for name in ("mpsdiag", *LIBRARIES)},
     }

@@ -60,21 +60,14 @@ def errors_only(logger_name: str) -> Iterator[None]:
 @contextmanager
 def held_back(logger_name: str) -> Iterator[None]:
     """Hold back a logger's messages until the block ends; they are dropped if it raises: the exception is enough."""
-    logger, keeper = logging.getLogger(logger_name), _Keeper()
+    from logging.handlers import BufferingHandler
+
+    logger, keeper = logging.getLogger(logger_name), BufferingHandler(sys.maxsize)
     handlers, propagate = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [keeper], False
     try:
         yield
     finally:
         logger.handlers, logger.propagate = handlers, propagate
-    for record in keeper.kept:
+    for record in keeper.buffer:
         logger.handle(record)
-
-
-class _Keeper(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.kept.append(record)

@@ -1,8 +1,9 @@
 """Why a library could not load a model or tokenizer, and what to do about this particular one."""
 
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,18 +31,12 @@ class Problem(NamedTuple):
     advice: str
 
 
-class _Failure(NamedTuple):
-    what: str
-    folder: Path | None
-    text: str
-    error: BaseException
-
-
 def known_problem(what: str, name: str, problem: BaseException) -> Problem | None:
     """The problem of a `model` or `tokenizer`, if its folder or the library's exception shows it."""
     folder = Path(name).expanduser()
-    given = _Failure(what, folder if folder.is_dir() else None, str(problem), problem)
-    return next((found for rule in _RULES if (found := rule(given)) is not None), None)
+    there = folder if folder.is_dir() else None
+    rules = (_by_the_exception(what, problem), _by_the_files(what, there, problem), _damaged(what, there, problem))
+    return next(itertools.chain.from_iterable(rules), None)
 
 
 def described(problem: BaseException, longest: int = 200) -> str:
@@ -52,123 +47,96 @@ def described(problem: BaseException, longest: int = 200) -> str:
     return text if isinstance(problem, _SPEAKING) else f"{type(problem).__name__}: {text}"
 
 
-def _memory(given: _Failure) -> Problem | None:
-    if not isinstance(given.error, MemoryError) and not _MEMORY.search(given.text):
-        return None
-    return Problem("there is not enough memory for it", "Check the sizes in its config.json, or free memory.")
-
-
-def _in_the_message(given: _Failure) -> Problem | None:
-    """Problems that the library's own message identifies."""
-    if "trust_remote_code" in given.text:
-        return Problem(
+def _by_the_exception(what: str, error: BaseException) -> Iterator[Problem]:
+    """Problems that the library's exception identifies."""
+    text = str(error)
+    if isinstance(error, MemoryError) or _MEMORY.search(text):
+        yield Problem("there is not enough memory for it", "Check the sizes in its config.json, or free memory.")
+    if "trust_remote_code" in text:
+        yield Problem(
             "it comes with its own code, which runs only if you allow it",
             "mpsdiag train allows it with --trust_remote_code; check and trace never run such code.",
         )
-    other = re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", given.text)
-    if other is not None and given.what == "model":
-        return Problem(
+    other = re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", text)
+    if other is not None and what == "model":
+        yield Problem(
             f"{other[1].removesuffix('Config')} is not a causal language model",
             "Give one that predicts the next token, such as a GPT-2 or a Llama.",
         )
-    return None
-
-
-def _no_config(given: _Failure) -> Problem | None:
-    if given.folder is None or given.what != "model":
-        return None
-    file = given.folder / "config.json"
-    if not file.is_file():
-        return Problem("it has no config.json", _SAVED)
-    again = "Put back the config.json that save_pretrained wrote."
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    except ValueError:
-        return Problem("its config.json is not JSON", again)
-    if not isinstance(found, dict):
-        return Problem("its config.json is not a JSON object", again)
-    return None if found.get("model_type") else Problem("its config.json names no model_type", again)
-
-
-def _unknown_type(given: _Failure) -> Problem | None:
-    found = re.search(r"model type `([^`]*)`", given.text)
-    return found and Problem(
-        f"this release of transformers does not know the model type '{found[1]}'",
-        "Check model_type in its config.json, or upgrade transformers.",
-    )
-
-
-def _no_safetensors(given: _Failure) -> Problem | None:
-    if given.what != "model" or not isinstance(given.error, OSError) or "safetensors" not in given.text:
-        return None
-    if given.folder is None:
-        pickled = _NO_SAFETENSORS.search(given.text) is not None
-    elif any(given.folder.glob("*.safetensors")):
-        return None
-    else:
-        pickled = any(given.folder.glob("*.bin"))
-        if not pickled:
-            return Problem("it has no weights (model.safetensors)", _SAVED)
-    return (
-        Problem(
-            "it has no safetensors weights, and loading a pickle can run any code in it, so .bin files are refused",
-            "If you trust them, convert them: model.save_pretrained(folder) writes safetensors.",
+    if unknown := re.search(r"model type `([^`]*)`", text):
+        yield Problem(
+            f"this release of transformers does not know the model type '{unknown[1]}'",
+            "Check model_type in its config.json, or upgrade transformers.",
         )
-        if pickled
-        else None
-    )
-
-
-def _damaged_weights(given: _Failure) -> Problem | None:
-    if type(given.error).__name__ == "SafetensorError":  # By its name: safetensors need not be imported for this.
-        return Problem(
-            f"its safetensors weights are damaged or cut short ({described(given.error)})",
+    if type(error).__name__ == "SafetensorError":  # By its name: safetensors need not be imported for this.
+        yield Problem(
+            f"its safetensors weights are damaged or cut short ({described(error)})",
             "Copy them again, or save the model again.",
         )
-    if "ignore_mismatched_sizes" in given.text or "size mismatch" in given.text:
-        return Problem(
+    if "ignore_mismatched_sizes" in text or "size mismatch" in text:
+        yield Problem(
             "the sizes of its weights differ from its config.json",
             "Put back the config.json that was saved with them, or save the model again.",
         )
-    return None
 
 
-def _no_tokenizer(given: _Failure) -> Problem | None:
-    if given.what != "tokenizer" or given.folder is None:
-        return None
-    return None if any(any(given.folder.glob(name)) for name in _TOKENIZER_FILES) else NO_TOKENIZER
+def _by_the_files(what: str, folder: Path | None, error: BaseException) -> Iterator[Problem]:
+    """Files that are missing or wrong in the folder, or on the hub."""
+    if what == "tokenizer":
+        if folder is not None and not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
+            yield NO_TOKENIZER
+        return
+    if folder is not None:
+        yield from _of_config(folder / "config.json")
+    text = str(error)
+    if isinstance(error, OSError) and "safetensors" in text and not (folder and any(folder.glob("*.safetensors"))):
+        if any(folder.glob("*.bin")) if folder else _NO_SAFETENSORS.search(text):
+            yield Problem(
+                "it has no safetensors weights, and loading a pickle can run any code in it, so .bin files are refused",
+                "If you trust them, convert them: model.save_pretrained(folder) writes safetensors.",
+            )
+        elif folder:
+            yield Problem("it has no weights (model.safetensors)", _SAVED)
 
 
-def _damaged(given: _Failure) -> Problem | None:
-    whole = given.folder is not None and (given.folder / "tokenizer.json").is_file()
-    if given.folder is None or (isinstance(given.error, ImportError) and not whole):
-        return None  # Of a whole one transformers up to 4.57 asks for what converts others, where it is damaged.
-    if given.what == "tokenizer":
-        return Problem(
-            f"its files cannot be used ({described(given.error)})",
-            "Save it there again with tokenizer.save_pretrained.",
+def _of_config(file: Path) -> Iterator[Problem]:
+    """What is wrong with a config.json."""
+    if not file.is_file():
+        yield Problem("it has no config.json", _SAVED)
+        return
+    reason = ""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            reason = "is not a JSON object"
+        elif not found.get("model_type"):
+            reason = "names no model_type"
+    except OSError:
+        return
+    except ValueError:
+        reason = "is not JSON"
+    if reason:
+        yield Problem(f"its config.json {reason}", "Put back the config.json that save_pretrained wrote.")
+
+
+def _damaged(what: str, folder: Path | None, error: BaseException) -> Iterator[Problem]:
+    """What remains for a folder that has the files it needs."""
+    whole = folder is not None and (folder / "tokenizer.json").is_file()
+    if folder is None or (isinstance(error, ImportError) and not whole):
+        return  # Of a whole one transformers up to 4.57 asks for what converts others, where it is damaged.
+    if what == "tokenizer":
+        yield Problem(
+            f"its files cannot be used ({described(error)})", "Save it there again with tokenizer.save_pretrained."
         )
-    return Problem(
-        described(given.error), "Its config.json or its weights are damaged: save the model again with save_pretrained."
-    )
+    else:
+        yield Problem(
+            described(error), "Its config.json or its weights are damaged: save the model again with save_pretrained."
+        )
 
 
 NO_TOKENIZER: Final = Problem(
     "there is none", "Save the one it was trained with beside the model: tokenizer.save_pretrained(folder)."
 )
-_RULES: Final[tuple[Callable[[_Failure], Problem | None], ...]] = (
-    _memory,
-    _in_the_message,
-    _no_config,
-    _unknown_type,
-    _no_safetensors,
-    _damaged_weights,
-    _no_tokenizer,
-    _damaged,
-)
-"""Checked in this order; for a folder the last one always applies."""
 
 
 def require_sizes(config: Any, name: str) -> None:

@@ -25,19 +25,23 @@ Collate = Callable[[Sequence[Row]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """A task. `table` names transformers' table of its classes, without `MODEL_` and `_MAPPING_NAMES`."""
+    """A task. `table` names transformers' table of its classes, without `MODEL_` and `MAPPING_NAMES`."""
 
     name: str
     auto_class: str
     table: str
 
-    def classes(self) -> set[str]:
-        """The names of the model classes for this task."""
+    @property
+    def by_type(self) -> Mapping[str, Any]:
+        """The names of the model classes for this task, by the type of the model."""
         from transformers.models.auto import modeling_auto
 
-        prefix = "MODEL_MAPPING" if not self.table else f"MODEL_{self.table}_MAPPING"
-        found: Mapping[str, Any] = getattr(modeling_auto, f"{prefix}_NAMES")
-        nested = ([name] if isinstance(name, str) else name for name in found.values())
+        found: Mapping[str, Any] = getattr(modeling_auto, f"MODEL_{self.table}MAPPING_NAMES")
+        return found
+
+    def classes(self) -> set[str]:
+        """The names of the model classes for this task."""
+        nested = ([name] if isinstance(name, str) else name for name in self.by_type.values())
         return {name for names in nested for name in names}
 
     def rows(self, texts: Iterable[str], processor: Any, max_length: int, *, config: Any, seed: int = 0) -> list[Row]:
@@ -110,12 +114,12 @@ class Task:
 ALL_TASKS: Final = {
     task.name: task
     for task in (
-        Task("image-text-to-text", "AutoModelForImageTextToText", "FOR_IMAGE_TEXT_TO_TEXT"),
-        Task("text2text-generation", "AutoModelForSeq2SeqLM", "FOR_SEQ_TO_SEQ_CAUSAL_LM"),
-        Task("text-generation", "AutoModelForCausalLM", "FOR_CAUSAL_LM"),
-        Task("fill-mask", "AutoModelForMaskedLM", "FOR_MASKED_LM"),
-        Task("text-classification", "AutoModelForSequenceClassification", "FOR_SEQUENCE_CLASSIFICATION"),
-        Task("token-classification", "AutoModelForTokenClassification", "FOR_TOKEN_CLASSIFICATION"),
+        Task("image-text-to-text", "AutoModelForImageTextToText", "FOR_IMAGE_TEXT_TO_TEXT_"),
+        Task("text2text-generation", "AutoModelForSeq2SeqLM", "FOR_SEQ_TO_SEQ_CAUSAL_LM_"),
+        Task("text-generation", "AutoModelForCausalLM", "FOR_CAUSAL_LM_"),
+        Task("fill-mask", "AutoModelForMaskedLM", "FOR_MASKED_LM_"),
+        Task("text-classification", "AutoModelForSequenceClassification", "FOR_SEQUENCE_CLASSIFICATION_"),
+        Task("token-classification", "AutoModelForTokenClassification", "FOR_TOKEN_CLASSIFICATION_"),
         Task("feature-extraction", "AutoModel", ""),
     )
 }
@@ -149,14 +153,8 @@ def task_of(config: Any, wanted: str = AUTO_TASK, *, name: str = "") -> Task:
             f"'{name}' is a {architecture}, which has none of the tasks known here. Choose one with --task: "
             f"{', '.join(TASKS)}."
         )
-    from transformers.models.auto import modeling_auto
-
-    kind = getattr(config, "model_type", None)
-    for task in (ALL_TASKS["text-generation"], *ALL_TASKS.values()):
-        prefix = "MODEL_MAPPING" if not task.table else f"MODEL_{task.table}_MAPPING"
-        if kind in getattr(modeling_auto, f"{prefix}_NAMES"):
-            return task
-    return ALL_TASKS["text-generation"]
+    kind, usual = getattr(config, "model_type", None), ALL_TASKS["text-generation"]
+    return next((task for task in (usual, *ALL_TASKS.values()) if kind in task.by_type), usual)
 
 
 _ENDINGS: Final = {

@@ -150,10 +150,3 @@ def test_arguments_are_read_by_position_and_by_name():
     for read in (by_position, by_name):
         assert read.mask is mask
         assert (read.dropout_p, read.is_causal, read.scale, read.enable_gqa) == (0.25, True, 0.5, True)
-
-
-def test_arguments_by_position_are_those_of_the_public_function():
-    q = torch.zeros(1, 1, 2, 4)
-    call = public_call((q, q, q, None, 0.25, True), {"scale": 0.5})
-    assert (call.mask, call.dropout_p, call.is_causal, call.scale) == (None, 0.25, True, 0.5)
-    assert public_call((q, q, q), {"attn_mask": q}).mask is q
