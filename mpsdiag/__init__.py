@@ -11,23 +11,26 @@ from typing import TYPE_CHECKING, Any
 from mpsdiag.fixes.imports import when_imported
 
 if TYPE_CHECKING:
-    from mpsdiag.checking.diagnosis import Diagnosis
-    from mpsdiag.checking.run import check
-    from mpsdiag.emulation.mode import emulate_mps
-    from mpsdiag.errors import BadInput, CannotDecide
-    from mpsdiag.fixes.model import apply
-    from mpsdiag.fixes.modes import Handle
-    from mpsdiag.fixes.process import install
-    from mpsdiag.invariance.measure import assert_padding_invariant, padding_invariance
-    from mpsdiag.reporting.api import bench, report
-    from mpsdiag.reporting.story.report import Report
-    from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention
-    from mpsdiag.tracing.cases.recorder import BadBatchRecorder
-    from mpsdiag.tracing.origin import Origin
-    from mpsdiag.tracing.process.session import watch
-    from mpsdiag.tracing.run import trace
-    from mpsdiag.trainers.callbacks import NonFiniteCallback
-    from mpsdiag.trainers.mps_safe import MPSSafeTrainer
+    from mpsdiag.checking.diagnosis import Diagnosis as Diagnosis
+    from mpsdiag.checking.run import check as check
+    from mpsdiag.emulation.mode import emulate_mps as emulate_mps
+    from mpsdiag.errors import BadInput as BadInput
+    from mpsdiag.errors import CannotDecide as CannotDecide
+    from mpsdiag.fixes.model import apply as apply
+    from mpsdiag.fixes.modes import Handle as Handle
+    from mpsdiag.fixes.process import install as install
+    from mpsdiag.invariance.measure import assert_padding_invariant as assert_padding_invariant
+    from mpsdiag.invariance.measure import padding_invariance as padding_invariance
+    from mpsdiag.reporting.api import bench as bench
+    from mpsdiag.reporting.api import report as report
+    from mpsdiag.reporting.story.report import Report as Report
+    from mpsdiag.sdpa.safe import safe_scaled_dot_product_attention as safe_scaled_dot_product_attention
+    from mpsdiag.tracing.cases.recorder import BadBatchRecorder as BadBatchRecorder
+    from mpsdiag.tracing.origin import Origin as Origin
+    from mpsdiag.tracing.process.session import watch as watch
+    from mpsdiag.tracing.run import trace as trace
+    from mpsdiag.trainers.callbacks import NonFiniteCallback as NonFiniteCallback
+    from mpsdiag.trainers.mps_safe import MPSSafeTrainer as MPSSafeTrainer
 
 __version__ = "0.1.0"
 
@@ -54,29 +57,7 @@ _HOME = {
     "watch": "mpsdiag.tracing.process.session",
 }
 
-__all__ = [
-    "BadBatchRecorder",
-    "BadInput",
-    "CannotDecide",
-    "Diagnosis",
-    "Handle",
-    "MPSSafeTrainer",
-    "NonFiniteCallback",
-    "Origin",
-    "Report",
-    "__version__",
-    "apply",
-    "assert_padding_invariant",
-    "bench",
-    "check",
-    "emulate_mps",
-    "install",
-    "padding_invariance",
-    "report",
-    "safe_scaled_dot_product_attention",
-    "trace",
-    "watch",
-]
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the keys are strings
 
 
 def _register_modes() -> None:

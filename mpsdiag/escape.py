@@ -210,13 +210,9 @@ def _home() -> str:
 
 @functools.lru_cache(maxsize=4096)
 def scrub(text: str, *, home: str, user: str, host: str) -> str:
-    """Replace personal words in a text.
+    """Replace personal words in a text: the home folder by `~`, the user and host name, as words, by marks.
 
-    Args:
-        text: Any text.
-        home: The home folder; becomes `~`.
-        user: The user name; becomes `<user>` where it is a word of its own.
-        host: The host name, whole or its first label; becomes `<host>`.
+    Of the host name its first label counts too.
     """
     if len(home) > 1:
         text = text.replace(home, "~")

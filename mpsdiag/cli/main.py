@@ -56,13 +56,10 @@ UNDECIDED = frozenset({"check", "bench", "trace", "bisect"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit the process with its code.
+    """Run one command, by default that of the process's own words, and exit the process with its code.
 
     An unexpected error is one sentence too, with its traceback in a file. Its exit code is 3 if the command has one,
     otherwise 2, because 1 would mean a finding.
-
-    Args:
-        arguments: The words after the program's name; by default those of the process.
     """
     output.guard()
     words = sys.argv[1:] if arguments is None else list(arguments)

@@ -23,9 +23,7 @@ _INSTALLED: Final[list[object]] = []
 def position_ids(attention_mask: Tensor, length: int) -> Tensor:
     """The position of each token among the real ones of its sequence, (sequences, length) int64; 0 at left padding.
 
-    Args:
-        attention_mask: (sequences, positions), 0 at padding; with a cache it is longer than the given tokens.
-        length: Number of given tokens, which are the last ones.
+    The mask is (sequences, positions), 0 at padding; with a cache it is longer than the `length` tokens that are given.
     """
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 

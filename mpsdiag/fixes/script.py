@@ -84,11 +84,7 @@ def become(launch: Launch) -> NoReturn:
 
 
 def supervise(launch: Launch) -> int:
-    """Run the launch as a separate process and wait for it; signals are passed on to it.
-
-    Returns:
-        Its exit code, negative for the signal that ended it.
-    """
+    """Run the launch as a separate process, to which signals are passed on; its exit code, negative for a signal."""
     with subprocess.Popen(launch.command, env=dict(launch.environment)) as process:
         # Ctrl-C reaches the script directly; other requests to end are passed on.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)

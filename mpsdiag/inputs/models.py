@@ -48,18 +48,11 @@ def build_model(
 ) -> PreTrainedModel:
     """Build a model, on the CPU, in evaluation mode; `config.architectures` or the task decides its class.
 
-    A model without SDPA is loaded with eager attention; `model_notes` says so.
-
-    Args:
-        name: A built-in model (always random weights), a local folder, or a hub name.
-        seed: Seed of random weights. The state of the global generators is the same before and after.
-        dtype: `float32`, `bfloat16`, `float16` or `float64`.
-        attention: An attention mode; one of ours is applied and verified after building.
-        vocab_size: Overrides the vocabulary size if weights are random.
-        from_config: Random weights from the config (pretrain) instead of those of the checkpoint.
-        max_positions: Longest sequence of a built-in model, in tokens.
-        trust_remote_code: Allow code that comes with the model to run. Off unless the user asks for it.
-        task: Hugging Face's name of a task, or `auto`.
+    `name` is a built-in model, a local folder, or a hub name. Built-in models, and with `from_config` the others too,
+    have random weights by `seed`, and `vocab_size` and (built-in ones) `max_positions` tokens if given; the state of
+    the global generators is the same before and after. An attention mode of ours is applied after building and
+    verified. A model without SDPA is loaded with eager attention; `model_notes` says so. Code that comes with the
+    model runs only with `trust_remote_code`, which is off unless the user asks for it.
 
     Raises:
         BadInput: The dtype, attention mode or task is unknown; the model cannot be found or loaded, or is for another

@@ -92,9 +92,8 @@ class ModulePath:
     def followed(self, leaving: Callable[[nn.Module, Any], None] | None = None) -> Iterator[None]:
         """Follow the forwards of the model until the block ends; the hooks are always removed.
 
-        Args:
-            leaving: Called with a module and its output, while it is still the innermost; the output is None where
-                the forward raised.
+        `leaving` is called with a module and its output, while it is still the innermost; the output is None where the
+        forward raised.
         """
 
         # A copy that is made of the model meanwhile takes the hooks along; its modules are none of ours.

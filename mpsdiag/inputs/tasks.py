@@ -47,12 +47,8 @@ class Task:
     def rows(self, texts: Iterable[str], processor: Any, max_length: int, *, config: Any, seed: int = 0) -> list[Row]:
         """Turn texts into rows for `collator`: `input_ids`, `attention_mask` (lists), and inputs for pictures.
 
-        Args:
-            texts: The texts.
-            processor: The tokenizer; for image-text models their processor, or the tokenizer of the built-in one.
-            max_length: Longest text, in tokens.
-            config: The config of the model.
-            seed: The seed of the pictures, which every second text gets.
+        `processor` is the tokenizer, and for image-text models their processor, except the built-in one; `max_length`
+        is in tokens. For an image-text model every second text gets a picture, by `seed`.
         """
         if self.name != "image-text-to-text":
             return [dict(row) for row in encode(texts, processor, max_length)]
@@ -96,8 +92,7 @@ class Task:
     def compared(self, output: Any) -> Tensor | None:
         """What is compared, (sequences, positions, features): logits, or hidden states of a model without a head.
 
-        Args:
-            output: The model's output, or that of a Trainer's prediction step; None is returned if it has neither.
+        The output is that of the model or of a Trainer's prediction step; None if it has neither.
         """
         found = first_tensor(output)
         if found is None and hasattr(output, "last_hidden_state"):
@@ -129,12 +124,7 @@ def task_of(config: Any, wanted: str = AUTO_TASK, *, name: str = "") -> Task:
     """The task of a model: the requested one, or that of `config.architectures`.
 
     A config without architectures means a causal language model if there is one of its type, otherwise the first task
-    that has a class for it.
-
-    Args:
-        config: Of transformers.
-        wanted: A task, or `auto`.
-        name: The user's name of the model, for the message.
+    that has a class for it. `name` is the user's name of the model, for the message.
 
     Raises:
         BadInput: There is no such task, or the architecture belongs to none of them.

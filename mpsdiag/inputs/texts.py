@@ -34,12 +34,9 @@ _LINKS: Final = ("while", "because", "and then", "although", "until", "before")
 def open_splits(dataset: str, *, config: str | None = None, seed: int = 0, lines: int = _SYNTHETIC_LINES) -> Splits:
     """Open a dataset; files are inspected now and read when their rows are iterated.
 
-    Args:
-        dataset: `synthetic`; a local `.txt` (one text a line), `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; a
-            folder of `.txt` files, or one that `datasets` saved; or a hub name.
-        config: Configuration of a hub dataset, such as `wikitext-2-raw-v1`.
-        seed: Seed of synthetic text.
-        lines: Number of lines of synthetic text.
+    A dataset is `synthetic` (`lines` lines, by `seed`); a local `.txt` (one text a line), `.jsonl`, `.json`, `.csv`,
+    `.tsv` or `.parquet` file; a folder of `.txt` files, or one that `datasets` saved; or a hub name, whose
+    configuration (such as `wikitext-2-raw-v1`) is `config`.
 
     Raises:
         BadInput: The dataset is missing, empty, binary or unreadable, or there is no network; a bad row of a file
@@ -70,15 +67,10 @@ def load_texts(
     text_column: str | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Load texts. Blank lines, and headings (` = Title = `) of plain text files, are dropped.
+    """Load at most `limit` texts. Blank lines, and headings (` = Title = `) of plain text files, are dropped.
 
-    Args:
-        dataset: As `open_splits`.
-        config: Configuration of a hub dataset.
-        split: Which split; a single file has only one and ignores this.
-        limit: At most this many texts; all if None.
-        text_column: Column of the text; found by name, or as the only column of strings, if None.
-        seed: Seed of synthetic text.
+    `dataset`, `config` and `seed` are those of `open_splits`; a single file has only one split and ignores `split`.
+    Without a `text_column`, it is found by name, or as the only column of strings.
 
     Raises:
         BadInput: As `open_splits`; there is no such split or column, or no text.
@@ -150,11 +142,7 @@ def _text_column(dataset: str, record: Mapping[str, Any], wanted: str | None) ->
 
 
 def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, list[int]]]:
-    """Turn texts into token ids, truncated to `max_length` tokens and not padded.
-
-    Returns:
-        One dictionary for each text, with `input_ids` and `attention_mask` as lists.
-    """
+    """Turn texts into `input_ids` and `attention_mask`, as lists, truncated to `max_length` tokens and not padded."""
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False, return_token_type_ids=False)
     return [
         {"input_ids": list(ids), "attention_mask": list(mask)}

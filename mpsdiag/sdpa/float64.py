@@ -69,10 +69,8 @@ class WideSoftmax(TorchFunctionMode):
 
     Eager attention of transformers takes the softmax in float32. There the mask's `finfo(float64).min` is minus
     infinity, and a fully masked row is NaN, so the reference of a left-padded batch would be. Some models add such a
-    mask twice, which float64 does not hold either.
-
-    Args:
-        rounded: Let a softmax that requests float32 use it, which the error of that eager attention needs.
+    mask twice, which float64 does not hold either. With `rounded`, a softmax that requests float32 uses it, which the
+    error of that eager attention needs.
     """
 
     def __init__(self, *, rounded: bool = False) -> None:
@@ -96,10 +94,8 @@ class WideSoftmax(TorchFunctionMode):
 def largest_error(output: Tensor, reference: Tensor, rows: Tensor | None = None) -> float:
     """The largest absolute difference, in float64; NaN if one holds a NaN, or both the same infinity.
 
-    Args:
-        output: (..., L, D), any dtype and device.
-        reference: Same shape, on the CPU.
-        rows: Boolean, broadcastable to (..., L): the rows that count; by default all.
+    The output, on any device, has the shape (..., L, D) of the reference, on the CPU. `rows`, bool and broadcastable to
+    (..., L), are those that count; all if None.
     """
     difference = (output.detach().cpu().double() - reference.double()).abs()
     if not difference.numel():
@@ -116,12 +112,9 @@ def storage_error(reference: Tensor, dtype: torch.dtype) -> float:
 
 
 def allowed_error(reference: Tensor, dtype: torch.dtype, errors: Iterable[float]) -> float:
-    """How far a correct result may be from the reference.
+    """How far a correct result in a dtype may be from the reference, which is float64 and of any shape.
 
-    Args:
-        reference: float64, any shape: the values that are compared.
-        dtype: The dtype of the result.
-        errors: `largest_error` of eager attention in this dtype, in each of its ways.
+    `errors` are `largest_error` of eager attention in this dtype, in each of its ways.
     """
     return 2 * max([*errors, storage_error(reference, dtype)])
 

@@ -57,15 +57,8 @@ def cross_entropy(
 ) -> Tensor:
     """`torch.nn.functional.cross_entropy` without weights, on the CPU, in chunks of rows; bit-equal to it.
 
-    Args:
-        logits: (rows, classes), floating point, on any device.
-        labels: (rows,), int64, on any device.
-        ignore_index: The label that means "no label".
-        reduction: `mean`, `sum` or `none`.
-        chunk_bytes: Size of a chunk of logits.
-
-    Returns:
-        The loss, on the CPU and without gradient: a scalar, or (rows,) for `none`.
+    Logits (rows, classes), floating point, and labels (rows,), int64, are on any device. The loss is on the CPU and
+    without gradient: a scalar, or (rows,) for the reduction `none`.
     """
     labels, dtype = labels.to("cpu"), _dtype_under_autocast(logits)
     ignored = labels == ignore_index
