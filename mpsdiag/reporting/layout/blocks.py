@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, TypeVar
 
 from mpsdiag.reporting.story.figures import NOTHING, Mark, Tone
@@ -190,16 +191,9 @@ def value(text: str, number: float | None, tone: Tone = "plain") -> Entry:
 
 def without_empty(table: Table) -> Table:
     """Leave out the empty columns."""
-    kept = [
-        number
-        for number in range(len(table.columns))
-        if any(row[number].text not in {"", NOTHING} for row in table.rows)
-    ]
-    return replace(
-        table,
-        columns=tuple(table.columns[number] for number in kept),
-        rows=tuple(tuple(row[number] for number in kept) for row in table.rows),
-    )
+    kept = [any(entry.text not in {"", NOTHING} for entry in column) for column in zip(*table.rows, strict=True)]
+    rows = tuple(tuple(compress(row, kept)) for row in table.rows)
+    return replace(table, columns=tuple(compress(table.columns, kept)), rows=rows)
 
 
 def _entry(cell: Cell) -> Entry:
