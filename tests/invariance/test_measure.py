@@ -268,7 +268,7 @@ def test_weights_that_are_not_finite_leave_it_undecided(batch_of):
         model.lm_head.weight[0, 0] = math.nan
     found = padding_invariance(model, batch_of(3, 6))
     assert found.verdict == "undecided"
-    assert "not finite" in found.reason
+    assert "non-finite" in found.reason
 
 
 def test_the_assertion_lists_what_differs(models, batch_of):

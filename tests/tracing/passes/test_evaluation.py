@@ -87,12 +87,12 @@ def test_a_pickle_is_refused_with_the_reason_whatever_it_is_called(tmp_path, nam
             return (pytest.fail, ("it was run",))
 
     torch.save({"input_ids": Bomb()}, tmp_path / name)
-    with pytest.raises(BadInput, match="loading a pickle can run any code"):
+    with pytest.raises(BadInput, match="loading it can run any code"):
         load_batch(tmp_path / name)
     import pickle
 
     (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(BadInput, match="loading a pickle can run any code"):
+    with pytest.raises(BadInput, match="loading it can run any code"):
         load_batch(tmp_path / name)
 
 

@@ -160,7 +160,7 @@ def test_an_argument_that_the_forward_does_not_have():
     with pytest.raises(BadInput) as refusal:
         trace(nn.Linear(3, 3), {"inputs": torch.zeros(2, 3)})
     assert "unexpected keyword argument 'inputs'" in str(refusal.value)
-    assert "Did you mean 'input'? It was given inputs (2, 3) float32." in str(refusal.value)
+    assert "Did you mean 'input'? The batch has inputs (2, 3) float32." in str(refusal.value)
 
 
 class Small(nn.Module):
