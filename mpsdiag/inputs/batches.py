@@ -82,18 +82,16 @@ def picture_token(model: Any) -> int | None:
     return getattr(config, "image_token_id", getattr(config, "image_token_index", None))
 
 
-def _next_token_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+def _next_token_labels(batch: dict[str, Any], *, tokenizer: Any, model: Any, **_: Any) -> None:
     """The ids themselves; none at padding, at tokens that equal the pad token, and at those of pictures."""
-    del given
     ids = batch["input_ids"]
     hidden = ids == tokenizer.pad_token_id
     picture = picture_token(model)
     batch["labels"] = ids.masked_fill(hidden if picture is None else hidden | (ids == picture), IGNORED_LABEL)
 
 
-def _masked_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+def _masked_labels(batch: dict[str, Any], *, tokenizer: Any, **_: Any) -> None:
     """Every sixth real token is masked and labelled; the byte-level tokenizer masks with its last special token."""
-    del given, model
     ids, real = batch["input_ids"], batch["attention_mask"].bool()
     chosen = real & ((real.cumsum(-1) - 1) % _MASKED_OF == 0)
     mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.eos_token_id
@@ -101,9 +99,8 @@ def _masked_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, mode
     batch["input_ids"] = ids.masked_fill(chosen, mask if mask is not None else tokenizer.pad_token_id)
 
 
-def _text_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+def _text_labels(batch: dict[str, Any], *, model: Any, **_: Any) -> None:
     """The first half of the text itself, padded on the right, as DataCollatorForSeq2Seq does by default."""
-    del given, tokenizer
     rows = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     targets = [row[: max(1, (len(row) + 1) // 2)] for row in rows]
     labels = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED_LABEL)
@@ -112,7 +109,7 @@ def _text_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model:
         batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
 
 
-def _class_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+def _class_labels(batch: dict[str, Any], *, given: list[Any], tokenizer: Any, model: Any) -> None:
     """Those of the rows, or classes made from the ids; numbers for a regression, 0 and 1 for each of many labels."""
     classes, kind = int(model.config.num_labels), model.config.problem_type
     if model.config.pad_token_id is None:  # Decoders look for their last real token by it.
@@ -128,18 +125,16 @@ def _class_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model
         batch["labels"] = total % classes
 
 
-def _tag_labels(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
-    del given, tokenizer
+def _tag_labels(batch: dict[str, Any], *, model: Any, **_: Any) -> None:
     tags = batch["input_ids"] % int(model.config.num_labels)
     batch["labels"] = tags.masked_fill(~batch["attention_mask"].bool(), IGNORED_LABEL)
 
 
-def _pooling_weights(batch: dict[str, Any], given: list[Any], tokenizer: Any, model: Any) -> None:
+def _pooling_weights(batch: dict[str, Any], *, model: Any, **_: Any) -> None:
     """The weight of each position in an embedding: by its folder, or the last token of a decoder, otherwise the mean.
 
     For several methods (sequences, positions, methods). If the largest value counts, the weight is -1.
     """
-    del given, tokenizer
     real = batch["attention_mask"]
     ways = getattr(model, POOLED_BY, None) or ["mean" if sees_both_ways(model.config) else "lasttoken"]
     weights = [_POOLING_WEIGHTS[way](real) for way in ways]
@@ -177,7 +172,7 @@ def sees_both_ways(config: Any) -> bool:
     return not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))
 
 
-LABELS: Final[dict[str, Callable[[dict[str, Any], list[Any], Any, Any], None]]] = {
+LABELS: Final[dict[str, Callable[..., None]]] = {
     "text-generation": _next_token_labels,
     "image-text-to-text": _next_token_labels,
     "fill-mask": _masked_labels,

@@ -70,7 +70,7 @@ class Task:
         def collate(rows: Sequence[Row]) -> dict[str, Any]:
             batch = padded(rows, tokenizer, pad_to_multiple_of, model.dtype)
             given = [row["labels"] for row in rows if "labels" in row]
-            add_labels(batch, given, tokenizer, model)
+            add_labels(batch, given=given, tokenizer=tokenizer, model=model)
             return batch
 
         return collate

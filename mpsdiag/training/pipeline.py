@@ -110,45 +110,42 @@ class Run:
         return code
 
     def _build(self) -> None:
-        model_options, data, training = self.arguments.model, self.arguments.data, self.arguments.training
+        asked, data, training = self.arguments.model, self.arguments.data, self.arguments.training
+        trusted = asked.trust_remote_code
         on_mps = in_effect(training.device)
-        fix = on_mps and not model_options.disable_mps_fix
-        mode = choose_attention(
-            model_options.attn_implementation, on_mps=on_mps, fix_disabled=model_options.disable_mps_fix
-        )
-        require_available(mode, self.arguments.device, model_options.dtype, training=model_options.mode != "evaluate")
-        task, _ = load_task(model_options.model, model_options.task, trust_remote_code=model_options.trust_remote_code)
+        fix = on_mps and not asked.disable_mps_fix
+        mode = choose_attention(asked.attn_implementation, on_mps=on_mps, fix_disabled=asked.disable_mps_fix)
+        require_available(mode, self.arguments.device, asked.dtype, training=asked.mode != "evaluate")
+        task, _ = load_task(asked.model, asked.task, trust_remote_code=trusted)
         causal = self._causal = task.name == "text-generation"
-        if not causal and model_options.mode != "evaluate":
+        if not causal and asked.mode != "evaluate":
             raise BadInput(
-                f"'{model_options.model}' is a model for {task.name}; mpsdiag train trains causal language models. Use "
+                f"'{asked.model}' is a model for {task.name}; mpsdiag train trains causal language models. Use "
                 "--mode evaluate, or mix MPSSafeTrainer into the Trainer of your own script."
             )
-        if mode == "eager" and model_options.attn_implementation != "eager":
+        if mode == "eager" and asked.attn_implementation != "eager":
             say(switched_to_eager(self._device_in_words()))
         model = build_model(
-            model_options.model,
+            asked.model,
             seed=training.seed,
-            dtype=model_options.dtype,
+            dtype=asked.dtype,
             attention=mode,
-            from_config=model_options.mode == "pretrain",
-            trust_remote_code=model_options.trust_remote_code,
-            task=model_options.task,
+            from_config=asked.mode == "pretrain",
+            trust_remote_code=trusted,
+            task=asked.task,
         )
-        if model_options.mode != "pretrain" and is_builtin_model(model_options.model):
-            logger.warning("'%s' has no checkpoint: its weights are random, seeded by --seed.", model_options.model)
-        processor = load_processor(
-            model_options.model, task, padding_side=data.padding_side, trust_remote_code=model_options.trust_remote_code
-        )
+        if asked.mode != "pretrain" and is_builtin_model(asked.model):
+            logger.warning("'%s' has no checkpoint: its weights are random, seeded by --seed.", asked.model)
+        processor = load_processor(asked.model, task, padding_side=data.padding_side, trust_remote_code=trusted)
         length = fitting_length(model, data.max_length)
         tokenizer = getattr(processor, "tokenizer", processor)
         examples = (
-            prepare_examples(data, tokenizer, max_length=length, mode=model_options.mode, seed=training.seed)
+            prepare_examples(data, tokenizer, max_length=length, mode=asked.mode, seed=training.seed)
             if causal
             else Prepared(None, rows_of_task(data, task, processor, model, max_length=length, seed=training.seed))
         )
         padded = 0 if data.use_packing else tokenizer.pad_token_id
-        require_known_tokens(model, max(examples.greatest, padded), model_options.model)
+        require_known_tokens(model, max(examples.greatest, padded), asked.model)
         self._describe(model, mode, examples, length)
         say(trainer_announcement(on_mps=on_mps, fix_disabled=not fix))
         kind: type[Trainer] = MPSSafeTrainer if fix else Trainer

@@ -50,7 +50,7 @@ def test_tables_of_text(tmp_path, name, content, texts):
         ("a.csv", "text\n1\n2\n", "column 'text' .* type int, not text. None of its columns does"),
         ("a.csv", "text\nGrüße\n".encode("latin-1"), "not UTF-8"),
         ("a.csv", "text\n", "holds no text"),
-        ("a.jsonl", '{"text": ["a", "b"], "other": "c"}', "type list, not text. Call the one .* --text_column: other"),
+        ("a.jsonl", '{"text": ["a", "b"], "other": "c"}', "not text. Name the column .* --text_column: other"),
         ("a.jsonl", '{"text": null}\n{"text": 2.5}', "type float"),
         ("a.txt.gz", gzip.compress(b"one\n", mtime=0), "is a gzip archive. Unpack it"),
         ("a.txt", gzip.compress(b"one\n", mtime=0), "is a gzip archive"),

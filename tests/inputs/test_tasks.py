@@ -181,7 +181,7 @@ def test_an_embedding_is_pooled_as_its_folder_says(tmp_path, ways):
     settings = older if len(ways) == 2 else {"pooling_mode": ways[0]}
     model = build_model(embedder_folder(tmp_path, settings), from_config=False)
     batch = {"attention_mask": REAL}
-    LABELS["feature-extraction"](batch, [], None, model)
+    LABELS["feature-extraction"](batch, given=[], tokenizer=None, model=model)
     expected = torch.cat([torch.tensor(POOLED[way], dtype=torch.float32) for way in ways], -1)
     torch.testing.assert_close(pooled(HIDDEN, batch["labels"]), functional.normalize(expected, dim=-1))
 

@@ -117,7 +117,7 @@ def test_bad_files_are_one_sentence(tmp_path, name, content, sentence):
         ("missing.txt", "does not exist"),
         ("../missing/valid", "does not exist"),
         ("synthetik", "Did you mean 'synthetic'"),
-        ("nobody/nothing", "without a network"),
+        ("nobody/nothing", "Without a network"),
         ("", "empty"),
     ],
 )

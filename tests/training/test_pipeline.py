@@ -353,8 +353,8 @@ def test_a_loss_that_is_not_finite_can_stop_it(run):
     ("words", "sentence"),
     [
         (["--dataset", "nowhere.txt"], "does not exist"),
-        (["--dataset", "nobody/nothing"], "without a network"),
-        (["--model", "nobody/nothing"], "without a network"),
+        (["--dataset", "nobody/nothing"], "Without a network"),
+        (["--model", "nobody/nothing"], "Without a network"),
         (["--model", "tiny-gtp2"], "Did you mean 'tiny-gpt2'"),
         (["--text_column", "txet"], "no column 'txet'. Did you mean 'text'"),
         (["--attn_implementation", "flash_attention_2"], "cannot run here"),
