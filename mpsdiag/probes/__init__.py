@@ -1,1 +1,1 @@
-"""The probes room: the catalogue of known defects, and how to run it. Nothing here loads torch until a probe is run."""
+"""The catalogue of known defects, and how to run it. Torch is not loaded until a probe is run."""

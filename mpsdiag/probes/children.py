@@ -1,4 +1,4 @@
-"""Run jobs in a child process that may abort, hang or print garbage, and lose only the job that did it."""
+"""Run jobs in a child process that may abort, hang or print garbage; only the job at fault is lost."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from mpsdiag.probes.declaration import ABORTS, Check, Mode, ModeResult
 from mpsdiag.serialization import dumps, number
 
 SECONDS: Final = 300.0
-"""What one job may take, the child's start included, before it counts as hanging."""
+"""Seconds that one job may take, including the child's start, before it counts as hanging."""
 POLL_SECONDS: Final = 0.02
 CRASHES: Final = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGTRAP", "SIGFPE"})
 """Signals by which a process takes itself down; others (SIGKILL, SIGTERM) come from outside and prove nothing."""
@@ -35,7 +35,7 @@ class Death:
     tail: str
 
     def result(self, mode: Mode, seconds: float) -> ModeResult:
-        """Say what this death means for the job that was running."""
+        """What this end means for the job that was running."""
         if self.code is None:
             return ModeResult("error", reason=f"no answer within {seconds:.0f} s; the child was stopped")
         name = signal.Signals(-self.code).name if self.code < 0 else ""
@@ -54,7 +54,7 @@ def run_isolated(
     seconds: float = SECONDS,
     command: Sequence[str] = (sys.executable, "-m", "mpsdiag.probes.children"),
 ) -> dict[Job, tuple[ModeResult, float]]:
-    """Run probes in grad modes, all in one child as long as it lives; after a death the rest goes to a new one."""
+    """Run probes in grad modes, all in one child as long as it lives; if it dies, a new one takes the rest."""
     done: dict[Job, tuple[ModeResult, float]] = {}
     left = list(jobs)
     while left:
@@ -63,7 +63,7 @@ def run_isolated(
         done.update(finished)
         left = [job for job in left if job not in done]
         if left:
-            # What was running when the child died; had it not begun, the first job stands for the failed start.
+            # The job that was running when the child died; the first job stands for a start that failed.
             culprit = left.pop(0)
             done[culprit] = (death.result(culprit[1], seconds), time.monotonic() - begin)
     return done
@@ -121,7 +121,7 @@ def _environment() -> dict[str, str]:
 
 
 def _read(results: Path) -> dict[Job, tuple[ModeResult, float]]:
-    """Read what was finished; a torn last line belongs to the job that died."""
+    """Read the finished results; a torn last line belongs to the job that died."""
     from pydantic import TypeAdapter
 
     as_result, done = TypeAdapter(ModeResult), dict[Job, tuple[ModeResult, float]]()

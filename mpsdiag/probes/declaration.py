@@ -1,4 +1,4 @@
-"""What a probe is and what it finds. No torch here: the catalogue is listed without loading it."""
+"""Probes and their findings, without torch: the catalogue is listed without loading it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True)
 class ModeResult:
-    """What a trigger gave in one grad mode; `reason` is why nothing ran, or the one line of the exception."""
+    """The result of a trigger in one grad mode; `reason` is why nothing ran, or the first line of the exception."""
 
     status: ProbeStatus
     checks: tuple[Check, ...] = ()
@@ -54,12 +54,12 @@ class Skip(Exception):  # noqa: N818 - not an error: the reason why a trigger ca
 
 
 class Refused(Skip):
-    """The SDPA backend that was forced does not take this call."""
+    """The forced SDPA backend does not support this call."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one probe found on one device.
+    """The finding of one probe on one device.
 
     `status` is the worse of the two grad modes, `skip` only if neither ran; `training` is the outcome with
     gradients wanted, `evaluation` under `no_grad`. `detail` is one sentence: what was seen, or why nothing
@@ -102,7 +102,7 @@ Trigger = Callable[["Lab"], Iterable[Check]]
 
 
 def shows(name: str, **more: Any) -> Callable[[Trigger], Trigger]:
-    """Make a function the trigger of the defect of that id; `more` are `explains` and `note`."""
+    """Make a function the trigger of the defect with this id; `more` are `explains` and `note`."""
 
     def take(trigger: Trigger) -> Trigger:
         PROBES[name] = replace(PROBES[name], trigger=trigger, **more)

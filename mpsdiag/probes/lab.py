@@ -1,4 +1,4 @@
-"""The bench a trigger works on: seeded inputs on the device, one attention call, its judgement. Loads torch."""
+"""The tools of a trigger: seeded inputs on the device, one attention call, its check. Loads torch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ REFUSALS: Final = ("no available kernel", "no viable backend", "invalid backend"
 
 @contextmanager
 def forced(backend: str | None) -> Iterator[None]:
-    """Inside, attention runs on this backend; Refused where torch lacks it or it refuses the call."""
+    """Inside, attention runs on this backend; Refused if torch lacks it or it refuses the call."""
     if backend is None:
         yield
         return
@@ -30,13 +30,13 @@ def forced(backend: str | None) -> Iterator[None]:
     if not hasattr(SDPBackend, backend):
         raise Refused(f"this torch has no backend {backend}")
     try:
-        # A refusal comes with a warning for each backend that was not asked for.
+        # A refusal comes with a warning for each backend that was not requested.
         with warnings.catch_warnings(), sdpa_kernel(getattr(SDPBackend, backend)):
             warnings.simplefilter("ignore")
             yield
     except RuntimeError as problem:
         if any(words in str(problem).lower() for words in REFUSALS):
-            raise Refused(f"the backend {backend} does not take such calls") from problem
+            raise Refused(f"the backend {backend} does not support such calls") from problem
         raise
 
 
@@ -45,7 +45,7 @@ DIRECT: Final = "_scaled_dot_product_attention_math_for_mps"
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch computes on one CPU thread: the inputs are tiny, and on a busy machine threads wait for threads."""
+    """Inside, torch uses one CPU thread: the inputs are tiny, and on a busy machine threads wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -70,7 +70,7 @@ class Lab:
 
     @property
     def training(self) -> bool:
-        """Whether gradients are wanted."""
+        """Whether gradients are required."""
         return self.mode == "training"
 
     @property
@@ -80,7 +80,7 @@ class Lab:
 
     @property
     def release(self) -> tuple[int, int]:
-        """The torch release whose kernels are at work."""
+        """The torch release whose kernels run."""
         major, minor, *_ = (self.emulation.release if self.emulation else torch.__version__).split(".")
         return int(major), int(minor)
 
@@ -95,23 +95,23 @@ class Lab:
             raise Skip(why)
 
     def require_evaluation(self) -> None:
-        """Skip in training what is too long for it."""
+        """Skip if the sequence is too long for training."""
         if self.training:
             raise Skip("the gradients of so long a sequence need more memory than most machines have")
 
     def require_memory(self, size: int) -> None:
         """Skip if the Apple GPU offers less memory, in bytes; an emulation needs none."""
         if self.emulation is None and (offered := torch.mps.recommended_max_memory()) < size:
-            raise Skip(f"needs {size >> 30} GiB of GPU memory, this machine offers {offered / 2**30:.0f}")
+            raise Skip(f"needs {size >> 30} GiB of GPU memory, but this machine offers {offered / 2**30:.0f}")
 
     def each_dtype(self, *names: str) -> Iterator[str]:
-        """Give one dtype after the other; skip at the first in which the device does not compute."""
+        """Give one dtype after the other; skip at the first that the device does not support."""
         for name in names:
             self.require_dtype(name)
             yield name
 
     def require_dtype(self, dtype: str) -> None:
-        """Skip if the device does not compute in this dtype."""
+        """Skip if the device does not support this dtype."""
         reason = devices.supports_dtype(self.device, dtype)
         if reason is not None:
             raise Skip(reason)
@@ -153,7 +153,7 @@ class Lab:
         self.require_mps("the operation exists on MPS only")
         if self.release < (2, 5):
             raise Skip("torch below 2.5 has no MPS attention operation")
-        # By its name: the public function never hands a boolean mask to the kernels, this one does.
+        # By name: unlike the public function, this one passes a boolean mask to the kernels.
         operator = getattr(torch.ops.aten, DIRECT)
         with torch.no_grad():
             output: Tensor = operator(query, key, value, mask, **rest)[0]
@@ -191,7 +191,7 @@ class Lab:
         call: Callable[..., Tensor] | None = None,
         **rest: Any,
     ) -> Check:
-        """Attend and judge: the output, and in training that the gradients are finite."""
+        """Compute attention and check the output, and in training that the gradients are finite."""
         output = (call or self.attend)(query, key, value, mask, **rest)
         yardstick = self.yardstick(query, key, value, mask, rows=rows, **rest)
         made = self.judged(name, output, yardstick, rows)
@@ -205,13 +205,13 @@ class Lab:
         rows: Tensor | None = None,
         at: Mapping[str, Any] | None = None,
     ) -> Check:
-        """Judge an output of this mode; with `rows`, a boolean (..., L), only those."""
+        """Check an output of this mode; with `rows`, a boolean (..., L), only those rows."""
         with self.control():
             ok, seen, error = yardstick.judge(output, rows)
         return Check(name, ok, seen, self.mode, error, yardstick.bound, at)
 
     def with_gradients(self, made: Check, *leaves: Tensor) -> Check:
-        """The check, failed where this is training and a gradient is missing or not finite."""
+        """The check, failed if this is training and a gradient is missing or not finite."""
         with self.control():
             if made.ok and self.training and not all(map(_finite_gradient, leaves)):
                 return replace(made, ok=False, seen="NaN gradients")
@@ -219,7 +219,7 @@ class Lab:
 
     @contextmanager
     def control(self) -> Iterator[None]:
-        """Inside, CPU tensors behave as plain CPU, without gradients: for computing what should have come out."""
+        """Inside, CPU tensors are plain CPU tensors without gradients, for computing the expected result."""
         with suspended(), torch.no_grad():
             yield
 

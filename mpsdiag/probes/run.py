@@ -1,4 +1,4 @@
-"""Run one probe in both grad modes, or all probes of a level; what they show, beside what a torch release predicts."""
+"""Run one probe in both grad modes, or all probes of a level, and compare with the prediction for a torch release."""
 
 import time
 from collections import Counter
@@ -55,7 +55,7 @@ def run_mode(
 def conclude(
     probe: Probe, results: Mapping[Mode, ModeResult], seconds: float, *, backend: str | None = None
 ) -> Finding:
-    """Put the outcomes of the grad modes together; a skip is never a pass."""
+    """Combine the outcomes of the grad modes; a skip is never a pass."""
     statuses = {mode: result.status for mode, result in results.items()}
     status: ProbeStatus = next((word for word in WORST_FIRST if word in statuses.values()), "skip")
     checks = [check for result in results.values() for check in result.checks]
@@ -165,7 +165,7 @@ def _detail(
     reasons = list(dict.fromkeys(result.reason for result in results.values() if result.reason))
     if status in {"skip", "error"}:
         return "; ".join(reasons)
-    detail = f"{len(checks)} of {len(checks)} outputs right"
+    detail = f"{len(checks)} of {len(checks)} outputs correct"
     if failed:
         modes = " and ".join(dict.fromkeys(check.mode for check in failed))
         one = failed[0]
@@ -175,7 +175,7 @@ def _detail(
 
 
 def minor_of(release: str) -> str:
-    """Shorten a torch version to a release of the tables: `2.8.1` is `2.8`, `2.17.0` is read as the newest known."""
+    """Shorten a torch version to a release of the tables: `2.8.1` is `2.8`, `2.17.0` counts as the newest known."""
     major, minor, *_ = release.split(".")
     newest = int(RELEASES[-1].partition(".")[2])
     return f"{major}.{min(int(minor), newest)}" if major == "2" else release
@@ -187,7 +187,7 @@ def predicted(release: str, macos: int = 15) -> tuple[str, ...]:
 
 
 def strikes(probe: Probe, release: str, macos: int = 15, mode: Mode | None = None) -> bool:
-    """Say whether a probe should fail on this release and macOS, in one grad mode or in any."""
+    """Whether a probe should fail on this release and macOS, in one grad mode or in any."""
     minor = minor_of(release)
     first = max(probe.first_macos or 0, probe.reached_from_macos or 0)
     if not first <= macos <= (probe.last_macos or macos):
@@ -198,7 +198,7 @@ def strikes(probe: Probe, release: str, macos: int = 15, mode: Mode | None = Non
 
 
 def surprises(findings: Iterable[Finding], release: str, macos: int = 15, *, where: str = "MPS") -> list[str]:
-    """Say in sentences where what was seen differs from what the facts predict; skips and errors predict nothing."""
+    """Sentences about results that differ from the prediction; skips and errors do not count."""
     sentences = []
     for finding in findings:
         probe = CATALOGUE.get(finding.id)
@@ -213,6 +213,6 @@ def surprises(findings: Iterable[Finding], release: str, macos: int = 15, *, whe
             seen = finding.seen if status == "fail" else probe.good
             sentences.append(
                 f"{probe.id} ({probe.title}), in {mode}: torch {minor_of(release)} on {where} should give {should} "
-                f"here, this machine gives {seen}."
+                f"here, but this machine gives {seen}."
             )
     return sentences

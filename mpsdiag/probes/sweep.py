@@ -33,7 +33,7 @@ TRAINED_KEYS: Final = (None, 64)
 """With gradients every call takes one composite path, so a thin slice shows as much as all of them."""
 BATCH: Final = 2
 SMALL: Final = 2**13
-"""Up to so many scores a head there are two heads; beyond there is one, whose layouts are all alike, so one is run."""
+"""Up to this many scores in a head there are two heads; beyond, one, for which all layouts are alike, so one is run."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Shape:
     def mask(self) -> Tensor:
         """A left-padded batch, (BATCH, 1, queries, keys), True = may attend.
 
-        A quarter of the keys is padding; in the first sample a quarter of the queries, one at least, is fully masked.
+        A quarter of the keys is padding; in the first sample at least one query, up to a quarter, is fully masked.
         """
         import torch
 
@@ -74,7 +74,7 @@ def shapes(keys: tuple[int | None, ...]) -> Iterator[Shape]:
 
 
 def size() -> int:
-    """How many outputs the sweep judges in both grad modes together."""
+    """How many outputs the sweep checks in both grad modes together."""
     evaluated = sum(len(shape.layouts) * len(MASKS) for shape in shapes(KEYS))
     trained = sum(len(TRAINED_MASKS) for _ in shapes(TRAINED_KEYS))
     return len(DTYPES) * (evaluated + trained)
@@ -88,7 +88,7 @@ def _sweep(lab: Lab) -> Iterator[Check]:
             judged += 1
             yield check
     if not judged:
-        raise Refused(f"the backend {lab.backend} takes none of these calls")
+        raise Refused(f"the backend {lab.backend} supports none of these calls")
 
 
 def _one_shape(lab: Lab, shape: Shape, dtypes: list[str]) -> Iterator[Check]:
@@ -147,14 +147,15 @@ def _name(at: dict[str, Any]) -> str:
 SWEEP_PROBE: Final = Probe(
     id=SWEEP,
     title="Sweep of dtypes, shapes, masks and layouts: nothing the catalogue does not explain",
-    symptom="Wrong values for some shapes and not for others.",
+    symptom="Wrong values for some shapes but not for others.",
     upstream=(),
     where="",
     releases=(),
     fixed="",
     hits="both",
     remedy=Remedy(
-        text="No known defect explains these: please report them.", commands=("mpsdiag check --level 3 --markdown",)
+        text="No known defect explains these failures: please report them.",
+        commands=("mpsdiag check --level 3 --markdown",),
     ),
     trigger=_sweep,
     bad="wrong values",
@@ -162,7 +163,7 @@ SWEEP_PROBE: Final = Probe(
 )
 
 EXAMPLES = 20
-"""Unexplained failures that a finding lists one by one; the rest is counted."""
+"""How many unexplained failures a finding lists one by one; the rest is counted."""
 
 
 def explanation(check: Check, findings: Sequence[Finding]) -> tuple[str, ...]:
@@ -194,7 +195,7 @@ def _what_is_left(sweep: Finding, left: Sequence[Check], explained: Counter[str]
     if sweep.status in {"skip", "error"} or not sweep.failed:
         return sweep
     known = ", ".join(f"{name} ({count})" for name, count in sorted(explained.items()))
-    detail = f"{len(sweep.failed)} of {sweep.cases} combinations off"
+    detail = f"{len(sweep.failed)} of {sweep.cases} combinations wrong"
     if not left:
         return replace(
             sweep,
@@ -211,7 +212,7 @@ def _what_is_left(sweep: Finding, left: Sequence[Check], explained: Counter[str]
         training=_left_in("training", sweep, left),
         evaluation=_left_in("evaluation", sweep, left),
         detail=(
-            f"{detail}, {len(left)} of them explained by nothing that failed here"
+            f"{detail}, {len(left)} of them not explained by any probe that failed here"
             + (f" (the others by {known})" if known else "")
             + f"; {example.name}: {example.seen}"
         ),

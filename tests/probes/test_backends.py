@@ -30,7 +30,7 @@ def test_no_backend_leaves_the_choice_to_torch():
 
 
 def test_a_refusal_is_told_from_a_failure():
-    with pytest.raises(Refused, match="CUDNN_ATTENTION does not take such calls"), forced("CUDNN_ATTENTION"):
+    with pytest.raises(Refused, match="CUDNN_ATTENTION does not support such calls"), forced("CUDNN_ATTENTION"):
         torch.nn.functional.scaled_dot_product_attention(*inputs())
     with pytest.raises(Refused, match="no backend NEWEST"), forced("NEWEST"):
         torch.nn.functional.scaled_dot_product_attention(*inputs())

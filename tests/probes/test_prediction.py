@@ -40,12 +40,12 @@ def test_macos_matters_where_it_does():
 def test_the_sentence_of_the_issue():
     (sentence,) = surprises([finding("SDPA001", seen="zeros, mean of V")], "2.8.0", 15)
     assert sentence.startswith("SDPA001 ")
-    assert sentence.endswith("in evaluation: torch 2.8 on MPS should give NaN here, this machine gives zeros.")
+    assert sentence.endswith("in evaluation: torch 2.8 on MPS should give NaN here, but this machine gives zeros.")
 
 
 def test_a_failure_nobody_predicted_says_what_was_seen():
     (sentence,) = surprises([finding("SDPA001", evaluation="fail", seen="NaN")], "2.9.1", 26)
-    assert "torch 2.9 on MPS should give zeros here, this machine gives NaN." in sentence
+    assert "torch 2.9 on MPS should give zeros here, but this machine gives NaN." in sentence
 
 
 def test_each_grad_mode_is_compared():

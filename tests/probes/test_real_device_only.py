@@ -113,7 +113,7 @@ def test_too_little_memory_is_a_skip_that_says_how_much(monkeypatch, name):
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 16 * 2**30)
     status, _, reason = outcome(name)
     assert status == "skip"
-    assert "this machine offers 16" in reason
+    assert "but this machine offers 16" in reason
 
 
 @pytest.mark.usefixtures("pretend_mps")

@@ -109,7 +109,7 @@ def test_explained_failures_go_to_their_probe_and_the_sweep_passes():
     assert found[0].detail == "detail; the sweep shows it in 2 combinations"
     assert found[1].detail == "detail"
     assert (found[2].status, found[2].evaluation, found[2].failed) == ("pass", "pass", ())
-    assert found[2].detail == "2 of 10 combinations off, all explained by SDPA002 (2)"
+    assert found[2].detail == "2 of 10 combinations wrong, all explained by SDPA002 (2)"
 
 
 def test_what_nothing_explains_stays_and_is_named():
@@ -117,7 +117,7 @@ def test_what_nothing_explains_stays_and_is_named():
     *_, left = attribute(finding("SWEEP", training="fail", failed=[OFF, other]), [finding("SDPA002")])
     assert (left.status, left.training, left.evaluation) == ("fail", "pass", "fail")
     assert left.failed == (other,)
-    assert "1 of them explained by nothing that failed here (the others by SDPA002 (1)); other: NaN" in left.detail
+    assert "1 of them not explained by any probe that failed here (the others by SDPA002 (1)); other: NaN" in left.detail
 
 
 @pytest.mark.parametrize("status", ["skip", "error", "pass"])

@@ -1,4 +1,4 @@
-"""The catalogue: every known defect of attention on MPS, in the order of its id."""
+"""The catalogue: every known defect of attention on MPS, ordered by id."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,5 +12,5 @@ CATALOGUE: Final[Mapping[str, Probe]] = MappingProxyType(PROBES)
 
 
 def find(probe_id: str) -> Probe:
-    """The probe of that id, in any case of its letters."""
+    """The probe with this id, in upper or lower case."""
     return CATALOGUE[one_of("probe", probe_id.upper(), CATALOGUE)]

@@ -10,7 +10,7 @@ from mpsdiag.probes.declaration import Check, shows
 if TYPE_CHECKING:
     from mpsdiag.probes.lab import Lab
 
-# Shapes nobody else uses: the cache lives as long as the process, and the first call of a shape is what counts.
+# Shapes used nowhere else: the cache lives as long as the process, and the first call of a shape is what counts.
 # A head dim of 40 keeps every release on the graph path.
 SCALE_SHAPE: Final = (1, 2, 19, 40)
 MASK_SHAPE: Final = (1, 2, 21, 40)
@@ -34,7 +34,7 @@ def _future_keys(lab: Lab) -> Iterator[Check]:
 
 @shows("SDPA017")
 def _causal_with_mask(lab: Lab) -> Iterator[Check]:
-    """Refusing is right, and so is combining the two; only taking the process down is not."""
+    """Refusing is correct, and so is combining the two; only taking the process down is not."""
     import torch
 
     from mpsdiag.emulation.selection import EmulatedAbort

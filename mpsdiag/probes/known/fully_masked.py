@@ -1,4 +1,4 @@
-"""Rows of a mask that allow no key at all: the defect the project was made for, and its cousins."""
+"""Fully masked rows: the defect for which this project was started, and related ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
 SHORT, LONG, PADS, HEAD_DIM = 4, 16, 2, 64
-"""Query lengths on either side of the vector kernels' limit of 8, pads on the left, a head dim every kernel takes."""
+"""Query lengths on either side of the vector kernels' limit of 8, left padding, a head dim that every kernel takes."""
 
 MINIMUM: Final = "finfo.min mask"
 COLD: Final = "finfo.min mask on scores near -20"
@@ -32,16 +32,16 @@ def left_padded(length: int, pads: int) -> Tensor:
 
 
 def additive(mask: Tensor, dtype: torch.dtype, fill: float) -> Tensor:
-    """Write a boolean mask as one that is added to the scores: 0 where True, `fill` where False."""
+    """Convert a boolean mask to an additive one: 0 where True, `fill` where False."""
     import torch
 
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, fill)
 
 
 def dead_row_note(checks: Sequence[Check]) -> str:
-    """Say in one sentence what rows without any key hold, by mask kind; values under finfo.min are no defect.
+    """One sentence about the values of fully masked rows, by mask kind; any finite value under finfo.min is allowed.
 
-    A finfo.min mask only shifts all scores of such a row by one constant, so its value is left open: float32 and
+    A finfo.min mask only shifts all scores of such a row by a constant, so the result is not prescribed: float32 and
     bfloat16 round it to the mean of V, float16 keeps the softmax of the raw scores, some kernels give zeros.
     """
     groups: dict[str, dict[str, None]] = {}
@@ -110,7 +110,7 @@ def _judge(
 
 
 def _dead_row_value(output: Tensor, live: Tensor, inputs: tuple[Tensor, Tensor, Tensor]) -> str:
-    """Name what the fully masked rows hold: zeros, the mean of V, or the softmax of the scores without any mask."""
+    """Name the values of fully masked rows: zeros, the mean of V, or the softmax of the scores without any mask."""
     import torch
 
     from mpsdiag.sdpa.float64 import reference_attention

@@ -1,4 +1,4 @@
-"""Kernels: buffers too small, NaN swallowed, offsets too short; and below attention the products of matrices."""
+"""Kernels: buffers too small, NaN swallowed, offsets too short; and the matrix products below attention."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _swallowed_nan(lab: Lab) -> Iterator[Check]:
 
 @shows("SDPA030")
 def _far_batch(lab: Lab) -> Iterator[Check]:
-    """The second sequence begins 2**31 elements behind the first; of the memory between nothing is touched."""
+    """The second sequence begins 2**31 elements behind the first; the memory in between is not touched."""
     import torch
 
     lab.require_mps("the offsets are those of its kernels")
@@ -82,11 +82,11 @@ def _matrix_hardware(lab: Lab) -> Iterator[Check]:
 @shows("SDPA025")
 def _products(lab: Lab) -> Iterator[Check]:
     if lab.emulation is not None:
-        raise Skip("the emulation is of attention; its products are the CPU's")
+        raise Skip("the emulation models attention only; matrix products are the CPU's")
     for dtype in lab.each_dtype("float32", "bfloat16", "float16"):
         q, k, _ = lab.qkv((8, 20, 3, 64), dtype=dtype)
         yield _product(lab, f"permuted views, {dtype}", q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1))
-    # What lies behind the operands is not zero, so that adding it shows.
+    # The memory behind the operands is not zero, so that adding it shows.
     long = lab.randn(4, 16, DEEP, stream=1)[:2], lab.randn(4, DEEP, 16, stream=2)[:2]
     yield _product(lab, f"{DEEP} terms", *long)
 

@@ -1,4 +1,4 @@
-"""Inputs that take the whole process down: run in a child, never here."""
+"""Inputs that take the whole process down; they run in a child process, never here."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _tolerant(lab: Lab, name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
 def _huge_scores(lab: Lab) -> Iterator[Check]:
     import torch
 
-    lab.require_mps("the limit is MPSGraph's; other devices have none such")
+    lab.require_mps("the limit is MPSGraph's; other devices do not have it")
     lab.require_evaluation()
     lab.require_memory(HUGE_MEMORY)
     if lab.emulation is not None and "SDPA019" not in {*lab.emulation.shown} & {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CALLS: Final = 32
 LEAK_SHAPE: Final = (4, 8, 1024, 512)
 SMALL_LEAK_SHAPE: Final = (1, 8, 256, 64)
-"""The thread's own shape on an Apple GPU, a small one elsewhere, where nobody has seen such a leak."""
+"""The shape of the report on an Apple GPU, a small one elsewhere, where no such leak has been seen."""
 HUGE: Final = (1, 24, 13_670, 64)
 HUGE_BYTES: Final = 64 * 2**30
 ROWS: Final = 16
@@ -27,9 +27,9 @@ LAST_ROWS: Final = 64
 
 
 def grown(call: Callable[[int], Tensor], device: str) -> int:
-    """Measure by how many bytes this process and the device grew over `CALLS` calls, after as many to warm up.
+    """Measure how many bytes this process and the device grow over `CALLS` calls, after as many warm-up calls.
 
-    To be trusted in a young process only: in an old one, freed memory takes in what leaks, and nothing grows.
+    The result is reliable only in a young process: in an old one, leaks go into freed memory, and nothing grows.
     """
     import gc
 
@@ -52,7 +52,7 @@ def grown(call: Callable[[int], Tensor], device: str) -> int:
 
 @shows("SDPA012")
 def _leak(lab: Lab) -> Iterator[Check]:
-    """Losing one output per call would be a leak; half of that is called one."""
+    """Losing one output per call would be a leak; half of that counts as one."""
     if lab.emulation is not None:
         raise Skip("the emulation computes values; it has no allocator that could leak")
     q, k, v = lab.qkv(LEAK_SHAPE if lab.on_mps else SMALL_LEAK_SHAPE)
@@ -106,7 +106,7 @@ def _overflow(lab: Lab) -> Iterator[Check]:
 @shows("SDPA022")
 def _long_sequence(lab: Lab) -> Iterator[Check]:
     """Judge the last rows of a long sequence; the float64 reference needs those rows only."""
-    lab.require_real_mps(f"{LONG} tokens take minutes on a CPU; the error is of the GPU's own arithmetic")
+    lab.require_real_mps(f"{LONG} tokens take minutes on a CPU, and the error lies in the GPU's own arithmetic")
     lab.require_evaluation()
     for dtype in lab.each_dtype("bfloat16", "float16"):
         q, k, v = lab.qkv((1, 1, LONG, 128), dtype=dtype)

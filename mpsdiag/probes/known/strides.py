@@ -25,7 +25,7 @@ def _explains_batch_strides(at: Mapping[str, Any]) -> bool:
 
 
 def _transposed(lab: Lab, batch: int, length: int, keys: int) -> tuple[Any, Any, Any]:
-    """Make query, key and value as models do: projected to (B, L, H, D), then seen as (B, H, L, D)."""
+    """Make query, key and value as models do: projected to (B, L, H, D), then viewed as (B, H, L, D)."""
     q, k, v = lab.qkv((batch, length, HEADS, HEAD_DIM), (batch, keys, HEADS, HEAD_DIM))
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
@@ -62,8 +62,8 @@ def _batch_and_alone(lab: Lab) -> Iterator[Check]:
 
 
 def _require_operator(lab: Lab) -> None:
-    """Skip where the MPS operation itself cannot be called: on other devices, and with gradients."""
-    lab.require_mps("the operation exists on MPS only")
+    """Skip if the MPS operation itself cannot be called: on other devices, and with gradients."""
+    lab.require_mps("the operation exists only on MPS")
     if lab.training:
         raise Skip("the operation that takes such a mask has no gradient")
 
