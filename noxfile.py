@@ -1,7 +1,7 @@
-"""The test suite over the releases that people run: `nox` for all, `nox -s torch-2.7` for one, `nox -l` for the list.
+"""The test suite with the releases that people use: `nox` for all, `nox -s torch-2.7` for one, `nox -l` for the list.
 
 Each environment is built by uv. On Linux set UV_TORCH_BACKEND=cpu: the default wheels of torch bring gigabytes of CUDA.
-What came out, with the date, is in docs/compatibility.md.
+The results, with dates, are in docs/compatibility.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ nox.options.default_venv_backend = "uv"
 
 
 class Environment(NamedTuple):
-    """A Python, and what is pinned in it; `options` go to `uv pip install`."""
+    """A Python and the packages pinned in it; `options` go to `uv pip install`."""
 
     python: str
     pins: tuple[str, ...]
@@ -48,6 +48,6 @@ for each in ENVIRONMENTS.items():
 
 @nox.session(name="real-nan", python="3.10", venv_backend="uv")
 def real_nan(session: nox.Session) -> None:
-    """On torch 2.4 the CPU itself gives NaN for fully masked rows: the defect and the fix, measured, not emulated."""
+    """On torch 2.4 even the CPU gives NaN for fully masked rows: the defect and the fix, measured, not emulated."""
     session.install("torch==2.4.1", "numpy<2", "--no-deps", "-e", ".", "typer>=0.16", "rich", "pydantic", "packaging")
     session.run("python", "tests/releases/real_nan.py")

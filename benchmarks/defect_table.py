@@ -2,7 +2,7 @@
 
     python benchmarks/defect_table.py [--output reports/defects] [--macos 15] [--no-sweep] [RELEASE ...]
 
-Everything in it is emulated. A frame marks what the facts predict for that release.
+Everything in the table is emulated. A frame marks what is predicted for that release.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ OUTCOMES = {
 }
 
 LEGEND = (
-    "**B** fails in training and evaluation, **E** in evaluation (`no_grad`) only; a frame in the picture marks what "
-    "the facts predict to fail; nothing or a dot passes, `–` is skipped, `!` broke."
+    "**B** fails in training and evaluation, **E** in evaluation (`no_grad`) only; a frame in the picture marks a "
+    "predicted failure; nothing or a dot passes, `–` is skipped, `!` broke."
 )
 
 
@@ -86,13 +86,13 @@ def run(releases: Sequence[str], macos: int, *, sweep: bool) -> dict[str, list[F
 
 
 def macos_of(name: str, macos: int) -> int:
-    """The macOS a probe is run on: the table's, or the nearest on which its defect is known."""
+    """The macOS on which a probe is run: the table's, or the nearest on which its defect is known."""
     probe = CATALOGUE.get(name)
     return macos if probe is None else max(probe.first_macos or 0, min(macos, probe.last_macos or macos))
 
 
 def macos_in_words(name: str) -> str:
-    """On which macOS a defect is known, as far as that matters."""
+    """The macOS versions on which a defect is known, if that matters."""
     probe = CATALOGUE.get(name)
     if probe is None or not (probe.first_macos or probe.last_macos):
         return ""
@@ -105,7 +105,7 @@ def expected_to_fail(finding: Finding, release: str, macos: int) -> bool:
 
 
 def differences(table: Table, macos: int) -> list[str]:
-    """Sentences for the cells where the run and the prediction differ; a skip is named as what it is."""
+    """Sentences about the cells where the run and the prediction differ; a skip is named as such."""
     where: dict[tuple[str, str, str, str], list[str]] = {}
     for release, findings in table.items():
         for finding in findings:
@@ -133,7 +133,7 @@ def as_csv(table: Table, macos: int) -> str:
 
 
 def read_csv(path: Path) -> tuple[Table, int]:
-    """What `as_csv` wrote, and the macOS of the table."""
+    """The table that `as_csv` wrote, and its macOS."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows: list[Any] = [SimpleNamespace(**row) for row in csv.DictReader(stream)]
     table: dict[str, list[Finding]] = {}
@@ -143,7 +143,7 @@ def read_csv(path: Path) -> tuple[Table, int]:
 
 
 def as_markdown(table: Table, macos: int, command: str) -> str:
-    """The table for people, with what was skipped and where prediction and run differ."""
+    """The table for people, with the skipped probes and the differences between prediction and run."""
     releases = list(table)
     by_id = {release: {finding.id: finding for finding in findings} for release, findings in table.items()}
     ids = list(by_id[releases[0]])
@@ -151,11 +151,11 @@ def as_markdown(table: Table, macos: int, command: str) -> str:
         "# Which release has which defect",
         "",
         f"Emulated MPS of torch {releases[0]} to {releases[-1]}, run on a CPU: nothing here was measured on a Mac.",
-        "Each cell is a run of the probe under the emulation of that release with all its known defects, the sweep",
-        "included.",
+        "Each cell is a run of the probe, including the sweep, under the emulation of that release with all its known",
+        "defects.",
         "",
-        f"The cells hold for macOS {macos}. Where the column names another macOS, the defect is known there only and",
-        "its row was run on the nearest of them: defects of Apple's graph belong to a torch release and a macOS.",
+        f"The cells hold for macOS {macos}. If the column names other versions, the defect is known there only and its",
+        "row was run on the nearest of them: defects of Apple's graph belong to a torch release and a macOS version.",
         "",
         f"Made by `{command}`. The numbers are in `defects.csv`.",
         "",

@@ -1,4 +1,4 @@
-"""Time of the emulator over time of composite math attention on the same CPU and shapes; wanted: at most 3.
+"""Time of the emulator divided by time of composite math attention on the same CPU and shapes; goal: at most 3.
 
 Every kernel generation is timed against `scaled_dot_product_attention` with the math backend forced, in
 rounds that alternate between the two, so that drift hits both alike. Times are processor time. Run:
@@ -36,7 +36,7 @@ LIMIT = 3.0
 
 @dataclass(frozen=True)
 class Case:
-    """One generation: a release and macOS that take it, and the shape of the call."""
+    """One generation: a release and macOS that use it, and the shape of the call."""
 
     generation: str
     release: str
@@ -112,7 +112,7 @@ def measure(case: Case, dtype: torch.dtype, rounds: int) -> dict[str, object]:
 
 
 def beside(before: Path, rounds: int, turns: int = 2) -> int:
-    """Measure two trees in turns, a process each, and print the medians of their ratios."""
+    """Measure two trees in turns, each in its own process, and print the medians of their ratios."""
     trees = {"before": before.resolve(), "now": Path(__file__).resolve().parents[1]}
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for name, tree in list(trees.items()) * turns:

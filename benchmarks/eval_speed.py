@@ -1,4 +1,4 @@
-"""What right numbers cost in evaluation: attention modes and trainers, as ratios in one run, and peak memory.
+"""The cost of correct numbers in evaluation: attention modes and trainers, as ratios within one run, and peak memory.
 
     python benchmarks/eval_speed.py [--lengths 512 1024 2048] [--rounds 15] [--device cpu] [--dtype float32]
 
@@ -69,7 +69,7 @@ def batch_of(rows: int, length: int, vocabulary: int, *, padded: bool, device: s
 
 
 def trainer_of(kind: type[Trainer], model: Any, arguments: argparse.Namespace, **options: Any) -> Trainer:
-    """A Trainer that only evaluates, a batch at a time."""
+    """A Trainer that only evaluates, one batch at a time."""
     given = TrainingArguments(
         output_dir=arguments.scratch, report_to="none", use_cpu=arguments.device == "cpu", logging_nan_inf_filter=False
     )
@@ -153,7 +153,7 @@ def memory_of_evaluation(kind: str, length: int, arguments: argparse.Namespace) 
 
 
 def memory_of_loss(kind: str, length: int) -> int:
-    """By how many bytes the loss alone raises the peak of this process, over the logits that are there.
+    """How many bytes the loss alone adds to the peak of this process, on top of the existing logits.
 
     On the CPU moving a chunk there makes no copy, so one is made by hand: what another device would need.
     """
@@ -173,14 +173,14 @@ def memory_of_loss(kind: str, length: int) -> int:
 
 
 def forget_peak() -> None:
-    """On Linux, let the peak begin anew at the present size: imports had a higher one."""
+    """On Linux, reset the peak to the current size: imports had a higher one."""
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
         reset.write_text("5", encoding="ascii")
 
 
 def memory_table(arguments: argparse.Namespace) -> None:
-    """Print the peaks, each from a process of its own."""
+    """Print the peaks, each from its own process."""
 
     def child(*words: str) -> int:
         shape = ["--hidden", str(arguments.hidden), "--layers", str(arguments.layers)]

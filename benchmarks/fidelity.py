@@ -1,10 +1,10 @@
-"""Set the emulation beside published observations of Macs and beside the shipped kernels, and write docs/fidelity.md.
+"""Compare the emulation with published observations of Macs and with the shipped kernels, and write docs/fidelity.md.
 
     python benchmarks/fidelity.py [--output docs/fidelity.md] [--check]
     python benchmarks/fidelity.py --against FOLDER
 
 With --check nothing is written; the exit code is 1 if the file would change, a match or an agreement is lost.
-With --against the `check --level 3 --json` documents of real Macs in a folder are set beside the emulator instead, as
+With --against the `check --level 3 --json` documents of real Macs in a folder are compared with the emulator, as
 Markdown: agreement per probe, and every disagreement with both outputs. The exit code is 1 if a probe disagrees.
 """
 
@@ -41,14 +41,14 @@ KERNELS = {
 STATES = {
     "matched": "same outcome, and every printed figure within its printed digits",
     "outcome only": "same outcome; a figure cannot be compared or differs, for the reason given",
-    "differs": "another outcome than on the Mac, or another figure without a known reason",
+    "differs": "a different outcome from the Mac, or a different figure without a known reason",
     "not run": "cannot be run again here, for the reason given",
 }
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One observation beside its re-runs.
+    """One observation and its re-runs.
 
     Attributes:
         observation: The entry of the file.
@@ -81,7 +81,7 @@ def emulations(observation: dict[str, Any]) -> list[Emulation]:
 
 
 def compare(observation: dict[str, Any]) -> Compared:
-    """Run one observation again and set it beside what was printed."""
+    """Run one observation again and compare it with what was printed."""
     remark = "; ".join(
         text
         for text in (
@@ -113,7 +113,7 @@ def _state(observation: dict[str, Any], runs: Sequence[mac_bench.Run]) -> str:
 
 
 def figure_agrees(name: str, printed: str, run: mac_bench.Run) -> bool:
-    """Whether a run has the figure that was printed; of a bound that was printed, whether it keeps it."""
+    """Whether a run has the printed figure, or keeps the printed bound."""
     if name == BELOW:
         return bool(run.figures[name] < float(printed))
     return mac_bench.agrees(printed, run.figures[name])
@@ -129,13 +129,13 @@ def against_kernels() -> tuple[list[str], int]:
     lines = [
         "## Against the shipped kernels",
         "",
-        "The macOS wheels of torch carry the compiled Metal kernels. Their code was executed on a CPU, instruction",
-        "by instruction, with NaN behind every buffer, and what it gave was recorded (2026-11-26). The recording is",
-        "`tests/data/kernel_runs.xz`; `benchmarks/kernel_runs.py` makes the inputs again and compares.",
+        "The macOS wheels of torch contain the compiled Metal kernels. Their code was executed on a CPU, instruction",
+        "by instruction, with NaN behind every buffer, and the results were recorded (2026-11-26). The recording is",
+        "`tests/data/kernel_runs.xz`; `benchmarks/kernel_runs.py` recreates the inputs and compares.",
         "",
         f"**{number - differ} of {number} runs agree**: NaN, infinities and rows of zeros in the same places, float32",
         "within 1e-5 of max|V|, float16 within 3e-3 and bfloat16 within 2e-2 with at least 97 % of the values equal",
-        "bit by bit. Largest errors are in units of max|V|; float32 is recorded to 18 bits and has no equal bits.",
+        "bit for bit. Largest errors are in units of max|V|; float32 is recorded to 18 bits, so bits are not compared.",
         "",
         "| torch | kernel | dtype | runs | patterns agree | equal bits | largest error | agree |",
         "|---|---|---|--:|--:|--:|--:|--:|",
@@ -149,12 +149,12 @@ def against_kernels() -> tuple[list[str], int]:
     lines += [
         "",
         "Executed: the vector kernels of 2.8 to 2.14, the prefill kernels of 2.13 and 2.14, and 2.14's on Metal",
-        "Performance Primitives (MPP); 2.9.1, 2.12.1 and 2.14.1 carry the same bodies. The buffers lay apart, so",
-        "SDPA004, which needs two side by side, is left out here.",
+        "Performance Primitives (MPP); 2.9.1, 2.12.1 and 2.14.1 contain the same code. The buffers were apart, so",
+        "SDPA004, which needs two adjacent ones, is left out here.",
         "",
-        "Not executed: the general path, Apple's own closed MPSGraph, where the NaN of 2.5 to 2.8 comes from (it",
-        "stands on torch's sources, the host code of the wheels and the threads below); 2.15; Apple's hardware,",
-        "whose `exp`, order of sums and order inside the matrix units are its own.",
+        "Not executed: the general path, Apple's closed MPSGraph, where the NaN of 2.5 to 2.8 comes from (its model",
+        "rests on torch's sources, the host code of the wheels and the threads below); 2.15; Apple's hardware,",
+        "which has its own `exp`, order of sums and order inside the matrix units.",
         "",
     ]
     return lines, differ
@@ -164,14 +164,14 @@ def as_markdown(compared: Sequence[Compared], kernels: Sequence[str]) -> str:
     """The document."""
     counts = Counter(one.state for one in compared)
     lines = [
-        "# The emulator beside real Macs and beside the shipped kernels",
+        "# The emulator compared with real Macs and with the shipped kernels",
         "",
         *kernels,
         "## Against published runs on real Macs",
         "",
-        "Nothing here was run on a Mac by us. Owners of Macs published what they saw; each observation whose",
-        "inputs are clear enough is run again on a CPU under the emulation of its release and macOS, with that",
-        "release's defects. A figure is matched if it is the printed one when rounded to the printed digits.",
+        "We ran nothing here on a Mac. Owners of Macs published what they saw; each observation whose",
+        "inputs are clear enough is repeated on a CPU under the emulation of its release and macOS, with that",
+        "release's defects. A figure matches if it equals the printed one when rounded to the printed digits.",
         "",
         "Made by `python benchmarks/fidelity.py` from `benchmarks/mac_observations.json`. Where a Mac disagrees,",
         "the Mac is right: please open an issue with the output of `mpsdiag check --level 3 --markdown`.",

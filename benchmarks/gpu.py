@@ -210,7 +210,7 @@ def _dead_row(mask: torch.Tensor, number: torch.dtype, dim: int, backend: str | 
 
 
 def fixes(settings: argparse.Namespace) -> dict[str, Any]:
-    """safe_sdpa beside sdpa and eager: an evaluation step, by length; peak memory; synchronizations."""
+    """safe_sdpa compared with sdpa and eager: an evaluation step, by length; peak memory; synchronizations."""
     figures: list[dict[str, Any]] = []
     lengths, tokens = ((64, 128), 512) if settings.small else ((512, 2048, 8192), 32768)
     layers, hidden = (2, 128) if settings.small else (8, 1024)
@@ -246,7 +246,7 @@ def fixes(settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def trainer(settings: argparse.Namespace) -> dict[str, Any]:
-    """`MPSSafeTrainer(always=True)` beside the stock Trainer, with a vocabulary of 152k."""
+    """`MPSSafeTrainer(always=True)` compared with the stock Trainer, with a vocabulary of 152k."""
     from transformers import Trainer
 
     vocabulary, length, rows = (2048, 64, 2) if settings.small else (152_064, 1024, 8)
@@ -271,7 +271,7 @@ def trainer(settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def trace(settings: argparse.Namespace) -> dict[str, Any]:
-    """The cheap pass of the trace, and `mpsdiag.watch` where this version has it, on evaluations that are clean."""
+    """The cheap pass of the trace, and `mpsdiag.watch` if this version has it, on evaluations without a fault."""
     figures = []
     for layers, hidden in ((2, 128),) if settings.small else ((12, 768), (24, 1024)):
         model = llama(layers, hidden, 4096, 512, settings)
@@ -297,7 +297,7 @@ def trace(settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def invariance(settings: argparse.Namespace) -> dict[str, Any]:
-    """Batch against alone, for the built-in models, as `check` reports it."""
+    """Padded batches against each sequence alone, for the built-in models, as `check` reports it."""
     from mpsdiag.words import BUILTIN_DECODERS
 
     dtype = "float32" if settings.small else settings.dtype
@@ -322,7 +322,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def run_part(part: str, settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run a part in a process of its own; what it wrote, or why it wrote nothing."""
+    """Run a part in its own process; its result, or why there is none."""
     file, log = folder / f"{part}.json", folder / f"{part}.log"
     command = [sys.executable, __file__, "--part", part, "--out", str(folder)]
     command += ["--device", settings.device, "--dtype", settings.dtype, *(["--small"] * settings.small)]

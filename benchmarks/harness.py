@@ -1,4 +1,4 @@
-"""What the matrix costs beside the work itself, as ratios within one run.
+"""The overhead of the matrix over the work itself, as ratios within one run.
 
 1. Isolation: an empty cell in its own process, from a fork server with torch and transformers, against a fresh
    interpreter that imports them. Bound: 0.1 s a cell on Linux.
@@ -31,7 +31,7 @@ SEEDS = 4
 
 
 def isolation(folder: Path) -> float:
-    """Seconds that a process of its own costs an empty cell; prints it beside a fresh interpreter's."""
+    """Seconds that a separate process costs an empty cell; printed beside those of a fresh interpreter."""
     apart = Isolation()
     apart.warm_up(folder / "start.log")
     job = Job(
@@ -46,7 +46,7 @@ def isolation(folder: Path) -> float:
 
 
 def overhead() -> float:
-    """How much longer the timed steps of a cell take than bare ones; the two take turns, so that drift cancels."""
+    """How much longer the timed steps of a cell take than bare steps; the two take turns, so that drift cancels."""
     from mpsdiag.benching.run.cell import timing
     from mpsdiag.scenario.preparation import prepare
 
@@ -72,7 +72,7 @@ def overhead() -> float:
 
 
 def cluster() -> float:
-    """How many times faster two workers are than one, over the verdicts of real cells."""
+    """The speed-up of two workers over one, for the verdicts of real cells."""
     from distributed import LocalCluster
 
     from mpsdiag.benching.cluster.cluster import ClusterExecutor

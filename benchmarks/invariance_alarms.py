@@ -1,4 +1,4 @@
-"""False alarms: models that padding does not change, at random, with random batches, in each dtype; on the CPU.
+"""False alarms: random models that do not depend on padding, with random batches, in each dtype; on the CPU.
 
 Architecture, sizes, weights, number and lengths of the sequences, padding side and extra padding are drawn by seed, the
 same in every dtype. Attention is stock SDPA; the causes are not looked for.
@@ -68,13 +68,13 @@ def drawn(seed: int) -> tuple[Any, dict[str, torch.Tensor], str]:
 
 
 def examined(seed: int, dtype: str) -> Invariance:
-    """What `padding_invariance` says of the model of a seed in a dtype."""
+    """The result of `padding_invariance` for the model of a seed in a dtype."""
     model, batch, side = drawn(seed)
     return padding_invariance(model.to(getattr(torch, dtype)), batch, padding_side=side, causes=False)
 
 
 def main() -> None:
-    """Examine all of them and count what is not called invariant."""
+    """Examine all of them and count those not reported as invariant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=200)
     models = parser.parse_args().models

@@ -1,4 +1,4 @@
-"""What the invariance section costs: as ratios to padded evaluations, in one run, in rotated order.
+"""The cost of the invariance section, as ratios to padded evaluations, within one run, in rotated order.
 
 The section looks at two of the sequences that `check` evaluates, alone and in every arrangement, its float64 reference
 and generation included. It is set beside two evaluations by the Trainer (`trainer.evaluate`): of all 16 sequences,

@@ -1,4 +1,4 @@
-"""Padding invariance of every model type that transformers can build small: on the CPU, with random weights.
+"""Padding invariance of every model type of which transformers can build a small model: on the CPU, random weights.
 
 Each type gets a config of a few thousand to a few million parameters, one seed, float32, and a process of its own.
 Types that ran before, by the results in the folder, are not run again.
@@ -56,7 +56,7 @@ LENGTHS = (6, 11, 17, 24)
 
 
 def small_model(kind: str, auto: str, changes: dict[str, Any]) -> Any:
-    """The model of a type with a small config, or a sentence why there is none."""
+    """The model of a type with a small config, or a sentence about why there is none."""
     config_class = transformers.AutoConfig.for_model(kind).__class__
     stock = config_class()
     config = config_class(**{name: value for name, value in {**SMALL, **changes}.items() if hasattr(stock, name)})
@@ -100,7 +100,7 @@ def examine(group: str, kind: str, pipe: Any) -> None:
 
 
 def in_a_process(group: str, kind: str) -> dict[str, Any]:
-    """Examine one type in a fork of this process, with a limit in time."""
+    """Examine one type in a fork of this process, with a time limit."""
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(duplex=False)
     process = context.Process(target=examine, args=(group, kind, theirs))
@@ -138,7 +138,7 @@ def _cell(result: dict[str, Any]) -> str:
 
 
 def summary(rows: list[dict[str, Any]], group: str) -> list[str]:
-    """What became of the types of one group."""
+    """The results for the types of one group."""
     mine = [row for row in rows if row["group"] == group]
     ran = [row for row in mine if row.get("verdict") in ("invariant", "varies")]
     varies = [row for row in ran if row["verdict"] == "varies"]

@@ -1,4 +1,4 @@
-"""The recorded runs of the kernels that the macOS wheels of torch ship, and the emulator beside them.
+"""The recorded runs of the kernels in the macOS wheels of torch, compared with the emulator.
 
 The code of the Metal kernels was executed instruction by instruction on a CPU, not on Apple hardware: `exp`, the order
 of sums and the order inside the matrix units are not Apple's. `tests/data/kernel_runs.xz` holds 1,201 runs: a line of
@@ -41,7 +41,7 @@ Recorded = tuple[dict[str, Any], Tensor]
 
 @dataclass(frozen=True)
 class Agreement:
-    """One run beside the emulation.
+    """One run compared with the emulation.
 
     Attributes:
         patterns: NaN, infinities and rows of zeros are in the same places.
@@ -196,7 +196,7 @@ def _in_memory(layout: str, tensor: Tensor) -> Tensor:
 
 
 def pack(recording: Path) -> None:
-    """Write the compact form of a recording: one JSON line a run, the output in base64."""
+    """Write the compact form of a recording: one JSON line for each run, with the output in base64."""
     runs = [json.loads(line) for line in recording.read_text(encoding="utf-8").splitlines()]
     outputs = b""
     for run in runs:

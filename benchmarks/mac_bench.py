@@ -1,4 +1,4 @@
-"""The bench on which the Macs' published runs are repeated: what a run gives, how it is registered and compared."""
+"""Repeats the published runs of Macs: the result of a run, its registration and its comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpsdiag.emulation.selection import EmulatedAbort
 
 @dataclass(frozen=True)
 class Run:
-    """What the emulation gave.
+    """The result of the emulation.
 
     Attributes:
         outcome: ok, nan, wrong, leak, raises or aborts.
@@ -51,7 +51,7 @@ def direct(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 
 
 def plain(*args: Any, **rest: Any) -> Tensor:
-    """Attention of the real CPU, the threads' own yardstick."""
+    """Attention of the real CPU, which the threads compare with."""
     with suspended():
         return F.scaled_dot_product_attention(*args, **rest)
 
@@ -73,7 +73,7 @@ def finite(output: Tensor) -> str:
 
 
 def attempt(call: Callable[[], Tensor]) -> Run:
-    """Run what may raise or abort."""
+    """Run a call that may raise or abort."""
     try:
         call()
     except EmulatedAbort as abort:
@@ -85,7 +85,7 @@ def attempt(call: Callable[[], Tensor]) -> Run:
 
 
 def agrees(printed: str, value: Any) -> bool:
-    """Whether a value, rounded to the digits that were printed, is what was printed.
+    """Whether a value, rounded to the printed digits, equals the printed one.
 
     Args:
         printed: As it stands in the thread.

@@ -1,4 +1,4 @@
-"""The `check --level 3 --json` documents of real Macs beside the emulator: for `fidelity.py --against FOLDER`."""
+"""Compares `check --level 3 --json` documents of real Macs with the emulator, for `fidelity.py --against FOLDER`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODES = ("training", "evaluation")
 
 @dataclass
 class Beside:
-    """One document of a Mac beside the emulation of its torch and macOS.
+    """One document of a Mac compared with the emulation of its torch and macOS.
 
     Attributes:
         name: The document's file.
@@ -41,12 +41,12 @@ class Beside:
 
 @cache
 def probed(emulation: Emulation) -> dict[str, Finding]:
-    """What every probe of level 3 finds under an emulation, by its id."""
+    """The finding of every probe of level 3 under an emulation, by id."""
     return {finding.id: finding for finding in run_level(3, "cpu", emulation)}
 
 
 def read_folder(folder: Path) -> list[Beside]:
-    """Set every JSON document of a folder, at any depth, beside the emulator.
+    """Compare every JSON document of a folder, at any depth, with the emulator.
 
     Raises:
         BadInput: The folder has no JSON document.

@@ -1,4 +1,4 @@
-"""Examples of the causes that `mpsdiag trace` names: each is run when the site is built, and its answer shown."""
+"""Examples of the causes that `mpsdiag trace` names; each is run when the site is built, and its answer is shown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BEFORE = {"bad_weights": "torch.nn.init.constant_(model.layer.weight, torch.nan
 
 
 def example(cause: str) -> str:
-    """Code that shows a cause; empty for those that take a device or a whole training."""
+    """Code that shows a cause; empty for causes that need a device or a whole training run."""
     if cause not in _MODELS:
         return ""
     forward, batch = _MODELS[cause]
@@ -49,7 +49,7 @@ def example(cause: str) -> str:
 
 
 def answer(cause: str) -> tuple[str, str]:
-    """Run an example: the cause that is found, and what is printed."""
+    """Run an example; the cause that is found, and the printed text."""
     found: dict[str, object] = {}
     exec(compile(example(cause), cause, "exec"), found)  # noqa: S102 - our own examples
     origin = found["origin"]

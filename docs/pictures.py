@@ -1,6 +1,6 @@
-"""Draw every picture of README, docs and reports from what the program says now: make pictures.
+"""Draw every picture of README, docs and reports from the current output of the program: make pictures.
 
-A test draws them again and compares; numbers may differ in their digits from machine to machine, nothing else.
+A test draws them again and compares; only the digits of numbers may differ from machine to machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def report_pictures(folder: Path) -> dict[Path, str]:
 
 
 def defect_map() -> dict[Path, str]:
-    """The map torch release x known defect, from the table that is kept."""
+    """The map torch release x known defect, from the kept table."""
     folder = ROOT / "reports" / "defects"
     script: Any = runpy.run_path(str(ROOT / "benchmarks" / "defect_table.py"))
     return {folder / "defects.svg": script["as_svg"](*script["read_csv"](folder / "defects.csv"))}

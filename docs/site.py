@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the program: one a command (its help), a known defect and a cause of trace."""
+"""Pages of the site made from the program: one for each command (its help), known defect and cause of trace."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def defect_pages() -> Iterator[tuple[str, str]]:
     """A page for each probe of the catalogue, and the list of them."""
     from mpsdiag.probes.known import CATALOGUE
 
-    rows = ["| probe | what it is | torch on MPS | hits |", "|---|---|---|---|"]
+    rows = ["| probe | what it is | torch on MPS | affects |", "|---|---|---|---|"]
     for probe in CATALOGUE.values():
         rows.append(f"| [{probe.id}]({probe.id}.md) | {probe.title} | {probe.where} | {probe.hits} |")
         links = "\n".join(f"- <{link}>" for link in probe.upstream) or "- none"
         commands = "\n".join(probe.remedy.commands)
         text = (
             f"# {probe.id}: {probe.title}\n\n{probe.symptom}\n\n"
-            f"- torch on MPS: {probe.where}\n- hits: {probe.hits}\n- fixed in: {probe.fixed or 'not yet'}\n\n"
+            f"- torch on MPS: {probe.where}\n- affects: {probe.hits}\n- fixed in: {probe.fixed or 'not yet'}\n\n"
             f"## What to do\n\n{probe.remedy.text}\n\n```\n{commands or f'mpsdiag check {probe.id}'}\n```\n\n"
             f"Probe it: `mpsdiag check {probe.id}`.\n\n## Upstream\n\n{links}\n"
         )
@@ -50,7 +50,7 @@ def defect_pages() -> Iterator[tuple[str, str]]:
 
 
 def cause_pages() -> Iterator[tuple[str, str]]:
-    """A page for each cause in the table of docs/trace.md, with an example and what mpsdiag answers to it."""
+    """A page for each cause in the table of docs/trace.md, with an example and the answer of mpsdiag."""
     shown = runpy.run_path(str(ROOT / "docs" / "causes.py"))
     table = (ROOT / "docs" / "trace.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", table, re.MULTILINE)

@@ -116,7 +116,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def examples(tokenizer):
-    """Twelve texts of 40 to 64 tokens or so, of unequal length: every batch is padded."""
+    """Twelve texts of about 40 to 64 tokens, of unequal length: every batch is padded."""
     from mpsdiag.inputs.texts import encode, load_texts
 
     return encode(load_texts("synthetic", limit=12), tokenizer, 64)

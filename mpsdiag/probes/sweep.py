@@ -212,7 +212,7 @@ def _what_is_left(sweep: Finding, left: Sequence[Check], explained: Counter[str]
         training=_left_in("training", sweep, left),
         evaluation=_left_in("evaluation", sweep, left),
         detail=(
-            f"{detail}, {len(left)} of them not explained by any probe that failed here"
+            f"{detail}, {len(left)} of them not explained by any failed probe"
             + (f" (the others by {known})" if known else "")
             + f"; {example.name}: {example.seen}"
         ),

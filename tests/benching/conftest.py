@@ -24,7 +24,7 @@ if str(HERE) not in sys.path:  # children get the parent's path, and find the fa
 
 
 class Quiet:
-    """A listener that keeps what it is told."""
+    """A listener that keeps what it hears."""
 
     def __init__(self):
         self.notes, self.legs, self.records = [], [], []

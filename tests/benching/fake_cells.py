@@ -84,7 +84,7 @@ def silent(job):
 
 
 def megabyte(job):
-    """Print a megabyte, also from C, also what is no text."""
+    """Print a megabyte, also from C, also bytes that are not text."""
     sys.stdout.write("x" * 2**20)
     os.write(1, b"\xff\x00 garbage {json: \n")
     os.write(2, b"the end of the log\n")

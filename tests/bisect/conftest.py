@@ -84,7 +84,7 @@ def index(tmp_path, monkeypatch, uv_cache):
 
 @pytest.fixture
 def run(capsys):
-    """Run the command; its exit code, what it printed, and what it said."""
+    """Run the command; its exit code, stdout and stderr."""
     from mpsdiag.cli import main
 
     def call(*words):

@@ -127,7 +127,7 @@ def test_a_broken_tokenizer_is_one_sentence(folder, damage, sentence):
 
 
 def test_an_empty_tokenizer_is_none(tmp_path):
-    """Of a GPT-2 without tokenizer files transformers makes one that knows the end of text only."""
+    """For a GPT-2 without tokenizer files transformers makes one that knows only the end of text."""
     build_model("tiny-gpt2", max_positions=64).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="there is none"):
         load_tokenizer(str(tmp_path))

@@ -117,7 +117,7 @@ def test_what_nothing_explains_stays_and_is_named():
     *_, left = attribute(finding("SWEEP", training="fail", failed=[OFF, other]), [finding("SDPA002")])
     assert (left.status, left.training, left.evaluation) == ("fail", "pass", "fail")
     assert left.failed == (other,)
-    assert "1 of them not explained by any probe that failed here (the others by SDPA002 (1)); other: NaN" in left.detail
+    assert "1 of them not explained by any failed probe (the others by SDPA002 (1)); other: NaN" in left.detail
 
 
 @pytest.mark.parametrize("status", ["skip", "error", "pass"])

@@ -29,7 +29,7 @@ def journal():
 
 @pytest.fixture(scope="session")
 def stories(journal):
-    """Stories of the journals of tests/data, told once."""
+    """Reports of the journals of tests/data, made once."""
     return {
         "every_end": assemble([journal("every_end")]),
         "emulated": assemble([journal("emulated")]),

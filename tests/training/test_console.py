@@ -19,7 +19,7 @@ def test_a_file_in_the_way(tmp_path):
 
 
 def test_no_permission(tmp_path):
-    """Root may write anywhere, so it becomes nobody for a moment."""
+    """Root may write anywhere, so the process becomes nobody for a moment."""
     folder = tmp_path / "sealed"
     folder.mkdir(mode=0o500)
     user = os.geteuid()

@@ -15,7 +15,7 @@ from mpsdiag.scenario.scenario import Scenario
 
 
 class FakeIsolation(Isolation):
-    """Starts nothing; every start ends as it is told, and the user asks to stop meanwhile if told so."""
+    """Starts nothing; every start ends as configured, and the user may ask to stop in the meantime."""
 
     def __init__(self, status, asks=False):
         super().__init__("forkserver")
