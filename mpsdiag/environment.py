@@ -48,7 +48,7 @@ class Environment(BaseModel):
     default_attention: str | None = None
     variables: dict[str, str] = Field(default_factory=dict)
     broken: dict[str, str] | None = None
-    """Libraries that cannot be imported and questions that fail, and why; None where there are none."""
+    """Libraries that cannot be imported and queries that fail, with reasons; None if there are none."""
 
 
 def gather(

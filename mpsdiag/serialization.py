@@ -77,7 +77,7 @@ def readable(text: str) -> str:
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    except UnicodeEncodeError:  # A surrogate that stands for no byte.
+    except UnicodeEncodeError:  # A surrogate that does not stand for a byte.
         return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -155,7 +155,7 @@ def require_files(path: Path) -> None:
 
 
 def _require_moderate(path: Path) -> None:
-    with contextlib.suppress(OSError):  # whoever opens it says that it is not there
+    with contextlib.suppress(OSError):  # the code that opens it reports that it is missing
         if path.stat().st_size > LARGEST_FILE:
             raise BadInput(f"{path} is larger than {LARGEST_FILE >> 30} GiB. Give a smaller file.")
 

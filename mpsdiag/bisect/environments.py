@@ -18,7 +18,7 @@ from mpsdiag.release_environment import MARKER, Built, cache_folder, find, read
 from mpsdiag.serialization import dumps, write_atomically
 
 CELLS_NEED = ("packaging", "psutil", "pydantic")
-"""What a cell of `bench` imports beside torch, transformers and what they require."""
+"""What a cell of `bench` imports in addition to torch, transformers and their requirements."""
 ROOM_TO_BUILD = 2**30
 ROOM_TO_BUILD_AHEAD = 20 * 2**30
 """Free bytes below which nothing is built, or nothing that may turn out not to be needed."""
@@ -122,7 +122,7 @@ class Environments:
             built = read(self.folder / name)
             while built is None:
                 self._build(name, requirements, lock)
-                fcntl.flock(lock, fcntl.LOCK_SH)  # for a moment it may be nobody's, and be removed
+                fcntl.flock(lock, fcntl.LOCK_SH)  # for a moment nobody holds it, so it may be removed
                 built = read(self.folder / name)
             os.utime(self.folder / name / MARKER)
             yield built

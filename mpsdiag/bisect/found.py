@@ -34,7 +34,7 @@ class Found:
 
     @property
     def exit_code(self) -> int:
-        """0 found, 1 the ends do not differ (as asked for), 3 undecided."""
+        """0 found, 1 the ends do not differ (as requested), 3 undecided."""
         if isinstance(self.decision, Bracket):
             return EXIT_OK
         return EXIT_FOUND if isinstance(self.decision, SameEnds | OpposedEnds) else EXIT_UNDECIDED

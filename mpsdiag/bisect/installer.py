@@ -92,7 +92,7 @@ class Installer:
     options: list[str] = field(init=False)
     """What every resolution gets, besides the user's settings."""
     index: str = field(init=False)
-    """Sixteen hex digits that stand for all that decides what an index offers."""
+    """Sixteen hex digits that stand for everything that decides what an index offers."""
     _running: set[subprocess.Popen[str]] = field(default_factory=set, init=False)
     _stopped: bool = field(default=False, init=False)
 

@@ -95,7 +95,7 @@ def _other_cause(scenario: Measured | None) -> Advice | None:
 
 
 def _remedy(probe: ProbeResult) -> Advice | None:
-    """The catalogue's remedy of a failed probe other than that of fully masked rows, which are advised on above."""
+    """The catalogue's remedy for a failed probe, except for fully masked rows, which are handled above."""
     if probe.status != "fail" or probe.id == DEAD_ROWS or probe.remedy is None:
         return None
     return Advice(text=f"{probe.id}: {probe.remedy.text}", commands=probe.remedy.commands)

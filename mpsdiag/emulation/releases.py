@@ -28,7 +28,7 @@ class Release:
 
     name: str
     general: General = "none"
-    """Generation of the graph inside the MPS operator; `none` where there is no operator yet."""
+    """Generation of the graph inside the MPS operator; `none` if there is no operator yet."""
     contiguous_below: float = 0.0
     """Below this macOS the operator is used only for contiguous query, key and value."""
     dropout: Dropout = "composite"

@@ -104,7 +104,7 @@ def _entry(interface: Any) -> Function:
 def _sdpa_layer(previous: Function) -> Function:
     where = MaskArgument.of(previous, "attn_mask", 3)
 
-    # wraps: whoever compares names still reads 'scaled_dot_product_attention'.
+    # wraps: code that compares names still reads 'scaled_dot_product_attention'.
     @functools.wraps(previous, updated=())
     def scaled_dot_product_attention(*args: Any, **options: Any) -> Any:
         if overriding(args, options):
@@ -144,7 +144,7 @@ def _own_eager(args: tuple[Any, ...]) -> Function | None:
 
 def _entry_layer(previous: Function) -> Function:
     # What transformers has there calls torch's function by its public name: our layer on that does the work once.
-    # Another library's entry may hold a function of its own, and another library may have replaced the public name.
+    # Another library's entry may hold its own function, and another library may have replaced the public name.
     by_name = getattr(previous, "__module__", None) == OWN
     where = MaskArgument.of(previous, "attention_mask", 4)
 

@@ -68,7 +68,7 @@ class MaskArgument(NamedTuple):
 
     @classmethod
     def of(cls, function: Function, name: str, position: int) -> MaskArgument:
-        """Read it from a signature; `position` holds where there is none to read, and behind `*args`."""
+        """Read it from a signature; `position` is used if there is none to read, and behind `*args`."""
         try:
             parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
         except (TypeError, ValueError):

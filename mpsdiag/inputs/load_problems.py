@@ -25,7 +25,7 @@ _NO_SAFETENSORS: Final = re.compile(r"no file named|does not appear to have a fi
 
 
 class Problem(NamedTuple):
-    """The reason, as part of a sentence, and what to do, as a sentence of its own."""
+    """The reason, as part of a sentence, and what to do, as a separate sentence."""
 
     reason: str
     advice: str

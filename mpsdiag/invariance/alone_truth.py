@@ -33,7 +33,7 @@ class AloneTruth:
     twin: nn.Module
     """The float64 copy of the model that gave the outputs."""
     generated: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By number of the example: new tokens and their logits, where they were asked for."""
+    """By number of the example: new tokens and their logits, if requested."""
 
 
 def outputs_of(model: nn.Module, arrangement: Arrangement, *, positions: bool = False) -> list[list[Tensor]]:
@@ -70,7 +70,7 @@ def outputs_of(model: nn.Module, arrangement: Arrangement, *, positions: bool = 
 def has_decoder(model: nn.Module) -> bool:
     """Whether the model is an encoder with a decoder, whose logits belong to the labels."""
     both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    return both and any("decoder" in name for name, _ in model.named_modules())  # T5 has an encoder of its own.
+    return both and any("decoder" in name for name, _ in model.named_modules())  # T5 has its own encoder.
 
 
 def text_config(model: Any) -> Any:

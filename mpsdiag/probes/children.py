@@ -142,7 +142,7 @@ def main() -> None:
     from mpsdiag.probes.run import run_mode, runnable
 
     spec = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected here; nobody wants its core file
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected here, so no core file is needed
     emulation = None if spec["emulation"] is None else Emulation(**spec["emulation"])
     with Path(spec["results"]).open("a", encoding="utf-8", buffering=1) as results:
         for name, mode in spec["jobs"]:

@@ -41,7 +41,7 @@ class Kind:
 
 
 def attention_kinds(config: Any) -> dict[Kind, int]:
-    """The kinds of attention that a config asks for, or its part for text, with the number of layers of each."""
+    """The kinds of attention in a config, or in its part for text, with the number of layers of each."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers = int(getattr(text, "num_hidden_layers", 1) or 1)
     window, chunk = getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)
@@ -111,7 +111,7 @@ class Padding:
 
 
 def reasons(padding: Tensor, dead: Tensor) -> dict[str, int]:
-    """Count fully masked rows, `dead`, by where they come from; both are (sequences, positions), as for `Padding`."""
+    """Count fully masked rows, `dead`, by origin; both are (sequences, positions), as for `Padding`."""
     kinds = Padding.of(padding)
     alone, before = kinds.alone, kinds.before
     # If even the longest sequence is padded, that much padding is not due to other sequences.

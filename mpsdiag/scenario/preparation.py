@@ -72,7 +72,7 @@ def prepare(scenario: Scenario) -> Iterator[PreparedScenario]:
         devices.seed_everything(scenario.seed)
         task, _ = load_task(scenario.model, scenario.task)
         processor = load_processor(scenario.model, task, padding_side=scenario.padding_side)
-        texts = _texts(scenario)  # A missing file is said before a model is loaded.
+        texts = _texts(scenario)  # A missing file is reported before a model is loaded.
         model = build_model(
             scenario.model, seed=scenario.seed, dtype=scenario.dtype, from_config=False, task=scenario.task
         )

@@ -47,7 +47,7 @@ def safe_scaled_dot_product_attention(
     Raises:
         RuntimeError: What the stock function refuses, with its own words.
     """
-    # Passed on only where asked for: torch 2.4 does not know the argument.
+    # Passed on only if given: torch 2.4 does not know the argument.
     more = {"enable_gqa": True} if enable_gqa else {}
     options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, **more}
     stock = F.scaled_dot_product_attention
@@ -65,7 +65,7 @@ def safe_scaled_dot_product_attention(
 def open_dead_rows(attn_mask: Tensor, *, by_torch: bool = False) -> tuple[Tensor, Tensor]:
     """Let the fully masked rows of a mask attend to every key; also return them, as bool `(..., L, 1)`.
 
-    The opened mask has the shape and dtype of the mask; on the CPU it is the mask itself where no row is fully masked.
+    The opened mask has the shape and dtype of the mask; on the CPU it is the mask itself if no row is fully masked.
     So it is where torch's own function is to take it (`by_torch`) without gradients: what such a row gives stays in it,
     and zeroing the output is enough.
     """

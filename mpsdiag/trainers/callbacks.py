@@ -38,7 +38,7 @@ class NonFiniteCallback(TrainerCallback):
 
     `eval_nonfinite_batches` is added to the metrics and the log of an evaluation in which batches were judged, and
     `nonfinite_train_batches` and `nonfinite_grad_norms`, once they are not zero, to the log of the training. Until the
-    first such loss it waits for the device once a step, as transformers' own filter does, to look at the weights before
+    first such loss it waits for the device once a step, as transformers' own filter does, to check the weights before
     the optimizer changes them.
 
     Attributes:
@@ -162,7 +162,7 @@ class NonFiniteCallback(TrainerCallback):
             metrics.update(self._counted(metrics, prefix))
 
     def _counted(self, metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
-        """The count of an evaluation, that of the Trainer if it has one; none where no batch was judged."""
+        """The count of an evaluation, that of the Trainer if it has one; none if no batch was checked."""
         name = f"{prefix}_nonfinite_batches"
         if name in metrics:
             return {name: metrics[name]}

@@ -58,7 +58,7 @@ def judge_loss(loss: Tensor) -> Tensor:
 
 
 def judge_output(output: Any) -> Tensor | None:
-    """Scalar bool: the loss in a model's output is not finite, or, where it has none, its logits or embeddings are NaN.
+    """Scalar bool: the loss in a model's output is non-finite or, without a loss, its logits or embeddings are NaN.
 
     None if the output has none of these.
     """

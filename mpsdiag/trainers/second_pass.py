@@ -75,7 +75,7 @@ def remember_counts(trainer: Any) -> Callable[[], None]:
 
 
 def _undoing(holder: dict[Any, Any], depth: int) -> Iterator[Callable[[], None]]:
-    """What brings each entry of a dictionary back to what it is now."""
+    """A function that restores each entry of a dictionary to its current value."""
     for name, value in holder.items():
         if isinstance(value, list):
             yield partial(value.__delitem__, slice(len(value), None))

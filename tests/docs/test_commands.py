@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?:|bash|sh|text|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Where the long work begins, by command; what is not here (compare, report, env) is run to its end.
 WORK = {
-    "check": ["mpsdiag.checking.run._probe"],
+    "check": ["mpsdiag.checking.run.run_level", "mpsdiag.checking.run.run_probe"],
     "trace": ["mpsdiag.tracing.run._traced"],
     "bench": ["mpsdiag.benching.run.bench.Session.run", "mpsdiag.benching.cluster.fleet.connect"],
     "bisect": ["mpsdiag.bisect.installer.Installer.releases"],  # the package index is asked there

@@ -125,7 +125,7 @@ class ClusterExecutor:
             self._running[future] = _Task(task.job, task.group, address)
 
     def _finished(self) -> Iterator[Record]:
-        """Those that ended, after a moment at most; what ran on workers that are gone is taken back."""
+        """The jobs that ended, after a short wait at most; jobs of workers that are gone are taken back."""
         self._news.wait(POLL)
         self._news.clear()
         done = [one for one in self._running if one.done()]

@@ -105,7 +105,7 @@ def read_journal(path: Path | str) -> Journal:
 
 
 def read_bytes(path: Path) -> tuple[Path, bytes | None]:
-    """The path of a journal, of a folder that of its `journal.jsonl`, and its bytes; None if there is no such file.
+    """The path of a journal (in a folder, its `journal.jsonl`) and its bytes; None if there is no such file.
 
     Raises BadInput if it cannot be read.
     """
@@ -119,7 +119,7 @@ def read_bytes(path: Path) -> tuple[Path, bytes | None]:
 
 
 def lines_of(data: bytes, name: str) -> Iterator[tuple[str, bytes, bool]]:
-    """Each line that is not empty: where it stands, its bytes, and whether its line feed is missing.
+    """Each line that is not empty: its place, its bytes, and whether its line feed is missing.
 
     Without its line feed the last line was cut by a crash, unless only the line feed is missing.
     """

@@ -101,7 +101,7 @@ class Job(BaseModel):
     """Seconds until the process of this round is ended."""
     log: str
     threads: int | None = None
-    """CPU threads that torch gets; None leaves it to torch. The cell's, except where verdicts share a machine."""
+    """CPU threads that torch gets; None leaves it to torch. The cell's number, unless verdicts share a machine."""
     scratch: str = ""
     """Folder for temporary files, which the parent removes whatever happens to the process."""
     machine: str | None = None

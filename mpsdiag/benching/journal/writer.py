@@ -56,7 +56,7 @@ class JournalWriter:
     def append(self, record: BaseModel) -> None:
         """Write a record as one line and wait until it is on disk.
 
-        Raises JournalFull if the line could not be written whole; nothing of it is left in the file.
+        Raises JournalFull if the line could not be written completely; nothing of it is left in the file.
         """
         line = (dumps(record.model_dump(by_alias=True)) + "\n").encode("utf-8", errors="replace")
         self.check()
@@ -193,7 +193,7 @@ def _mend(file: int) -> bytearray:
     start = data.rfind(b"\n") + 1
     try:
         if start:
-            loads(bytes(data[start:]))  # of an object, a part is none
+            loads(bytes(data[start:]))  # a part of an object is not JSON
     except ValueError:
         os.ftruncate(file, start)
         return data[:start]

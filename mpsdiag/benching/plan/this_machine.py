@@ -38,7 +38,7 @@ def _unusable(device: str) -> str | None:
 
 
 WHOLE = 64 * 2**20
-"""Bytes up to which a file is read whole; of a larger one (weights) both ends and the size stand for it."""
+"""Largest file, in bytes, that is read completely; a larger one (weights) is represented by its ends and size."""
 END = 2**20
 
 
@@ -46,7 +46,7 @@ END = 2**20
 def fingerprint(names: tuple[str, ...]) -> str | None:
     """Sixteen hex digits that stand for the contents of local files.
 
-    It is None where no name is a path. Where the files are, and when they were written, does not matter.
+    It is None if no name is a path. The location and the age of the files do not matter.
     """
     digest, found = hashlib.sha256(), False
     for name in names:

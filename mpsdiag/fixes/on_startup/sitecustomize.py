@@ -97,7 +97,7 @@ def _words(given: Any) -> list[str]:
 
 
 def _shuts_out(words: Iterable[str]) -> str | None:
-    """The option that keeps a Python from reading this file; empty if it has none, None where no Python is started."""
+    """The option that keeps a Python from reading this file; empty if there is none, None if no Python is started."""
     rest = iter(words)
     if not any(_PYTHON.fullmatch(word) for word in rest):
         return None

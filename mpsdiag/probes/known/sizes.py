@@ -106,7 +106,7 @@ def _overflow(lab: Lab) -> Iterator[Check]:
 @shows("SDPA022")
 def _long_sequence(lab: Lab) -> Iterator[Check]:
     """Judge the last rows of a long sequence; the float64 reference needs those rows only."""
-    lab.require_real_mps(f"{LONG} tokens take minutes on a CPU, and the error lies in the GPU's own arithmetic")
+    lab.require_real_mps(f"{LONG} tokens take minutes on a CPU; the error lies in the GPU's own arithmetic")
     lab.require_evaluation()
     for dtype in lab.each_dtype("bfloat16", "float16"):
         q, k, v = lab.qkv((1, 1, LONG, 128), dtype=dtype)

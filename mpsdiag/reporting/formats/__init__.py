@@ -1,4 +1,4 @@
-"""One module a format: what is laid out, as text. Imported when it is asked for."""
+"""One module for each output format, imported when it is needed."""
 
 from mpsdiag.errors import BadInput
 from mpsdiag.reporting.layout.blocks import Document

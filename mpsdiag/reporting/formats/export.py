@@ -60,7 +60,7 @@ def write(report: Report, form: str, path: Path) -> None:
 def write_folder(report: Report, folder: Path, failed: Callable[[str], None] | None = None) -> list[Path]:
     """Write `report.md` with its pictures, `report.html` and `cells.csv`; those of the three that were written.
 
-    Files that are there are replaced. `failed` gets a sentence for each file that cannot be written; the others still
+    Existing files are replaced. `failed` gets a sentence for each file that cannot be written; the others still
     are. Raises BadInput if the folder cannot be made or written and `failed` is None.
     """
     from mpsdiag.reporting.formats import html, markdown

@@ -108,7 +108,7 @@ def _entry(entry: blocks.Entry, limits: blocks.Limits) -> str:
 
 
 def _cut(parts: Sequence[str], limit: int) -> str:
-    """The last resort: as many whole blocks as the limit takes."""
+    """The last resort: as many whole blocks as fit into the limit."""
     end = "\n*Cut here to fit an issue on GitHub; the HTML and CSV formats hold the rest.*\n"
     kept = list(parts)
     while kept and sum(map(len, kept)) + len(end) >= limit:

@@ -180,7 +180,7 @@ def pairs(name: str, rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def facts(title: str, pairs: Iterable[tuple[str, str]]) -> Fold:
-    """Names with their values, such as an environment, closed until asked for."""
+    """Names with their values, such as an environment, folded if the format can do that."""
     return Fold(title, (Points(tuple(f"{name}: {value}" for name, value in pairs)),))
 
 

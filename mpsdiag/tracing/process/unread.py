@@ -66,7 +66,7 @@ class Unread:
     counted: int = 0
     """Fully masked rows that could be counted without waiting for a device."""
     settled: set[Any] = field(default_factory=set)
-    """What chooses a kernel, where it is known what that kernel makes of fully masked rows."""
+    """The properties that choose a kernel, if that kernel's treatment of fully masked rows is known."""
 
     def note(self, forward: WatchedForward, output: Any) -> None:
         """Judge the output of a forward."""

@@ -212,7 +212,7 @@ class ProcessWatch:
     def read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
         """Read what is pending, and examine what is not finite. Waits for the device once.
 
-        `gradients` are about to be used; `found_inf` is GradScaler's, where it leaves skipping to the optimizer.
+        `gradients` are about to be used; `found_inf` is GradScaler's, if it leaves skipping to the optimizer.
         """
         if not self._busy:
             with self.aside():

@@ -83,7 +83,7 @@ class TorchCall:
 
     @property
     def named(self) -> dict[str, Any]:
-        """The arguments by name; those whose names nobody knows are called `argument 0`, `argument 1`, ..."""
+        """The arguments by name; arguments with unknown names are called `argument 0`, `argument 1`, ..."""
         names = _PARAMETERS.get(self.operation, ())
         named = {names[i] if i < len(names) else f"argument {i}": value for i, value in enumerate(self.args)}
         return {**named, **self.kwargs}
