@@ -177,7 +177,7 @@ def test_a_signal_ends_with_130_and_a_report_of_what_finished(tmp_path, number, 
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "it resumes" in err
+    assert "Run the same command again to resume" in err
     assert out
     assert (tmp_path / "report.md").exists()
     assert lines - 1 <= len(read_journal(tmp_path).records) < 8

@@ -179,7 +179,7 @@ def test_a_lost_scheduler_is_a_sentence_and_what_finished_is_kept(unlike, sessio
     killer.start()
     outcome = made.run(quiet)
     killer.join()
-    assert re.search(r"scheduler at tcp.* is lost .*it resumes", outcome.broken)
+    assert re.search(r"scheduler at tcp.* is lost .*to resume", outcome.broken)
     assert made.exit_code(outcome) == 3
     # What finished is reported all the same, and is on the disk.
     assert len(read_journal(tmp_path / "out").records) == len(quiet.records) == len(outcome.records) >= 3

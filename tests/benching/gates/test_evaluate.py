@@ -184,7 +184,7 @@ def test_cells_none_of_which_finished_say_nothing_about_nan():
     [
         ("any nan in all", True, "gate held: "),
         ("any ok in all", False, "gate tripped: "),
-        ("sdpa.eval_loss > 1", False, "gate undecided, taken as tripped: "),
+        ("sdpa.eval_loss > 1", False, "gate undecided, counts as tripped: "),
     ],
 )
 def test_what_a_judgement_says(gate, passed, word):
