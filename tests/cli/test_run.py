@@ -202,7 +202,7 @@ def test_the_start_costs_little(script):
     ("words", "said"),
     [
         (["nowhere.py"], "There is no script nowhere.py"),
-        (["scripts/nowhere.py"], "there is no such file. Look at the path"),
+        (["scripts/nowhere.py"], "There is no script scripts/nowhere.py. Check the path"),
         (["no_such_module"], "For a module: mpsdiag run -m no_such_module"),
         (["--fix", "bogus", __file__], "Choose from: sdpa, eager, safe_sdpa, unmask_sdpa, min_mask_sdpa, positions.\n"),
         (["-m", "no_such_module_at_all"], "No module named no_such_module_at_all"),
