@@ -9,18 +9,9 @@ from typing import Annotated, Any, Final
 import typer
 import typer.core
 
+from mpsdiag import words
 from mpsdiag.cli.output import say
 from mpsdiag.errors import BadInput
-from mpsdiag.words import (
-    ATTENTION_MODES,
-    BUILTIN_MODELS,
-    LARGEST_SEED,
-    MOST,
-    PADDING_SIDES,
-    POSITIONS,
-    TASKS,
-    TRAINER_VARIANTS,
-)
 
 WHAT: Final = "What to look at"
 WHERE: Final = "Where to run"
@@ -89,11 +80,11 @@ def completing(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]
     return lambda incomplete: [word for word in words() if word.startswith(incomplete)]
 
 
-MODELS = completing(lambda: BUILTIN_MODELS)
-MODES = completing(lambda: ATTENTION_MODES)
-FIXES = completing(lambda: (*ATTENTION_MODES[:5], POSITIONS))  # those that a whole process can have
-TRAINERS = completing(lambda: TRAINER_VARIANTS)
-SIDES = completing(lambda: PADDING_SIDES)
+MODELS = completing(lambda: words.BUILTIN_MODELS)
+MODES = completing(lambda: words.ATTENTION_MODES)
+FIXES = completing(lambda: (*words.ATTENTION_MODES[:5], words.POSITIONS))  # those that a whole process can have
+TRAINERS = completing(lambda: words.TRAINER_VARIANTS)
+SIDES = completing(lambda: words.PADDING_SIDES)
 PROBES = completing(lambda: import_module("mpsdiag.probes.known").CATALOGUE)
 
 
@@ -103,7 +94,7 @@ def option(panel: str | None, name: str, words: str, **more: Any) -> Any:
 
 
 what, where, printed, other = (partial(option, panel) for panel in (WHAT, WHERE, OUTPUT, None))
-count = partial(what, min=1, max=MOST)
+count = partial(what, min=1, max=words.MOST)
 
 DEVICE = where("--device", "auto (the first of mps, cuda, xpu, cpu), cpu, mps, cuda[:N] or xpu.", metavar="DEVICE")
 EMULATE = "Use a CPU model of the MPS kernels of this torch release, 2.0 to 2.15. Emulated, not measured."
@@ -114,11 +105,11 @@ DATASET = "synthetic, a local file or folder, or a hub name."
 Device = Annotated[str, DEVICE]
 Dtype = Annotated[str, what("--dtype", "float32, bfloat16 or float16 (and float64 on the CPU).", metavar="DTYPE")]
 PaddingSide = Annotated[str, what("--padding-side", "left or right.", autocompletion=SIDES)]
-Task = Annotated[str, what("--task", f"auto (from the model's config), {', '.join(TASKS)}.", metavar="TASK")]
+Task = Annotated[str, what("--task", f"auto (from the model's config), {', '.join(words.TASKS)}.", metavar="TASK")]
 MaxLength = Annotated[
-    int | None, what("--max-length", "Longest sequence, in tokens. [128; own data: 512]", min=2, max=MOST)
+    int | None, what("--max-length", "Longest sequence, in tokens. [128; own data: 512]", min=2, max=words.MOST)
 ]
-Seed = Annotated[int, what("--seed", "Seed of weights, data and dropout.", min=0, max=LARGEST_SEED)]
+Seed = Annotated[int, what("--seed", "Seed of weights, data and dropout.", min=0, max=words.LARGEST_SEED)]
 Json = Annotated[bool, printed("--json", "Print one JSON document on stdout and nothing else.")]
 Markdown = Annotated[bool, printed("--markdown", "Print a block to paste into an issue.")]
 Html = Annotated[Path | None, printed("--html", "Also write the answer as one self-contained page.", metavar="FILE")]

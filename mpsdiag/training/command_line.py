@@ -9,23 +9,13 @@ from typing import Any, Final, NoReturn
 from transformers import HfArgumentParser, TrainingArguments
 
 from mpsdiag import device as devices
+from mpsdiag import words
 from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput, close_to, first_line, one_of
 from mpsdiag.fixes.modes import MODES, mode_named
 from mpsdiag.serialization import require_file
 from mpsdiag.training.help_text import render
 from mpsdiag.training.resuming import LATEST
-from mpsdiag.words import (
-    AUTO_TASK,
-    BUILTIN_MODELS,
-    DEFAULT_MODEL,
-    DTYPES,
-    LARGEST_SEED,
-    MOST,
-    PADDING_SIDES,
-    TASKS,
-    attention_mode,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +33,16 @@ _OLD_WORDS: Final = {
     "packing": "use_packing",
 }
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
-    "max_length": (2, MOST),
-    **dict.fromkeys(("eval_max_batches", "pad_to_multiple_of"), (1, MOST)),
-    "max_samples": (1, MOST**2),
-    **dict.fromkeys(("max_steps", "warmup_steps", "logging_steps", "save_steps", "eval_steps"), (-1, MOST**2)),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, MOST)),
-    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), (1, MOST)),
-    **dict.fromkeys(("dataloader_num_workers", "num_train_epochs", "learning_rate"), (0, MOST)),
-    **dict.fromkeys(("weight_decay", "max_grad_norm", "adam_epsilon"), (0, MOST)),
+    "max_length": (2, words.MOST),
+    **dict.fromkeys(("eval_max_batches", "pad_to_multiple_of"), (1, words.MOST)),
+    "max_samples": (1, words.MOST**2),
+    **dict.fromkeys(("max_steps", "warmup_steps", "logging_steps", "save_steps", "eval_steps"), (-1, words.MOST**2)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, words.MOST)),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), (1, words.MOST)),
+    **dict.fromkeys(("dataloader_num_workers", "num_train_epochs", "learning_rate"), (0, words.MOST)),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "adam_epsilon"), (0, words.MOST)),
     "label_smoothing_factor": (0, 1),
-    **dict.fromkeys(("seed", "data_seed"), (0, LARGEST_SEED)),
+    **dict.fromkeys(("seed", "data_seed"), (0, words.LARGEST_SEED)),
 }
 _BELOW_ONE: Final = ("adam_beta1", "adam_beta2")
 # Our own defaults where they differ from TrainingArguments: no NaN is left out of the means.
@@ -72,8 +62,8 @@ def _option(default: Any, help_text: str) -> Any:
 class ModelArguments:
     """Which model, and how it computes."""
 
-    model: str = _option(DEFAULT_MODEL, f"{', '.join(BUILTIN_MODELS)}, a local folder, or a hub name.")
-    task: str = _option(AUTO_TASK, f"auto (from the model's config), {', '.join(TASKS)}.")
+    model: str = _option(words.DEFAULT_MODEL, f"{', '.join(words.BUILTIN_MODELS)}, a local folder, or a hub name.")
+    task: str = _option(words.AUTO_TASK, f"auto (from the model's config), {', '.join(words.TASKS)}.")
     mode: str = _option(
         "pretrain",
         "pretrain (weights from the config), sft (weights from the checkpoint), or evaluate (no training; models of "
@@ -84,7 +74,7 @@ class ModelArguments:
         f"auto, {', '.join(MODES)}, or a hub kernel (ORG/REPO). On MPS, "
         "auto and sdpa become eager unless --disable_mps_fix.",
     )
-    dtype: str = _option("float32", f"Dtype of the weights: {', '.join(DTYPES)}.")
+    dtype: str = _option("float32", f"Dtype of the weights: {', '.join(words.DTYPES)}.")
     disable_mps_fix: bool = _option(False, "On MPS: use the standard Trainer, and leave SDPA as it is.")
     device: str = _option("auto", "auto (the first of mps, cuda, xpu, cpu), cpu, mps, cuda[:N] or xpu.")
     emulate: str | None = _option(
@@ -164,11 +154,11 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     given = vars(namespace)
     model, data = _take(ModelArguments, given), _take(DataArguments, given)
     one_of("mode", model.mode, RUN_MODES)
-    one_of("task", model.task, (AUTO_TASK, *TASKS))
+    one_of("task", model.task, (words.AUTO_TASK, *words.TASKS))
     if model.attn_implementation != AUTO:
-        attention_mode(model.attn_implementation)
-    one_of("dtype", model.dtype, DTYPES)
-    one_of("padding side", data.padding_side, PADDING_SIDES)
+        words.attention_mode(model.attn_implementation)
+    one_of("dtype", model.dtype, words.DTYPES)
+    one_of("padding side", data.padding_side, words.PADDING_SIDES)
     if not 0 < data.validation_fraction < 1:
         raise BadInput(f"--validation_fraction is {data.validation_fraction}; give a number between 0 and 1.")
     _check_values(given)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mpsdiag import device as devices
+from mpsdiag import words
 from mpsdiag.emulation.selection import Emulation
 from mpsdiag.errors import BadInput, CannotDecide, one_of
 from mpsdiag.fixes.model import put_in_place
@@ -17,15 +18,6 @@ from mpsdiag.inputs.installed import as_on_mps
 from mpsdiag.inputs.models import attention_for, build_model, fitting_length, load_task
 from mpsdiag.tracing.cases.recorded_case import About, load_batch, read_case
 from mpsdiag.tracing.passes.model_inputs import prepare_batch
-from mpsdiag.words import (
-    ATTENTION_MODES,
-    AUTO_TASK,
-    BUILTIN_DATASET,
-    DEFAULT_MODEL,
-    PADDING_SIDES,
-    TASKS,
-    attention_mode,
-)
 
 
 @dataclass(frozen=True)
@@ -39,8 +31,8 @@ class TraceRequest:
     folder: Path | None = None
     batch_file: Path | None = None
     model: str | None = None
-    task: str = AUTO_TASK
-    dataset: str = BUILTIN_DATASET
+    task: str = words.AUTO_TASK
+    dataset: str = words.BUILTIN_DATASET
     train: bool = False
     steps: int | None = None
     learning_rate: float | None = None
@@ -76,10 +68,10 @@ class TracedCase:
 @contextmanager
 def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterator[TracedCase]:
     """Load the case to trace; inside the block its attention, emulation and autocast are in effect."""
-    one_of("padding side", request.padding_side, PADDING_SIDES)
+    one_of("padding side", request.padding_side, words.PADDING_SIDES)
     if request.attention is not None:
-        attention_mode(request.attention)
-    one_of("task", request.task, (AUTO_TASK, *TASKS))
+        words.attention_mode(request.attention)
+    one_of("task", request.task, (words.AUTO_TASK, *words.TASKS))
     about, batch, weights = (None, None, None) if request.folder is None else read_case(request.folder)
     if request.folder is not None and request.batch_file is not None:
         raise BadInput("A recorded folder has its own batch: give the folder or --batch, not both.")
@@ -87,7 +79,7 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
         batch = load_batch(request.batch_file)
     if about is not None and weights is None and request.model is None:
         raise BadInput(f"{request.folder} was recorded without weights. Give the model that was recorded: --model.")
-    name = request.model or str(weights or DEFAULT_MODEL)
+    name = request.model or str(weights or words.DEFAULT_MODEL)
     attention = request.attention or (about.attention if about else None)
     emulation = _emulation(request, about)
     device = "cpu" if emulation else devices.resolve(request.device or "auto")
@@ -100,13 +92,15 @@ def load_case(request: TraceRequest, progress: Callable[[str], None]) -> Iterato
         model: nn.Module = build_model(name, seed=seed, dtype=dtype, from_config=False, task=task)
         model.to(device)
         # A recorded attention may be a hub kernel, which is loaded only on request.
-        if attention is not None and (attention in ATTENTION_MODES or attention == request.attention):
+        if attention is not None and (attention in words.ATTENTION_MODES or attention == request.attention):
             stack.enter_context(put_in_place(model, attention_for(model, attention)))
         stack.enter_context(as_on_mps(emulation))
         if about is not None and about.autocast and request.dtype is None:
             kind = devices.kind_of(device)
             stack.enter_context(torch.autocast(kind, dtype=devices.torch_dtype(about.autocast)))
-        longest = fitting_length(model, request.max_length or (128 if request.dataset == BUILTIN_DATASET else 512))
+        longest = fitting_length(
+            model, request.max_length or (128 if request.dataset == words.BUILTIN_DATASET else 512)
+        )
         given = _batches(request, name, model, longest) if batch is None else [batch]
         yield TracedCase(
             model=model,
