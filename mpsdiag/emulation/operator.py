@@ -11,15 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mpsdiag.emulation import faults
 from mpsdiag.emulation.call import HALF, AttentionCall, choose_path, takes_operator
-from mpsdiag.emulation.faults import (
-    as_prefill_kernel_reads,
-    as_the_cached_graph_runs_it,
-    as_vector_kernel_reads,
-    corrupt_far_heads,
-    expanded_mask,
-    laid_out_for_another_width,
-)
 from mpsdiag.emulation.generations.graph import TINY_SHIFT, composite_attention, graph_attention
 from mpsdiag.emulation.generations.prefill import LOG2E, prefill
 from mpsdiag.emulation.generations.rounding import expand_heads
@@ -102,9 +95,9 @@ def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tup
     """Run the graph (G1, G2, G3), or refuse the call as it does."""
     refuse_general(call, machine)
     if call.mask is not None and machine.release.expands_mask:
-        call = replace(call, mask=expanded_mask(call))
+        call = replace(call, mask=faults.expanded_mask(call))
     if machine.has("SDPA015") or machine.has("SDPA016"):
-        call = as_the_cached_graph_runs_it(call, machine)
+        call = faults.as_the_cached_graph_runs_it(call, machine)
     shared = call.key.size(1) != call.query.size(1) and (call.enable_gqa or machine.release.shares_heads)
     newest = machine.release.general == "G3"
     output, weights = graph_attention(
@@ -116,15 +109,15 @@ def general(call: AttentionCall, machine: Machine, *, want_weights: bool) -> tup
         want_weights=want_weights,
     )
     if machine.has("SDPA018"):
-        output = corrupt_far_heads(output, call.key.size(2), machine.garbage)
+        output = faults.corrupt_far_heads(output, call.key.size(2), machine.garbage)
     if machine.has("SDPA009"):
-        output = laid_out_for_another_width(output, call.query.size(3), machine.garbage)
+        output = faults.laid_out_for_another_width(output, call.query.size(3), machine.garbage)
     return output, weights
 
 
 def vector_kernel(call: AttentionCall, machine: Machine, *, two_pass: bool) -> Tensor:
     """Run the vector kernel for few queries, in one pass (G4) or two (G5)."""
-    call = as_vector_kernel_reads(call, machine, two_pass=two_pass)
+    call = faults.as_vector_kernel_reads(call, machine, two_pass=two_pass)
     kernel: Callable[..., Tensor] = vector_one_pass
     if two_pass:
         narrow = machine.has("SDPA004") and call.query.dtype in HALF
@@ -134,7 +127,7 @@ def vector_kernel(call: AttentionCall, machine: Machine, *, two_pass: bool) -> T
 
 def prefill_kernel(call: AttentionCall, machine: Machine, *, mpp: bool) -> Tensor:
     """Run the prefill kernel for many queries (G6), or the one on Metal Performance Primitives (G7)."""
-    call = as_prefill_kernel_reads(call, machine)
+    call = faults.as_prefill_kernel_reads(call, machine)
     if call.mask is not None and call.mask.dtype != torch.bool and machine.has("SDPA007"):
         call = replace(call, mask=call.mask.float() / LOG2E)  # the kernel multiplies it by that again
     scales_query = not mpp and machine.release.prefill_scales == "query"

@@ -10,15 +10,7 @@ from transformers import TrainerCallback
 
 from mpsdiag.emulation import mode as emulation
 from mpsdiag.inputs.nonfinite import SENTENCES, LossCause, no_label_counts, weights_are_finite
-from mpsdiag.trainers.forward_watch import (
-    BatchCount,
-    Counter,
-    evaluation_prefix,
-    judge_loss,
-    judge_output,
-    noting,
-    watch_forward,
-)
+from mpsdiag.trainers import forward_watch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,12 +46,12 @@ class NonFiniteCallback(TrainerCallback):
 
     def __init__(self, *, stop_training: bool = False) -> None:
         self.stop_training = stop_training
-        self.train = BatchCount()
-        self.evaluation = BatchCount()
-        self.evaluations = BatchCount()
+        self.train = forward_watch.BatchCount()
+        self.evaluation = forward_watch.BatchCount()
+        self.evaluations = forward_watch.BatchCount()
         self.grad_norms = 0
-        self._train = Counter()
-        self._evaluation = Counter()
+        self._train = forward_watch.Counter()
+        self._evaluation = forward_watch.Counter()
         self._pending: tuple[Tensor, Tensor | None] | None = None
         self._handle: RemovableHandle | None = None
         self._watched: object = None
@@ -80,8 +72,8 @@ class NonFiniteCallback(TrainerCallback):
         self._unhook()
         self._trainer = trainer
         target: Any = trainer
-        target.training_step = noting(trainer.training_step, self._note_training_step)
-        target.prediction_step = noting(trainer.prediction_step, self._note_prediction_step)
+        target.training_step = forward_watch.noting(trainer.training_step, self._note_training_step)
+        target.prediction_step = forward_watch.noting(trainer.prediction_step, self._note_prediction_step)
         return self
 
     # What happens in the Trainer.
@@ -128,7 +120,7 @@ class NonFiniteCallback(TrainerCallback):
         model = more.get("model")
         if logs is None:
             return
-        prefix = evaluation_prefix(logs)
+        prefix = forward_watch.evaluation_prefix(logs)
         added: dict[str, Any] = {}
         if prefix is not None:
             self._settle_evaluation(args, logs, prefix, model)
@@ -147,7 +139,7 @@ class NonFiniteCallback(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: TrainerControl, metrics: Any = None, **_: Any) -> None:
         """Add the count to the metrics that the caller of `evaluate` gets, and stop if asked to."""
         del args, state
-        prefix = evaluation_prefix(metrics or {})
+        prefix = forward_watch.evaluation_prefix(metrics or {})
         if metrics is not None and prefix is not None:
             metrics.update(self._counted(metrics, prefix))
             if self.stop_training and metrics.get(f"{prefix}_nonfinite_batches"):
@@ -156,7 +148,7 @@ class NonFiniteCallback(TrainerCallback):
     def on_predict(self, args: TrainingArguments, state: Any, control: Any, metrics: Any, **more: Any) -> None:
         """Add the count to the metrics of a prediction."""
         del state, control
-        prefix = evaluation_prefix(metrics)
+        prefix = forward_watch.evaluation_prefix(metrics)
         if prefix is not None:
             self._settle_evaluation(args, metrics, prefix, more.get("model"))
             metrics.update(self._counted(metrics, prefix))
@@ -181,7 +173,7 @@ class NonFiniteCallback(TrainerCallback):
             return
         self._unhook()
         self._watched = model
-        self._handle = watch_forward(model, self._note_forward)
+        self._handle = forward_watch.watch_forward(model, self._note_forward)
 
     def _unhook(self) -> None:
         if self._handle is not None:
@@ -189,7 +181,7 @@ class NonFiniteCallback(TrainerCallback):
         self._handle = self._watched = None
 
     def _note_forward(self, model: nn.Module, inputs: dict[str, Any], output: Any) -> None:
-        bad, unlabelled = judge_output(output), no_label_counts(inputs)
+        bad, unlabelled = forward_watch.judge_output(output), no_label_counts(inputs)
         if bad is None:
             return
         if model.training:
@@ -200,11 +192,11 @@ class NonFiniteCallback(TrainerCallback):
             self._pending = (self._pending[0] | bad, self._pending[1])
 
     def _note_training_step(self, result: Any, _model: Any, inputs: Any, *_: Any, **__: Any) -> None:
-        self._train.note(judge_loss(result), no_label_counts(inputs))
+        self._train.note(forward_watch.judge_loss(result), no_label_counts(inputs))
 
     def _note_prediction_step(self, result: Any, _model: Any, inputs: Any, *_: Any, **__: Any) -> None:
         if result[0] is not None:
-            self._pending = (judge_loss(result[0]), no_label_counts(inputs))
+            self._pending = (forward_watch.judge_loss(result[0]), no_label_counts(inputs))
 
     # Reporting what was seen.
 
@@ -231,7 +223,7 @@ class NonFiniteCallback(TrainerCallback):
         own = metrics.get(f"{prefix}_nonfinite_batches")
         # The Trainer counts final losses; the forward that was seen may have been repeated.
         if own is not None:
-            new = BatchCount(new.batches, int(own), min(new.unlabelled, int(own)))
+            new = forward_watch.BatchCount(new.batches, int(own), min(new.unlabelled, int(own)))
         self.evaluation = new
         self.evaluations += new
         if own is None and new.batches and self._loss_unseen(metrics, prefix):
@@ -256,7 +248,7 @@ class NonFiniteCallback(TrainerCallback):
 
 
 def _cause(
-    count: BatchCount, model: Any, args: TrainingArguments, weights_were_finite: bool | None = None
+    count: forward_watch.BatchCount, model: Any, args: TrainingArguments, weights_were_finite: bool | None = None
 ) -> LossCause:
     if count.bad and count.unlabelled == count.bad:
         return "no_labels"

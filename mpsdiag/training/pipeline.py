@@ -26,15 +26,8 @@ from mpsdiag.invariance.first_label import first_label
 from mpsdiag.serialization import dumps, write_atomically
 from mpsdiag.trainers.callbacks import NonFiniteCallback
 from mpsdiag.trainers.mps_safe import MPSSafeTrainer, first_examples
+from mpsdiag.training import console
 from mpsdiag.training.command_line import RunArguments, choose_attention, parse, require_available
-from mpsdiag.training.console import (
-    emulation_announcement,
-    messages_on_stderr,
-    require_writable,
-    say,
-    switched_to_eager,
-    trainer_announcement,
-)
 from mpsdiag.training.prepare_data import Prepared, prepare_examples, rows_of_task
 from mpsdiag.training.resuming import last_whole, save_undisturbed, to_resume_from
 from mpsdiag.training.summary import lines_for_people, losses_of, mark_as_emulated, write_summary
@@ -53,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     0: done. 1: the training failed. 130: interrupted; the last checkpoint is whole. Raises BadInput (exit
     code 2), and SystemExit for `--help`.
     """
-    with messages_on_stderr():
+    with console.messages_on_stderr():
         return Run(parse(arguments)).execute()
 
 
@@ -85,11 +78,11 @@ class Run:
     def execute(self) -> int:
         """Train and evaluate, write the summary, and return the exit code."""
         emulation = self.arguments.emulation
-        require_writable(self.output_dir)
+        console.require_writable(self.output_dir)
         evaluates = self.arguments.model.mode == "evaluate"
         checkpoint = None if evaluates else to_resume_from(self.arguments.resume, self.output_dir)
         if emulation is not None:
-            say(emulation_announcement(emulation.describe()))
+            console.say(console.emulation_announcement(emulation.describe()))
         status, code = "failed", EXIT_FOUND
         try:
             with as_on_mps(emulation):
@@ -124,7 +117,7 @@ class Run:
                 "--mode evaluate, or mix MPSSafeTrainer into the Trainer of your own script."
             )
         if mode == "eager" and asked.attn_implementation != "eager":
-            say(switched_to_eager(self._device_in_words()))
+            console.say(console.switched_to_eager(self._device_in_words()))
         model = build_model(
             asked.model,
             seed=training.seed,
@@ -147,7 +140,7 @@ class Run:
         padded = 0 if data.use_packing else tokenizer.pad_token_id
         require_known_tokens(model, max(examples.greatest, padded), asked.model)
         self._describe(model, mode, examples, length)
-        say(trainer_announcement(on_mps=on_mps, fix_disabled=not fix))
+        console.say(console.trainer_announcement(on_mps=on_mps, fix_disabled=not fix))
         kind: type[Trainer] = MPSSafeTrainer if fix else Trainer
         evaluation: Any = examples.evaluation
         if data.eval_max_batches is not None:
@@ -206,12 +199,12 @@ class Run:
         last = last_whole(self.output_dir)
         step = 0 if self.trainer is None else self.trainer.state.global_step
         where = f"The last whole checkpoint is '{last}'; continue with --resume_from_checkpoint latest."
-        say(f"Interrupted at step {step}. {where if last else 'No checkpoint had been written yet.'}")
+        console.say(f"Interrupted at step {step}. {where if last else 'No checkpoint had been written yet.'}")
 
     def _say_failed(self, problem: BaseException) -> None:
         text = str(problem).strip() or type(problem).__name__
         if isinstance(problem, MpsdiagError):
-            say(f"Training failed: {text}")
+            console.say(f"Training failed: {text}")
             return
         path = self.output_dir / TRACEBACK_FILE
         where = f"The traceback is in '{path}'."
@@ -220,7 +213,7 @@ class Run:
         except BadInput as refusal:
             where = str(refusal)
         first = text.splitlines()[0].rstrip(".")
-        say(f"Training failed: {type(problem).__name__}: {first}. {where}")
+        console.say(f"Training failed: {type(problem).__name__}: {first}. {where}")
 
     def _sum_up(self, status: str) -> None:
         summary = self.summary(status)
