@@ -5,13 +5,10 @@ from collections.abc import Iterable
 
 
 class MpsdiagError(Exception):
-    """Base of every error the command line prints as one sentence, without a traceback.
-
-    Attributes:
-        exit_code: The exit code of the process when this error reaches the command line.
-    """
+    """Base of every error the command line prints as one sentence, without a traceback."""
 
     exit_code = 2
+    """Of the process when this error reaches the command line."""
 
 
 class BadInput(MpsdiagError):  # noqa: N818 - it names the input, not a failure of ours

@@ -29,11 +29,7 @@ def position_ids(attention_mask: Tensor, length: int) -> Tensor:
 
 
 def with_position_ids(collator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A collator whose batches have position ids made from their attention mask.
-
-    Args:
-        collator: Makes batches with `attention_mask`; other batches are passed on unchanged.
-    """
+    """A collator whose batches have position ids made from their 2D attention mask; others are passed on unchanged."""
 
     def collate(*args: Any, **kwargs: Any) -> dict[str, Any]:
         batch = collator(*args, **kwargs)

@@ -124,10 +124,8 @@ def task_of(config: Any, wanted: str = AUTO_TASK, *, name: str = "") -> Task:
     """The task of a model: the requested one, or that of `config.architectures`.
 
     A config without architectures means a causal language model if there is one of its type, otherwise the first task
-    that has a class for it. `name` is the user's name of the model, for the message.
-
-    Raises:
-        BadInput: There is no such task, or the architecture belongs to none of them.
+    that has a class for it. `name` is the user's name of the model, for the message. Raises BadInput if there is no
+    such task, or if the architecture belongs to none of them.
     """
     if wanted != AUTO_TASK:
         return ALL_TASKS[one_of("task", wanted, (AUTO_TASK, *TASKS))]

@@ -70,10 +70,8 @@ def load_texts(
     """Load at most `limit` texts. Blank lines, and headings (` = Title = `) of plain text files, are dropped.
 
     `dataset`, `config` and `seed` are those of `open_splits`; a single file has only one split and ignores `split`.
-    Without a `text_column`, it is found by name, or as the only column of strings.
-
-    Raises:
-        BadInput: As `open_splits`; there is no such split or column, or no text.
+    Without a `text_column`, it is found by name, or as the only column of strings. Raises BadInput as `open_splits`
+    does, or if there is no such split or column, or no text.
     """
     splits = open_splits(dataset, config=config, seed=seed, lines=max(_SYNTHETIC_LINES, limit or 0))
     only_one = len(splits) == 1 and "train" in splits

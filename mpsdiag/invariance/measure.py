@@ -85,7 +85,8 @@ def assert_padding_invariant(model: nn.Module, batch: Mapping[str, Any], **optio
     if found.verdict == "invariant":
         return
     rows = [
-        f" {result.name:<16}{result.max_abs_diff:>14.6g}{result.allowed:>14.6g}  {_mark(result)}"
+        f" {result.name:<16}{result.max_abs_diff:>14.6g}{result.allowed:>14.6g}  "
+        + ("ok" if result.holds else "differs" if result.counts else "differs (does not count)")
         for result in found.arrangements
     ]
     fixes = [fix.name for fix in found.fixes if fix.restores]
@@ -96,10 +97,6 @@ def assert_padding_invariant(model: nn.Module, batch: Mapping[str, Any], **optio
         *([f"Restored by: {', '.join(fixes)}"] if fixes else []),
     ]
     raise AssertionError("\n".join(lines))
-
-
-def _mark(result: ArrangementResult) -> str:
-    return "ok" if result.holds else "differs" if result.counts else "differs (does not count)"
 
 
 def _measure(

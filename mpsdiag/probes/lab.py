@@ -213,7 +213,8 @@ class Lab:
     def with_gradients(self, made: Check, *leaves: Tensor) -> Check:
         """The check, failed if this is training and a gradient is missing or not finite."""
         with self.control():
-            if made.ok and self.training and not all(map(_finite_gradient, leaves)):
+            gradients = [leaf.grad for leaf in leaves] if made.ok and self.training else []
+            if any(gradient is None or not bool(torch.isfinite(gradient).all()) for gradient in gradients):
                 return replace(made, ok=False, seen="NaN gradients")
         return made
 
@@ -222,7 +223,3 @@ class Lab:
         """Inside, CPU tensors are plain CPU tensors without gradients, for computing the expected result."""
         with suspended(), torch.no_grad():
             yield
-
-
-def _finite_gradient(leaf: Tensor) -> bool:
-    return leaf.grad is not None and bool(torch.isfinite(leaf.grad).all())

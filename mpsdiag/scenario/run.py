@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import __version__ as transformers_version
 
-from mpsdiag.findings import Exposure, Invariance
+from mpsdiag.findings import Exposure
 from mpsdiag.inputs.installed import as_on_mps, stock_mean
 from mpsdiag.inputs.models import attention_for, missing_note, model_notes
 from mpsdiag.inputs.modules import ModulePath, first_tensor, mean, to_cpu
@@ -131,7 +131,16 @@ def run_scenario(scenario: Scenario, *, invariance: bool = False, causes: bool =
             notes=[*training_notes(prepared.model), *_length_notes(prepared), *model_notes(prepared.model)],
         )
         # Before any training: a step that goes wrong spoils the weights.
-        unpadded = _invariance(prepared, causes=causes) if invariance else None
+        unpadded = None
+        if invariance:
+            unpadded = padding_invariance(
+                prepared.model,
+                prepared.eval_batches[0],
+                padding_side=scenario.padding_side,
+                pad_token_id=getattr(prepared.processor, "tokenizer", prepared.processor).pad_token_id,
+                causes=causes,
+                sequences=2,
+            )
         first_loss = _first_train_loss_on_cpu(prepared)
         train_losses, grad_norms = _train(prepared)
         truth = reference(prepared.model, prepared.eval_batches, prepared.trainer, prepared.task)
@@ -208,17 +217,6 @@ def _length_notes(prepared: PreparedScenario) -> list[str]:
     if prepared.max_length == prepared.scenario.max_length:
         return []
     return [f"the model has positions for {prepared.max_length} tokens: longer texts are cut to that"]
-
-
-def _invariance(prepared: PreparedScenario, *, causes: bool) -> Invariance:
-    return padding_invariance(
-        prepared.model,
-        prepared.eval_batches[0],
-        padding_side=prepared.scenario.padding_side,
-        pad_token_id=getattr(prepared.processor, "tokenizer", prepared.processor).pad_token_id,
-        causes=causes,
-        sequences=2,
-    )
 
 
 def _first_train_loss_on_cpu(prepared: PreparedScenario) -> float:

@@ -18,8 +18,7 @@ from mpsdiag.findings import Answer, Emulated
 from mpsdiag.inputs.models import missing_note, model_notes
 from mpsdiag.inputs.modules import in_mode
 from mpsdiag.quiet import errors_only, no_bars
-from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
-from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, load_case
+from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, bad_since, find_checkpoints, load_case
 from mpsdiag.tracing.causes.given_values import unread_weights
 from mpsdiag.tracing.origin import Origin, joined
 from mpsdiag.tracing.passes.forward import ForwardTrace, TracedRun, trace_batches

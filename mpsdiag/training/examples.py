@@ -5,16 +5,14 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL
 from mpsdiag.inputs.texts import texts_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _BATCH: Final = 512
 PROMPT_COLUMN: Final = "prompt"

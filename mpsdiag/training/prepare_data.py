@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from mpsdiag.errors import BadInput
 from mpsdiag.inputs.files import VALIDATION_SPLITS, Rows, Splits
 from mpsdiag.inputs.tasks import Task
 from mpsdiag.inputs.texts import greatest_id, open_splits, texts_of
+from mpsdiag.training.command_line import DataArguments
 from mpsdiag.training.examples import Examples, tokenize
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from mpsdiag.training.command_line import DataArguments
 
 logger = logging.getLogger(__name__)
 

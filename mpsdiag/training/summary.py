@@ -1,21 +1,16 @@
 """What a run leaves: `summary.json` (schema 1), and the log, which under emulation is marked and has no timings."""
 
-from __future__ import annotations
-
 import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from mpsdiag.environment import versions
 from mpsdiag.findings import FirstLabel
 from mpsdiag.serialization import dumps, write_atomically
-
-if TYPE_CHECKING:
-    from transformers import Trainer, TrainerState
 
 SCHEMA: Final = 1
 FILE_NAME: Final = "summary.json"

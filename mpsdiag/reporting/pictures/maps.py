@@ -1,9 +1,11 @@
 """Maps: which release has which defect, and how NaN spreads in a network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.escape import one_line
@@ -12,16 +14,11 @@ from mpsdiag.reporting.story.figures import NOT_RUN, Mark, mark
 from mpsdiag.reporting.story.report import Report, Scene
 from mpsdiag.words import attention_modes
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def status_map(
     rows: Sequence[str], columns: Sequence[str], marks: Sequence[Sequence[Mark]], title: str, theme: Theme
 ) -> Figure:
     """Draw a table of marks as coloured fields with symbols: release x defect, release x attention."""
-    from matplotlib.patches import Rectangle
-
     made, axes = figure(theme, title, 2.0 + 0.5 * max(len(columns), 10), 1.3 + 0.3 * len(rows))
     for down, line in enumerate(marks):
         for across, one in enumerate(line):
@@ -82,9 +79,6 @@ def _cells(scene: Scene, attention: str) -> list[PooledCell]:
 
 def spread_of(result: PooledCell, title: str, theme: Theme) -> Figure:
     """Draw how many sequences of the first bad batch are non-finite, layer by layer and position by position."""
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.ticker import MaxNLocator
-
     rows = result.measured.nonfinite_rows if result.measured else []
     width = max(map(len, rows), default=1)
     counts = [list(row) + [0] * (width - len(row)) for row in rows]

@@ -1,11 +1,13 @@
 """Drawings of a report: the time of each cell, the losses, the affected releases, the spread of NaN."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mpsdiag.benching.journal.pooling import PooledCell
 from mpsdiag.escape import one_line
@@ -15,10 +17,6 @@ from mpsdiag.reporting.pictures.maps import map_of_releases, spread_of
 from mpsdiag.reporting.story.figures import unit_of
 from mpsdiag.reporting.story.ranking import CostRow, CostTable
 from mpsdiag.reporting.story.report import Panel, Report
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # A drawing with more rows cannot be read; the table has them all.
 MOST_ROWS = 30
@@ -127,8 +125,6 @@ def _group(results: Sequence[PooledCell], field: str) -> list[tuple[list[float],
 
 
 def _courses(axes: Axes, groups: list[tuple[list[float], list[PooledCell]]], theme: Theme) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     finite = [value for values, _ in groups for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     room = max(high - low, 0.02 * abs(high), 1e-6)
@@ -163,8 +159,6 @@ def _courses(axes: Axes, groups: list[tuple[list[float], list[PooledCell]]], the
 
 def error_by_position(result: PooledCell, title: str, theme: Theme) -> Figure:
     """Draw the difference of each arrangement from the sequences alone by position; crosses: not finite."""
-    from matplotlib.ticker import MaxNLocator
-
     compared = None if result.measured is None else result.measured.invariance
     found = {} if compared is None else compared.by_position
     allowed = 0.0 if compared is None else min(one.allowed for one in compared.arrangements)

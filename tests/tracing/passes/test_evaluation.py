@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from mpsdiag import emulate_mps
 from mpsdiag.errors import BadInput
-from mpsdiag.tracing.cases.checkpoint_history import bad_since, find_checkpoints
 from mpsdiag.tracing.cases.recorded_case import load_batch, save_batch
+from mpsdiag.tracing.cases.traced_case import bad_since, find_checkpoints
 from mpsdiag.tracing.passes.forward import trace_batches
 
 

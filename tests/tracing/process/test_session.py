@@ -5,8 +5,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mpsdiag
-from mpsdiag.tracing.process.checked import check_forwards
 from mpsdiag.tracing.process.forwards import WatchedForward
+from mpsdiag.tracing.process.session import check_forwards
 
 
 def llama():
