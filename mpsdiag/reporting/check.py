@@ -130,7 +130,7 @@ def invariance(found: Invariance | None) -> Iterable[blocks.Block]:
     title = "Against each sequence alone, in float64 on the CPU"
     yield blocks.table(title, heads, found.arrangements, _arrangement_row)
     if found.fixes:
-        tried = "; ".join(f"{fix.name}: {'restores it' if fix.restores else 'does not'}" for fix in found.fixes)
+        tried = "; ".join(f"{fix.name} {'restores it' if fix.restores else 'does not'}" for fix in found.fixes)
         yield blocks.Prose(f"Fixes tried: {tried}.")
     if found.first_label is not None:
         yield blocks.Prose(f"First label: {found.first_label.sentence}.")

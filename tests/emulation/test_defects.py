@@ -152,7 +152,7 @@ def scores_beyond_the_limit():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mpsdiag.emulation.operator.graph_attention", lambda *_, **__: (big, None))
         patch.setattr("mpsdiag.emulation.operator.prefill", lambda *_, **__: big)
-        patch.setattr("mpsdiag.emulation.operator.corrupt_far_heads", lambda output, *_: output)
+        patch.setattr("mpsdiag.emulation.faults.corrupt_far_heads", lambda output, *_: output)
         patch.setattr("mpsdiag.emulation.operator.composite_attention", lambda *_, **__: (big, None))
         return aborts(scaled_dot_product_attention, big, big, big)
 

@@ -151,7 +151,7 @@ def test_bad_input_in_a_sentence(arguments, sentence):
 
 
 def test_a_release_is_a_text_because_the_number_2_10_is_2_1():
-    with pytest.raises(BadInput, match=r'put it into quotes, as in emulate_mps\("2.10"\)'):
+    with pytest.raises(BadInput, match=r'put it in quotes, as in emulate_mps\("2.10"\)'):
         emulate_mps(2.10)
 
 

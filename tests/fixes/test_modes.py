@@ -26,8 +26,8 @@ def test_the_modes_of_plain_torch_run_anywhere(name, device):
 @pytest.mark.parametrize(
     ("device", "dtype", "reason"),
     [
-        ("cpu", "bfloat16", "needs a CUDA or XPU device, this is cpu"),
-        ("mps", "float16", "needs a CUDA or XPU device, this is mps"),
+        ("cpu", "bfloat16", "needs a CUDA or XPU device, not cpu"),
+        ("mps", "float16", "needs a CUDA or XPU device, not mps"),
         ("cuda:0", "float32", "computes in float16 or bfloat16, not in float32"),
         ("cuda:0", "bfloat16", "pip install flash-attn"),
     ],
