@@ -29,6 +29,21 @@ def test_every_rank_and_kind(shape, seed, kind):
     assert torch.equal(dead_rows(mask), rows_of(mask))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 13),
+    offset=st.integers(0, 5),
+    density=st.sampled_from([0.0, 0.1, 0.5]),
+    seed=st.integers(0, 99),
+)
+def test_every_width_and_place_of_a_bool_mask_in_its_storage(width, offset, density, seed):
+    flat = torch.rand(5 * 16, generator=torch.Generator().manual_seed(seed)) < density
+    contiguous = flat[offset : offset + 5 * width].view(5, width)
+    strided = flat.view(5, 16)[:, offset : offset + width]
+    for mask in (contiguous, strided, strided.T, contiguous.flip(-1), contiguous[None].expand(3, 5, width)):
+        assert torch.equal(dead_rows(mask), rows_of(mask))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_large_finite_values_are_not_dead(dtype):
     mask = torch.full((2, 3), torch.finfo(dtype).min, dtype=dtype)

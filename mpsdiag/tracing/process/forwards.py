@@ -218,7 +218,7 @@ def _kept(value: Any) -> Any:
 def _inputs(given: Any, written: set[str] | None) -> dict[str, _Input]:
     """The tensors of a call, with copies of those that are written into, or of all at the first call."""
     found = {}
-    with torch.no_grad(), unseen():
+    with unseen():
         for name, tensor in tensors_in(given):
             if tensor.is_inference():  # They do not count.
                 continue

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from mpsdiag.inputs.modules import loss_of
@@ -74,7 +73,7 @@ class Unread:
         if forward.flag is None:
             return
         loss = loss_of(output)
-        with torch.no_grad(), unseen():
+        with unseen():
             if loss is not None and loss.is_floating_point():
                 forward.loss = loss.detach() if loss.numel() == 1 else loss.detach().float().mean()
             if (none := no_label_counts(forward.kwargs)) is not None:
@@ -89,7 +88,7 @@ class Unread:
         if mask is None or mask is self.mask or result.dim() != 4 or not result.shape[-1]:
             return
         self.mask = mask
-        with torch.no_grad(), unseen():
+        with unseen():
             rows = per_query(dead_rows(mask)).expand(result.shape[0], result.shape[-2])
             count = rows.sum()
             if rows.device.type != "cpu":
@@ -103,12 +102,12 @@ class Unread:
             else:
                 return
             # A softmax over nothing gives the same in all channels: the first stands for them.
-            self.rows_nan.append((result[..., 0].sum(1).isnan() & rows).any())
+            self.rows_nan.append((result.detach()[..., 0].sum(1).isnan() & rows).any())
 
     def note_backward(self, roots: list[Tensor], *, scaled: bool) -> None:
         """Examine the start of a backward; a loss scaled for half precision may be infinite."""
         inside = any(forward.loss is not None for forward in self.forwards)
-        with torch.no_grad(), unseen(), suppress(RuntimeError):  # Of a graph that is gone; the backward says so itself.
+        with unseen(), suppress(RuntimeError):  # Of a graph that is gone; the backward says so itself.
             for root in roots:
                 if root.numel() == 1 and root.is_floating_point() and not scaled:
                     self.roots.append(root.detach())
@@ -124,8 +123,7 @@ class Unread:
         """Everything as numbers. Waits for the device once."""
         flags = [forward.flag for forward in self.forwards if forward.flag is not None]
         losses = [forward.loss for forward in self.forwards if forward.loss is not None]
-        with torch.no_grad(), unseen():
-            norms = [norm_of(gradients)] if gradients else []
+        norms = [norm_of(gradients)] if gradients else []
         skipped = [] if found_inf is None else [found_inf]
         every = (flags, losses, self.roots, self.unlabelled, self.rows, self.rows_nan, norms, skipped)
         values = Values(*numbers(*every))

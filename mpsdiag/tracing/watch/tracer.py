@@ -32,7 +32,7 @@ def flag_of(output: Any) -> Tensor | None:
     The maximum propagates NaN and ignores the minus infinities that exclude tokens.
     """
     flag = None
-    with torch.no_grad(), unseen():
+    with unseen():
         for _, tensor in judged_in(output):
             if _is_judged(tensor):
                 values = tensor.detach()
@@ -48,16 +48,17 @@ def is_up(flag: float) -> bool:
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of all gradients, a scalar on the device of the first; it may overflow for finite gradients."""
-    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-    norms = torch._foreach_norm(dense)  # noqa: SLF001 - what clip_grad_norm_ calls
-    total: Tensor = torch.linalg.vector_norm(_together([norm.float() for norm in norms]))
+    with torch.no_grad(), unseen():
+        dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+        norms = torch._foreach_norm(dense)  # noqa: SLF001 - what clip_grad_norm_ calls
+        total: Tensor = torch.linalg.vector_norm(_together([norm.float() for norm in norms]))
     return total
 
 
 def numbers(*parts: Sequence[Tensor]) -> list[list[float]]:
     """Scalars on any device as numbers, part by part. Waits for the device once."""
     every = [tensor for part in parts for tensor in part]
-    with torch.no_grad(), unseen():
+    with unseen():
         if all(tensor.device.type == "cpu" for tensor in every):  # Nothing waits there, and nothing has to be stacked.
             read = iter([tensor.item() for tensor in every])
         else:
