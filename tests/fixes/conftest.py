@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import mpsdiag
-from mpsdiag.fixes import anatomy
+from mpsdiag.fixes import anatomy, layers
 from mpsdiag.sdpa.watch import SdpaCall, SdpaWatch
 
 VOCABULARY = 60
@@ -283,3 +283,14 @@ def verify() -> Callable[[nn.Module, dict[str, torch.Tensor]], Verification]:
         return found
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_users_from_elsewhere():
+    """A GPT-2 of transformers 4 that other tests gave safe_sdpa holds a layer for as long as the process lives."""
+    users = dict(layers._USERS)
+    layers._USERS.update(function=0, entry=0)
+    layers._take_away()
+    yield
+    layers._USERS.update(users)
+    layers._put()
