@@ -98,6 +98,6 @@ def _resampled_medians(samples: Sequence[float], generator: np.random.Generator)
 
 
 def _interval(resampled: Any) -> Interval:
-    """The middle 95 % of resampled values; between equal ones the interpolation of a quantile may be off by a bit."""
+    """The middle 95 % of resampled values."""
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(float(low), max(float(low), float(high)))
+    return Interval(float(low), float(high))

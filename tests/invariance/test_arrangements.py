@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mpsdiag.invariance.arrangements import Arrangement, examples_of, joined, scrambled
+from mpsdiag.invariance.arrangements import EXTRA, Arrangement, arrangements, examples_of, joined, scrambled
 
 PICTURE = 99
 
@@ -30,6 +30,18 @@ def test_pictures_go_with_the_sequences_whose_tokens_stand_for_them(tokens, entr
     if sum(shares):
         assert torch.equal(joined(found)["pixel_values"], pictures)
     assert "pixel_values" not in joined([found[1]]) or shares[1]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_neighbour_is_longer_than_every_sequence(side):
+    examples = [
+        {"input_ids": torch.arange(length), "attention_mask": torch.ones(length, dtype=torch.long)}
+        for length in (7, 3, 5)
+    ]
+    named = {one.name: one for one in arrangements(examples, pad_id=0, padding_side=side)}
+    assert named["neighbour"].batch["attention_mask"].sum(1).tolist() == [3, 7 + EXTRA]
+    assert named["neighbour"].rows == (1,)
+    assert named["left"].batch["attention_mask"].sum(1).tolist() == [7, 3, 5]
 
 
 def test_scrambled_pads_hold_no_picture():

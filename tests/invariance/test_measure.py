@@ -209,6 +209,20 @@ def test_a_mixture_of_experts_with_another_fault_is_not_blamed_for_its_routing(b
     assert "routing" not in found.reason
 
 
+def test_reference_and_bound_are_computed_outside_the_emulation(batch_of):
+    seen = set()
+
+    def look(hidden):
+        seen.add((hidden.dtype, len(hidden) == 1, in_effect(hidden.device)))
+        return 0 * hidden
+
+    with emulate_mps("2.8"):
+        padding_invariance(planted(look), batch_of(*LENGTHS), generates=False, causes=False)
+    single = {(dtype, emulated) for dtype, alone, emulated in seen if alone}
+    assert single == {(torch.float64, False), (torch.float32, False), (torch.float32, True)}
+    assert {emulated for _, alone, emulated in seen if not alone} == {True}
+
+
 def test_a_device_that_is_wrong_beside_others_is_named(models, batch_of, monkeypatch):
     """A stand-in for a kernel that misreads batches: on the emulated device only."""
     forward = nn.Linear.forward
