@@ -83,8 +83,8 @@ def test_it_says_what_labels_predicted_at_padding_make_of_eval_loss(run):
     assert summary["nonfinite"]["eval_batches_seen"] == summary["nonfinite"]["train_batches_seen"] + 1
     # The first batches are all that there are; eval_loss is the mean of their means.
     assert losses["eval_loss"] == pytest.approx(summary["eval_loss"], abs=0.02)
-    assert losses["eval_loss_without"] == pytest.approx(losses["eval_loss_alone"], abs=1e-5)
-    assert losses["eval_loss"] != losses["eval_loss_without"]
+    assert losses["eval_loss_without"] == pytest.approx(losses["eval_loss_alone"], abs=5e-5)
+    assert losses["eval_loss"] != pytest.approx(losses["eval_loss_without"], abs=1e-4)
     (line,) = (line for line in out.splitlines() if line.startswith("first_label = "))
     assert f"it is {losses['eval_loss']:.6g} with them, {losses['eval_loss_without']:.6g} without" in line
     _, summary, out, _ = run(max_steps=1, padding_side="right", name="right")
@@ -191,10 +191,9 @@ def test_safe_sdpa_under_emulation_has_the_loss_of_the_run_without(run, model):
     _, emulated, same, _ = run(name="emulated", emulate="2.8", **options)
     # The emulated kernel rounds as it does itself, and training adds up the differences; NaN rows would be far above.
     assert emulated["eval_loss"] == pytest.approx(plain["eval_loss"], rel=2e-5)
-    shown = [line for line in out.splitlines() if line.startswith("eval_loss")]
-    assert [f"{line} (emulated)" for line in shown] == [
-        line for line in same.splitlines() if line.startswith("eval_loss")
-    ]
+    for lines, summary, mark in ((out, plain, ""), (same, emulated, " (emulated)")):
+        (line,) = (line for line in lines.splitlines() if line.startswith("eval_loss"))
+        assert line == f"eval_loss = {summary['eval_loss']:.4f}{mark}"
     assert emulated["nonfinite"]["eval_on_cpu"] == 0
 
 
