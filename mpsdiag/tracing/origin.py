@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from mpsdiag.findings import Advice, Answer
 from mpsdiag.serialization import read_toml
@@ -27,9 +27,9 @@ Cause = Literal[
 ]
 CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
 
-REMEDIES: Final[Mapping[str, Advice]] = {
-    name: Advice(**entry) for name, entry in read_toml(Path(__file__).with_name("remedies.toml")).items()
-}
+REMEDIES: Final[Mapping[str, Advice]] = TypeAdapter(dict[str, Advice]).validate_python(
+    read_toml(Path(__file__).with_name("remedies.toml"))
+)
 """What to do, by the names that the rules use."""
 
 Phase = Literal["data", "forward", "backward", "optimizer", "evaluation"]
@@ -71,14 +71,3 @@ class Origin(Answer, BaseModel):
         """Layer, module and operation in one phrase."""
         layer = "" if self.layer is None else f"layer {self.layer}, "
         return f"{layer}{self.module or 'the model'}, {self.operation}"
-
-
-def joined(origins: Iterable[Origin]) -> Origin | None:
-    """The first origin, with the origins of other causes in its `also`; None if there is none."""
-    kept: dict[Cause, Origin] = {}
-    for origin in origins:
-        kept.setdefault(origin.cause, origin)
-    if not kept:
-        return None
-    first, *others = kept.values()
-    return first.model_copy(update={"also": others})

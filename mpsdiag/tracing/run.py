@@ -20,8 +20,8 @@ from mpsdiag.inputs.modules import in_mode
 from mpsdiag.quiet import errors_only, no_bars
 from mpsdiag.tracing.cases.traced_case import TracedCase, TraceRequest, bad_since, find_checkpoints, load_case
 from mpsdiag.tracing.causes.given_values import unread_weights
-from mpsdiag.tracing.origin import Origin, joined
-from mpsdiag.tracing.passes.forward import ForwardTrace, TracedRun, trace_batches
+from mpsdiag.tracing.origin import Origin
+from mpsdiag.tracing.passes.forward import ForwardTrace, TracedRun, joined, trace_batches
 from mpsdiag.tracing.passes.model_inputs import prepare_batch
 from mpsdiag.tracing.passes.training import LEARNING_RATE, trace_training
 from mpsdiag.tracing.repro.repro_script import check_target, write_repro

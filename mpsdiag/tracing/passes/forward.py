@@ -4,14 +4,15 @@ The detailed pass is repeated, each time with the faults found so far made finit
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.errors import BadInput
+from mpsdiag.errors import BadInput, CannotDecide, first_line
 from mpsdiag.inputs.installed import stock_mean
 from mpsdiag.inputs.modules import in_mode, loss_of, mean
 from mpsdiag.tracing.causes.arithmetic import device_only, division_by_zero, infinite_logits, overflow, unknown
@@ -19,9 +20,9 @@ from mpsdiag.tracing.causes.given_values import bad_inputs, bad_weights, no_labe
 from mpsdiag.tracing.causes.indices import Indices, index_out_of_range
 from mpsdiag.tracing.causes.masks import attention_over_nothing, mask_arithmetic
 from mpsdiag.tracing.causes.root_cause import Candidate
-from mpsdiag.tracing.origin import REMEDIES, Origin, joined
+from mpsdiag.tracing.origin import REMEDIES, Cause, Origin
 from mpsdiag.tracing.passes.device_difference import find_difference
-from mpsdiag.tracing.passes.model_inputs import own_sentence, refusal
+from mpsdiag.tracing.passes.model_inputs import REFUSALS, hints, refusal, shapes
 from mpsdiag.tracing.watch.calls import TorchCall
 from mpsdiag.tracing.watch.model_state import Repeat, device_of, did_not_repeat, is_plain_cpu, only_unwatched
 from mpsdiag.tracing.watch.origin_search import Pass, first_terminal
@@ -234,3 +235,31 @@ def explain(first: Candidate) -> list[Origin]:
     """Find the cause, or several if they meet in the same operation."""
     found = next(found for rule in _RULES if (found := rule(first)))
     return found if isinstance(found, list) else [found]
+
+
+@contextmanager
+def own_sentence(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Re-raise the exception of a forward with the keys and shapes of its batch; an index error passes unchanged."""
+    try:
+        yield
+    except (*REFUSALS, IndexError, RuntimeError) as problem:
+        general = isinstance(problem, IndexError) or type(problem) is RuntimeError
+        if isinstance(problem, REFUSALS) or (general and hints(model, batch)):
+            raise BadInput(refusal(model, batch, problem)) from problem
+        if isinstance(problem, IndexError):
+            raise
+        raise CannotDecide(
+            f"The forward itself fails, so nothing can be traced: {first_line(problem, 300)}. Its batch has "
+            f"{shapes(batch)}."
+        ) from problem
+
+
+def joined(origins: Iterable[Origin]) -> Origin | None:
+    """The first origin, with the origins of other causes in its `also`; None if there is none."""
+    kept: dict[Cause, Origin] = {}
+    for origin in origins:
+        kept.setdefault(origin.cause, origin)
+    if not kept:
+        return None
+    first, *others = kept.values()
+    return first.model_copy(update={"also": others})

@@ -3,19 +3,19 @@
 import difflib
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpsdiag.errors import BadInput, CannotDecide, first_line
+from mpsdiag.errors import BadInput, first_line
 from mpsdiag.inputs.modules import move
 from mpsdiag.tracing.watch.model_state import device_of
 from mpsdiag.tracing.watch.tensors import flat, tensors_in
 
-_REFUSALS = (TypeError, ValueError, KeyError, AttributeError, AssertionError)
+REFUSALS = (TypeError, ValueError, KeyError, AttributeError, AssertionError)
+"""What a model raises that does not accept a batch."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def prepare_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     device = device_of(model)
     prepared = {str(name): move(_tensor(str(name), value), device) for name, value in batch.items()}
     if _has_short_mask(flat(prepared)):  # Models may take it, and leave tokens without a mask.
-        raise BadInput(f"'attention_mask' does not cover 'input_ids'. The batch has {_shapes(prepared)}.")
+        raise BadInput(f"'attention_mask' does not cover 'input_ids'. The batch has {shapes(prepared)}.")
     return prepared
 
 
@@ -58,30 +58,13 @@ def _tensor(name: str, value: Any) -> Any:
         raise BadInput(f"'{name}' of the batch cannot be converted to a tensor: {problem}.") from problem
 
 
-@contextmanager
-def own_sentence(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
-    """Re-raise the exception of a forward with the keys and shapes of its batch; an index error passes unchanged."""
-    try:
-        yield
-    except (*_REFUSALS, IndexError, RuntimeError) as problem:
-        general = isinstance(problem, IndexError) or type(problem) is RuntimeError
-        if isinstance(problem, _REFUSALS) or (general and _hints(model, batch)):
-            raise BadInput(refusal(model, batch, problem)) from problem
-        if isinstance(problem, IndexError):
-            raise
-        raise CannotDecide(
-            f"The forward itself fails, so nothing can be traced: {first_line(problem, 300)}. Its batch has "
-            f"{_shapes(batch)}."
-        ) from problem
-
-
 def refusal(model: nn.Module, batch: Mapping[str, Any], problem: BaseException) -> str:
     """The message about a batch that a model does not accept."""
     sentences = [f"{type(model).__name__} does not accept this batch: {first_line(problem, 300)}."]
-    return " ".join([*sentences, *_hints(model, batch), f"The batch has {_shapes(batch)}."])
+    return " ".join([*sentences, *hints(model, batch), f"The batch has {shapes(batch)}."])
 
 
-def _hints(model: nn.Module, batch: Mapping[str, Any]) -> list[str]:
+def hints(model: nn.Module, batch: Mapping[str, Any]) -> list[str]:
     """Hints about a batch that its model has refused."""
     found, ids, labels = [_typo(model, batch)], batch.get("input_ids"), batch.get("labels")
     main = getattr(model, "main_input_name", None)
@@ -126,7 +109,8 @@ def _parameters(model: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
-def _shapes(batch: Mapping[str, Any]) -> str:
+def shapes(batch: Mapping[str, Any]) -> str:
+    """Names, shapes and dtypes, for a message."""
     found = [
         f"{name} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in tensors_in(batch)
     ]

@@ -14,9 +14,8 @@ from mpsdiag.inputs.modules import in_mode, loss_of
 from mpsdiag.tracing.causes.indices import Indices
 from mpsdiag.tracing.origin import Origin, Phase
 from mpsdiag.tracing.passes.divergence import OF_TRAINING, Trajectory, after_the_optimizer, exploded_norm, or_divergence
-from mpsdiag.tracing.passes.forward import TracedRun, explain_forward
+from mpsdiag.tracing.passes.forward import TracedRun, explain_forward, own_sentence
 from mpsdiag.tracing.passes.gradients import explain_backward
-from mpsdiag.tracing.passes.model_inputs import own_sentence
 from mpsdiag.tracing.watch.calls import TorchCall
 from mpsdiag.tracing.watch.model_state import Repeat, did_not_repeat, only_unwatched
 from mpsdiag.tracing.watch.tensors import fresh
