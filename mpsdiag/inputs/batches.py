@@ -76,18 +76,18 @@ def padded(rows: Sequence[Row], tokenizer: Any, multiple: int | None, dtype: tor
     return batch
 
 
-def picture_token(model: Any) -> int | None:
-    """The id that stands for a part of a picture; None if a model has no picture tokens."""
+def picture_token(model: Any) -> int:
+    """The id that stands for a part of a picture; -1, which no token has, if a model has no picture tokens."""
     config = getattr(model, "config", None)
-    return getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    found = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    return -1 if found is None else int(found)
 
 
 def _next_token_labels(batch: dict[str, Any], *, tokenizer: Any, model: Any, **_: Any) -> None:
     """The ids themselves; none at padding, at tokens that equal the pad token, and at those of pictures."""
     ids = batch["input_ids"]
-    hidden = ids == tokenizer.pad_token_id
-    picture = picture_token(model)
-    batch["labels"] = ids.masked_fill(hidden if picture is None else hidden | (ids == picture), IGNORED_LABEL)
+    hidden = (ids == tokenizer.pad_token_id) | (ids == picture_token(model))
+    batch["labels"] = ids.masked_fill(hidden, IGNORED_LABEL)
 
 
 def _masked_labels(batch: dict[str, Any], *, tokenizer: Any, **_: Any) -> None:

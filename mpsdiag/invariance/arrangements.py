@@ -34,7 +34,7 @@ class Arrangement:
 
 
 def examples_of(
-    batch: Mapping[str, Any], *, limit: int = SAMPLE, longest: int | None = None, picture: int | None = None
+    batch: Mapping[str, Any], *, limit: int = SAMPLE, longest: int | None = None, picture: int = -1
 ) -> list[Example]:
     """Take a batch apart into its sequences, without their padding: the `limit` shortest and longest of them.
 
@@ -48,11 +48,10 @@ def examples_of(
     order = sorted((row for row in range(len(ids)) if kept[row].any()), key=lambda row: int(kept[row].sum()))
     chosen = order if len(order) <= limit else [*order[: limit // 2], *order[limit // 2 - limit :]]
     tensors = {name: tensor for name, tensor in batch.items() if isinstance(tensor, Tensor) and tensor.dim()}
-    stands = ids == (-1 if picture is None else picture)
     pictures = {
         name: torch.split(tensor, shares)
         for name, tensor in tensors.items()
-        if name.startswith(PICTURES) and sum(shares := _shares(stands, len(tensor))) == len(tensor)
+        if name.startswith(PICTURES) and sum(shares := _shares(ids == picture, len(tensor))) == len(tensor)
     }
     found = []
     for row in sorted(chosen):
@@ -79,7 +78,7 @@ def alone(examples: Sequence[Example]) -> list[Arrangement]:
 
 
 def arrangements(
-    examples: Sequence[Example], *, pad_id: int, padding_side: str, picture: int | None = None
+    examples: Sequence[Example], *, pad_id: int, padding_side: str, picture: int = -1
 ) -> Iterator[Arrangement]:
     """The padded batches, and twins; of `left` and `right`, the side that is not in use is shown and does not count.
 
@@ -122,10 +121,10 @@ def pad(example: Example, length: int, side: str, pad_id: int) -> Example:
     return padded
 
 
-def scrambled(arrangement: Arrangement, picture: int | None = None) -> Arrangement:
+def scrambled(arrangement: Arrangement, picture: int = -1) -> Arrangement:
     """The same batch with other tokens of its own under the mask, except those that stand for pictures."""
     ids, hidden = arrangement.batch["input_ids"], arrangement.batch["attention_mask"] == 0
-    real = ids[~hidden & (ids != (-1 if picture is None else picture))]
+    real = ids[~hidden & (ids != picture)]
     drawn = torch.randint(len(real), ids.shape, generator=torch.Generator().manual_seed(0)).to(ids.device)
     return replace(arrangement, batch={**arrangement.batch, "input_ids": torch.where(hidden, real[drawn], ids)})
 

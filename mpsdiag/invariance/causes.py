@@ -120,8 +120,7 @@ def _leaks(model: nn.Module, failed: Sequence[ArrangementTrial], allowed: float)
 def _routes_by_company(model: nn.Module, examples: Sequence[Example], allowed: float) -> bool:
     """Whether a router of a mixture of experts treats the same tokens differently beside other sequences."""
     cut, together = companions(examples)
-    named = [(name.rpartition(".")[2], type(module).__name__, module) for name, module in model.named_modules()]
-    routers = [module for name, kind, module in named if name in ("gate", "router") or "router" in kind.lower()]
+    routers = [module for name, module in model.named_modules() if _is_router(name, module)]
     single = [_routed(model, routers, batch) for batch in alone(cut)]
     for number, (given, answers) in enumerate(_routed(model, routers, together)):
         before = torch.cat([calls[number][0] for calls in single])
@@ -131,6 +130,10 @@ def _routes_by_company(model: nn.Module, examples: Sequence[Example], allowed: f
         if any(largest_error(mine, right) > allowed for mine, right in zip(answers, after, strict=True)):
             return True
     return False
+
+
+def _is_router(name: str, module: nn.Module) -> bool:
+    return name.rpartition(".")[2] in ("gate", "router") or "router" in type(module).__name__.lower()
 
 
 def _routed(
