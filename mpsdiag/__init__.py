@@ -60,12 +60,8 @@ _HOME = {
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the keys are strings
 
 
-def _register_modes() -> None:
-    import_module("mpsdiag.fixes.registration").register_all()
-
-
 # `attn_implementation="safe_sdpa"` works whichever of the two is imported first; transformers is not imported for it.
-when_imported("transformers.modeling_utils", _register_modes)
+when_imported("transformers.modeling_utils", lambda: import_module("mpsdiag.fixes.registration").register_all())
 
 
 def __getattr__(name: str) -> Any:

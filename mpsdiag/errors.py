@@ -1,7 +1,8 @@
 """Errors on the user's side, each as one sentence that names the problem and says what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MpsdiagError(Exception):
@@ -38,6 +39,15 @@ def path_problem(problem: OSError, path: object = None) -> BadInput:
     text = text if len(text) <= 200 else f"{text[:200]}..."
     what = problem.strerror or type(problem).__name__
     return BadInput(f"Cannot use {text!r}: {what}." if named is not None else f"The system refused: {what}.")
+
+
+@contextmanager
+def file_errors(what: str, advice: str = "", error: type[MpsdiagError] = BadInput) -> Iterator[None]:
+    """Raise what the system refuses in the block as one sentence: `what` ("Cannot read x"), the reason, the advice."""
+    try:
+        yield
+    except OSError as problem:
+        raise error(f"{what}: {problem.strerror}. {advice}".rstrip()) from problem
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from mpsdiag.bisect.installer import Impossible, Installer, digits
-from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError
+from mpsdiag.errors import BadInput, CannotDecide, MpsdiagError, file_errors
 from mpsdiag.release_environment import MARKER, Built, cache_folder, find, read
 from mpsdiag.serialization import dumps, write_atomically
 
@@ -185,12 +185,8 @@ class Environments:
                 shutil.rmtree(marker.parent, ignore_errors=True)
 
     def _mkdir(self) -> None:
-        try:
+        with file_errors(f"Cannot write {self.folder}", "Set MPSDIAG_CACHE to a folder you may write to."):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise BadInput(
-                f"Cannot write {self.folder}: {problem.strerror}. Set MPSDIAG_CACHE to a folder you may write to."
-            ) from problem
 
 
 def _bytes(folder: Path) -> int:

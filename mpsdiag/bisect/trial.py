@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from mpsdiag.benching.run.launch import log_tail, signal_name
 from mpsdiag.bisect.search import Outcome
-from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.errors import BadInput, CannotDecide, file_errors
 from mpsdiag.escape import redact
 from mpsdiag.release_environment import variables_in
 
@@ -95,11 +95,9 @@ def attempt(command: Sequence[str], folder: Path, rules: Rules, log: Path) -> Tr
 
     Raises BadInput if the log cannot be written, CannotDecide if the exit code aborts the search.
     """
-    try:
+    with file_errors(f"Cannot write {log}", "Choose another folder with --out."):
         log.parent.mkdir(parents=True, exist_ok=True)
         stream = log.open("wb")
-    except OSError as problem:
-        raise BadInput(f"Cannot write {log}: {problem.strerror}. Choose another folder with --out.") from problem
     variables = variables_in(folder)
     words = [shutil.which(command[0], path=variables["PATH"]) or command[0], *command[1:]]
     started = time.perf_counter()

@@ -86,7 +86,8 @@ def check(
     device = _text("device", device, '"auto" or "mps"')
     dtype = _dtype_name(dtype)
     seed = _seed(seed)
-    probes = _probe_ids(probes)
+    # A single text is one probe.
+    probes = [find(_text("probes", one, '"SDPA001"')).id for one in ([probes] if isinstance(probes, str) else probes)]
     one_of("padding side", padding_side, PADDING_SIDES)
     one_of("task", task, (AUTO_TASK, *TASKS))
     emulation = _emulation(device, emulate, emulate_macos)
@@ -145,12 +146,6 @@ def _seed(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_SEED:
         return value
     raise BadInput(f"seed is {_shown(value)}; give a whole number from 0 to {LARGEST_SEED}.")
-
-
-def _probe_ids(value: str | Sequence[str]) -> list[str]:
-    """Ids of probes, in upper or lower case; a single text is one probe."""
-    chosen = (value,) if isinstance(value, str) else value
-    return [find(_text("probes", probe, '"SDPA001"')).id for probe in chosen]
 
 
 def _shown(value: Any) -> str:

@@ -43,7 +43,8 @@ def with_mode(mode: TorchFunctionMode, func: Any, args: tuple[Any, ...], kwargs:
     Such a function first asks whether a mode intercepts it; here a copy of its code runs that does not ask. Names are
     looked up now, so an installed fix is called, as it would be otherwise.
     """
-    names = func.__globals__ | dict.fromkeys((n for n in func.__code__.co_names if n.startswith(_ASK)), _no)
+    asks = [name for name in func.__code__.co_names if name.startswith(_ASK)]
+    names = func.__globals__ | dict.fromkeys(asks, lambda *_: False)
     code = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
     code.__kwdefaults__ = func.__kwdefaults__
     token = _inside.set((*_inside.get(), func))  # a function that asks in another way ends here
@@ -52,10 +53,6 @@ def with_mode(mode: TorchFunctionMode, func: Any, args: tuple[Any, ...], kwargs:
             return code(*args, **kwargs)
     finally:
         _inside.reset(token)
-
-
-def _no(*_: Any) -> bool:
-    return False
 
 
 @contextmanager

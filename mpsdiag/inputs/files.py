@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mpsdiag.errors import BadInput, first_line
+from mpsdiag.errors import BadInput, file_errors, first_line
 from mpsdiag.quiet import held_back
 from mpsdiag.serialization import read_file
 
@@ -106,12 +106,10 @@ def _warn_taken_for_text(path: Path) -> None:
 
 def _refuse(path: Path) -> None:
     """Inspect the beginning of a file, so that a pipe, a picture or an archive is refused before anything is built."""
-    try:
+    with file_errors(f"Cannot read '{path}'", "Give a file you may read."):
         if path.is_fifo():  # It gives its text only once.
             raise BadInput(f"'{path}' is a pipe, not a file. Write its text into a file first.")
         beginning = read_file(path, _PROBE_BYTES)
-    except OSError as problem:
-        raise BadInput(f"Cannot read '{path}': {problem.strerror}. Give a file you may read.") from problem
     if not beginning:
         raise BadInput(f"The file '{path}' is empty. Give a file with at least one line of text.")
     for magic, kind in _ARCHIVES.items():

@@ -35,12 +35,13 @@ def document(diagnosis: Diagnosis) -> blocks.Document:
         ask = blocks.Prose("Please report it: mpsdiag check --markdown prints a block to paste into an issue.")
         differs = [blocks.Points(tuple(diagnosis.differs_from_release)), ask]
     whys = [blocks.Points(tuple(f"{fix.name}: {fix.why}" for fix in diagnosis.fixes))]
+    probes = [blocks.table("", ("probe", "training", "evaluation", "what was seen"), diagnosis.probes, _probe_row)]
     parts: tuple[blocks.Part, ...] = (
         ("answer", "", _answer(diagnosis)),
         ("fixes", "Which fix resolves it", _fixes(diagnosis.fixes)),
         ("advice", "What to do", advice_blocks(diagnosis.advice)),
         ("differs", "Differs from the known behaviour of this release", differs),
-        ("probes", "Probes", _probes(diagnosis)),
+        ("probes", "Probes", probes if diagnosis.probes else ()),
         ("scenario", "Scenario", _scenario(diagnosis, diagnosis.scenario) if diagnosis.scenario else ()),
         ("invariance", "Padding invariance", invariance(diagnosis.invariance)),
         ("why", "Why a fix resolves it, or does not", whys),
@@ -148,12 +149,6 @@ def advice_blocks(advice: Iterable[Advice], before: str = "") -> Iterable[blocks
     for one in advice:
         yield blocks.Points((before + one.text,))
         yield blocks.Log("", "\n".join(one.commands))
-
-
-def _probes(diagnosis: Diagnosis) -> Iterable[blocks.Block]:
-    if diagnosis.probes:
-        heads = ("probe", "training", "evaluation", "what was seen")
-        yield blocks.table("", heads, diagnosis.probes, _probe_row)
 
 
 def _probe_row(probe: ProbeResult) -> tuple[blocks.Cell, ...]:

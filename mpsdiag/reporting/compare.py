@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from mpsdiag.checking.diagnosis import SCHEMA, Diagnosis
 from mpsdiag.environment import facts
-from mpsdiag.errors import BadInput
+from mpsdiag.errors import BadInput, file_errors
 from mpsdiag.reporting.check import number, resolving, subject
 from mpsdiag.reporting.layout import blocks
 from mpsdiag.reporting.story.changes import differing
@@ -46,9 +46,8 @@ def read_diagnosis(path: Path) -> Diagnosis:
     Raises BadInput if it cannot be read, is another kind of file, or was written by a newer mpsdiag.
     """
     try:
-        found: Any = json.loads(read_file(path, LARGEST))
-    except OSError as problem:
-        raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
+        with file_errors(f"Cannot read {path}"):
+            found: Any = json.loads(read_file(path, LARGEST))
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not {"schema", "verdict", "kernel"} <= found.keys():

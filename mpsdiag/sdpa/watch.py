@@ -39,11 +39,37 @@ def masked_rows(attn_mask: Tensor, *, keepdim: bool = True) -> Tensor:
         )
     # NaN differs from -inf, so a row with a NaN counts as alive: its NaN must stay visible.
     if plain_on_cpu(attn_mask) and attn_mask.dim() and attn_mask.shape[-1]:
-        # A maximum is vectorized on the CPU, where any() takes up to thirty times as long. A bool is a byte, 0 or 1.
-        in_fours = attn_mask.is_contiguous() and not (attn_mask.shape[-1] % 4 or attn_mask.storage_offset() % 4)
-        values = attn_mask.view(torch.int32 if in_fours else torch.uint8) if is_bool else attn_mask.detach()
-        return values.amax(-1, keepdim=keepdim) == (0 if is_bool else float("-inf"))
+        return _highest(attn_mask, keepdim=keepdim) == (0 if is_bool else float("-inf"))
     return ~(attn_mask if is_bool else attn_mask != float("-inf")).any(dim=-1, keepdim=keepdim)
+
+
+def masked_pairs(attn_mask: Tensor, shape: torch.Size) -> Tensor:
+    """The rows that are fully masked in some head, bool `(sequences, queries)`; `shape` is that of the output.
+
+    The output is `(sequences, heads, queries, channels)` or `(sequences, queries, channels)`; the mask broadcasts.
+    """
+    rows = dead_rows(attn_mask)
+    rows = rows.reshape((1,) * (len(shape) - 1 - rows.dim()) + rows.shape)
+    return per_query(rows).expand(shape[0], shape[-2])
+
+
+def count_pairs(attn_mask: Tensor, shape: torch.Size) -> int | None:
+    """The number of `masked_pairs`; None where a value cannot be read without waiting for a device."""
+    if not plain_on_cpu(attn_mask):
+        return None
+    if attn_mask.dtype != torch.bool or attn_mask.dim() != 4 or attn_mask.shape[1] != 1 or not attn_mask.numel():
+        return int(masked_pairs(attn_mask, shape).count_nonzero())
+    alive = _highest(attn_mask, keepdim=False)  # The usual mask, counted in the fewest operations.
+    return (alive.numel() - int(alive.count_nonzero())) * (shape[0] * shape[-2] // alive.numel())
+
+
+def _highest(attn_mask: Tensor, *, keepdim: bool) -> Tensor:
+    """What is highest in each row of a mask on the CPU; of a bool one, a number that is 0 if none is True."""
+    if attn_mask.dtype != torch.bool:
+        return attn_mask.detach().amax(-1, keepdim=keepdim)
+    # A maximum is vectorized on the CPU, where any() takes up to thirty times as long. A bool is a byte, 0 or 1.
+    in_fours = attn_mask.is_contiguous() and not (attn_mask.shape[-1] % 4 or attn_mask.storage_offset() % 4)
+    return attn_mask.view(torch.int32 if in_fours else torch.uint8).amax(-1, keepdim=keepdim)
 
 
 def plain_on_cpu(tensor: Tensor) -> bool:
@@ -53,7 +79,7 @@ def plain_on_cpu(tensor: Tensor) -> bool:
     """
     return (
         type(tensor) is torch.Tensor
-        and tensor.device.type == "cpu"
+        and tensor.is_cpu
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None  # noqa: SLF001 - what torch.jit.is_tracing asks
         and not torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public name for it
@@ -81,10 +107,7 @@ class SdpaCall:
 
     def masked_rows(self) -> Tensor | None:
         """Fully masked rows, bool `(sequences, queries)` on the device of the mask; None without a mask."""
-        if self.attn_mask is None:
-            return None
-        rows = per_query(dead_rows(self.attn_mask))
-        return rows.expand(self.query.shape[0], self.query.shape[-2])
+        return None if self.attn_mask is None else masked_pairs(self.attn_mask, self.query.shape)
 
 
 def per_query(rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from mpsdiag.errors import BadInput
+from mpsdiag.errors import BadInput, file_errors
 from mpsdiag.escape import one_line, terminal_text
 from mpsdiag.serialization import readable
 
@@ -31,14 +31,10 @@ def require_writable(folder: Path) -> None:
             "PYTHONUTF8=1, or choose an --output_dir in ASCII."
         ) from problem
     probe = folder / ".mpsdiag-write-test"
-    try:
+    with file_errors(f"Cannot write into '{folder}'", "Choose an --output_dir you may write to."):
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as problem:
-        raise BadInput(
-            f"Cannot write into '{folder}': {problem.strerror}. Choose an --output_dir you may write to."
-        ) from problem
 
 
 def say(text: str) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsdiag.errors import BadInput
-from mpsdiag.sdpa.watch import dead_rows
+from mpsdiag.sdpa.watch import count_pairs, dead_rows, masked_pairs
 
 NEVER = float("-inf")
 
@@ -64,3 +64,29 @@ def test_broadcast_masks_keep_their_shape():
 def test_integer_masks_are_refused_with_advice():
     with pytest.raises(BadInput, match=r"mask\.bool\(\)"):
         dead_rows(torch.ones(2, 2, dtype=torch.long))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 9)),
+    kept=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    rank=st.integers(2, 4),
+    floating=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_pairs_are_those_of_the_mask_as_attention_broadcasts_it(sizes, kept, rank, floating, seed):
+    sequences, heads, queries, keys = sizes
+    shape = [size if whole else 1 for size, whole in zip(sizes[:3], kept, strict=True)] + [keys]
+    keep = torch.rand(shape[4 - rank :], generator=torch.Generator().manual_seed(seed)) < 0.3
+    mask = torch.where(keep, 0.0, NEVER) if floating else keep
+    full = rows_of(mask.broadcast_to(sequences, heads, queries, keys)).tolist()
+    expected = [[any(full[s][h][q] for h in range(heads)) for q in range(queries)] for s in range(sequences)]
+    output = torch.Size((sequences, heads, queries, 8))
+    assert masked_pairs(mask, output).tolist() == expected
+    assert count_pairs(mask, output) == sum(map(sum, expected))
+
+
+def test_pairs_without_heads_and_masks_that_are_not_read():
+    mask = torch.tensor([[[True, False], [False, False]], [[False, False], [True, True]]])
+    assert masked_pairs(mask, torch.Size((2, 2, 8))).tolist() == [[False, True], [True, False]]
+    assert count_pairs(mask.to("meta"), torch.Size((2, 2, 8))) is None

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mpsdiag.benching.journal.record import SCHEMA, Header, Record, redacted
-from mpsdiag.errors import BadInput
+from mpsdiag.errors import BadInput, file_errors
 from mpsdiag.scenario.scenario import OLD_NAMES, Scenario
 from mpsdiag.serialization import read_file
 from mpsdiag.words import BUILTIN_MODELS
@@ -110,12 +110,11 @@ def read_bytes(path: Path) -> tuple[Path, bytes | None]:
     Raises BadInput if it cannot be read.
     """
     path = path / "journal.jsonl" if path.is_dir() else path
-    try:
-        return path, read_file(path)
-    except FileNotFoundError:
-        return path, None
-    except OSError as problem:
-        raise BadInput(f"Cannot read {path}: {problem.strerror}.") from problem
+    with file_errors(f"Cannot read {path}"):
+        try:
+            return path, read_file(path)
+        except FileNotFoundError:
+            return path, None
 
 
 def lines_of(data: bytes, name: str) -> Iterator[tuple[str, bytes, bool]]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from typing_extensions import Self
 
 from mpsdiag.benching.journal.journal import loads
-from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.errors import BadInput, CannotDecide, file_errors
 from mpsdiag.serialization import dumps, require_file, write_atomically
 
 
@@ -34,14 +34,12 @@ class JournalWriter:
         self._note = note
         self._lock = _lock(path)
         try:
-            require_file(path)
-            if not path.exists() or path.stat().st_size == 0:
-                write_atomically(path, dumps(header.model_dump(by_alias=True)) + "\n")
-                _sync_folder(path.parent)
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND)
-        except OSError as problem:
-            os.close(self._lock)
-            raise BadInput(f"Cannot write {path}: {problem.strerror}.") from problem
+            with file_errors(f"Cannot write {path}"):
+                require_file(path)
+                if not path.exists() or path.stat().st_size == 0:
+                    write_atomically(path, dumps(header.model_dump(by_alias=True)) + "\n")
+                    _sync_folder(path.parent)
+                self._file = os.open(path, os.O_RDWR | os.O_APPEND)
         except BaseException:
             os.close(self._lock)
             raise
@@ -135,10 +133,9 @@ def set_aside(path: Path) -> Path | None:
         return None
     lock = _lock(path)
     try:
-        kept = _free_name(path)
-        path.rename(kept)
-    except OSError as problem:
-        raise BadInput(f"Cannot set {path} aside: {problem.strerror}. Choose another folder with --out.") from problem
+        with file_errors(f"Cannot set {path} aside", "Choose another folder with --out."):
+            kept = _free_name(path)
+            path.rename(kept)
     finally:
         os.close(lock)
     return kept
@@ -163,14 +160,10 @@ def _lock_path(path: Path) -> Path:
 
 def _lock(path: Path) -> int:
     """Lock a journal through a file beside it; the system releases it when the process ends, however it ends."""
-    try:
+    with file_errors(f"Cannot write into {path.parent}", "Choose another folder with --out."):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Links are not followed: others who can write into the folder must not redirect the writing.
         lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    except OSError as problem:
-        raise BadInput(
-            f"Cannot write into {path.parent}: {problem.strerror}. Choose another folder with --out."
-        ) from problem
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as problem:

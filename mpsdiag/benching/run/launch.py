@@ -25,7 +25,7 @@ from pebble.concurrent import process as pebble_process
 from mpsdiag.benching.journal.record import CellAnswer, Job, Record, utc_now
 from mpsdiag.benching.run.in_child import run_in_child
 from mpsdiag.benching.run.interrupt import STOPPED, Stop
-from mpsdiag.errors import BadInput, CannotDecide
+from mpsdiag.errors import BadInput, CannotDecide, file_errors
 
 _launching = threading.Lock()
 """A launch briefly changes settings of the whole process."""
@@ -96,15 +96,11 @@ class Isolation:
         """
         stop = stop or Stop()
         log = Path(job.log)
-        try:
+        advice = "Finished rounds are in the journal; run the same command again to resume."
+        with file_errors(f"Cannot write the log {log}", advice, CannotDecide):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.unlink(missing_ok=True)
             scratch = tempfile.mkdtemp(prefix="mpsdiag-cell-")
-        except OSError as problem:
-            raise CannotDecide(
-                f"Cannot write the log {log}: {problem.strerror}. Finished rounds are in the journal; run the same "
-                "command again to resume."
-            ) from problem
         kills = self.kills()
         started, clock = utc_now(), time.perf_counter()
         try:

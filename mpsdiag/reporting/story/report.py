@@ -129,7 +129,8 @@ def assemble(journals: Sequence[Journal], against: Sequence[Journal] = (), basel
         baseline = headers[0].baseline
         if len({header.baseline for header in headers}) > 1:
             notes.append(f"The journals name different baselines; '{baseline}', from the first, is used for all.")
-    varying = _varying(pooled.results)
+    cells = [vars(one.cell) for one in pooled.results]
+    varying = frozenset(axis for axis in Scenario.model_fields if len(set(map(itemgetter(axis), cells))) > 1)
     budget = Budget()
     scenes = tuple(_scenes(pooled, baseline, varying, budget))
     judged = [(scene.emulated is not None, scene.verdict) for scene in scenes]
@@ -156,11 +157,6 @@ def name(result: PooledCell, varying: frozenset[str] = frozenset()) -> str:
     words = [f"{result.title}, {result.side}"]
     words += [text for axis in sorted(varying - _GRID_AXES) if (text := _axis(axis, getattr(result.cell, axis)))]
     return ", ".join(words)
-
-
-def _varying(results: Sequence[PooledCell]) -> frozenset[str]:
-    cells = [vars(one.cell) for one in results]
-    return frozenset(axis for axis in Scenario.model_fields if len(set(map(itemgetter(axis), cells))) > 1)
 
 
 def _scenes(pooled: Pool, baseline: str, varying: frozenset[str], budget: Budget) -> list[Scene]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mpsdiag import environment
 from mpsdiag.emulation import mode as emulation
 from mpsdiag.emulation.selection import Emulation
-from mpsdiag.errors import BadInput, first_line
+from mpsdiag.errors import BadInput, file_errors, first_line
 from mpsdiag.serialization import dumps, read_file, readable
 
 SCHEMA = 1
@@ -76,7 +76,7 @@ def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], 
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in batch.items() if isinstance(value, int | float | bool)}
     document = about.model_copy(update={"arguments": plain}).model_dump(by_alias=True)
-    try:
+    with file_errors(f"Cannot record the batch in {folder}", "Choose an empty folder you may write to."):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
@@ -91,10 +91,6 @@ def write_case(folder: Path, model: nn.Module | None, batch: Mapping[str, Any], 
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    except OSError as problem:
-        raise BadInput(
-            f"Cannot record the batch in {folder}: {problem.strerror}. Choose an empty folder you may write to."
-        ) from problem
 
 
 def read_case(folder: Path) -> tuple[About, dict[str, Any], Path | None]:
@@ -136,10 +132,8 @@ def load_batch(path: Path) -> dict[str, Tensor]:
         raise BadInput(
             f"{path} is a folder, but --batch takes a .safetensors file. Give a recorded folder without --batch."
         )
-    try:
+    with file_errors(f"Cannot read the batch {path}"):
         head = read_file(path, 8)
-    except OSError as problem:
-        raise BadInput(f"Cannot read the batch {path}: {problem.strerror}.") from problem
     if head.startswith(_PICKLES):
         raise BadInput(
             f"{path} is a pickle, which is refused because loading it can run any code. Save "

@@ -86,7 +86,8 @@ def after_the_optimizer(
     cause: Cause = "divergence"
     rate, remedy = trajectory.learning_rate, "divergence"
     summary = f"the {kind} step made {name} non-finite from finite gradients (learning rate {rate:.3g})"
-    if weight is not None and _eps_vanishes(optimizer, weight):
+    eps, half = optimizer.defaults.get("eps"), torch.float16
+    if weight is not None and weight.dtype == half and eps is not None and not torch.tensor(eps, dtype=half):
         cause, remedy = "overflow", "vanishing_eps"
         summary = (
             f"{kind} divides by zero in float16: its eps is smaller than the smallest float16, and squared gradients "
@@ -135,11 +136,6 @@ def _growth(model: nn.Module, trajectory: Trajectory, initial: Mapping[str, Tens
     if before > 0:
         grown["largest weight"] = now / before
     return grown
-
-
-def _eps_vanishes(optimizer: torch.optim.Optimizer, weight: Tensor) -> bool:
-    eps = optimizer.defaults.get("eps")
-    return weight.dtype == torch.float16 and eps is not None and not torch.tensor(eps, dtype=weight.dtype)
 
 
 def _layer_of(model: nn.Module, weight: str) -> int | None:

@@ -80,7 +80,7 @@ def of_step(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], traje
 
 def _not_repeated(forward: WatchedForward, why: str = "", phase: Phase = "forward") -> Origin:
     """A call that was non-finite and cannot be repeated: its inputs are lost, unless another reason is given."""
-    model, lost = forward.model, ", ".join(name.partition(".")[2] or name for name in forward.lost)
+    model, lost = forward.model, ", ".join(forward.lost)
     why = why or f"its inputs have been overwritten ({lost})"
     what = f"a {phase} of {type(model).__name__} was not finite, and {NOT_REPEATED}: {why}"
     return unexplained(model, what, "overwritten", operation=phase, phase=phase)

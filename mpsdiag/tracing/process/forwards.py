@@ -11,9 +11,10 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class Line:
 
 def calling_line() -> Line:
     """The lines of the user's code on the stack."""
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - inspect.stack reads files
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - inspect.stack reads files
     found: list[tuple[str, int]] = []
     hides = False
     while frame is not None:
@@ -83,8 +84,7 @@ class _Known:
 _KNOWN: Final[weakref.WeakKeyDictionary[nn.Module, _Known]] = weakref.WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
-class _Input:
+class _Input(NamedTuple):
     """An input tensor of a call, how often it had been written into, and a copy if more writes are expected."""
 
     tensor: Tensor
@@ -101,22 +101,24 @@ class _Input:
 class WatchedForward:
     """An outermost call, kept by reference until its flags have been read.
 
-    `flag`: a device scalar that is not finite if an output is not; `gradients`: those of the outputs, once known.
+    `flag`: a device scalar that is not finite if an output is not, except `loss`, which is its own flag; `bad`: what
+    they said, None before they were read; `gradients`: those of the outputs, once known.
     """
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    line: Line
     step: int
-    training: bool
     grad: bool
-    inference: bool
-    autocast: tuple[str, torch.dtype] | None
     known: _Known
     repeat: Repeat
     inputs: dict[str, _Input]
+    line: Line = Line()
+    training: bool = False
+    inference: bool = False
+    autocast: tuple[str, torch.dtype] | None = None
     flag: Tensor | None = None
+    bad: bool | None = None
     loss: Tensor | None = None
     gradients: dict[int, Tensor] = field(default_factory=dict)
 
@@ -126,27 +128,30 @@ class WatchedForward:
         known = _KNOWN.get(model)
         if known is None or not known.repeat.fits:
             known = _KNOWN[model] = _Known(model)
-        kind = known.repeat.device.type
-        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         return cls(
             model=model,
             args=tuple(map(_kept, args)),
             kwargs={name: _kept(value) for name, value in kwargs.items()},
-            line=calling_line(),
             step=step,
-            training=model.training,
             grad=torch.is_grad_enabled(),
-            inference=torch.is_inference_mode_enabled(),
-            autocast=(kind, torch.get_autocast_dtype(kind)) if casts else None,
             known=known,
             repeat=known.repeat.take(),
-            inputs=_inputs((args, kwargs), known.written),
+            inputs=_inputs(args, kwargs, known.written),
         )
+
+    def keep(self) -> None:
+        """Record, where the call was made, its place and modes: what was fine at once is never asked for them."""
+        kind = self.known.repeat.device.type
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        self.autocast = (kind, torch.get_autocast_dtype(kind)) if casts else None
+        self.line, self.training = calling_line(), self.model.training
+        self.inference = torch.is_inference_mode_enabled()
 
     def learn(self) -> None:
         """Remember which inputs were written into: they are copied before every later call."""
         changed = {name for name, one in self.inputs.items() if one.changed}
-        self.known.written = changed if self.known.written is None else self.known.written | changed
+        if changed or self.known.written is None:
+            self.known.written = changed | (self.known.written or set())
 
     @property
     def lost(self) -> list[str]:
@@ -215,11 +220,11 @@ def _kept(value: Any) -> Any:
     return copied(value, lambda tensor: tensor) if "Cache" in type(value).__name__ else value
 
 
-def _inputs(given: Any, written: set[str] | None) -> dict[str, _Input]:
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any], written: set[str] | None) -> dict[str, _Input]:
     """The tensors of a call, with copies of those that are written into, or of all at the first call."""
     found = {}
     with unseen():
-        for name, tensor in tensors_in(given):
+        for name, tensor in chain(tensors_in(args), tensors_in(kwargs)):
             if tensor.is_inference():  # They do not count.
                 continue
             wanted = written is None or name in written

@@ -69,6 +69,7 @@ class _Session:
         """Collect the first batches of the first evaluation, then stop the script."""
         if not any(True for _ in forward.model.parameters()):  # a loss
             return
+        forward.keep()
         self._first = self._first or forward
         evaluates = not forward.grad and not forward.training
         if evaluates:

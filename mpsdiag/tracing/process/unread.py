@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mpsdiag.inputs.modules import loss_of
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, no_label_counts
-from mpsdiag.sdpa.watch import dead_rows, per_query
+from mpsdiag.sdpa.watch import count_pairs, masked_pairs
 from mpsdiag.tracing.process.forwards import WatchedForward
 from mpsdiag.tracing.watch.tensors import impurity, judged_in, unseen
-from mpsdiag.tracing.watch.tracer import flag_of, norm_of, numbers
+from mpsdiag.tracing.watch.tracer import flag_of, is_judged, is_up, norm_of, numbers
 
 NEAREST = 32
 """How many nodes of the graph behind a loss are examined."""
@@ -68,16 +68,24 @@ class Unread:
     """The properties that choose a kernel, if that kernel's treatment of fully masked rows is known."""
 
     def note(self, forward: WatchedForward, output: Any) -> None:
-        """Judge the output of a forward."""
-        forward.flag = flag_of(output)
-        if forward.flag is None:
-            return
+        """Judge the output of a forward, on the CPU at once: without gradients, nothing more can come of a good one."""
         loss = loss_of(output)
         with unseen():
-            if loss is not None and loss.is_floating_point():
-                forward.loss = loss.detach() if loss.numel() == 1 else loss.detach().float().mean()
-            if (none := no_label_counts(forward.kwargs)) is not None:
+            if loss is not None and is_judged(loss):
+                own = loss.detach() if loss.requires_grad else loss
+                forward.loss = own if own.numel() == 1 else own.float().mean()
+            forward.flag = flag_of(output, but=loss if loss is not None and loss.numel() == 1 else None)
+            if forward.flag is None and forward.loss is None:
+                return
+            none = no_label_counts(forward.kwargs)
+            if none is not None and (not none.is_cpu or bool(none)):
                 self.unlabelled.append(none)
+            flags = [flag for flag in (forward.flag, forward.loss) if flag is not None]
+            if not forward.grad and all(flag.is_cpu and math.isfinite(flag.item()) for flag in flags):
+                forward.bad = False
+                forward.learn()
+                return
+        forward.keep()
         if forward.grad and loss is None:
             forward.keep_gradients(judged_in(output))
         self.forwards.append(forward)
@@ -89,18 +97,16 @@ class Unread:
             return
         self.mask = mask
         with unseen():
-            rows = per_query(dead_rows(mask)).expand(result.shape[0], result.shape[-2])
-            count = rows.sum()
-            if rows.device.type != "cpu":
-                self.rows.append(count)
-            elif found := int(count):
+            found = count_pairs(mask, result.shape)
+            if found is not None:
                 self.counted += found
                 kernel = mask.shape, mask.dtype, result.shape, result.dtype, result.requires_grad
-                if kernel in self.settled:
+                if not found or kernel in self.settled:
                     return
                 self.settled.add(kernel)
-            else:
-                return
+            rows = masked_pairs(mask, result.shape)
+            if found is None:
+                self.rows.append(rows.sum())
             # A softmax over nothing gives the same in all channels: the first stands for them.
             self.rows_nan.append((result.detach()[..., 0].sum(1).isnan() & rows).any())
 
@@ -128,6 +134,10 @@ class Unread:
         every = (flags, losses, self.roots, self.unlabelled, self.rows, self.rows_nan, norms, skipped)
         values = Values(*numbers(*every))
         values.rows.append(self.counted)
+        read_flags, read_losses = iter(values.flags), iter(values.losses)
+        for forward in self.forwards:
+            up = forward.flag is not None and is_up(next(read_flags))
+            forward.bad = (forward.loss is not None and not math.isfinite(next(read_losses))) or up
         return values
 
 

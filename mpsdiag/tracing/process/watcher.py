@@ -1,7 +1,7 @@
 """Watches all models of a process while they run: one flag for each call, read once a step, late enough not to wait.
 
-Flags of evaluations are read when the next call begins; those of a training step just before the optimizer changes the
-weights, so that a bad step is examined with the weights it had.
+Flags of evaluations are read at once on the CPU, elsewhere when the next call begins; those of a training step just
+before the optimizer changes the weights, so that a bad step is examined with the weights it had.
 """
 
 import functools
@@ -23,7 +23,6 @@ from mpsdiag.tracing.process import explained
 from mpsdiag.tracing.process.forwards import WatchedForward, holds_values
 from mpsdiag.tracing.process.unread import Unread
 from mpsdiag.tracing.process.watched import ScriptFinding, Watched
-from mpsdiag.tracing.watch.tracer import is_up
 
 WAITING = 16
 """At most this many calls with gradients wait for an optimizer step before their flags are read."""
@@ -152,7 +151,9 @@ class ProcessWatch:
             return call(model, *args, **kwargs)
         self._busy = True
         try:
-            if len(self._unread.forwards) >= (WAITING if torch.is_grad_enabled() else 1):
+            waiting = self._unread
+            evaluated = not torch.is_grad_enabled() and (waiting.forwards or waiting.unlabelled or waiting.rows)
+            if evaluated or len(waiting.forwards) >= WAITING:
                 self._read()
             forward = WatchedForward.of(model, args, kwargs, self._counts["steps"])
             self._unread.mask = None
@@ -161,6 +162,10 @@ class ProcessWatch:
             self._counts["forwards"] += 1
             self._models[type(model).__name__] += 1
             self._unread.note(forward, output)
+            if forward.bad is False:
+                self._bad_before = None
+            elif not forward.grad and forward.known.repeat.device.type == "cpu":
+                self._read()
             self._last = forward if forward.grad else self._last
             self._saw(forward)
         finally:
@@ -232,16 +237,15 @@ class ProcessWatch:
             own = values.losses or values.roots
             self._trajectory.note(sum(own) / len(own) if own else math.nan, values.norms[0])
             del self._trajectory.losses[:-KEPT_STEPS], self._trajectory.grad_norms[:-KEPT_STEPS]
-        flagged = list(map(is_up, values.flags))
-        for forward, bad in zip(forwards, flagged, strict=True):
-            if bad:
+        for forward in forwards:
+            if forward.bad:
                 self._look_at(forward)
-            self._bad_before = forward.model if bad else None
+            self._bad_before = forward.model if forward.bad else None
         if any(values.skipped):  # GradScaler leaves it to the optimizer.
             counts["skipped_steps"] += 1
         elif forwards and values.are_bad(gradients or []):
             self._spoilt = True
-            if any(flagged):
+            if any(forward.bad for forward in forwards):
                 return
             last = next((forward for forward in forwards if forward.grad), forwards[-1])
             self._look(last, lambda: explained.of_backward(unread, values, self._trajectory))

@@ -58,6 +58,8 @@ class Repeat:
     def __init__(self, model: nn.Module) -> None:
         self._weight = next(model.parameters(), None)
         self._place = self._now()
+        kind = self.device.type
+        self._generator: Any = None if kind == "cpu" else getattr(torch, kind, None)  # Of the device, as `torch.mps`.
         self._owners = [
             (module._buffers, name, is_statistic(name))  # noqa: SLF001 - a forward may put another tensor there
             for module in model.modules()
@@ -79,8 +81,7 @@ class Repeat:
     def take(self) -> Repeat:
         """Save and return the current state; buffers that have not been written into since are not copied again."""
         self._random = torch.get_rng_state()
-        generator = None if self.device.type == "cpu" else getattr(torch, self.device.type, None)
-        self._device_random = generator and generator.get_rng_state()
+        self._device_random = self._generator and self._generator.get_rng_state()
         self._kept = [
             _kept_buffer(owner.get(name), known, statistic=statistic)
             for (owner, name, statistic), known in zip(self._owners, self._kept, strict=True)
@@ -96,7 +97,7 @@ class Repeat:
         """Restore random numbers and buffers."""
         torch.set_rng_state(self._random)
         if self._device_random is not None:
-            getattr(torch, self.device.type).set_rng_state(self._device_random)
+            self._generator.set_rng_state(self._device_random)
         with torch.no_grad():
             for (owner, name, _), kept in zip(self._owners, self._kept, strict=True):
                 if kept is None:

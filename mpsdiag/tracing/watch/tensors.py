@@ -74,7 +74,8 @@ def judged_in(output: Any) -> Iterator[tuple[str, Tensor]]:
     logits = None if isinstance(output, tuple | list) else logits_of(output)
     if logits is None and isinstance(output, tuple | list | Mapping):
         return tensors_in(output)
-    return tensors_in({"loss": loss_of(output), "logits": logits})
+    named = (("loss", loss_of(output)), ("logits", logits))
+    return ((name, tensor) for name, tensor in named if tensor is not None)
 
 
 def fresh(batch: Mapping[str, Any]) -> dict[str, Any]:

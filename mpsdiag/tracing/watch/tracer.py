@@ -26,17 +26,17 @@ from mpsdiag.tracing.watch.origin_search import Operand, Pass, PassEvent, Proven
 from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, judged_in, tensors_in, unseen
 
 
-def flag_of(output: Any) -> Tensor | None:
-    """A float32 scalar on an output's device: NaN or plus infinity if a value that must be finite is not; or None.
+def flag_of(output: Any, but: Tensor | None = None) -> Tensor | None:
+    """A scalar on an output's device: NaN or plus infinity if a value that must be finite is not; or None.
 
-    The maximum propagates NaN and ignores the minus infinities that exclude tokens.
+    The maximum propagates NaN and ignores the minus infinities that exclude tokens. `but` is not looked at.
     """
     flag = None
     with unseen():
         for _, tensor in judged_in(output):
-            if _is_judged(tensor):
-                values = tensor.detach()
-                highest = (values.amax() if values.numel() > 1 else values.abs().reshape(())).float()
+            if tensor is not but and is_judged(tensor):
+                values = tensor.detach() if tensor.requires_grad else tensor
+                highest = values.amax() if values.numel() > 1 else values.abs().reshape(())
                 flag = highest if flag is None else torch.maximum(flag, highest.to(flag.device))
     return flag
 
@@ -59,14 +59,14 @@ def numbers(*parts: Sequence[Tensor]) -> list[list[float]]:
     """Scalars on any device as numbers, part by part. Waits for the device once."""
     every = [tensor for part in parts for tensor in part]
     with unseen():
-        if all(tensor.device.type == "cpu" for tensor in every):  # Nothing waits there, and nothing has to be stacked.
+        if all(tensor.is_cpu for tensor in every):  # Nothing waits there, and nothing has to be stacked.
             read = iter([tensor.item() for tensor in every])
         else:
             read = iter(_together([tensor.detach().reshape(()).float() for tensor in every]).cpu().tolist())
     return [[float(next(read)) for _ in part] for part in parts]
 
 
-def _is_judged(tensor: Tensor) -> bool:
+def is_judged(tensor: Tensor) -> bool:
     """Whether a tensor is dense, has values and a dtype with a maximum: eight-bit floats have none."""
     plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
     return plain and tensor.is_floating_point() and tensor.dtype.itemsize > 1 and tensor.numel() > 0

@@ -92,7 +92,7 @@ def test_stop_raises_at_the_first(inputs):
 
     with pytest.raises(NonFiniteFoundError, match="bad_inputs"):
         run()
-    assert done == [0, 1]
+    assert done == [0]  # On the CPU at once.
 
 
 def test_only_one_model_is_watched(inputs):
@@ -243,9 +243,10 @@ def test_running_statistics_and_random_numbers_are_those_of_the_script(inputs):
 def test_what_cannot_be_run_again_is_called_so(inputs):
     model = small()
     bad = inputs * float("nan")
-    with mpsdiag.watch() as seen, torch.no_grad():
-        model(inputs)
-        model(bad)
+    with mpsdiag.watch() as seen:
+        with torch.no_grad():
+            model(inputs)
+        model(bad)  # With gradients, so it is read later.
         bad.zero_()
     assert "cannot be run again to examine it: its inputs have been overwritten" in seen.findings[0].summary
     assert seen.report.watched.not_repeated == 1
@@ -473,3 +474,16 @@ def test_what_a_checkpoint_runs_again_is_no_forward(inputs):
     with mpsdiag.watch() as seen:
         Checkpointed()(inputs).sum().backward()
     assert seen.report.watched.models == {"Checkpointed": 1}
+
+
+def test_a_mask_for_each_head_is_counted_as_attention_broadcasts_it():
+    class Attention(nn.Module):
+        def forward(self, query, mask):
+            return nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+
+    mask = torch.ones(4, 5, 5, dtype=torch.bool)  # (heads, queries, keys): no sequences
+    mask[1, 2] = mask[2, 2] = mask[2, 4] = False
+    with mpsdiag.watch() as seen, torch.no_grad():
+        Attention()(torch.ones(2, 4, 5, 8), mask)
+    watched = seen.report.watched
+    assert (watched.masked_rows, watched.masked_rows_nan) == (2 * 2, False)
