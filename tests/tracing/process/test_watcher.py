@@ -487,3 +487,20 @@ def test_a_mask_for_each_head_is_counted_as_attention_broadcasts_it():
         Attention()(torch.ones(2, 4, 5, 8), mask)
     watched = seen.report.watched
     assert (watched.masked_rows, watched.masked_rows_nan) == (2 * 2, False)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("bad", [None, "loss", "logits"])
+def test_the_loss_and_the_logits_are_judged_each_for_itself(bad, grad, inputs):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x):
+            values = {"loss": self.inner(x).mean(), "logits": self.inner(x)}
+            return {name: value / 0 if name == bad else value for name, value in values.items()}
+
+    with mpsdiag.watch() as seen, torch.set_grad_enabled(grad):
+        Both()(inputs)
+    assert [finding.operation for finding in seen.findings] == ([] if bad is None else ["div"])
