@@ -66,11 +66,6 @@ def runs_eager(model: nn.Module) -> bool:
     return any(set_attention(config) == "eager" for _, config in configs_in_use(model))
 
 
-def mark_of(module: nn.Module) -> str | None:
-    """The mode a module has under the name "sdpa", if it was given one."""
-    return getattr(module, MARK, None)
-
-
 def mark(model: nn.Module, mode: str | None) -> None:
     """Give all modules of a model a mode under the name "sdpa", or take it away."""
     for module in model.modules():

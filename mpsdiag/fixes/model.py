@@ -90,7 +90,7 @@ def _apply(model: Any, mode: Mode) -> Callable[[], None]:
         registration.register(mode.name, repair)
     used = [(owner, config) for owner, config in anatomy.configs_in_use(model) if not among(config, spared)]
     everything = anatomy.with_parts([config for _, config in used])
-    entry = _Applied(key, [(config, set_attention(config)) for config in everything], anatomy.mark_of(model))
+    entry = _Applied(key, [(config, set_attention(config)) for config in everything], getattr(model, layers.MARK, None))
     try:
         with errors_only("transformers.modeling_utils"):
             _set(model, key, spared)

@@ -241,7 +241,7 @@ def attention_of() -> Callable[[nn.Module], dict[str, str | None]]:
         for root in anatomy.transformers_models(model):
             for owner, config in anatomy.configs_in_use(root):
                 name = anatomy.set_attention(config)
-                found[type(owner).__name__] = (anatomy.mark_of(owner) or name) if name == "sdpa" else name
+                found[type(owner).__name__] = (getattr(owner, layers.MARK, None) or name) if name == "sdpa" else name
         return found
 
     return read

@@ -7,15 +7,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from mpsdiag.inputs.modules import loss_of
 from mpsdiag.inputs.nonfinite import IGNORED_LABEL, no_label_counts
 from mpsdiag.sdpa.watch import count_pairs, masked_pairs
 from mpsdiag.tracing.process.forwards import WatchedForward
-from mpsdiag.tracing.watch.tensors import impurity, judged_in, unseen
-from mpsdiag.tracing.watch.tracer import flag_of, is_judged, is_up, norm_of, numbers
+from mpsdiag.tracing.watch.tensors import impurity, is_judged, judged_in, unseen
+from mpsdiag.tracing.watch.tracer import flag_of, is_up, norm_of, numbers
 
+WAITING = 16
+"""At most this many calls with gradients wait for an optimizer step before their flags are read."""
 NEAREST = 32
 """How many nodes of the graph behind a loss are examined."""
 KEPT_POLES = 8
@@ -66,6 +69,12 @@ class Unread:
     """Fully masked rows that could be counted without waiting for a device."""
     settled: set[Any] = field(default_factory=set)
     """The properties that choose a kernel, if that kernel's treatment of fully masked rows is known."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to read before the next call: after any evaluation."""
+        some = self.forwards or self.unlabelled or self.rows
+        return len(self.forwards) >= WAITING or (bool(some) and not torch.is_grad_enabled())
 
     def note(self, forward: WatchedForward, output: Any) -> None:
         """Judge the output of a forward, on the CPU at once: without gradients, nothing more can come of a good one."""

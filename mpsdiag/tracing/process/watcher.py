@@ -24,8 +24,6 @@ from mpsdiag.tracing.process.forwards import WatchedForward, holds_values
 from mpsdiag.tracing.process.unread import Unread
 from mpsdiag.tracing.process.watched import ScriptFinding, Watched
 
-WAITING = 16
-"""At most this many calls with gradients wait for an optimizer step before their flags are read."""
 IN_DETAIL = 20
 """How many bad calls from one line of the user's code are examined; later ones count as the last of them."""
 KEPT_STEPS = 50
@@ -151,9 +149,7 @@ class ProcessWatch:
             return call(model, *args, **kwargs)
         self._busy = True
         try:
-            waiting = self._unread
-            evaluated = not torch.is_grad_enabled() and (waiting.forwards or waiting.unlabelled or waiting.rows)
-            if evaluated or len(waiting.forwards) >= WAITING:
+            if self._unread.is_due:
                 self._read()
             forward = WatchedForward.of(model, args, kwargs, self._counts["steps"])
             self._unread.mask = None

@@ -41,11 +41,9 @@ def unseen() -> Any:
 
 def impurity(tensor: Tensor) -> Impurity:
     """Inspect a dense tensor of any dtype. Waits for the device; tensors that are not floating count as clean."""
-    plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
-    if plain and tensor.is_complex():
+    if tensor.is_complex() and tensor.layout == torch.strided and not tensor.is_meta:
         tensor = torch.view_as_real(tensor.detach().resolve_conj())
-    # Eight-bit floats have no isfinite.
-    if not plain or not tensor.is_floating_point() or tensor.dtype.itemsize < 2 or tensor.numel() == 0:
+    if not is_judged(tensor):
         return PURE
     values = tensor.detach()
     if bool(torch.isfinite(values).all()):
@@ -55,6 +53,12 @@ def impurity(tensor: Tensor) -> Impurity:
         positive=bool(torch.isposinf(values).any()),
         negative=bool(torch.isneginf(values).any()),
     )
+
+
+def is_judged(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, has values and a dtype with a maximum and isfinite: eight-bit floats have neither."""
+    plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    return plain and tensor.is_floating_point() and tensor.dtype.itemsize > 1 and tensor.numel() > 0
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,7 @@ from mpsdiag.sdpa.watch import SDPA
 from mpsdiag.tracing.watch.calls import SOFTMAX, TorchCall, fully_masked_rows, has_infinite_scalar, writes_in_place
 from mpsdiag.tracing.watch.model_state import FusedPaths
 from mpsdiag.tracing.watch.origin_search import Operand, Pass, PassEvent, Provenance, Source, Terminal
-from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, judged_in, tensors_in, unseen
+from mpsdiag.tracing.watch.tensors import PURE, Impurity, impurity, is_judged, judged_in, tensors_in, unseen
 
 
 def flag_of(output: Any, but: Tensor | None = None) -> Tensor | None:
@@ -64,12 +64,6 @@ def numbers(*parts: Sequence[Tensor]) -> list[list[float]]:
         else:
             read = iter(_together([tensor.detach().reshape(()).float() for tensor in every]).cpu().tolist())
     return [[float(next(read)) for _ in part] for part in parts]
-
-
-def is_judged(tensor: Tensor) -> bool:
-    """Whether a tensor is dense, has values and a dtype with a maximum: eight-bit floats have none."""
-    plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
-    return plain and tensor.is_floating_point() and tensor.dtype.itemsize > 1 and tensor.numel() > 0
 
 
 def _together(values: Sequence[Tensor]) -> Tensor:
