@@ -102,6 +102,19 @@ def arguments(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def choose():
+    """What a user does to choose the attention of a model: `choose(model, "eager")`; up to 4.53 there is no method."""
+
+    def choose(model, name):
+        if hasattr(model, "set_attn_implementation"):
+            model.set_attn_implementation(name)
+        else:
+            model.config._attn_implementation = name
+
+    return choose
+
+
+@pytest.fixture(scope="session")
 def cache_name():
     """What models and their outputs call the cache of keys and values: another name warns from 5.24 on."""
     return "cache" if version_numbers(metadata.version("transformers")) >= (5, 24) else "past_key_values"
@@ -131,10 +144,10 @@ def collator(tokenizer):
 
 @pytest.fixture
 def trainer_of(arguments, examples, collator):
-    """Make a Trainer of a class on tiny-gpt2 and the padded examples."""
+    """Make a Trainer of a class on tiny-llama and the padded examples."""
     from mpsdiag.inputs.models import build_model
 
-    def make(kind, model="tiny-gpt2", *, options=None, **kwargs):
+    def make(kind, model="tiny-llama", *, options=None, **kwargs):
         defaults = {
             "model": build_model(model, max_positions=128) if isinstance(model, str) else model,
             "args": arguments(**(options or {})),

@@ -77,7 +77,7 @@ def test_a_finding_in_a_script_is_put_beside_its_line(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         "import torch\n\nmodel = torch.nn.Linear(2, 2)\nprint('begun')\n"
-        "loss = model(torch.tensor([[1.0, float('inf')]])).sum()\n"
+        "loss = model(torch.tensor([[1.0, float('nan')]])).sum()\n"
     )
     done, summary, outputs = act(tmp_path, COMMAND="run", ARGS=f"'{script}' --epochs 1", GITHUB_WORKSPACE=str(tmp_path))
     assert done.returncode == 1, done.stderr

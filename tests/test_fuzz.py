@@ -61,7 +61,7 @@ def outcome(*words):
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["mpsdiag", *words]),
-        mock.patch("mpsdiag.cli.main.app", COMMAND),
+        mock.patch.object(sys.modules["mpsdiag.cli.main"], "app", COMMAND),
         pytest.raises(SystemExit) as end,
     ):
         main(list(words))

@@ -9,7 +9,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
-from torch import Tensor, nn
+import torch  # The compiler of torch 2.5 looks for this name where `call` was written.
+from torch import nn
 
 from mpsdiag.errors import BadInput
 from mpsdiag.fixes import anatomy
@@ -20,7 +21,7 @@ from mpsdiag.words import POSITIONS
 _INSTALLED: Final[list[object]] = []
 
 
-def position_ids(attention_mask: Tensor, length: int) -> Tensor:
+def position_ids(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
     """The position of each token among the real ones of its sequence, (sequences, length) int64; 0 at left padding.
 
     The mask is (sequences, positions), 0 at padding; with a cache it is longer than the `length` tokens that are given.
@@ -34,7 +35,7 @@ def with_position_ids(collator: Callable[..., dict[str, Any]]) -> Callable[..., 
     def collate(*args: Any, **kwargs: Any) -> dict[str, Any]:
         batch = collator(*args, **kwargs)
         mask = batch.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2:
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             batch["position_ids"] = position_ids(mask, mask.shape[1])
         return batch
 
@@ -63,11 +64,7 @@ def install_positions() -> Handle:
     installation = object()
     _INSTALLED.append(installation)
     when_imported("transformers.modeling_utils", _wrap_call)
-
-    def remove() -> None:
-        _INSTALLED.remove(installation)
-
-    return Handle(POSITIONS, remove)
+    return Handle(POSITIONS, lambda: _INSTALLED.remove(installation))
 
 
 def _wrap_call() -> None:
@@ -102,6 +99,6 @@ def _fill(
     given = {**given, **given.get("kwargs", {})}
     mask = given.get("attention_mask")
     tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
-    if given.get("position_ids") is not None or not isinstance(mask, Tensor) or mask.dim() != 2 or tokens is None:
+    if given.get("position_ids") is not None or not isinstance(mask, torch.Tensor) or mask.dim() != 2 or tokens is None:
         return None
     return args, {**kwargs, "position_ids": position_ids(mask, tokens.shape[1])}

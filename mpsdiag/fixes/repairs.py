@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from types import BuiltinFunctionType, MappingProxyType
+from types import BuiltinFunctionType
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -54,10 +54,8 @@ def finite_minimum(mask: Tensor, dtype: torch.dtype, by_torch: bool = False) -> 
     return Repaired(mask.clamp(min=torch.finfo(mask.dtype).min), None)
 
 
-REPAIRS: Final[Mapping[str, Repair]] = MappingProxyType(
-    {"safe_sdpa": safe, "unmask_sdpa": unmask, "min_mask_sdpa": finite_minimum}
-)
-"""The repair of each mode that repairs masks, by name."""
+REPAIRS: Final[Mapping[str, Repair]] = {"safe_sdpa": safe, "unmask_sdpa": unmask, "min_mask_sdpa": finite_minimum}
+"""The repair of each mode that repairs masks, by name: a plain dict, which the compiler of torch 2.5 can follow."""
 
 
 class MaskArgument(NamedTuple):

@@ -7,6 +7,7 @@ from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -134,9 +135,11 @@ def uncompiled() -> Any:
     """Run compiled code operation by operation; nothing to do if nothing can have been compiled."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    stance: Any = getattr(torch.compiler, "set_stance", None)  # torch 2.6 and later
-    older: Any = sys.modules["torch._dynamo"]
-    return stance("force_eager") if stance else older.config.patch(disable=True)
+    if hasattr(torch.compiler, "set_stance"):  # torch 2.6 and later
+        return torch.compiler.set_stance("force_eager")
+    older: Any = sys.modules["torch._dynamo.eval_frame"]
+    # Code that is first called while its compiler is disabled by a setting is never compiled again.
+    return patch.object(older, "_maybe_set_eval_frame", lambda _: None)
 
 
 @contextmanager

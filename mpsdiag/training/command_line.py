@@ -140,6 +140,8 @@ def make_parser() -> HfArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(**_DEFAULTS)
+    for action in (one for one in parser._actions if vars(one)["type"] is dict):  # noqa: SLF001
+        action.type = str  # JSON or a file; typing may hand the parts of a Union on in another order
     return parser
 
 

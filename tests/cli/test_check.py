@@ -98,6 +98,7 @@ def test_torch_2_4_is_affected_in_training_too(run):
     assert (found["probes"][0]["training"], found["probes"][0]["evaluation"]) == ("fail", "fail")
 
 
+@pytest.mark.needs(transformers="4.56")  # Older ones make the query contiguous.
 @pytest.mark.parametrize("words", [("--emulate", "2.8", "--emulate-macos", "14"), ("--emulate", "2.5")])
 def test_the_kernel_and_the_pipeline_are_told_apart(run, words):
     code, out, _ = run(*words, "--json")
@@ -291,7 +292,7 @@ def test_weights_that_the_checkpoint_lacks_are_said_to_be_random_and_no_bar_is_s
 
     build_model("tiny-llama").save_pretrained(tmp_path)
     byte_tokenizer("left").save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
+    weights = {name: weight.clone() for name, weight in load_file(tmp_path / "model.safetensors").items()}
     kept = {name: weight for name, weight in weights.items() if ".layers.1." not in name}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     capfd.readouterr()

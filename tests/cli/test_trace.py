@@ -146,7 +146,7 @@ def test_bad_weights_and_since_which_checkpoint(run, checkpoint, tmp_path):
         for path in checkpoint.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         if step > 5:
-            weights = load_file(folder / "model.safetensors")
+            weights = {name: weight.clone() for name, weight in load_file(folder / "model.safetensors").items()}
             weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("inf")
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     code, out, _ = run(

@@ -5,6 +5,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
@@ -17,6 +19,7 @@ def plain(outputs):
     return texts
 
 
+@pytest.mark.needs(transformers="4.56")  # set_attn_implementation
 def test_the_notebook_gives_what_it_shows():
     spec = importlib.util.spec_from_file_location("notebook", DOCS / "notebook.py")
     module = importlib.util.module_from_spec(spec)

@@ -96,3 +96,12 @@ def test_a_watcher_sees_the_model_where_positions_are_installed_and_after_that(m
         with context, watch() as seen, torch.no_grad():
             model(**batch)
         assert seen.report.watched.models == {type(model).__name__: 1}
+
+
+def test_a_compiled_model_runs_where_positions_are_installed_and_after_that(model, batch):
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        with install("positions"):
+            torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)
+        torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)

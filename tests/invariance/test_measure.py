@@ -83,7 +83,10 @@ def test_gpt2_is_invariant_where_padding_is_on_the_right(models, batch_of):
         ("tiny-llama", "left", {"eager", "safe_sdpa"}),
         ("tiny-mistral", "left", {"eager", "safe_sdpa"}),
         ("tiny-mistral", "right", {"eager", "safe_sdpa"}),
-        ("tiny-gpt2", "left", {"eager + positions", "safe_sdpa + positions"}),
+        pytest.param(
+            *("tiny-gpt2", "left", {"eager + positions", "safe_sdpa + positions"}),
+            marks=pytest.mark.needs(transformers="4.56"),  # Older ones write finite masks for GPT-2.
+        ),
     ],
 )
 def test_attention_of_broken_releases_is_named(models, batch_of, release, name, side, restored_by):

@@ -25,7 +25,14 @@ def test_what_is_run_again_and_what_has_a_run_are_the_same():
     assert all(observation.get("not_rerun", "a reason") for observation in OBSERVATIONS.values())
 
 
-@pytest.mark.parametrize("name", RERUN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Older ones write finite masks for GPT-2.
+        pytest.param(name, marks=[pytest.mark.needs(transformers="4.56")] if name == "thesis_gpt2_sdpa_nan" else [])
+        for name in RERUN
+    ],
+)
 def test_the_emulation_gives_what_the_mac_gave(name):
     compared = fidelity.compare(OBSERVATIONS[name])
     said = [run.said for run in compared.runs]
@@ -55,7 +62,14 @@ def test_another_release_does_not_match(name, release):
     assert fidelity.compare(observation).state == "differs"
 
 
-@pytest.mark.parametrize("name", RERUN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Older ones write finite masks for GPT-2.
+        pytest.param(name, marks=[pytest.mark.needs(transformers="4.56")] if name == "thesis_gpt2_sdpa_nan" else [])
+        for name in RERUN
+    ],
+)
 def test_a_figure_that_is_not_the_printed_one_is_a_difference(name):
     observation = OBSERVATIONS[name]
     run = mac_bench.Run(observation["outcome"], "", dict.fromkeys(observation.get("figures", {}), 12345.678))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mpsdiag.emulation.selection import EmulatedAbort, Emulation
+from mpsdiag.environment import version_numbers
 from mpsdiag.errors import BadInput
 from mpsdiag.probes import run as running
 from mpsdiag.probes.declaration import Check, ModeResult, Skip
@@ -140,10 +141,12 @@ def in_this_process(monkeypatch):
 
 @pytest.mark.usefixtures("thin_sweep", "in_this_process")
 def test_level_three_on_the_real_cpu_passes_or_skips_with_a_reason():
-    findings = run_level(3, "cpu", None)
+    findings, old = run_level(3, "cpu", None), version_numbers(torch.__version__) < (2, 6)
     assert [finding.id for finding in findings] == [*CATALOGUE, "SWEEP"]
     for finding in findings:
-        assert finding.status in {"pass", "skip"}, (finding.id, finding.detail)
+        # The CPU of torch 2.5 itself swallows a NaN in the query.
+        expected = {"fail"} if (finding.id, old) == ("SDPA020", True) else {"pass", "skip"}
+        assert finding.status in expected, (finding.id, finding.detail)
         assert finding.detail
     # The fully masked row, and what has nothing to do with MPS alone, did run.
     ran_here = {finding.id for finding in findings if finding.status == "pass"}

@@ -83,14 +83,14 @@ def test_plain_data_is_the_json_document(diagnosis, stories):
 def test_a_finding_of_trace_shows_itself():
     from mpsdiag.inputs.models import build_model
 
-    model = build_model("tiny-gpt2")
+    model = build_model("tiny-llama")
     ids = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
     with mpsdiag.emulate_mps("2.8"):
         origin = mpsdiag.trace(model, {"input_ids": ids, "attention_mask": mask})
     assert isinstance(origin, mpsdiag.Origin)
-    assert str(origin).startswith("dead_rows: fully masked rows: layer 0, transformer.h.0.attn")
+    assert str(origin).startswith("dead_rows: fully masked rows: layer 0, model.layers.0.self_attn")
     assert len(repr(origin)) < 200
     assert "mpsdiag.install" in origin.to_markdown()
     assert origin.to_dict()["cause"] == "dead_rows"

@@ -82,7 +82,13 @@ masks = st.integers(1, 3).flatmap(
 )
 
 
-@pytest.mark.parametrize("name", [*BUILTIN_DECODERS, "gemma3", "llama4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.needs(transformers="4.56")] if name == "tiny-gpt2" else [])
+        for name in (*BUILTIN_DECODERS, "gemma3", "llama4")  # Older ones write finite masks for GPT-2.
+    ],
+)
 @settings(max_examples=25, deadline=None)
 @given(mask=masks)
 def test_the_prediction_is_what_reaches_attention(models, name, mask):
@@ -177,7 +183,7 @@ def test_a_static_cache_meets_the_same_rows_in_its_prefill(models, cache_name):
     from transformers import StaticCache
 
     model, batch = models["tiny-llama"], batch_of([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
-    cache = StaticCache(config=model.config, max_cache_len=16)
+    cache = StaticCache(config=model.config, max_cache_len=16, max_batch_size=2)
     assert max(observed(model, {**batch, cache_name: cache})) == 3
     assert predict(model.config, [batch]).rows == 3
 

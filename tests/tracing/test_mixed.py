@@ -14,7 +14,7 @@ def test_dead_rows_before_no_labels(build, batch_of):
     batch = batch_of()
     batch["labels"].fill_(-100)
     with emulate_mps("2.8"):
-        origin = trace(build("tiny-gpt2"), batch)
+        origin = trace(build("tiny-llama"), batch)
     assert causes(origin) == ["dead_rows", "no_labels"]
     assert origin.also[0].operation == "cross_entropy"
 
@@ -38,7 +38,7 @@ def test_bad_weights_before_dead_rows(build, batch_of, plants):
 
 
 def test_overflow_behind_dead_rows(build, batch_of, plants):
-    model = build("tiny-gpt2", "float16")
+    model = build("tiny-llama", "float16")
     module, operation = plants.overflow(model, 3)
     with emulate_mps("2.8"):
         origin = trace(model, batch_of((3, 2, 1)))

@@ -28,7 +28,7 @@ def test_lists_and_batches_without_labels_or_mask_will_do(build):
 
 
 def test_the_model_is_left_as_it_was(build, batch_of):
-    model, batch = build("tiny-gpt2").train(), batch_of()
+    model, batch = build("tiny-llama").train(), batch_of()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     kept = {name: tensor.clone() for name, tensor in batch.items()}
     with emulate_mps("2.8"):
@@ -95,6 +95,7 @@ def test_what_is_no_model_is_refused(batch_of, model, sentence):
         trace(model, batch_of())
 
 
+@pytest.mark.needs(transformers="4.56")  # Older ones repeat the heads of Llama.
 def test_a_forward_that_fails_leaves_it_undecided(build, batch_of):
     with emulate_mps("2.6"), pytest.raises(CannotDecide) as undecided:
         trace(build("tiny-llama"), batch_of((0, 0)))  # shared heads end the process there
@@ -207,11 +208,11 @@ def test_values_that_are_written_over_later_are_kept_as_they_were(build, batch_o
 
 
 def test_a_compiled_model_is_traced_as_it_was_before(build, batch_of):
-    model = build("tiny-gpt2")
+    model = build("tiny-llama")
     compiled = torch.compile(model, backend="eager")
     with emulate_mps("2.8"):
         origin = trace(compiled, batch_of())
-    assert (origin.cause, origin.module) == ("dead_rows", "transformer.h.0.attn")
+    assert (origin.cause, origin.module) == ("dead_rows", "model.layers.0.self_attn")
 
 
 def test_a_clean_batch_is_read_from_the_device_once(build, batch_of, monkeypatch):

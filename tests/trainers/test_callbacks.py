@@ -196,7 +196,7 @@ def test_several_evaluation_sets_are_counted_apart(trainer_of, examples):
     assert (metrics["eval_padded_nonfinite_batches"], metrics["eval_even_nonfinite_batches"]) == (3, 0)
 
 
-def frozen(model="tiny-gpt2"):
+def frozen(model="tiny-llama"):
     """Only the head is trained: attention runs without gradients, in training too."""
     built = build_model(model, max_positions=128).requires_grad_(requires_grad=False)
     built.lm_head.weight = torch.nn.Parameter(built.lm_head.weight.detach().clone())
@@ -257,7 +257,7 @@ def test_running_statistics_count_as_weights(trainer_of, caplog):
 
 
 def test_no_count_where_nothing_could_be_judged(trainer_of, examples):
-    """A model that gives neither loss nor logits, and an evaluation without a batch."""
+    """A model that gives neither loss nor logits."""
 
     class Own(torch.nn.Module):
         def __init__(self):
@@ -278,6 +278,10 @@ def test_no_count_where_nothing_could_be_judged(trainer_of, examples):
     watched = trainer_of(Scored, Own())
     NonFiniteCallback().watch(watched)
     assert watched.evaluate()["eval_nonfinite_batches"] == 3
+
+
+@pytest.mark.needs(transformers="4.56")  # Older ones fail here by themselves.
+def test_no_count_where_there_was_no_batch(trainer_of):
     assert "eval_nonfinite_batches" not in trainer_of(Trainer, callbacks=[NonFiniteCallback()]).evaluate([])
 
 

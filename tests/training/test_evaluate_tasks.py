@@ -75,7 +75,12 @@ def test_a_classifier_is_evaluated_on_the_labels_of_the_data(evaluate, classifie
     assert one["eval_loss"] == named["eval_loss"] != other["eval_loss"]
 
 
-@pytest.mark.parametrize("label", ["good", 3, -1, 0.5, True, [1, 2], None])
+MIXED = pytest.mark.needs(datasets="4.7")  # Older ones refuse a column of mixed types.
+
+
+@pytest.mark.parametrize(
+    "label", [3, -1, 0.5, None, *(pytest.param(label, marks=MIXED) for label in ("good", True, [1, 2]))]
+)
 def test_a_label_of_a_wrong_type_is_one_sentence(evaluate, classifier, tmp_path, label):
     with pytest.raises(BadInput, match=r"is not one of the model's: give a whole number from 0 to 2") as caught:
         evaluate(classifier, dataset=labelled(tmp_path, 0, label))

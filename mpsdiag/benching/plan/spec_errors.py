@@ -92,5 +92,5 @@ def _siblings(model: type[BaseModel], place: Place) -> list[str]:
     for part in place[:-1]:
         field = model.model_fields.get(str(part))
         kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-        model = next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), model)
+        model = next((one for one in kinds if isinstance(one, type(BaseModel))), model)
     return list(model.model_fields)

@@ -105,8 +105,8 @@ def _broken_derivative(
     """The origin of non-finite gradients, the `outgoing`, that arise from finite ones."""
     gave = [facts(gradient, name) for name, gradient in outgoing.items()]
     dtype, greatest = gave[0]["dtype"], max(map(largest, incoming), default=0.0)
-    # In float32 a product overflows if the incoming gradient is large; with a small one it is a pole.
-    reached = dtype == "float16" or (state.infinite and greatest > _LARGE)
+    # In float32 a product overflows if the incoming gradient is large, and two infinities cancel; else it is a pole.
+    reached = dtype == "float16" or greatest > (_LARGE if state.infinite else _LARGE**2)
     operation = claim["operation"]
     overflowed = reached and operation not in _POLES
     made = "an infinity" if state.infinite else "NaN"

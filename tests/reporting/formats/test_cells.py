@@ -36,7 +36,7 @@ def test_the_frame_holds_what_the_file_holds(stories):
     parquet = pq.read_table(io.BytesIO(cells.parquet(stories["both"])))
     assert list(made.columns) == list(read.columns) == parquet.column_names
     for name in ("eval_step", "rank", "dead_rows"):
-        numbers = made[name].astype("float64").tolist()
+        numbers = made[name].to_numpy("float64", na_value=math.nan).tolist()
         assert numbers == pytest.approx(read[name].tolist(), nan_ok=True)
         assert numbers == pytest.approx(
             [math.nan if one is None else one for one in parquet[name].to_pylist()], nan_ok=True

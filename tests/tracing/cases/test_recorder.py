@@ -98,10 +98,10 @@ def test_a_healthy_training_records_nothing(build, rows, trainer_of, tmp_path):
 def test_without_weights_the_model_has_to_be_given(build, rows, trainer_of, tmp_path):
     recorder = BadBatchRecorder(tmp_path / "bad", save_weights=False)
     with emulate_mps("2.8"):
-        trainer_of(build("tiny-gpt2"), rows, recorder).evaluate()
+        trainer_of(build("tiny-llama"), rows, recorder).evaluate()
     with pytest.raises(BadInput, match="--model"):
         investigate(TraceRequest(folder=tmp_path / "bad"))
-    report = investigate(TraceRequest(folder=tmp_path / "bad", model="tiny-gpt2"))
+    report = investigate(TraceRequest(folder=tmp_path / "bad", model="tiny-llama"))
     assert report.origin.cause == "dead_rows"
 
 
@@ -129,7 +129,7 @@ def test_a_case_that_is_broken_is_refused(tmp_path, document, sentence):
 def test_the_folder_holds_json_and_safetensors_only(build, rows, trainer_of, tmp_path):
     recorder = BadBatchRecorder(tmp_path / "bad")
     with emulate_mps("2.8"):
-        trainer_of(build("tiny-gpt2"), rows, recorder).evaluate()
+        trainer_of(build("tiny-llama"), rows, recorder).evaluate()
     suffixes = {path.suffix for path in (tmp_path / "bad").rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".safetensors"}
     json.loads((tmp_path / "bad" / "case.json").read_text(), parse_constant=pytest.fail)

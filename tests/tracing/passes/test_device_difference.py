@@ -47,16 +47,16 @@ def test_a_plain_cpu_is_compared_on_request_only(build, batch_of, monkeypatch):
     assert compared
 
 
-def test_the_bound_is_twice_the_error_of_eager_attention(build, batch_of):
+def test_the_bound_is_twice_the_error_of_eager_attention(build, batch_of, choose):
     """Computed here by other means: transformers' own switch, and no hooks."""
     model, batch = build("tiny-llama", "bfloat16"), batch_of((0, 0), length=9)
     with emulate_mps("2.11", macos=26):
         origin = trace(model, batch)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     with torch.no_grad():
-        model.set_attn_implementation("eager")
+        choose(model, "eager")
         eager = model(**inputs).logits
-        model.set_attn_implementation("sdpa")  # Eager attention takes its softmax in float32, in a float64 model too.
+        choose(model, "sdpa")  # Eager attention takes its softmax in float32, in a float64 model too.
         exact = model.double()(**inputs).logits
     error = float((eager.double() - exact).abs().max())
     assert origin.evidence["logits"]["bound"] == pytest.approx(2 * error, rel=1e-9)

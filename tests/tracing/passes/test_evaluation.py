@@ -33,7 +33,7 @@ def test_a_loss_that_only_looks_finite(build, batch_of):
 
 def test_no_filter_is_blamed_when_every_batch_is_bad(build, batch_of):
     with emulate_mps("2.8"):
-        found = trace_batches(build("tiny-gpt2"), [batch_of(), batch_of(seed=1)])
+        found = trace_batches(build("tiny-llama"), [batch_of(), batch_of(seed=1)])
     assert (found.bad, found.origin.also) == ([0, 1], [])
     assert math.isnan(found.stock_eval_loss)
 

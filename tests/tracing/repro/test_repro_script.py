@@ -65,7 +65,7 @@ def assigned(text):
 
 def test_dead_rows_come_down_to_one_number(build, batch_of, tmp_path, monkeypatch):
     """With a child: the script as the user runs it."""
-    (written, note), text = write(tmp_path, build("tiny-gpt2"), batch_of((8, 0), length=16), "2.8")
+    (written, note), text = write(tmp_path, build("tiny-llama"), batch_of((8, 0), length=16), "2.8")
     assert written
     assert "it shows the fault (1 of 1 values are not finite)" in note
     tensors = assigned(text)
@@ -119,7 +119,7 @@ def test_something_unknown(build, batch_of, plants, tmp_path, here):
 
 
 def test_a_doubled_mask(build, batch_of, plants, tmp_path, here):
-    model = build("tiny-gpt2")
+    model = build("tiny-llama")
     plants.doubled_mask(model, 1, torch.float32)
     (written, _note), text = write(tmp_path, model, batch_of(), "2.8")
     assert written
@@ -164,7 +164,7 @@ def test_nothing_to_show(build, batch_of, tmp_path):
 
 def test_a_script_that_does_not_show_it_is_not_handed_over(build, batch_of, tmp_path, monkeypatch):
     monkeypatch.setattr(repro, "_run", lambda text, emulation: None)
-    (written, note), text = write(tmp_path, build("tiny-gpt2"), batch_of(), "2.8")
+    (written, note), text = write(tmp_path, build("tiny-llama"), batch_of(), "2.8")
     assert (written, text) == (False, "")
     assert "does not show the fault" in note
 
