@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import lru_cache
 from io import BytesIO
@@ -46,12 +47,12 @@ def json_text(report: Report) -> str:
 
 
 def _text(value: dict[str, Any]) -> str:
-    try:
+    with contextlib.suppress(ValueError):  # a NaN somewhere
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=jsonable)
-    except ValueError:  # a NaN somewhere
-        text = dumps(value)
+        if text.isprintable():
+            return text
     # Half a character, which no file can hold, is spelled as JSON spells it.
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return dumps(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def document(report: Report, *, cells: bool = True) -> dict[str, Any]:

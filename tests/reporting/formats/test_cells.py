@@ -91,6 +91,12 @@ def test_the_document_is_strict_json_with_nan_as_a_word(stories):
     assert found["scenes"][0]["fixes"][0]["attention"] == "safe_sdpa"
 
 
+def test_a_character_that_no_terminal_should_get_is_spelled():
+    text = cells._text({"system": "Linux \x7f \x9b \u202e \ud800 é"})
+    assert text.isprintable()
+    assert json.loads(text) == {"system": "Linux \x7f \x9b \u202e \ud800 é"}
+
+
 def test_the_document_has_the_comparison(stories):
     found = strict(cells.json_text(stories["compared"]))
     assert found["comparison"]["cells"][0]["change"] == "newly_bad"
