@@ -15,7 +15,7 @@ from mpsdiag.inputs.nonfinite import IGNORED_LABEL, no_label_counts
 from mpsdiag.sdpa.watch import count_pairs, masked_pairs
 from mpsdiag.tracing.process.forwards import WatchedForward
 from mpsdiag.tracing.watch.tensors import impurity, is_judged, judged_in, unseen
-from mpsdiag.tracing.watch.tracer import flag_of, is_up, norm_of, numbers
+from mpsdiag.tracing.watch.tracer import flag_of, is_up, norm_of, numbers, readable
 
 WAITING = 16
 """At most this many calls with gradients wait for an optimizer step before their flags are read."""
@@ -87,10 +87,11 @@ class Unread:
             if forward.flag is None and forward.loss is None:
                 return
             none = no_label_counts(forward.kwargs)
-            if none is not None and (not none.is_cpu or bool(none)):
-                self.unlabelled.append(none)
             flags = [flag for flag in (forward.flag, forward.loss) if flag is not None]
-            if not forward.grad and all(flag.is_cpu and math.isfinite(flag.item()) for flag in flags):
+            at_once = readable(flags)
+            if none is not None and (not at_once or bool(none)):
+                self.unlabelled.append(none)
+            if at_once and not forward.grad and all(math.isfinite(flag.item()) for flag in flags):
                 forward.bad = False
                 forward.learn()
                 return

@@ -55,11 +55,17 @@ def norm_of(gradients: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def readable(tensors: Sequence[Tensor]) -> bool:
+    """Whether values can be read without waiting: on the CPU, unless a mode stands for a device there."""
+    mode = bool(tensors) and torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001 - no public name for it
+    return not mode and all(tensor.is_cpu for tensor in tensors)
+
+
 def numbers(*parts: Sequence[Tensor]) -> list[list[float]]:
     """Scalars on any device as numbers, part by part. Waits for the device once."""
     every = [tensor for part in parts for tensor in part]
     with unseen():
-        if all(tensor.is_cpu for tensor in every):  # Nothing waits there, and nothing has to be stacked.
+        if readable(every):  # Nothing has to be stacked.
             read = iter([tensor.item() for tensor in every])
         else:
             read = iter(_together([tensor.detach().reshape(()).float() for tensor in every]).cpu().tolist())

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import mpsdiag
@@ -419,6 +420,35 @@ def test_a_training_step_waits_once_for_the_device_and_an_evaluation_once_a_batc
                 model(batch)
         assert len(Far.waits) == 3 + 4  # that of the last batch is not read yet
     assert seen.findings == []
+
+
+class Waits(TorchDispatchMode):
+    """Lets the CPU stand for a device, and counts what would wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_that_stands_for_a_device_sees_no_more_waits_than_steps(inputs):
+    model, labels = small(), torch.zeros(len(inputs), dtype=torch.long)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Waits() as waits, mpsdiag.watch() as seen:
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+        trained = waits.count
+        with torch.no_grad():
+            for _ in range(5):
+                model(inputs)
+    assert (seen.findings, seen.report.watched.forwards) == ([], 8)
+    assert trained <= 3
+    assert waits.count <= 3 + 5 + 1
 
 
 def test_compiled_models_are_watched_from_outside(inputs):
