@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpsdiag.sdpa.watch import answer, masked_rows, overriding, plain_on_cpu
+from mpsdiag.sdpa.watch import answer, dead_rows, overriding, plain_on_cpu
 
 
 def safe_scaled_dot_product_attention(
@@ -70,7 +70,7 @@ def open_dead_rows(attn_mask: Tensor, *, by_torch: bool = False) -> tuple[Tensor
     and zeroing the output is enough.
     """
     if by_torch and plain_on_cpu(attn_mask) and not _watched_or_graded():
-        return attn_mask, masked_rows(attn_mask)
+        return attn_mask, dead_rows(attn_mask, keepdim=True)
     once = attn_mask
     for dim in _expanded(attn_mask) if plain_on_cpu(attn_mask) else ():
         once = once.narrow(dim, 0, 1)  # expanded over rows or heads it stays so: nothing is computed or stored twice
@@ -88,7 +88,7 @@ def _watched_or_graded() -> bool:
 
 
 def _open(attn_mask: Tensor) -> tuple[Tensor, Tensor]:
-    dead = masked_rows(attn_mask)
+    dead = dead_rows(attn_mask, keepdim=True)
     is_bool = attn_mask.dtype == torch.bool
     if not plain_on_cpu(attn_mask) or attn_mask.requires_grad or not attn_mask.dim():
         return attn_mask | dead if is_bool else torch.where(dead, 0.0, attn_mask), dead

@@ -19,19 +19,14 @@ from torch.overrides import TorchFunctionMode, _get_overloaded_args, handle_torc
 from mpsdiag.errors import BadInput
 
 
-def dead_rows(attn_mask: Tensor) -> Tensor:
-    """The rows of a mask that let their query attend to no key: bool, shape `attn_mask.shape[:-1]`.
+def dead_rows(attn_mask: Tensor, *, keepdim: bool = False) -> Tensor:
+    """The rows of a mask that let their query attend to no key: bool, `attn_mask.shape[:-1]`, and 1 with `keepdim`.
 
     Works for any shape that `scaled_dot_product_attention` accepts as a mask, bool (True = may attend) or
     floating (`-inf` = may not attend). A row of large finite values such as `finfo.min` is not fully masked:
     its softmax is defined. No device synchronization, no data-dependent branch. Raises BadInput for other
     dtypes, such as a 0/1 integer mask.
     """
-    return masked_rows(attn_mask, keepdim=False)
-
-
-def masked_rows(attn_mask: Tensor, *, keepdim: bool = True) -> Tensor:
-    """As `dead_rows`; with `keepdim` in the shape `(..., L, 1)`."""
     is_bool = attn_mask.dtype == torch.bool
     if not is_bool and not attn_mask.is_floating_point():
         raise BadInput(
