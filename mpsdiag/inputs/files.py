@@ -35,7 +35,7 @@ _READERS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
 }
 _BAD: Final[Mapping[str, str]] = {
     "text": "cannot be read: {}. Convert it to UTF-8 text, one text a line",
-    "json": "is not JSON Lines: {}. Write one JSON object a line",
+    "json": "is not JSON Lines: {}. Write one JSON object a line, with values of one type for each key",
     "csv": "cannot be read as a table: {}. Its first line must name the columns, and every row must have a field for "
     "each; put text with separators or line breaks in quotes",
     "parquet": "is not a Parquet file that can be read. Write it again",
