@@ -22,6 +22,8 @@ os.environ["TMPDIR"] = tempfile.tempdir = SCRATCH
 # A shell that starts this in the background has it ignore Ctrl-C, and every child of it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+STARTED_WITH = frozenset(os.environ)
+
 WIKITEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "wikitext-2"
 
 
@@ -69,9 +71,13 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def nothing_left_over():
     """Older transformers pass bf16 and torch_compile on to every later Trainer of the process, through accelerate."""
-    before = dict(os.environ)
+    _forget_accelerate()  # what a fixture of a wider scope has left
     yield
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in before]:
+    _forget_accelerate()
+
+
+def _forget_accelerate():
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in STARTED_WITH]:
         del os.environ[name]
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state()
