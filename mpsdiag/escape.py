@@ -8,6 +8,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from mpsdiag.serialization import read_toml
+
 CELL_LIMIT = 200
 LOG_LIMIT = 4000
 
@@ -99,82 +101,10 @@ def ascii_text(text: str) -> str:
 _PLAIN: dict[int, int | str] = {**str.maketrans("✓≈✗≠–—×µ·─", "+~x!--xu--"), ord("…"): "...", ord("→"): "->"}
 
 
-SHOWN_VARIABLES = frozenset(
-    {
-        "ACCELERATE_MIXED_PRECISION",
-        "ACCELERATE_TORCH_DEVICE",
-        "ACCELERATE_USE_CPU",
-        "ACCELERATE_USE_MPS_DEVICE",
-        "HF_DATASETS_OFFLINE",
-        "HF_HUB_DISABLE_PROGRESS_BARS",
-        "HF_HUB_DISABLE_TELEMETRY",
-        "HF_HUB_DISABLE_XET",
-        "HF_HUB_OFFLINE",
-        "MPSDIAG_CACHE_GIB",
-        "MPSDIAG_RUN_EMULATE",
-        "MPSDIAG_RUN_EMULATE_MACOS",
-        "MPSDIAG_RUN_FIX",
-        "PYTORCH_ALLOC_CONF",
-        "PYTORCH_CUDA_ALLOC_CONF",
-        "PYTORCH_DEBUG_MPS_ALLOCATOR",
-        "PYTORCH_ENABLE_MPS_FALLBACK",
-        "PYTORCH_MPS_FAST_MATH",
-        "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
-        "PYTORCH_MPS_LOW_WATERMARK_RATIO",
-        "PYTORCH_MPS_PREFER_METAL",
-        "TRANSFORMERS_OFFLINE",
-        "TRANSFORMERS_VERBOSITY",
-    }
-)
+_TABLES = read_toml(Path(__file__).with_name("escape.toml"))
+SHOWN_VARIABLES = frozenset(_TABLES["shown_variables"])
 """Variables whose values are switches and numbers; any other variable is only shown as set."""
-
-# Every pattern starts at the beginning of a word; otherwise it would take quadratic time on a long word.
-# Personal words and secrets, each with its replacement; a login comes before an address.
-_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), mark)
-    for pattern, mark in (
-        (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", "<token>"),
-        (r"(?<=://)[^/@\s]+@", "<login>@"),
-        (r"(?<![\w/.:-])[\w.+-]+:[^\s@/:]+@(?=[\w.-])", "<login>@"),
-        (r"\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)?", "<token>"),
-        (
-            r"\b(?:hf|api|sk|pk|rk|gh[pousr]|glpat|github_pat|npm|pypi|xox[abeoprs]|dop_v1|dckr_pat|AGE-SECRET-KEY)[-_][\w-]{8,}",
-            "<token>",
-        ),
-        (r"\b(?:AKIA|ASIA|AGPA|AIDA|AROA|ANPA)[A-Z0-9]{12,}", "<token>"),
-        (r"\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}|\bSG\.[\w-]{16,}\.[\w-]{16,}", "<token>"),
-        (r"\b(hooks\.slack\.com/services/)[\w/]+", r"\1<token>"),
-        (r"(?i)\b(bearer|basic|negotiate)\s+[\w.~+/=-]{8,}", r"\1 <token>"),
-        (r"(?i)\b(authorization|cookie)(\"?'?\s*[:=]\s*\"?'?)(?!\w+ <)[^\"'\n]{6,}", r"\1\2<token>"),
-        (
-            # --hub_token VALUE, as on a command line
-            (
-                r"(?i)(?<![\w-])(--?(?!-|pad|eos|bos|unk|sep|cls|mask|image)[\w-]*"
-                r"(?:token|secret|passw\w*|passphrase|api[_-]?key|cookie|credentials?)\s+[\"']?)"
-                r"(?!\d+\b|[<-])[^\s\"']{6,}"
-            ),
-            r"\1<token>",
-        ),
-        (
-            r"(?i)([?&;][\w.-]*(?:token|key|secret|passw|pwd|sig|auth|credential|session|code)[\w.-]*=)[^&\s#\"'<>]+",
-            r"\1<token>",
-        ),
-        (
-            # NAME=value and "name": value, but not pad_token and the like, and no numbers
-            (
-                r"(?i)(?<![A-Za-z0-9_-])((?:(?!pad|eos|bos|unk|sep|cls|mask|image)[A-Za-z0-9]*[_-])*"
-                r"(?:token|secret|[a-z0-9]*pass(?:word|wd|phrase)|(?:api|access|account|private)[_-]?key|cookie"
-                r"|credentials?)"
-                r"[\"']?\s*[=:]\s*[\"']?)(?!\d+\b|<)[^\s\"',;&<>]{6,}"
-            ),
-            r"\1<token>",
-        ),
-        (r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+", "<email>"),
-        (r"/(home|Users)/(?!Shared\b)[^/\s:;,\"'<>]+", r"/\1/<user>"),
-        (r"(/var/folders/)[^/\s]+/[^/\s]+", r"\1<user>"),
-        (r"(?i)(\\Users\\)[^\\\s:;,\"'<>]+", r"\1<user>"),
-    )
-)
+_SECRETS = tuple((re.compile(pattern), mark) for pattern, mark in _TABLES["secrets"])
 # Every secret contains one of these; most texts contain none.
 _SUSPECT = re.compile(r"[@/\\=:]|[\w-]{12}")
 # Names that many machines share identify nobody, and occur in other words too.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mpsdiag.errors import BadInput
 from mpsdiag.escape import one_line
 from mpsdiag.reporting.story.figures import Tone
-from mpsdiag.serialization import write_atomically
+from mpsdiag.serialization import read_toml, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,38 +40,7 @@ class Theme:
     """Colours of the smallest and the largest value of a heat map."""
 
 
-LIGHT = Theme(
-    page="#ffffff",
-    text="#1f2328",
-    muted="#59636e",
-    grid="#d1d9e0",
-    tones={
-        "plain": "#1f2328",
-        "good": "#116329",
-        "moved": "#7d4e00",
-        "bad": "#b3131f",
-        "broken": "#6e3fc7",
-        "muted": "#59636e",
-    },
-    lines=("#0550ae", "#9a4600", "#0f6b5c", "#8b2f7f", "#4d5b00", "#5b4bb5"),
-    heat=("#fff3f1", "#9c0f1a"),
-)
-DARK = Theme(
-    page="#0d1117",
-    text="#e6edf3",
-    muted="#9ba4ae",
-    grid="#3d444d",
-    tones={
-        "plain": "#e6edf3",
-        "good": "#56d364",
-        "moved": "#e3b341",
-        "bad": "#ff8f87",
-        "broken": "#cba6ff",
-        "muted": "#9ba4ae",
-    },
-    lines=("#79c0ff", "#ffa657", "#56d4bb", "#f0a3e4", "#c9d45e", "#b5a9ff"),
-    heat=("#2a1416", "#ff8f87"),
-)
+LIGHT, DARK = (Theme(**colors) for colors in read_toml(Path(__file__).with_name("themes.toml")).values())
 
 
 def draw(make: Callable[[Theme], Figure]) -> Svg:
