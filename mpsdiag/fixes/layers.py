@@ -120,17 +120,17 @@ def _sdpa_layer(previous: Function) -> Function:
         return result
 
     _LAYERS[scaled_dot_product_attention] = previous
-    _compile_to_operator(scaled_dot_product_attention)
+    compile_to_operator(scaled_dot_product_attention, "aten::scaled_dot_product_attention")
     return scaled_dot_product_attention
 
 
-def _compile_to_operator(layer: Function) -> None:
-    """Make TorchScript, which cannot compile the layer, treat it as torch's own operator, as in stock torch."""
+def compile_to_operator(layer: Function, operator: str) -> None:
+    """Make TorchScript, which cannot compile a layer, treat it as torch's own operator, as in stock torch."""
     from torch.jit import _builtins
 
     # There is no public way. The table is keyed by id, so the entry goes with the layer.
     known = _builtins._get_builtin_table()  # type: ignore[no-untyped-call]  # noqa: SLF001
-    known[id(layer)] = "aten::scaled_dot_product_attention"
+    known[id(layer)] = operator
     weakref.finalize(layer, known.pop, id(layer), None)
 
 

@@ -222,6 +222,8 @@ def _watched(report: ScriptReport) -> Iterable[blocks.Block]:
         rows.append(("steps that GradScaler skipped", f"{seen.skipped_steps:,}: its scale was too large; no finding"))
     if seen.not_repeated:
         rows.append(("calls that could not be run again", f"{seen.not_repeated:,}"))
+    if seen.unwatched:
+        rows.append(("not watched", "; ".join(f"{times:,} times: {why}" for why, times in seen.unwatched.items())))
     if seen.processes > 1:
         rows.append(("processes", f"{seen.processes:,}"))
     if report.script_exit is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
@@ -18,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import unserializable_hook
 
 from mpsdiag.inputs.modules import in_mode, mapped
 from mpsdiag.tracing.watch.model_state import Repeat
@@ -153,6 +155,13 @@ class WatchedForward:
         if changed or self.known.written is None:
             self.known.written = changed | (self.known.written or set())
 
+    def let_go(self) -> WatchedForward:
+        """A copy that holds neither the model nor anything of it."""
+        kept = copy.copy(self)
+        for name in ("model", "known", "repeat", "gradients"):
+            delattr(kept, name)
+        return kept
+
     @property
     def lost(self) -> list[str]:
         """Inputs that have changed and of which there is no copy."""
@@ -161,9 +170,10 @@ class WatchedForward:
     def keep_gradients(self, outputs: Iterator[tuple[str, Tensor]]) -> None:
         """Keep the gradients that will reach the outputs, by their number."""
         for number, (_, tensor) in enumerate(outputs):
-            if tensor.requires_grad and tensor.numel() <= LARGEST_GRADIENT:
+            if tensor.grad_fn is not None and tensor.numel() <= LARGEST_GRADIENT:  # A weight would keep every hook.
                 hooked: Any = tensor
-                hooked.register_hook(functools.partial(self.gradients.__setitem__, number))
+                hook = functools.partial(self.gradients.__setitem__, number)
+                hooked.register_hook(unserializable_hook(hook))  # type: ignore[no-untyped-call]  # in torch
 
     @contextmanager
     def again(self) -> Iterator[tuple[nn.Module, dict[str, Any]]]:

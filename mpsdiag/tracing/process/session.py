@@ -85,10 +85,10 @@ class _Session:
             with self.watch.aside():
                 self._checked = check_forwards(evaluation or [self._first], evaluation=bool(evaluation))
 
-    def _found(self, watch: ProcessWatch, finding: ScriptFinding, forward: WatchedForward) -> None:
-        del watch, finding
+    def _found(self, finding: ScriptFinding, forward: WatchedForward) -> None:
+        del finding
         if self._options.record is not None and self._recorded is None:
-            self._recorded = _recorded(self._options.record, forward)
+            self._recorded = self.watch.findings.spared(_recorded, self._options.record, forward)
         if not self._options.keep_going and self._options.check_steps is None:
             self._stop()
 
@@ -135,7 +135,7 @@ class Watching:
     def findings(self) -> list[ScriptFinding]:
         """Each cause and place once, in order of appearance; reads the pending flags."""
         self._watch.read()
-        return list(self._watch.findings.values())
+        return list(self._watch.findings.all.values())
 
     @property
     def report(self) -> ScriptReport:
@@ -165,7 +165,7 @@ def watch(model: nn.Module | None = None, *, stop: bool = False) -> Iterator[Wat
     if model is not None and not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}, not a torch.nn.Module. Give the loaded model itself.")
 
-    def found(_: ProcessWatch, finding: ScriptFinding, __: WatchedForward) -> None:
+    def found(finding: ScriptFinding, _: WatchedForward) -> None:
         if stop:
             raise NonFiniteFoundError(finding)
 
@@ -181,7 +181,7 @@ def _report(watch: ProcessWatch, *, stopped: bool = False, recorded: Path | None
     active = emulation.active()
     return ScriptReport(
         watched=watch.watched,
-        findings=list(watch.findings.values()),
+        findings=list(watch.findings.all.values()),
         stopped=stopped,
         recorded=None if recorded is None else str(recorded),
         emulated=None if active is None else Emulated(release=active.release, macos=active.macos),

@@ -24,8 +24,8 @@ NEAREST = 32
 KEPT_POLES = 8
 """How many of their inputs are kept until the flags are read."""
 POLES: Final = {
-    "DivBackward0": ("div", "_saved_other"),
-    **{f"{name.capitalize()}Backward0": (name, "_saved_self") for name in ("log", "log2", "log10")},
+    "DivBackward0": ("div", "other"),
+    **{f"{name.capitalize()}Backward0": (name, "self") for name in ("log", "log2", "log10")},
 }
 
 
@@ -78,8 +78,8 @@ class Unread:
 
     def note(self, forward: WatchedForward, output: Any) -> None:
         """Judge the output of a forward, on the CPU at once: without gradients, nothing more can come of a good one."""
-        loss = loss_of(output)
         with unseen():
+            loss = loss_of(output)
             if loss is not None and is_judged(loss):
                 own = loss.detach() if loss.requires_grad else loss
                 forward.loss = own if own.numel() == 1 else own.float().mean()
@@ -97,7 +97,8 @@ class Unread:
                 return
         forward.keep()
         if forward.grad and loss is None:
-            forward.keep_gradients(judged_in(output))
+            with unseen():
+                forward.keep_gradients(judged_in(output))
         self.forwards.append(forward)
 
     def note_attention(self, args: tuple[Any, ...], options: dict[str, Any], result: Tensor) -> None:
@@ -120,19 +121,21 @@ class Unread:
             # A softmax over nothing gives the same in all channels: the first stands for them.
             self.rows_nan.append((result.detach()[..., 0].sum(1).isnan() & rows).any())
 
-    def note_backward(self, roots: list[Tensor], *, scaled: bool) -> None:
-        """Examine the start of a backward; a loss scaled for half precision may be infinite."""
+    def note_backward(self, roots: Any, *, scaled: bool) -> None:
+        """Examine the tensors that a backward starts from; a loss scaled for half precision may be infinite."""
         inside = any(forward.loss is not None for forward in self.forwards)
         with unseen(), suppress(RuntimeError):  # Of a graph that is gone; the backward says so itself.
-            for root in roots:
+            for root in roots if isinstance(roots, tuple | list) else [roots]:
+                if not isinstance(root, Tensor):  # Such as the edge of a graph.
+                    continue
                 if root.numel() == 1 and root.is_floating_point() and not scaled:
                     self.roots.append(root.detach())
                 for node in () if inside else _nearest(root):
-                    target = getattr(node, "_saved_target", None)
-                    if isinstance(target, Tensor):
+                    target = _saved(node, "target")
+                    if target is not None:
                         self.unlabelled.append(~target.ne(getattr(node, "_saved_ignore_index", IGNORED_LABEL)).any())
                     operation, saved = POLES.get(node.name(), ("", ""))
-                    if operation and isinstance(value := getattr(node, saved), Tensor):
+                    if operation and (value := _saved(node, saved)) is not None:
                         self.poles.append((operation, value.detach()))
 
     def read(self, gradients: list[Tensor], found_inf: Tensor | None) -> Values:
@@ -148,7 +151,18 @@ class Unread:
         for forward in self.forwards:
             up = forward.flag is not None and is_up(next(read_flags))
             forward.bad = (forward.loss is not None and not math.isfinite(next(read_losses))) or up
+            with unseen():
+                forward.learn()
         return values
+
+
+def _saved(node: Any, name: str) -> Tensor | None:
+    """A tensor that a node of the graph has saved as it is: to unpack others, as of a checkpoint, runs their hooks."""
+    packed = getattr(node, f"_raw_saved_{name}", None)
+    if getattr(packed, "unpack_hook", None) is not None:
+        return None
+    saved = getattr(node, f"_saved_{name}", None)
+    return saved if isinstance(saved, Tensor) else None
 
 
 def _nearest(root: Tensor) -> Iterator[Any]:

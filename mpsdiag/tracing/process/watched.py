@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,6 +61,7 @@ class Watched(Part):
         skipped_steps: Steps that GradScaler skipped to lower its scale, which is not a fault.
         processes: How many processes ran a model.
         not_repeated: Non-finite forwards that could not be run again.
+        unwatched: What could not be followed, such as inputs that cannot be copied: how often, by reason.
     """
 
     forwards: int = 0
@@ -74,17 +75,18 @@ class Watched(Part):
     skipped_steps: int = 0
     processes: int = 0
     not_repeated: int = 0
+    unwatched: dict[str, int] = Field(default_factory=dict)
 
     def plus(self, other: Watched) -> Watched:
         """The counts of two processes."""
-        added = {
-            name: getattr(self, name) + getattr(other, name)
-            for name, field in type(self).model_fields.items()
-            if field.annotation is int
-        }
+        added: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        for name in ("models", "unwatched"):
+            added[name] = dict(Counter(getattr(self, name)) + Counter(getattr(other, name)))
         answers = [one for one in (self.masked_rows_nan, other.masked_rows_nan) if one is not None]
-        models = Counter(self.models) + Counter(other.models)
-        return Watched(**added, models=dict(models), masked_rows_nan=any(answers) if answers else None)
+        return Watched(**added, masked_rows_nan=any(answers) if answers else None)
+
+
+_COUNTS: Final = [name for name, field in Watched.model_fields.items() if field.annotation is int]
 
 
 class ScriptCheck(Part):

@@ -7,6 +7,7 @@ before the optimizer changes the weights, so that a bad step is examined with th
 import functools
 import gc
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,19 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from mpsdiag.fixes.layers import IN_FORCE, hold
+from mpsdiag.fixes.layers import IN_FORCE, compile_to_operator, hold
 from mpsdiag.tracing.origin import Origin
 from mpsdiag.tracing.passes.divergence import Trajectory
 from mpsdiag.tracing.process import explained
+from mpsdiag.tracing.process.findings_kept import Findings
 from mpsdiag.tracing.process.forwards import WatchedForward, holds_values
 from mpsdiag.tracing.process.unread import Unread
 from mpsdiag.tracing.process.watched import ScriptFinding, Watched
 
-IN_DETAIL = 20
-"""How many bad calls from one line of the user's code are examined; later ones count as the last of them."""
 KEPT_STEPS = 50
-
-Found = Callable[["ProcessWatch", ScriptFinding, WatchedForward], None]
 
 
 class ProcessWatch:
@@ -41,10 +39,10 @@ class ProcessWatch:
     def __init__(
         self,
         model: nn.Module | None = None,
-        found: Found = lambda *_: None,
+        found: Callable[[ScriptFinding, WatchedForward], None] = lambda *_: None,
         saw: Callable[[WatchedForward], None] = lambda _: None,
     ) -> None:
-        self.findings: dict[tuple[Any, ...], ScriptFinding] = {}
+        self.findings = Findings(found)
         self._only = model
         self._found = found
         self._saw = saw
@@ -53,13 +51,13 @@ class ProcessWatch:
         self._rows_nan: bool | None = None
         self._busy = False
         self._unread = Unread()
-        self._last: WatchedForward | None = None
+        self._last: WatchedForward | None = None  # The last with gradients, until a step.
+        self._stepped: tuple[weakref.ref[nn.Module], WatchedForward] | None = None
         self._bad_before: nn.Module | None = None
         self._scaled = self._inside = self._spoilt = False
         self._by_hand: bool | None = None
-        self._optimizers: dict[int, torch.optim.Optimizer] = {}
+        self._optimizers = weakref.WeakValueDictionary[int, torch.optim.Optimizer]()
         self._trajectory = Trajectory(0.0)
-        self._detailed: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
         self._undo: list[Callable[[], Any]] = []
 
     def start(self) -> None:
@@ -69,26 +67,11 @@ class ProcessWatch:
         stock = call is getattr(nn.Module, "_wrapped_call_impl", None)
 
         def watched_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if watch._busy or torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or watch._busy:  # In this order, or compiled code depends on `_busy`.
                 if stock and self._compiled_call_impl is None:  # As torch does; one Python frame less a module.
                     return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]  # in torch
                 return call(self, *args, **kwargs)
             return watch._forward(call, self, args, kwargs)
-
-        def watching(run: Callable[..., Any]) -> Callable[..., Any]:
-            @functools.wraps(run)
-            def watched(*args: Any, **kwargs: Any) -> Any:
-                if not watch._busy and holds_values():
-                    watch._counts["backwards"] += 1
-                    roots = args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))
-                    roots = [roots] if isinstance(roots, Tensor) else list(roots)
-                    watch._unread.note_backward(roots, scaled=watch._scaled)
-                with watch.aside():  # What is checkpointed runs its modules again in here.
-                    result = run(*args, **kwargs)
-                watch._after_backward()
-                return result
-
-            return watched
 
         def watched_step(self: Any, *args: Any, **kwargs: Any) -> Any:
             before = watch._counts["steps"]
@@ -103,8 +86,8 @@ class ProcessWatch:
             return scale(self, outputs)
 
         self._replace(nn.Module, "__call__", watched_call)
-        self._replace(torch.autograd, "backward", watching(torch.autograd.backward))
-        self._replace(torch.autograd, "grad", watching(torch.autograd.grad))
+        self._replace(torch.autograd, "backward", self._watching(torch.autograd.backward))
+        self._replace(torch.autograd, "grad", self._watching(torch.autograd.grad))
         self._replace(torch.amp.GradScaler, "step", watched_step)
         self._replace(torch.amp.GradScaler, "scale", watched_scale)
         before: Any = register_optimizer_step_pre_hook(self._before_step)
@@ -112,15 +95,41 @@ class ProcessWatch:
         IN_FORCE.saw = self._saw_sdpa
         self._undo += [before.remove, after.remove, hold(function=True), lambda: setattr(IN_FORCE, "saw", None)]
 
+    def _watching(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """What a run of autograd becomes."""
+
+        @functools.wraps(run)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return run(*args, **kwargs)
+            if not self._busy and holds_values():
+                self._counts["backwards"] += 1
+                roots = args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))
+                if len(self._unread.roots) > KEPT_STEPS:  # Nothing else reads those of a script without modules.
+                    self.read()
+                self.findings.spared(self._unread.note_backward, roots, scaled=self._scaled)
+            with self.aside():  # What is checkpointed runs its modules again in here.
+                result = run(*args, **kwargs)
+            self._after_backward()
+            return result
+
+        compile_to_operator(watched, f"aten::{run.__name__}")
+        return watched
+
     def stop(self) -> None:
         """Read what is pending, including the weights after the last step, and restore everything."""
-        self.read()
-        last = self._last
-        if last is not None and self._counts["steps"] > last.step and not self._busy:
-            self._look(last, lambda: explained.of_step(last.model, self._steppers, self._trajectory))
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+        try:
+            self.read()
+            if self._stepped is not None and self._last is None and (model := self._stepped[0]()) is not None:
+                self._stepped[1].model = model
+                with self.aside():
+                    self.findings.look(
+                        self._stepped[1], lambda: explained.of_step(model, self._steppers, self._trajectory)
+                    )
+        finally:
+            for undo in reversed(self._undo):
+                undo()
+            self._undo.clear()
 
     def forget(self) -> None:
         """Start counting from zero, as in a process forked from this one."""
@@ -151,26 +160,28 @@ class ProcessWatch:
         try:
             if self._unread.is_due:
                 self._read()
-            forward = WatchedForward.of(model, args, kwargs, self._counts["steps"])
+            forward = self.findings.spared(WatchedForward.of, model, args, kwargs, self._counts["steps"])
             self._unread.mask = None
             self._inside = True
             output = call(model, *args, **kwargs)
             self._counts["forwards"] += 1
             self._models[type(model).__name__] += 1
-            self._unread.note(forward, output)
+            if forward is None:
+                return output
+            self.findings.spared(self._unread.note, forward, output)
             if forward.bad is False:
                 self._bad_before = None
             elif not forward.grad and forward.known.repeat.device.type == "cpu":
                 self._read()
             self._last = forward if forward.grad else self._last
-            self._saw(forward)
+            self.findings.spared(self._saw, forward)
         finally:
             self._busy = self._inside = False
         return output
 
     def _saw_sdpa(self, args: tuple[Any, ...], options: dict[str, Any], result: Tensor) -> None:
         if not torch.compiler.is_compiling() and self._inside:
-            self._unread.note_attention(args, options, result)
+            self.findings.spared(self._unread.note_attention, args, options, result)
 
     def _after_backward(self) -> None:
         # Weights may be changed by hand, without a visible optimizer.
@@ -187,15 +198,17 @@ class ProcessWatch:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self._busy:
             return None
-        closure = args[0] if args else kwargs.get("closure")
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # After the optimizer itself.
         if callable(closure):
 
-            def watched_closure() -> Any:
-                loss = closure()
+            def watched_closure(*given: Any, **named: Any) -> Any:
+                loss = closure(*given, **named)
                 self._read_step(optimizer)
                 return loss
 
-            return ((watched_closure, *args[1:]), {k: v for k, v in kwargs.items() if k != "closure"})
+            if len(args) > 1:
+                return (args[0], watched_closure, *args[2:]), kwargs
+            return args, {**kwargs, "closure": watched_closure}
         self._read_step(optimizer)
         return None
 
@@ -209,6 +222,9 @@ class ProcessWatch:
         if not self._busy:
             self._counts["steps"] += 1
             self._optimizers[id(optimizer)] = optimizer
+            if self._last is not None:  # The script may delete the model from now on.
+                self._stepped = weakref.ref(self._last.model), self._last.let_go()
+                self._last = None
 
     def read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
         """Read what is pending, and examine what is not finite. Waits for the device once.
@@ -222,9 +238,9 @@ class ProcessWatch:
     def _read(self, gradients: list[Tensor] | None = None, found_inf: Tensor | None = None) -> None:
         counts, unread, forwards = self._counts, self._unread, self._unread.forwards
         self._unread = Unread(mask=unread.mask, settled=unread.settled)
-        values = unread.read(gradients or [], found_inf)
-        for forward in forwards:
-            forward.learn()
+        values = self.findings.spared(unread.read, gradients or [], found_inf)
+        if values is None:
+            return
         counts["unlabelled"] += int(sum(values.unlabelled))
         counts["masked_rows"] += int(sum(values.rows))
         if any(values.rows):
@@ -239,12 +255,13 @@ class ProcessWatch:
             self._bad_before = forward.model if forward.bad else None
         if any(values.skipped):  # GradScaler leaves it to the optimizer.
             counts["skipped_steps"] += 1
-        elif forwards and values.are_bad(gradients or []):
+        elif values.are_bad(gradients or []):
             self._spoilt = True
-            if any(forward.bad for forward in forwards):
-                return
-            last = next((forward for forward in forwards if forward.grad), forwards[-1])
-            self._look(last, lambda: explained.of_backward(unread, values, self._trajectory))
+            if not any(forward.grad for forward in forwards) and self._last is not None:
+                forwards.append(self._last)  # Read before its backward, when another call began.
+            if forwards and not any(forward.bad for forward in forwards):
+                last = next((forward for forward in forwards if forward.grad), forwards[-1])
+                self.findings.look(last, lambda: explained.of_backward(unread, values, self._trajectory))
 
     def _look_at(self, forward: WatchedForward) -> None:
         self._counts["hidden_losses"] += forward.line.hides
@@ -255,35 +272,7 @@ class ProcessWatch:
             handed_on = self._bad_before not in (None, forward.model)
             return None if handed_on and origin.cause == "bad_inputs" else origin
 
-        self._look(forward, explain)
-
-    def _look(self, forward: WatchedForward, explain: Callable[[], Origin | None]) -> None:
-        way = forward.line.way
-        known = self._detailed.setdefault((way, type(forward.model)), [])
-        if len(known) >= IN_DETAIL:
-            self._again(known[-1])
-            return
-        origin = explain()
-        if origin is None:
-            return
-        finding = ScriptFinding(
-            **{name: getattr(origin, name) for name in Origin.model_fields},
-            file=way[0][0] if way else "",
-            line=way[0][1] if way else 0,
-            step=forward.step,
-        )
-        finding.evidence["user_code"] = [f"{file}:{number}" for file, number in way]
-        self._counts["not_repeated"] += explained.NOT_REPEATED in origin.summary
-        known.append(finding.key)
-        if finding.key in self.findings:
-            self._again(finding.key)
-            return
-        self.findings[finding.key] = finding
-        self._found(self, finding, forward)
-
-    def _again(self, key: tuple[Any, ...]) -> None:
-        found = self.findings[key]
-        self.findings[key] = found.model_copy(update={"count": found.count + 1})
+        self.findings.look(forward, explain)
 
     @property
     def _steppers(self) -> list[torch.optim.Optimizer]:
@@ -294,4 +283,11 @@ class ProcessWatch:
     def watched(self) -> Watched:
         """What was seen so far."""
         ran = int(self._counts["forwards"] > 0)
-        return Watched(**self._counts, models=dict(self._models), masked_rows_nan=self._rows_nan, processes=ran)
+        return Watched(
+            **self._counts,
+            models=dict(self._models),
+            masked_rows_nan=self._rows_nan,
+            processes=ran,
+            not_repeated=self.findings.not_repeated,
+            unwatched=dict(self.findings.unwatched),
+        )

@@ -61,9 +61,7 @@ class Repeat:
         kind = self.device.type
         self._generator: Any = None if kind == "cpu" else getattr(torch, kind, None)  # Of the device, as `torch.mps`.
         self._owners = [
-            (module._buffers, name, is_statistic(name))  # noqa: SLF001 - a forward may put another tensor there
-            for module in model.modules()
-            for name in module._buffers  # noqa: SLF001 - as above
+            (owner, name, is_statistic(name)) for owner in map(_buffers_of, model.modules()) for name in owner
         ]
         self._kept: list[_KeptBuffer | None] = [None] * len(self._owners)
         self.take()
@@ -107,6 +105,12 @@ class Repeat:
                     owner[name] = copy.clone()
                 elif kept[0].shape == copy.shape:
                     kept[0].copy_(copy)
+
+
+def _buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Where a forward may put another tensor; TorchScript, in which it may not, has only a view of it."""
+    buffers = module._buffers  # noqa: SLF001 - no public name for it
+    return dict(buffers.items()) if isinstance(module, torch.jit.ScriptModule) else buffers
 
 
 _KeptBuffer = tuple[torch.Tensor, torch.Tensor, int]
