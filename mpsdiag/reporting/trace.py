@@ -151,7 +151,7 @@ def script_headline(report: ScriptReport) -> str:
     where = ""
     if report.emulated is not None:
         where = f" (emulated MPS of torch {report.emulated.release} on macOS {report.emulated.macos})"
-    if report.check is not None:
+    if report.check is not None and (report.check.affected or not report.findings):
         answer = "affected" if report.check.affected else "not affected"
         return f"{answer}: {report.check.model} on {report.check.device}, with this script's own batches"
     if report.findings:

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from mpsdiag.cli import main
+from mpsdiag.reporting.trace import script_headline
+from mpsdiag.tracing.origin import REMEDIES, Origin
+from mpsdiag.tracing.process.watched import ScriptCheck, ScriptFinding, ScriptReport, Watched, check_code
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 MPSDIAG = [sys.executable, "-c", "from mpsdiag.cli import main; main()"]
@@ -182,6 +185,28 @@ def test_what_is_no_script_is_named(tmp_path, capsys, text, sentence):
         main(["run", "--trace", str(script)])
     assert ended.value.code == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("what", ["--trace", "--check"])
+def test_exit_code_3_stays(tmp_path, what):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nsys.exit(3)\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", what, str(script)])
+    assert ended.value.code == 3
+
+
+def test_a_finding_elsewhere_in_the_script_counts_in_a_check():
+    check = ScriptCheck(model="Linear", device="cpu", batches=1)
+    origin = Origin(
+        cause="bad_inputs", operation="linear", phase="data", summary="bad", evidence={}, remedy=REMEDIES["loss"]
+    )
+    report = ScriptReport(check=check, findings=[ScriptFinding(**vars(origin))], watched=Watched(forwards=2))
+    assert check_code(report) == 1
+    assert script_headline(report).startswith("bad_inputs")
+    clean = ScriptReport(check=check, watched=Watched(forwards=2))
+    assert check_code(clean) == 3
+    assert script_headline(clean).startswith("not affected")
 
 
 def test_trace_and_check_exclude_each_other(tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import os
@@ -157,9 +156,8 @@ class WatchedForward:
 
     def let_go(self) -> WatchedForward:
         """A copy that holds neither the model nor anything of it."""
-        kept = copy.copy(self)
-        for name in ("model", "known", "repeat", "gradients"):
-            delattr(kept, name)
+        kept = object.__new__(WatchedForward)
+        vars(kept).update({k: v for k, v in vars(self).items() if k not in ("model", "known", "repeat", "gradients")})
         return kept
 
     @property

@@ -185,6 +185,6 @@ def check_code(report: ScriptReport) -> int:
     """What `mpsdiag run --check` ends with."""
     if report.check is None:
         return EXIT_UNDECIDED
-    if report.check.affected:
+    if report.check.affected or report.findings:
         return EXIT_FOUND
     return EXIT_UNDECIDED if report.check.invariance is None else EXIT_OK

@@ -62,12 +62,12 @@ class ProcessWatch:
 
     def start(self) -> None:
         """Start watching."""
-        call, watch = nn.Module.__call__, self
+        call, watch, compiles = nn.Module.__call__, self, torch.compiler.is_compiling
         step, scale = torch.amp.GradScaler.step, torch.amp.GradScaler.scale
         stock = call is getattr(nn.Module, "_wrapped_call_impl", None)
 
         def watched_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or watch._busy:  # In this order, or compiled code depends on `_busy`.
+            if compiles() or watch._busy:  # In this order, or compiled code depends on `_busy`.
                 if stock and self._compiled_call_impl is None:  # As torch does; one Python frame less a module.
                     return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]  # in torch
                 return call(self, *args, **kwargs)
