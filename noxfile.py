@@ -49,5 +49,5 @@ for each in ENVIRONMENTS.items():
 @nox.session(name="real-nan", python="3.10", venv_backend="uv")
 def real_nan(session: nox.Session) -> None:
     """On torch 2.4 even the CPU gives NaN for fully masked rows: the defect and the fix, measured, not emulated."""
-    session.install("torch==2.4.1", "numpy<2", "--no-deps", "-e", ".", "typer>=0.16", "rich", "pydantic", "packaging")
+    session.install("torch==2.4.1", "numpy<2", "--no-deps", "-e", ".", "typer>=0.18", "rich", "pydantic", "packaging")
     session.run("python", "tests/releases/real_nan.py")
