@@ -60,7 +60,8 @@ def no_label_counts(inputs: Mapping[str, Any]) -> Tensor | None:
 
     shifted, labels = inputs.get("shift_labels"), inputs.get("labels")
     found = shifted if shifted is not None else labels
-    if not isinstance(found, torch.Tensor) or found.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
+    signed = (torch.int64, torch.int32, torch.int16, torch.int8)
+    if not isinstance(found, torch.Tensor) or found.dtype not in signed or found.is_meta:
         return None
     counted = found[..., 1:] if shifted is None and found.dim() > 1 and found.shape[-1] > 1 else found
     if not counted.numel():

@@ -235,7 +235,7 @@ def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any], written: set[str] | N
         for name, tensor in chain(tensors_in(args), tensors_in(kwargs)):
             if tensor.is_inference():  # They do not count.
                 continue
-            wanted = written is None or name in written
+            wanted = not tensor.is_meta and (written is None or name in written)
             copy = tensor.detach().clone().requires_grad_(tensor.requires_grad) if wanted else None
             found[name] = _Input(tensor, tensor._version, copy)  # noqa: SLF001 - no public name for it
     return found

@@ -104,7 +104,7 @@ class Unread:
     def note_attention(self, args: tuple[Any, ...], options: dict[str, Any], result: Tensor) -> None:
         """Count the fully masked rows of a call, and check what the kernel made of them."""
         mask = args[3] if len(args) > 3 else options.get("attn_mask")
-        if mask is None or mask is self.mask or result.dim() != 4 or not result.shape[-1]:
+        if mask is None or mask is self.mask or result.dim() != 4 or not result.shape[-1] or result.is_meta:
             return
         self.mask = mask
         with unseen():

@@ -2,6 +2,8 @@
 
 import gc
 import io
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -69,13 +71,7 @@ HOLDS_ITSELF.append(HOLDS_ITSELF)
         pytest.param(Calls(lambda: HOLDS_ITSELF), (), {}, id="output that holds itself"),
         pytest.param(Calls(Raising), (), {}, id="output whose loss raises"),
         pytest.param(nn.LazyBatchNorm1d(), (torch.ones(2, 3),), {}, id="buffers without a shape"),
-        *(
-            pytest.param(Calls(lambda row, labels: row), (ROW,), {"labels": labels}, id=f"labels {name}")
-            for name, labels in {
-                "sparse": torch.eye(3).long().to_sparse(),
-                "without data": torch.ones(3, dtype=torch.long, device="meta"),
-            }.items()
-        ),
+        pytest.param(Calls(lambda row, labels: row), (ROW,), {"labels": torch.eye(3).long().to_sparse()}, id="labels"),
     ],
 )
 def test_what_cannot_be_followed_runs_and_is_named(module, args, kwargs):
@@ -102,6 +98,28 @@ def test_a_mask_without_data_ends_neither_the_forward_nor_the_watch():
     with mpsdiag.watch():
         attention(query, torch.ones(3, 3, device="meta"))
     assert nn.Module.__call__ is before
+
+
+# In a process of its own: with torch 2.7 and 2.8 the first use of the compiler's code within our own operations failed,
+# and the script could not compile from then on.
+WITHOUT_DATA = """
+import torch, mpsdiag
+from torch import nn
+class Rows(nn.Module):
+    def forward(self, row, mask, labels):
+        return nn.functional.scaled_dot_product_attention(row, row, row, attn_mask=mask)
+rows, mask, labels = torch.ones(1, 1, 3, 4), torch.ones(3, 3, dtype=torch.bool), torch.ones(3, dtype=torch.long)
+with mpsdiag.watch() as seen, torch.no_grad():
+    Rows()(rows, mask, labels=labels.to("meta"))
+    Rows()(rows.to("meta"), mask.to("meta"), labels)
+assert not seen.report.watched.unwatched, seen.report.watched.unwatched
+import torch._dynamo
+"""
+
+
+def test_what_has_no_data_is_left_alone():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DATA], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_tensor_that_knows_few_operations_is_only_asked_for_those():
@@ -141,6 +159,7 @@ def test_a_backward_may_start_from_an_edge_or_from_what_can_be_read_once():
     assert not seen.report.watched.unwatched
 
 
+@pytest.mark.needs(torch="2.13")  # That of 2.8 does not say whether a saved tensor is packed.
 def test_what_a_script_packed_away_is_not_unpacked_for_the_watch():
     model, ran, unpacked = nn.Linear(3, 2), [], []
 
