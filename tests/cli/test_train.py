@@ -92,7 +92,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_stopped_half_way_it_resumes_and_reaches_the_same_losses(tmp_path, undisturbed, how, code):
     process = start(arguments(tmp_path))
-    wait_for(tmp_path / "checkpoint-5" / "trainer_state.json", process)
+    wait_for(tmp_path / "checkpoint-10", process)  # Then that of step 5 is whole.
     process.send_signal(how)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == code
