@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpsdiag.errors import BadInput
-from mpsdiag.escape import SHOWN_VARIABLES, redact
+from mpsdiag.escape import redact, rules
 from mpsdiag.installs import version
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pandas")
@@ -86,9 +86,10 @@ def macos() -> int | None:
 
 
 def relevant_variables(variables: Mapping[str, str], clean: Callable[[str], str]) -> dict[str, str]:
-    """Pick the variables that control torch and transformers; if not in SHOWN_VARIABLES, the value is `<set>`."""
+    """Pick the variables that control torch and transformers; if they may not be shown, the value is `<set>`."""
+    shown, _ = rules()
     return {
-        name: clean(text) if name in SHOWN_VARIABLES else "<set>"
+        name: clean(text) if name in shown else "<set>"
         for name, text in sorted(variables.items())
         if name.startswith(VARIABLE_PREFIXES)
     }

@@ -101,10 +101,13 @@ def ascii_text(text: str) -> str:
 _PLAIN: dict[int, int | str] = {**str.maketrans("✓≈✗≠–—×µ·─", "+~x!--xu--"), ord("…"): "...", ord("→"): "->"}
 
 
-_TABLES = read_toml(Path(__file__).with_name("escape.toml"))
-SHOWN_VARIABLES = frozenset(_TABLES["shown_variables"])
-"""Variables whose values are switches and numbers; any other variable is only shown as set."""
-_SECRETS = tuple((re.compile(pattern), mark) for pattern, mark in _TABLES["secrets"])
+@functools.cache
+def rules() -> tuple[list[str], list[tuple[re.Pattern[str], str]]]:
+    """The variables whose values may be shown (any other is only shown as set), and what is replaced in all texts."""
+    found = read_toml(Path(__file__).with_name("escape.toml"))
+    return found["shown_variables"], [(re.compile(pattern), mark) for pattern, mark in found["secrets"]]
+
+
 # Every secret contains one of these; most texts contain none.
 _SUSPECT = re.compile(r"[@/\\=:]|[\w-]{12}")
 # Names that many machines share identify nobody, and occur in other words too.
@@ -147,7 +150,7 @@ def scrub(text: str, *, home: str, user: str, host: str) -> str:
     if len(home) > 1:
         text = text.replace(home, "~")
     if _SUSPECT.search(text):
-        for pattern, instead in _SECRETS:
+        for pattern, instead in rules()[1]:
             text = pattern.sub(instead, text)
     for word, mark in ((host, "<host>"), (host.partition(".")[0], "<host>"), (user, "<user>")):
         if word and word.lower() not in _NOBODY:
