@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mpsdiag.findings import Exposure, LayerExposure
 from mpsdiag.inputs.batches import sees_both_ways
 from mpsdiag.inputs.modules import in_mode
-from mpsdiag.sdpa.watch import SdpaCall, SdpaWatch, dead_rows, per_query
+from mpsdiag.sdpa.watch import SdpaCall, SdpaWatch, masked_pairs
 
 LEFT = "padding on the left"
 FIXED = "padding of every sequence (pad_to_multiple_of, or to a fixed length)"
@@ -169,8 +169,8 @@ def _dead(mask: Tensor, kind: Kind, batch: Mapping[str, Any]) -> Tensor:
     if mask.dim() == 2:
         return dead_positions(mask, kind)
     # A 4D mask is passed to attention unchanged, whatever the layer.
-    rows = per_query(dead_rows(mask.bool() if not mask.is_floating_point() else mask)).cpu()
-    return rows.expand(int(next(iter(batch.values())).shape[0]), rows.shape[-1])
+    shape = torch.Size((int(next(iter(batch.values())).shape[0]), *mask.shape[1:]))
+    return masked_pairs(mask if mask.is_floating_point() else mask.bool(), shape).cpu()
 
 
 class _GradientWatch(SdpaWatch):

@@ -20,7 +20,7 @@ from mpsdiag.errors import BadInput
 
 
 def dead_rows(attn_mask: Tensor, *, keepdim: bool = False) -> Tensor:
-    """The rows of a mask that let their query attend to no key: bool, `attn_mask.shape[:-1]`, and 1 with `keepdim`.
+    """The rows of a mask that let their query attend to no key: bool, `(..., L)`, with `keepdim` `(..., L, 1)`.
 
     Works for any shape that `scaled_dot_product_attention` accepts as a mask, bool (True = may attend) or
     floating (`-inf` = may not attend). A row of large finite values such as `finfo.min` is not fully masked:
