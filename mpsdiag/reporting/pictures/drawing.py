@@ -35,8 +35,8 @@ class Theme:
     muted: str
     grid: str
     tones: dict[Tone, str]
-    lines: tuple[str, ...]
-    heat: tuple[str, str]
+    lines: list[str]
+    heat: list[str]
     """Colours of the smallest and the largest value of a heat map."""
 
 

@@ -83,7 +83,7 @@ def spread_of(result: PooledCell, title: str, theme: Theme) -> Figure:
     width = max(map(len, rows), default=1)
     counts = [list(row) + [0] * (width - len(row)) for row in rows]
     made, axes = figure(theme, title, 6.6, 1.5 + 0.3 * len(counts))
-    shades = LinearSegmentedColormap.from_list("spread", list(theme.heat))
+    shades = LinearSegmentedColormap.from_list("spread", theme.heat)
     top = max((value for row in counts for value in row), default=1)
     # One image: 512 positions as rectangles would be megabytes of SVG, with seams between them.
     image = axes.imshow(

@@ -17,9 +17,10 @@ T = TypeVar("T")
 
 
 class Findings:
-    """The findings of a watch; `found` is called with each new one and its forward.
+    """The findings of a watch.
 
     Attributes:
+        found: Called with each new one and its forward.
         all: The findings so far, by their key, in order of appearance.
         not_repeated: How many forwards could not be run again.
         unwatched: What could not be followed: how often, by reason.
@@ -29,7 +30,7 @@ class Findings:
         self.all: dict[tuple[Any, ...], ScriptFinding] = {}
         self.not_repeated = 0
         self.unwatched = Counter[str]()
-        self._found = found
+        self.found = found
         self._detailed: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
 
     def spared(self, run: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
@@ -63,7 +64,7 @@ class Findings:
             self._again(finding.key)
             return
         self.all[finding.key] = finding
-        self._found(finding, forward)
+        self.found(finding, forward)
 
     def _again(self, key: tuple[Any, ...]) -> None:
         found = self.all[key]

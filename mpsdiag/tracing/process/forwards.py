@@ -141,7 +141,7 @@ class WatchedForward:
         )
 
     def keep(self) -> None:
-        """Record, where the call was made, its place and modes: what was fine at once is never asked for them."""
+        """Record the line and the modes of the call, while they still hold: a call that was good at once needs none."""
         kind = self.known.repeat.device.type
         casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         self.autocast = (kind, torch.get_autocast_dtype(kind)) if casts else None

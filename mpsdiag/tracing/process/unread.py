@@ -84,10 +84,10 @@ class Unread:
                 own = loss.detach() if loss.requires_grad else loss
                 forward.loss = own if own.numel() == 1 else own.float().mean()
             forward.flag = flag_of(output, but=loss if loss is not None and loss.numel() == 1 else None)
-            if forward.flag is None and forward.loss is None:
+            flags = [flag for flag in (forward.flag, forward.loss) if flag is not None]
+            if not flags:
                 return
             none = no_label_counts(forward.kwargs)
-            flags = [flag for flag in (forward.flag, forward.loss) if flag is not None]
             at_once = readable(flags)
             if none is not None and (not at_once or bool(none)):
                 self.unlabelled.append(none)
@@ -95,10 +95,9 @@ class Unread:
                 forward.bad = False
                 forward.learn()
                 return
-        forward.keep()
-        if forward.grad and loss is None:
-            with unseen():
+            if forward.grad and loss is None:
                 forward.keep_gradients(judged_in(output))
+        forward.keep()
         self.forwards.append(forward)
 
     def note_attention(self, args: tuple[Any, ...], options: dict[str, Any], result: Tensor) -> None:
@@ -148,10 +147,10 @@ class Unread:
         values = Values(*numbers(*every))
         values.rows.append(self.counted)
         read_flags, read_losses = iter(values.flags), iter(values.losses)
-        for forward in self.forwards:
-            up = forward.flag is not None and is_up(next(read_flags))
-            forward.bad = (forward.loss is not None and not math.isfinite(next(read_losses))) or up
-            with unseen():
+        with unseen():
+            for forward in self.forwards:
+                up = forward.flag is not None and is_up(next(read_flags))
+                forward.bad = (forward.loss is not None and not math.isfinite(next(read_losses))) or up
                 forward.learn()
         return values
 

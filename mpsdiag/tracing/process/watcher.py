@@ -33,7 +33,7 @@ class ProcessWatch:
     """The watch over a process, or over one model in it.
 
     Attributes:
-        findings: The findings so far, each cause and place once.
+        findings: What was found so far, and what could not be followed.
     """
 
     def __init__(
@@ -44,7 +44,6 @@ class ProcessWatch:
     ) -> None:
         self.findings = Findings(found)
         self._only = model
-        self._found = found
         self._saw = saw
         self._counts = Counter[str]()  # Of `Watched`, whose checks cost more than a forward allows.
         self._models = Counter[str]()
@@ -134,7 +133,7 @@ class ProcessWatch:
     def forget(self) -> None:
         """Start counting from zero, as in a process forked from this one."""
         undo, self._undo = self._undo, []
-        self.__init__(self._only, self._found, self._saw)  # type: ignore[misc]  # the initial state is what is wanted
+        self.__init__(self._only, self.findings.found, self._saw)  # type: ignore[misc]  # the initial state is wanted
         self._undo = undo
 
     @contextmanager

@@ -483,7 +483,7 @@ def test_a_recorded_batch_is_replayed_by_trace(tmp_path):
 
     calls = []
     with mpsdiag.watch() as seen:
-        seen._watch.findings._found = lambda finding, forward: calls.append(_recorded(tmp_path / "case", forward))
+        seen._watch.findings.found = lambda finding, forward: calls.append(_recorded(tmp_path / "case", forward))
         with torch.no_grad():
             small()(torch.full((2, 8), float("nan")))
         seen.findings  # noqa: B018 - reads the flags
